@@ -1,0 +1,40 @@
+# `make demo` and `make test` are each the only command needed on a fresh machine with Python 3.11+.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint format bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/.experiments  ## Fig. 1 of the paper on handwritten digits, about a minute
+	$(BIN)/python -m experiments mnist_mlp --preset quick
+
+test: .venv/.dev  ## the whole suite
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: .venv/.dev  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.peers  ## jbn against its peers on this machine
+	$(BIN)/python -m benchmarks.op
+	$(BIN)/python -m benchmarks.fig1
+
+clean:
+	rm -rf .venv
+
+.venv/.base:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'jbn needs Python 3.11 or later, $(PYTHON) is older: make PYTHON=python3.12 ...' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.experiments .venv/.dev .venv/.peers: .venv/.%: .venv/.base pyproject.toml constraints.txt
+	@echo "installing jbn[$*] from the pinned versions (once)"
+	$(PIP) --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,92 @@
+"""Sums and gathers over named axes, or groups along them, in every mode that binds a name.
+
+Built from `psum` and `axis_index` alone: the `axis_index_groups` of JAX's own collectives is not
+implemented under `vmap`, nor in `shard_map` with check_vma
+(https://github.com/jax-ml/jax/issues/19709), and a `psum` is what `shard_map` types as replicated.
+Each device writes into its own slot of zeros; the sum of all slots is the gather.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+AxisName = Hashable | Sequence[Hashable]
+
+
+class Pool(NamedTuple):
+    """The devices that share statistics: named axes, their joint size, and groups of indices.
+
+    `group_of[i]` is the group of the device with (row-major) index i; None where all are one.
+    """
+
+    names: tuple[Hashable, ...]
+    size: int
+    group_of: tuple[int, ...] | None
+
+    def gather(self, x: Array) -> Array:
+        """Stack x of all devices, `(D, *x.shape)`: the same on each of them."""
+        slots = jnp.zeros((self.size, *x.shape), x.dtype)
+        return jax.lax.psum(slots.at[self._index()].set(x), self.names)
+
+    def sum(self, x: Array) -> Array:
+        """Sum x over this device's group."""
+        if self.group_of is None:
+            return jax.lax.psum(x, self.names)
+        slots = jnp.zeros((max(self.group_of) + 1, *x.shape), x.dtype)
+        group = self._group()
+        return jax.lax.psum(slots.at[group].set(x), self.names)[group]
+
+    def members(self) -> Array | None:
+        """Which devices, `(D,)` bool, are in this device's group; None for all of them."""
+        return None if self.group_of is None else jnp.asarray(self.group_of) == self._group()
+
+    def _index(self) -> Array:
+        return jax.lax.axis_index(self.names)
+
+    def _group(self) -> Array:
+        return jnp.asarray(self.group_of)[self._index()]
+
+
+def pool(
+    axis_name: AxisName | None, axis_index_groups: Sequence[Sequence[int]] | None
+) -> Pool | None:
+    """Check names and groups against the axes that are bound here."""
+    if axis_name is None:
+        if axis_index_groups is not None:
+            raise ValueError(
+                f"Expected `axis_name` with axis_index_groups={axis_index_groups}, got None. "
+                "Name the axis whose indices the groups are of."
+            )
+        return None
+    names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    if len(set(names)) != len(names) or not names:
+        raise ValueError(f"Expected one or more different names, got axis_name={axis_name!r}.")
+    size = math.prod(_axis_size(name) for name in names)
+    if axis_index_groups is None:
+        return Pool(names, size, None)
+    groups = [[int(i) for i in group] for group in axis_index_groups]
+    if sorted(i for group in groups for i in group) != list(range(size)):
+        raise ValueError(
+            f"Expected `axis_index_groups` to hold each index of axis {axis_name!r}, 0 to "
+            f"{size - 1}, exactly once, got {axis_index_groups}."
+        )
+    group_of = np.empty(size, int)
+    for g, group in enumerate(groups):
+        group_of[group] = g
+    return Pool(names, size, tuple(group_of.tolist()))
+
+
+def _axis_size(name: Hashable) -> int:
+    try:
+        return jax.lax.axis_size(name)
+    except NameError as error:
+        raise ValueError(
+            f"Expected `axis_name` to be bound by pmap, shard_map or vmap, got {name!r}, which is "
+            "not. Call from inside that transform, as in jax.vmap(f, axis_name=...); in jit over "
+            "sharded arrays the batch is already global: leave axis_name out."
+        ) from error

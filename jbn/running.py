@@ -1,0 +1,256 @@
+"""How running statistics move: decay schedules, the update, population statistics."""
+
+import functools
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
+
+from jbn.types import BatchNormState, Moments
+
+Schedule = Callable[[Int[Array, ""]], ArrayLike]
+State = TypeVar("State")
+
+
+def update(
+    state: BatchNormState,
+    moments: Moments,
+    *,
+    momentum: ArrayLike | Schedule,
+    unbiased: bool = True,
+) -> BatchNormState:
+    """Move running statistics towards the moments of one batch.
+
+    new = momentum * old + (1 - momentum) * batch, for mean and var, where the batch's var takes
+    Bessel's factor n / (n - 1) if `unbiased`. The only place where running statistics move.
+
+    Args:
+      state: running statistics, `(C,)`.
+      moments: of the batch, `(C,)`; var biased.
+      momentum: weight of the *old* value, in [0, 1] (PyTorch's momentum is 1 - this), or a
+        schedule of it: a function of `state.count`, such as `jbn.cumulative`. May be traced.
+      unbiased: correct var by n / (n - 1). Where n is 1 or less, var stays as it is.
+
+    Returns:
+      BatchNormState of the same shapes and dtypes, count one higher. A feature without any weight
+      keeps its statistics; if all are without, the state comes back unchanged.
+
+    Raises:
+      ValueError: a momentum known at trace time outside [0, 1]; shapes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp, jbn
+      >>> _, state = jbn.init(1)
+      >>> batch = jbn.moments(jnp.array([[1.0], [3.0]]))
+      >>> state = jbn.update(state, batch, momentum=0.5)
+      >>> float(state.mean[0]), float(state.var[0]), int(state.count)
+      (1.0, 1.5, 1)
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 3.1 and Algorithm 2.
+    """
+    if jnp.shape(state.mean) != jnp.shape(moments.mean):
+        raise ValueError(
+            f"Expected moments of the state's shape {jnp.shape(state.mean)}, got "
+            f"{jnp.shape(moments.mean)}. Make the state with jbn.init for these features."
+        )
+    old_weight = momentum(state.count) if callable(momentum) else momentum
+    check_momentum(old_weight)
+    n = moments.count
+    bessel = jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1) if unbiased else 1
+    has = n > 0
+
+    def moved(old: Array, batch: Array) -> Array:
+        dtype = jnp.promote_types(old.dtype, batch.dtype)
+        weight = jnp.asarray(old_weight, jnp.finfo(dtype).dtype)
+        return jnp.where(has, weight * old + (1 - weight) * batch, old).astype(old.dtype)
+
+    return BatchNormState(
+        mean=moved(state.mean, moments.mean),
+        var=moved(state.var, moments.var * bessel),
+        count=state.count + jnp.any(has).astype(state.count.dtype),
+    )
+
+
+def check_momentum(momentum: ArrayLike) -> None:
+    """Reject a momentum outside [0, 1], where its value is known without waiting for a device."""
+    if isinstance(momentum, Real) and not 0 <= momentum <= 1:
+        raise ValueError(
+            f"Expected `momentum`, the weight of the old value, in [0, 1], got {momentum}. "
+            "PyTorch's momentum is 1 minus this one."
+        )
+
+
+def cumulative(count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+    """Weigh all batches since count 0 equally: count / (count + 1), a schedule for `momentum`.
+
+    The running statistics are then the means over batches that Algorithm 2 asks for.
+
+    Args: count: batches absorbed so far.
+    Returns: weight of the old value, float32.
+
+    Example:
+      >>> import jbn
+      >>> [float(jbn.cumulative(count)) for count in (0, 1, 3)]
+      [0.0, 0.5, 0.75]
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 10.
+    """
+    count = jnp.asarray(count, jnp.result_type(float))
+    return count / (count + 1)
+
+
+def debiased(decay: ArrayLike) -> Schedule:
+    """Make the schedule of an exponential average that forgets its initial value at once.
+
+    After t batches, mean = sum_i decay^(t-i) batch_i (1 - decay) / (1 - decay^t). As a weight of
+    the old value that is decay (1 - decay^t) / (1 - decay^(t+1)): 0 at count 0, `decay` in the end.
+
+    Args: decay: in [0, 1), the weight of the old value in the long run. May be traced.
+    Returns: schedule, count -> weight of the old value, for `momentum`.
+    Raises: ValueError: a decay known at trace time outside [0, 1).
+
+    Example:
+      >>> import jbn
+      >>> schedule = jbn.debiased(0.5)
+      >>> [round(float(schedule(count)), 4) for count in (0, 1, 100)]
+      [0.0, 0.3333, 0.5]
+
+    References: Kingma, Ba, "Adam", 2015, section 3.
+    """
+    if isinstance(decay, Real) and not 0 <= decay < 1:
+        raise ValueError(
+            f"Expected `decay` in [0, 1), got {decay}. For equal weights use jbn.cumulative."
+        )
+
+    def schedule(count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+        t = jnp.asarray(count, jnp.result_type(float))
+        if isinstance(decay, Real):  # In double precision: log(float32(.9999)) is 3e-4 off.
+            rate = jnp.asarray(math.log(decay) if decay else -jnp.inf, t.dtype)
+        else:
+            rate = jnp.log(jnp.asarray(decay, t.dtype))
+        # 1 - decay^t without cancellation; 0 at t = 0 for decay 0 as well, where t * rate is NaN.
+        missing = jnp.where(t > 0, -jnp.expm1(jnp.where(t > 0, t, 1) * rate), 0)
+        return jnp.asarray(decay, t.dtype) * missing / -jnp.expm1((t + 1) * rate)
+
+    return schedule
+
+
+def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[Array, "K ..."]:
+    """Average each value with the ones before it, `window` of them or as many as there are.
+
+    The simple moving average that textbooks use to explain running statistics.
+
+    Args:
+      values: one per step along the first axis, `(K, ...)`.
+      window: how many values, at least 1.
+    Returns: `(K, ...)`, float32 at least.
+    Raises: ValueError: window not a positive int; values without a first axis.
+
+    Example:
+      >>> import jbn
+      >>> jbn.moving_average([100, 110, 130, 120, 140], window=2).tolist()
+      [100.0, 105.0, 120.0, 125.0, 130.0]
+    """
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"Expected `window` to be a positive int, got {window!r}.")
+    values = jnp.asarray(values)
+    if values.ndim == 0:
+        raise ValueError("Expected values along a first axis, got a scalar. Pass a sequence.")
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    window = min(window, values.shape[0])
+    # Each window on its own: differences of one running sum would lose digits along the way.
+    padded = jnp.concatenate([jnp.zeros((window - 1, *values.shape[1:]), values.dtype), values])
+    total = sum(padded[i : i + values.shape[0]] for i in range(window))
+    have = jnp.minimum(jnp.arange(1, values.shape[0] + 1), window)
+    return total / have.reshape(-1, *(1,) * (values.ndim - 1))
+
+
+def population(step: Callable[[State, Any], State], state: State, batches: Any) -> State:
+    """Recompute running statistics as plain averages over batches: Algorithm 2, precise BN.
+
+    Every statistic moves as new = w * old + (1 - w) * batch. With old = 0 a step returns
+    (1 - w) * batch, and d new / d old = w, so sum(new) / sum(1 - w) is the average of the batches'
+    statistics, whatever momentum, library or layer moved them: the model stays as it is. Batches
+    without weight (w = 1) count for nothing.
+
+    Args:
+      step: `(state, batch) -> state`, one forward pass in training mode with parameters frozen.
+        Its float leaves are the statistics; integer leaves (counts) are carried along.
+      state: any pytree: BatchNormState, a dict of them, a Flax `batch_stats` collection.
+      batches: pytree of arrays with a leading axis of K batches.
+
+    Returns:
+      A state like the one given, with the averages over the K batches. If the step corrects
+      the variance by Bessel's factor, as `jbn.batch_norm` does by default, that is
+      Algorithm 2's m / (m - 1) E[var]. A statistic that no batch moved stays as it was.
+
+    Raises:
+      ValueError: no batches, or leading axes that differ; a step whose result is unlike `state`.
+
+    Example:
+      >>> import jax.numpy as jnp, jbn
+      >>> params, state = jbn.init(1)
+      >>> def step(state, x):
+      ...     return jbn.batch_norm(x, params, state, training=True)[1]
+      >>> state = jbn.population(step, state, jnp.array([[[0.0], [2.0]], [[4.0], [8.0]]]))
+      >>> float(state.mean[0]), float(state.var[0]), int(state.count)
+      (3.5, 5.0, 2)
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
+      Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (precise BN).
+    """
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
+    if len(lengths) != 1 or lengths & {(), (0,)}:
+        raise ValueError(
+            "Expected `batches` with one leading axis of K >= 1 batches on every array, got "
+            f"leading axes {sorted(lengths)}. Stack the batches: jnp.stack([batch, ...])."
+        )
+    return _population(step, state, batches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _population(step: Callable[[State, Any], State], state: State, batches: Any) -> State:
+    leaves, treedef = jax.tree.flatten(state)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    moving = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
+    floats = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if is_float]
+    counts = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if not is_float]
+
+    def join(floats: list[Array], counts: list[Array]) -> State:
+        f, c = iter(floats), iter(counts)
+        return treedef.unflatten([next(f if is_float else c) for is_float in moving])
+
+    def absorb(carry, batch):
+        totals, weights, counts = carry
+
+        def moved(floats):
+            new, new_treedef = jax.tree.flatten(step(join(floats, counts), batch))
+            if new_treedef != treedef:
+                raise ValueError(
+                    f"Expected `step` to return a state like the one given, {treedef}, got "
+                    f"{new_treedef}. Return the new statistics alone, not the output."
+                )
+            return (
+                [leaf for leaf, is_float in zip(new, moving, strict=True) if is_float],
+                [leaf for leaf, is_float in zip(new, moving, strict=True) if not is_float],
+            )
+
+        zeros = [jnp.zeros_like(leaf) for leaf in floats]
+        ones = [jnp.ones_like(leaf) for leaf in floats]
+        new, slope, counts = jax.jvp(moved, (zeros,), (ones,), has_aux=True)
+        totals = [total + leaf for total, leaf in zip(totals, new, strict=True)]
+        weights = [weight + (1 - w) for weight, w in zip(weights, slope, strict=True)]
+        return (totals, weights, counts), None
+
+    zeros = [jnp.zeros_like(leaf) for leaf in floats]
+    counts = [jnp.zeros_like(leaf) for leaf in counts]
+    (totals, weights, counts), _ = jax.lax.scan(absorb, (zeros, zeros, counts), batches)
+    averages = [
+        jnp.where(weight != 0, total / jnp.where(weight != 0, weight, 1), old)
+        for total, weight, old in zip(totals, weights, floats, strict=True)
+    ]
+    return join(averages, counts)
