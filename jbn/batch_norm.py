@@ -133,9 +133,14 @@ def batch_norm(
     x = as_inexact(x)
     features = feature_axes(axis, x.ndim)
     _check_features(x, features, params, state.mean, state.var)
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     if not callable(momentum):
         check_momentum(momentum)
+    if not isinstance(training, bool):
+        raise TypeError(
+            f"Expected `training` to be True or False, got {training!r}. It decides what is "
+            "compiled: pass it to jax.jit as a static argument."
+        )
     if not training:
         y = normalize(x, state.mean, state.var, params, axis=axis, epsilon=epsilon)
         return y, state
@@ -193,7 +198,7 @@ def normalize(
     params = BatchNormParams(None, None) if params is None else params
     mean, var = jnp.asarray(mean), jnp.asarray(var)
     _check_features(x, features, params, mean, var)
-    _check_epsilon(epsilon)
+    check_epsilon(epsilon)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     shape = [x.shape[a] if a in features else 1 for a in range(x.ndim)]
     deviation = x.astype(dtype) - mean.reshape(shape).astype(dtype)
@@ -238,6 +243,7 @@ def _check_features(
         )
 
 
-def _check_epsilon(epsilon: ArrayLike) -> None:
+def check_epsilon(epsilon: ArrayLike) -> None:
+    """Reject an epsilon that is not positive, where its value is known at trace time."""
     if isinstance(epsilon, Real) and not epsilon > 0:
         raise ValueError(f"Expected a positive `epsilon`, got {epsilon}. The usual one is 1e-5.")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact
 
+from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormParams, BatchNormState
 
 
@@ -29,7 +30,8 @@ def fold(
 
     Returns: `(kernel, bias)` of the kernel's shape and `(C,)`, in the kernel's dtype; computed in
       float32 at least.
-    Raises: ValueError: a kernel whose last axis is not C long, or a bias of another shape.
+    Raises: ValueError: a kernel whose last axis is not C long, a bias of another shape, or an
+      epsilon that is not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -41,6 +43,7 @@ def fold(
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
     """
     kernel = jnp.asarray(kernel)
+    check_epsilon(epsilon)
     shape = jnp.shape(state.mean)
     if len(shape) != 1 or kernel.ndim < 2 or kernel.shape[-1:] != shape:
         raise ValueError(

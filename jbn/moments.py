@@ -130,6 +130,10 @@ def as_inexact(x: ArrayLike) -> Array:
 def feature_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Turn `axis` into non-negative axes in ascending order, the order of the statistics' shape."""
     given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    if isinstance(axis, str) or not all(hasattr(a, "__index__") for a in given):
+        raise TypeError(f"Expected `axis` to be an int or a tuple of ints, got {axis!r}.")
+    if ndim == 0:
+        raise ValueError("Expected x with a feature axis, got a scalar. Reshape it: x[None].")
     if any(not -ndim <= a < ndim for a in given):
         raise ValueError(
             f"Expected `axis` within -{ndim} to {ndim - 1} for x of {ndim} axes, got {axis}."
@@ -157,6 +161,8 @@ def centre(
     axes = tuple(a for a in range(x.ndim) if a not in features)
     weights = None if mask is None else _weights(mask, x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if weights is not None:  # y is computed where x is masked; NaN there must not reach a gradient.
+        x = jnp.where((weights > 0) | jnp.isfinite(x), x, 0)
     deviation, local_pivot, pivot, remainder, var, count = _centre(x, weights, axes, pool)
     local_pivot, pivot = jax.lax.stop_gradient((local_pivot, pivot))
     seen_from_here = remainder if pool is None else (pivot - local_pivot) + remainder
@@ -333,7 +339,7 @@ def _weigh(x: Array, weights: Array) -> Array:
     return kept if weights.dtype == jnp.bool_ else kept * weights
 
 
-def _count(weights: Array | None, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array | float:
+def _count(weights: Array | None, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
     """Total weight per feature, summed over what varies and multiplied by what does not."""
     if weights is None:
         return jnp.asarray(math.prod(shape[a] for a in axes), jnp.float32)

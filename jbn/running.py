@@ -148,7 +148,7 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
       values: one per step along the first axis, `(K, ...)`.
       window: how many values, at least 1.
     Returns: `(K, ...)`, float32 at least.
-    Raises: ValueError: window not a positive int; values without a first axis.
+    Raises: ValueError: window not a positive int; no values.
 
     Example:
       >>> import jbn
@@ -158,8 +158,10 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
         raise ValueError(f"Expected `window` to be a positive int, got {window!r}.")
     values = jnp.asarray(values)
-    if values.ndim == 0:
-        raise ValueError("Expected values along a first axis, got a scalar. Pass a sequence.")
+    if values.ndim == 0 or values.shape[0] == 0:
+        raise ValueError(
+            f"Expected one or more values along a first axis, got shape {values.shape}."
+        )
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     window = min(window, values.shape[0])
     # Each window on its own: differences of one running sum would lose digits along the way.
@@ -173,9 +175,9 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     """Recompute running statistics as plain averages over batches: Algorithm 2, precise BN.
 
     Every statistic moves as new = w * old + (1 - w) * batch. With old = 0 a step returns
-    (1 - w) * batch, and d new / d old = w, so sum(new) / sum(1 - w) is the average of the batches'
-    statistics, whatever momentum, library or layer moved them: the model stays as it is. Batches
-    without weight (w = 1) count for nothing.
+    (1 - w) * batch, and d new / d old = w, so new / (1 - w) is the batch's own statistic, whatever
+    momentum, library or layer moved it: the model stays as it is. Batches without weight (w = 1)
+    count for nothing.
 
     Args:
       step: `(state, batch) -> state`, one forward pass in training mode with parameters frozen.
@@ -225,7 +227,7 @@ def _population(step: Callable[[State, Any], State], state: State, batches: Any)
         return treedef.unflatten([next(f if is_float else c) for is_float in moving])
 
     def absorb(carry, batch):
-        totals, weights, counts = carry
+        totals, absorbed, counts = carry
 
         def moved(floats):
             new, new_treedef = jax.tree.flatten(step(join(floats, counts), batch))
@@ -242,15 +244,20 @@ def _population(step: Callable[[State, Any], State], state: State, batches: Any)
         zeros = [jnp.zeros_like(leaf) for leaf in floats]
         ones = [jnp.ones_like(leaf) for leaf in floats]
         new, slope, counts = jax.jvp(moved, (zeros,), (ones,), has_aux=True)
-        totals = [total + leaf for total, leaf in zip(totals, new, strict=True)]
-        weights = [weight + (1 - w) for weight, w in zip(weights, slope, strict=True)]
-        return (totals, weights, counts), None
+        moved_by_batch = [w != 1 for w in slope]
+        totals = [
+            total + jnp.where(is_moved, leaf / jnp.where(is_moved, 1 - w, 1), 0)
+            for total, leaf, w, is_moved in zip(totals, new, slope, moved_by_batch, strict=True)
+        ]
+        absorbed = [n + is_moved for n, is_moved in zip(absorbed, moved_by_batch, strict=True)]
+        return (totals, absorbed, counts), None
 
     zeros = [jnp.zeros_like(leaf) for leaf in floats]
+    none = [jnp.zeros(leaf.shape, jnp.int32) for leaf in floats]
     counts = [jnp.zeros_like(leaf) for leaf in counts]
-    (totals, weights, counts), _ = jax.lax.scan(absorb, (zeros, zeros, counts), batches)
+    (totals, absorbed, counts), _ = jax.lax.scan(absorb, (zeros, none, counts), batches)
     averages = [
-        jnp.where(weight != 0, total / jnp.where(weight != 0, weight, 1), old)
-        for total, weight, old in zip(totals, weights, floats, strict=True)
+        jnp.where(n > 0, total / jnp.maximum(n, 1), old).astype(old.dtype)
+        for total, n, old in zip(totals, absorbed, floats, strict=True)
     ]
     return join(averages, counts)
