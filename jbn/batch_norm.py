@@ -1,7 +1,7 @@
 """init, batch_norm, normalize: the operation itself.
 
-Everything that needs care with rounding or devices is in `moments`; here y = deviation * a + b',
-with a = scale / sqrt(var + epsilon) and b' = bias - remainder * a, vectors of length C.
+Everything that needs care with rounding or devices is in `centre`; here y = deviation * a + b, with
+a = scale / sqrt(var + epsilon) and b = bias - remainder * a, vectors of length C.
 """
 
 import math
@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
-from jbn.collectives import AxisName, pool
-from jbn.moments import as_inexact, centre, feature_axes, to_features
+from jbn.centre import wide_dtype
+from jbn.collectives import AxisName
+from jbn.moments import as_inexact, centre_features, feature_axes, to_features
 from jbn.running import Schedule, check_momentum, update
 from jbn.types import BatchNormParams, BatchNormState, Moments
 
@@ -152,14 +153,14 @@ def batch_norm(
             "larger batch, pool devices with axis_name, or normalise with training=False."
         )
 
-    centred = centre(x, features, mask, pool(axis_name, axis_index_groups))
+    centred = centre_features(x, features, mask, axis_name, axis_index_groups)
     remainder, var = centred.remainder, centred.moments.var
     if mask is not None:  # Without any weight, the running statistics stand in.
         has = centred.moments.count > 0
         shape = centred.pivot.shape
         remainder = jnp.where(has, remainder, state.mean.reshape(shape) - centred.pivot)
         var = jnp.where(has, var, state.var.reshape(shape))
-    y = _affine(centred.deviation, remainder, var, params, epsilon)
+    y = centred.scale_and_shift(*_factors(remainder, var, params, epsilon))
     batch = Moments(*(to_features(v, features) for v in centred.moments))
     return y.astype(x.dtype), update(state, batch, momentum=momentum, unbiased=unbiased)
 
@@ -199,24 +200,27 @@ def normalize(
     mean, var = jnp.asarray(mean), jnp.asarray(var)
     _check_features(x, features, params, mean, var)
     check_epsilon(epsilon)
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
     shape = [x.shape[a] if a in features else 1 for a in range(x.ndim)]
-    deviation = x.astype(dtype) - mean.reshape(shape).astype(dtype)
-    zero = jnp.zeros((1,) * x.ndim, dtype)
-    return _affine(deviation, zero, var.reshape(shape), params, epsilon).astype(x.dtype)
+    deviation = x.astype(wide_dtype(x)) - mean.reshape(shape).astype(wide_dtype(x))
+    a, b = _factors(
+        jnp.zeros_like(deviation, shape=(1,) * x.ndim), var.reshape(shape), params, epsilon
+    )
+    return (deviation * a + b).astype(x.dtype)
 
 
-def _affine(
-    deviation: Array, remainder: Array, var: Array, params: BatchNormParams, epsilon: ArrayLike
-) -> Array:
-    real = jnp.finfo(deviation.dtype).dtype
-    a = jax.lax.rsqrt(var.astype(real) + jnp.asarray(epsilon, real))
+def _factors(
+    remainder: Array, var: Array, params: BatchNormParams, epsilon: ArrayLike
+) -> tuple[Array, Array]:
+    """Compute a and b of y = deviation * a + b."""
+    dtype = remainder.dtype
+    real = jnp.finfo(dtype).dtype
+    a = jax.lax.rsqrt(var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
     if params.scale is not None:
-        a = a * params.scale.reshape(var.shape).astype(deviation.dtype)
+        a = a * params.scale.reshape(var.shape).astype(dtype)
     b = -remainder * a
     if params.bias is not None:
-        b = b + params.bias.reshape(var.shape).astype(deviation.dtype)
-    return deviation * a + b
+        b = b + params.bias.reshape(var.shape).astype(dtype)
+    return a, b
 
 
 def _check_features(
