@@ -1,0 +1,146 @@
+"""BatchNorm for Flax linen: a drop-in for `flax.linen.BatchNorm`, with jbn's arithmetic."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.dtypes import canonicalize_dtype
+from jaxtyping import Array, ArrayLike, Shaped
+
+from jbn.batch_norm import batch_norm
+from jbn.moments import feature_axes
+from jbn.running import Schedule
+from jbn.types import BatchNormParams, BatchNormState
+
+Initializer = Callable[..., Array]
+
+
+class BatchNorm(nn.Module):
+    """Normalise by the batch in training, by running statistics otherwise.
+
+    y = scale * (x - mean) / sqrt(var + epsilon) + bias, by `jbn.batch_norm`. Arguments, defaults
+    and variables (`params`: scale, bias; `batch_stats`: mean, var) are those of
+    `flax.linen.BatchNorm`, so a checkpoint of one loads in the other. As there, `init` needs no
+    named axis and does not move the statistics.
+
+    What differs: one value per feature in training is an error; a batch without any unmasked
+    position is no NaN; named axes are pooled by count; float masks are weights.
+
+    Attributes:
+      use_running_average: normalise by the statistics in `batch_stats`, and leave them.
+      axis: feature axis or axes; all others are reduced.
+      momentum: weight of the *old* statistics (PyTorch's momentum is 1 - this), or a schedule of
+        it such as `jbn.cumulative`; then `batch_stats` has a `count` beside mean and var.
+      epsilon: added to var.
+      dtype: of y; None infers it from x and the parameters.
+      param_dtype: of scale and bias.
+      use_bias, use_scale: have a bias (beta), a scale (gamma).
+      bias_init, scale_init: their initialisers.
+      axis_name: mapped axis or axes to pool over; in jit over sharded arrays leave it None.
+      axis_index_groups: partition of the indices along `axis_name`.
+      use_fast_variance: accepted and ignored: the variance is exact and takes one pass.
+      force_float32_reductions: False keeps mean and var in `param_dtype`; the arithmetic is
+        float32 at least in any case.
+      unbiased: the running var takes Bessel's factor n / (n - 1), as in the paper. Flax has none,
+        hence the default.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jbn.linen import BatchNorm
+      >>> layer = BatchNorm(momentum=0.9)
+      >>> x = jnp.arange(8.0).reshape(4, 2)
+      >>> variables = layer.init(jax.random.key(0), x, use_running_average=False)
+      >>> y, moved = layer.apply(
+      ...     variables, x, use_running_average=False, mutable=["batch_stats"])
+      >>> [round(float(m), 3) for m in moved["batch_stats"]["mean"]]
+      [0.3, 0.4]
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2.
+    """
+
+    use_running_average: bool | None = None
+    axis: int | Sequence[int] = -1
+    momentum: ArrayLike | Schedule = 0.99
+    epsilon: float = 1e-5
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    use_bias: bool = True
+    use_scale: bool = True
+    bias_init: Initializer = nn.initializers.zeros
+    scale_init: Initializer = nn.initializers.ones
+    axis_name: str | Sequence[str] | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    unbiased: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Shaped[ArrayLike, "..."],
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+    ) -> Array:
+        """Normalise x; in training, move the statistics in `batch_stats`, which must be mutable.
+
+        Args:
+          x: the batch, any rank.
+          use_running_average: overrules none: give it here or in the constructor.
+          mask: boolean, or weights, broadcastable to x: what is masked counts for nothing in the
+            statistics; y is still computed there.
+
+        Returns: y, of x's shape.
+        """
+        training = not nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        initializing = self.is_initializing()
+        x = jnp.asarray(x)
+        features = feature_axes(self.axis, x.ndim)
+        shape = tuple(x.shape[a] for a in features)
+
+        # Statistics have x's precision from the start: their dtype never changes, as scan asks.
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        kept = dtype if self.force_float32_reductions else self.param_dtype
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kept)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.finfo(kept).dtype)
+        count = None
+        if callable(self.momentum):
+            count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        scale = bias = None
+        if self.use_scale:
+            scale = self.param("scale", self.scale_init, shape, self.param_dtype)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, shape, self.param_dtype)
+
+        y_dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        if mask is not None and not jnp.issubdtype(jnp.result_type(mask), jnp.floating):
+            mask = jnp.asarray(mask, bool)
+        if initializing and mask is None:
+            mask = jnp.ones((1,) * x.ndim, bool)  # init with a batch of one is no mistake.
+        state = BatchNormState(
+            # A checkpoint from Flax holds less precise, or real, statistics than x may need.
+            mean=mean.value.astype(jnp.promote_types(mean.value.dtype, kept)),
+            var=var.value.astype(jnp.promote_types(var.value.dtype, jnp.finfo(kept).dtype)),
+            count=jnp.zeros((), jnp.int32) if count is None else count.value,
+        )
+        y, state = batch_norm(
+            x.astype(jnp.promote_types(x.dtype, y_dtype)),
+            BatchNormParams(scale, bias),
+            state,
+            training=training,
+            axis=features,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            unbiased=self.unbiased,
+            mask=mask,
+            axis_name=None if initializing else self.axis_name,
+            axis_index_groups=None if initializing else self.axis_index_groups,
+        )
+        if training and not initializing:
+            mean.value, var.value = state.mean, state.var
+            if count is not None:
+                count.value = state.count
+        return y.astype(y_dtype)
