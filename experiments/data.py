@@ -1,0 +1,215 @@
+"""Data sets: idx files from a folder, else downloaded once, else the digits in scikit-learn.
+
+No file is unpacked before its checksum is known to be the official one.
+"""
+
+import gzip
+import hashlib
+import logging
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pooch
+from jaxtyping import UInt8
+
+ROLES = {
+    "train_images": "train-images-idx3-ubyte.gz",
+    "train_labels": "train-labels-idx1-ubyte.gz",
+    "test_images": "t10k-images-idx3-ubyte.gz",
+    "test_labels": "t10k-labels-idx1-ubyte.gz",
+}
+
+SHA256 = {
+    "mnist": {
+        "train_images": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "train_labels": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "test_images": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "test_labels": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+    },
+    "fashion_mnist": {
+        "train_images": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "train_labels": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "test_images": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "test_labels": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    },
+}
+
+MIRRORS = {
+    "mnist": (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    "fashion_mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+}
+
+DOWNLOAD_TIMEOUT = 5.0  # Seconds to connect and between bytes: without a network we soon know.
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images, grey levels 0 (background) to 255, and where they came from."""
+
+    name: str
+    source: str
+    train_images: UInt8[np.ndarray, "N H W"] = field(repr=False)
+    train_labels: UInt8[np.ndarray, "N"] = field(repr=False)
+    test_images: UInt8[np.ndarray, "N H W"] = field(repr=False)
+    test_labels: UInt8[np.ndarray, "N"] = field(repr=False)
+
+    def describe(self) -> dict[str, str | int]:
+        """Tell what a run was trained on, with a checksum of the examples themselves."""
+        digest = hashlib.sha256()
+        for role in ROLES:
+            digest.update(getattr(self, role).tobytes())
+        return {
+            "name": self.name,
+            "source": self.source,
+            "train_examples": len(self.train_labels),
+            "test_examples": len(self.test_labels),
+            "sha256": digest.hexdigest(),
+        }
+
+
+def load(name: str = "mnist", *, data_dir: Path | None = None) -> Dataset:
+    """Load a data set from a folder, or download it, or fall back on scikit-learn's digits.
+
+    Args:
+      name: "mnist", "fashion_mnist" or "digits".
+      data_dir: folder that holds `mnist/train-images-idx3-ubyte.gz` and so on; None takes the
+        environment variable JBN_DATA; without either the files are downloaded, once, to the
+        user's cache.
+
+    Returns: Dataset. Where the download fails, the digits, and one line on stderr saying so.
+
+    Raises:
+      ValueError: unknown name; a file that is not the official one.
+      FileNotFoundError: a folder was given that lacks the files.
+    """
+    if name == "digits":
+        return load_digits()
+    if name not in SHA256:
+        raise ValueError(f"Expected one of {', '.join([*SHA256, 'digits'])}, got {name!r}.")
+    given = data_dir or os.environ.get("JBN_DATA")
+    if given:
+        paths, source = _from_folder(Path(given) / name, SHA256[name]), "data folder"
+    else:
+        try:
+            paths, source = download(name, pooch.os_cache("jbn") / name), "download"
+        except OSError as error:
+            print(
+                f"{name} could not be downloaded ({type(error).__name__}): going on with the 1,797 "
+                "small digits inside scikit-learn. For the real ones pass --data-dir.",
+                file=sys.stderr,
+            )
+            return load_digits()
+    return Dataset(name, source, **{role: read_idx(path) for role, path in paths.items()})
+
+
+def _from_folder(folder: Path, sha256: Mapping[str, str]) -> dict[str, Path]:
+    paths = {role: folder / file for role, file in ROLES.items()}
+    missing = [str(path) for path in paths.values() if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"Expected the data files {', '.join(missing)}, found none there. Put them there, or "
+            "give no folder (neither --data-dir nor JBN_DATA) to download them."
+        )
+    for role, path in paths.items():
+        check_sha256(path, sha256[role])
+    return paths
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Refuse a file that is not byte for byte the official one."""
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != expected:
+        raise ValueError(
+            f"Expected {path} with sha256 {expected}, got {got} ({path.stat().st_size} bytes): it "
+            "is truncated, damaged or another file. Remove it and download it again."
+        )
+
+
+def download(name: str, folder: Path) -> dict[str, Path]:
+    """Fetch the files of a data set that `folder` lacks from the first mirror that has them.
+
+    Each arrives under a temporary name and takes its own name, in one atomic step, only once its
+    checksum is right: nothing half-written stays, and two processes cannot disturb one another.
+
+    Raises: OSError: no mirror could be reached, or none had the right files.
+    """
+    pooch.get_logger().setLevel(logging.CRITICAL)
+    fetch: Any = pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT)
+    failure = OSError(f"no mirror of {name}")
+    for mirror in MIRRORS[name]:
+        try:
+            return {
+                role: Path(
+                    pooch.retrieve(
+                        mirror + file,
+                        known_hash=f"sha256:{SHA256[name][role]}",
+                        fname=file,
+                        path=folder,
+                        downloader=fetch,
+                    )
+                )
+                for role, file in ROLES.items()
+            }
+        except OSError as error:  # No connection, or the mirror lacks the file.
+            failure = error
+        except ValueError as error:  # Not the official file: pooch did not keep it.
+            failure = OSError(str(error))
+    raise failure
+
+
+def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
+    """Read a gzipped idx file of bytes: magic 0x0800 + rank, the sizes, then the values.
+
+    Returns: uint8, of the shape that the file states.
+    Raises: ValueError: not gzip, truncated, wrong magic number, more or fewer values than stated.
+    """
+    mend = "Remove it and download it again."
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(
+            f"Expected {path} to be a whole gzip file, got: {error}. {mend}"
+        ) from error
+    rank = content[3] if len(content) >= 4 else 0
+    if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * rank:
+        raise ValueError(
+            f"Expected {path} to start with an idx magic number of bytes (2049 for labels, 2051 "
+            f"for images), got {int.from_bytes(content[:4], 'big')}. {mend}"
+        )
+    shape = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
+    if values.size != np.prod(shape, dtype=np.int64):
+        raise ValueError(
+            f"Expected {path} to hold {shape} values as its header says, got {values.size}. {mend}"
+        )
+    return values.reshape(shape)
+
+
+def load_digits() -> Dataset:
+    """Load the 1,797 handwritten digits inside scikit-learn, drawn as large as MNIST's.
+
+    8x8 pixels of 0 to 16 become 28x28 of 0 to 255: each three times as wide and high, within a
+    margin of two. One in five, drawn once and for all, is for testing.
+    """
+    from sklearn.datasets import load_digits as sklearn_digits  # Slow to import, seldom needed.
+
+    pixels, digits = sklearn_digits(return_X_y=True)
+    large = np.kron(pixels.reshape(-1, 8, 8), np.ones((1, 3, 3))) * 255 / 16
+    images = np.pad(large.round().astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
+    labels = np.asarray(digits, np.uint8)
+    order = np.random.default_rng(0).permutation(len(labels))
+    test, train = np.split(order, [len(labels) // 5])
+    return Dataset(
+        "digits", "scikit-learn", images[train], labels[train], images[test], labels[test]
+    )

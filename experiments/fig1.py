@@ -1,0 +1,198 @@
+"""Fig. 1 of the paper, and its numbers, from the files of a run alone."""
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+from scipy import stats
+
+from experiments import figures
+from experiments.record import Run, read_rows
+
+CURVES = {
+    "without": "without BN",
+    "with_population": "with BN, population statistics",
+    "with_exponential": "with BN, exponential averages",
+}
+PERCENTILES = (15, 50, 85)
+MILESTONES = (1_000, 5_000, 10_000, 50_000)
+SETTLED = 1_000  # Drift and spread are measured from this step on, as the beginning is all drift.
+
+
+def read_metrics(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Read steps `(T,)`, accuracy `(T, seeds)` and percentiles `(T, seeds, 3, units)`."""
+    rows = list(read_rows(run.path / "metrics.jsonl"))
+
+    def collect(kind: str) -> dict[str, np.ndarray]:
+        return {name: np.array([row[kind][name] for row in rows]) for name in rows[0][kind]}
+
+    return np.array([row["step"] for row in rows]), collect("accuracy"), collect("percentiles")
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Reduce a run to the numbers that the paper's figure is about.
+
+    From step SETTLED on, per unit, then as mean over units, for each seed. Drift of the median: how
+    far it comes from where it was at SETTLED; range: largest - smallest. Spread ratio: largest /
+    smallest (p85 - p15).
+    """
+    config = run.read("config.json")
+    steps, accuracy, inputs = read_metrics(run)
+    settled = steps >= min(SETTLED, config["steps"] // 2)
+    drift, span, ratio = {}, {}, {}
+    for name, values in inputs.items():
+        p15, p50, p85 = np.moveaxis(values[settled], 2, 0)
+        spread = p85 - p15
+        drift[name] = np.abs(p50 - p50[0]).max(0)
+        span[name] = p50.max(0) - p50.min(0)
+        ratio[name] = spread.max(0) / np.maximum(spread.min(0), 1e-4)  # As finely as recorded.
+    seconds = list(read_rows(run.path / "timing.jsonl"))
+    milestones = sorted({*MILESTONES, config["steps"]} & set(steps.tolist()))
+    return {
+        "config": config,
+        "environment": run.read("env.json"),
+        "seconds": {
+            kind: round(sum(row[f"{kind}_seconds"] for row in seconds), 1)
+            for kind in ("train", "evaluate")
+        },
+        "accuracy": {
+            name: {str(at): interval(values[steps == at][0]) for at in milestones}
+            for name, values in accuracy.items()
+        },
+        **{
+            label: {name: interval(values.mean(-1)) for name, values in measured.items()}
+            for label, measured in (
+                ("drift_of_median", drift),
+                ("range_of_median", span),
+                ("spread_ratio", ratio),
+            )
+        },
+        "typical_unit": typical_unit([values[0] for values in drift.values()]),
+    }
+
+
+def interval(values: np.ndarray) -> dict[str, Any]:
+    """Return mean over seeds, half the width of its 95 % interval (t), and the values."""
+    half = None
+    if len(values) > 1:
+        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+        half = round(float(half), 5)
+    return {
+        "mean": round(float(values.mean()), 5),
+        "half_width": half,
+        "per_seed": values.round(5).tolist(),
+    }
+
+
+def typical_unit(drifts: list[np.ndarray]) -> int:
+    """Choose the unit whose drift is nearest to the middle rank, in both networks together."""
+    distance = [np.abs(stats.rankdata(drift) - (len(drift) + 1) / 2) for drift in drifts]
+    return int(np.sum(distance, axis=0).argmin())
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Lay the results out as text."""
+    steps = list(summary["accuracy"]["without"])
+    config = summary["config"]
+
+    def cell(value: dict[str, Any]) -> str:
+        half = value["half_width"]
+        return f"{value['mean']:.3f}" + ("" if half is None else f" ± {half:.3f}")
+
+    def line(label: str, cells: list[str]) -> str:
+        return f"{label:32}" + "".join(f"{cell:>16}" for cell in cells)
+
+    lines = [line("test accuracy after step", [f"{int(step):,}" for step in steps])]
+    for name, label in CURVES.items():
+        lines.append(line("  " + label, [cell(summary["accuracy"][name][step]) for step in steps]))
+    since = min(SETTLED, config["steps"] // 2)
+    lines += ["", line(f"last sigmoids' inputs, step {since:,} on", ["without BN", "with BN"])]
+    for name, label in (
+        ("drift_of_median", "drift of the median"),
+        ("range_of_median", "range of the median"),
+        ("spread_ratio", "largest / smallest spread"),
+    ):
+        lines.append(line("  " + label, [cell(summary[name][net]) for net in ("without", "with")]))
+    seeds, data = config["seeds"], summary["environment"]["data"]["name"]
+    lines += ["", f"data: {data}; {seeds} seed{'s' * (seeds > 1)}"]
+    if seeds > 1:
+        lines[-1] += ": mean ± half the width of its 95 % interval"
+    return "\n".join(lines)
+
+
+def draw(run: Run, summary: dict[str, Any]) -> None:
+    """Draw Fig. 1a, 1b and 1c, each alone and all in a row."""
+    steps, accuracy, inputs = read_metrics(run)
+    unit, data = summary["typical_unit"], summary["environment"]["data"]["name"]
+    shown = {name: values[:, 0, :, unit] for name, values in inputs.items()}
+    high = max(np.abs(values[steps > 0]).max() for values in shown.values()) * 1.05
+    panels = {
+        "fig1a": lambda axes: draw_accuracy(axes, steps, accuracy, data),
+        "fig1b": lambda axes: draw_inputs(axes, steps, shown["without"], "without BN", high),
+        "fig1c": lambda axes: draw_inputs(axes, steps, shown["with"], "with BN", high),
+    }
+    with mpl.rc_context(figures.STYLE):
+        for name, panel in panels.items():
+            alone = figures.figure()
+            panel(alone.axes[0])
+            figures.save(alone, run.path / name)
+        row = figures.figure(3)
+        for axes, (name, panel) in zip(row.axes, panels.items(), strict=True):
+            panel(axes)
+            axes.set_title(f"{name[-1]}) {axes.get_title()}")
+        figures.save(row, run.path / "fig1")
+
+
+def draw_accuracy(
+    axes: Axes, steps: np.ndarray, accuracy: dict[str, np.ndarray], data: str
+) -> None:
+    """Draw test accuracy against steps: mean over seeds, band from the lowest to the highest."""
+    looks = {
+        "without": (figures.VERMILION, "--"),
+        "with_population": (figures.BLUE, "-"),
+        "with_exponential": (figures.GREEN, ":"),
+    }
+    for name, label in CURVES.items():
+        colour, line = looks[name]
+        values = accuracy[name]
+        axes.plot(steps, values.mean(1), line, color=colour, label=label)
+        axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.2, lw=0)
+    seeds = values.shape[1]
+    axes.set_title(f"Test accuracy, {data}" + (f": mean and range of {seeds} seeds" * (seeds > 1)))
+    axes.set_ylabel("accuracy (share of test images)")
+    learned = min(values[-1].mean() for values in accuracy.values()) > 0.9
+    axes.set_ylim(0.7 if learned else 0, 1)  # As in the paper, where all there is to see is above.
+    axes.legend(loc="lower right" if learned else "best")
+    label_steps(axes, steps)
+
+
+def draw_inputs(
+    axes: Axes, steps: np.ndarray, values: Float[np.ndarray, "T 3"], network: str, high: float
+) -> None:
+    """Draw the 15th, 50th and 85th percentile of the input to one sigmoid against steps."""
+    colour = figures.VERMILION if network.startswith("without") else figures.BLUE
+    axes.fill_between(steps, values[:, 0], values[:, 2], color=colour, alpha=0.15, lw=0)
+    for column, (rank, line) in enumerate(zip(PERCENTILES, ("--", "-", "--"), strict=True)):
+        axes.plot(steps, values[:, column], line, color=colour)
+        axes.annotate(
+            f"{rank} %",
+            (steps[-1], values[-1, column]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
+    axes.set_title(f"Input to a typical last-hidden-layer sigmoid, {network}")
+    axes.set_ylabel("input (percentiles over test images)")
+    axes.set_ylim(-high, high)
+    label_steps(axes, steps)
+
+
+def label_steps(axes: Axes, steps: np.ndarray) -> None:
+    """Label the axis of training steps."""
+    axes.set_xlabel("training steps (batches)")
+    axes.set_xlim(0, steps[-1])
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -1,0 +1,170 @@
+"""The training loop: batches, seeds, and runs that die at any moment and go on."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments import record
+from experiments.train import batch_indices, scan_steps, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """No options."""
+
+
+NUM_EXAMPLES, STEPS = 50, 20
+EXAMPLES = (
+    np.random.default_rng(0).normal(size=(NUM_EXAMPLES, 3)).astype(np.float32),
+    np.random.default_rng(1).normal(size=NUM_EXAMPLES).astype(np.float32),
+)
+
+
+def step(state, batch):
+    x, y = batch
+    gradient = jax.grad(lambda w: jnp.mean((x @ w - y) ** 2))(state["w"])
+    return {"w": state["w"] - 0.1 * gradient, "count": state["count"] + 1}
+
+
+def initial(seeds):
+    w = jnp.stack([jnp.full(3, float(seed)) for seed in range(seeds)])
+    return {"w": w, "count": jnp.zeros(seeds, jnp.int32)}
+
+
+def evaluate(state):
+    return {"w": np.asarray(state["w"]).astype(float).tolist()}
+
+
+def go(run, evaluate=evaluate, seeds=2, every=3):
+    with run:
+        return train(
+            run,
+            initial(seeds),
+            step=step,
+            evaluate=evaluate,
+            examples=EXAMPLES,
+            seeds=seeds,
+            steps=STEPS,
+            batch_size=8,
+            evaluate_every=every,
+        )
+
+
+def metrics(run):
+    return (run.path / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The metrics of a run that nothing interrupts."""
+    run = record.create(tmp_path_factory.mktemp("whole"), "demo", Options())
+    go(run)
+    return metrics(run)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A new run directory."""
+    return record.create(tmp_path, "demo", Options())
+
+
+# ---- Batches -------------------------------------------------------------------------------------
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    drawn = batch_indices(3, 0, STEPS, 8, NUM_EXAMPLES)
+    assert drawn.shape == (STEPS, 8)
+    assert drawn.dtype == np.int32
+    for start, stop in ((0, 1), (5, 9), (6, 7), (12, 20)):
+        np.testing.assert_array_equal(
+            batch_indices(3, start, stop, 8, NUM_EXAMPLES), drawn[start:stop]
+        )
+    assert (batch_indices(4, 0, STEPS, 8, NUM_EXAMPLES) != drawn).any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 50, 120])
+def test_every_epoch_has_every_example_once(batch_size):
+    order = batch_indices(0, 0, 3 * NUM_EXAMPLES, batch_size, NUM_EXAMPLES).ravel()
+    epochs = order[: len(order) // NUM_EXAMPLES * NUM_EXAMPLES].reshape(-1, NUM_EXAMPLES)
+    assert (np.sort(epochs) == np.arange(NUM_EXAMPLES)).all()
+    assert (epochs[0] != epochs[1]).any()
+
+
+# ---- The loop ------------------------------------------------------------------------------------
+
+
+def test_equals_a_loop_in_python(run):
+    state = go(run)
+    for seed in range(2):
+        expected = jax.tree.map(lambda leaf, seed=seed: leaf[seed], initial(2))
+        for rows in batch_indices(seed, 0, STEPS, 8, NUM_EXAMPLES):
+            expected = step(expected, tuple(values[rows] for values in EXAMPLES))
+        got = jax.tree.map(lambda leaf, seed=seed: leaf[seed], state)
+        chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_seed_equals_the_first_of_many():
+    rows = np.stack([batch_indices(seed, 0, 5, 8, NUM_EXAMPLES) for seed in range(3)], axis=1)
+    examples = jax.tree.map(jnp.asarray, EXAMPLES)
+    many = scan_steps(step, initial(3), examples, rows)
+    one = scan_steps(step, initial(1), examples, rows[:, :1])
+    chex.assert_trees_all_close(one, jax.tree.map(lambda leaf: leaf[:1], many), rtol=1e-5)
+
+
+def test_rows_come_at_the_start_every_chunk_and_the_end(run):
+    go(run)
+    steps = [row["step"] for row in record.read_rows(run.path / "metrics.jsonl")]
+    assert steps == [0, 3, 6, 9, 12, 15, 18, 20]
+    timed = [row["step"] for row in record.read_rows(run.path / "timing.jsonl")]
+    assert timed == steps[1:]
+
+
+# ---- Death and resumption ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4, 8])
+def test_dies_in_an_evaluation(run, whole, calls):
+    left = [calls]
+
+    def dying(state):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("power cut")
+        return evaluate(state)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        go(run, dying)
+    go(record.open_run(run.path))
+    assert metrics(run) == whole
+
+
+@pytest.mark.parametrize("saves", [1, 3])
+def test_dies_between_a_row_and_its_checkpoint(run, whole, monkeypatch, saves):
+    save, left = ocp.CheckpointManager.save, [saves]
+
+    def dying(*arguments, **options):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("power cut")
+        return save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", dying)
+        with pytest.raises(RuntimeError, match="power cut"):
+            go(run)
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step":9,')  # As if it had died while it wrote.
+    go(record.open_run(run.path))
+    assert metrics(run) == whole
+
+
+def test_finished_run_stays_as_it_is(run, whole):
+    state = go(run)
+    again = go(record.open_run(run.path))
+    chex.assert_trees_all_equal(again, state)
+    assert metrics(run) == whole
