@@ -139,7 +139,7 @@ def draw(run: Run, summary: dict[str, Any]) -> None:
             alone = figures.figure()
             panel(alone.axes[0])
             figures.save(alone, run.path / name)
-        row = figures.figure(3)
+        row = figures.figure(3, width=4.1, height=3.3)
         for axes, (name, panel) in zip(row.axes, panels.items(), strict=True):
             panel(axes)
             axes.set_title(f"{name[-1]}) {axes.get_title()}")
@@ -185,7 +185,7 @@ def draw_inputs(
             va="center",
             color=colour,
         )
-    axes.set_title(f"Input to a typical last-hidden-layer sigmoid, {network}")
+    axes.set_title(f"Input to a last-layer sigmoid, {network}")
     axes.set_ylabel("input (percentiles over test images)")
     axes.set_ylim(-high, high)
     label_steps(axes, steps)
