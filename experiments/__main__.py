@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
             say(f"stopped; go on with: python -m experiments {name} {again}")
             print(f"run: {run.path}", file=sys.stderr)
             print(f"{work()}\n\nrun: {run.path}")
+            print("figures:", *sorted(path.name for path in run.path.glob("*.png")))
     return 0
 
 
