@@ -1,0 +1,82 @@
+"""The ways to spread a batch over eight devices, as one function each."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+DEVICES = 8
+MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "vmap")
+MODES = (*MAPPED, "jit")
+
+
+def mesh(*sizes_and_names):
+    """Return a mesh of all devices: mesh(("d", 8)) or mesh(("a", 4), ("b", 2))."""
+    names, sizes = zip(*((n, s) for n, s in sizes_and_names), strict=True)
+    return Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), names)
+
+
+def split(tree, devices=DEVICES):
+    """Return every array's leading axis as (devices, rest)."""
+    return jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), tree)
+
+
+def join(tree):
+    """Undo `split`."""
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
+
+
+def spread(function, mode, *, replicated):
+    """Return `(sharded, whole) -> (sharded, whole)` of `function(sharded, whole)` on one shard.
+
+    `function` names the axis "d". The leading axis of every array of the first argument and of
+    the first result is sharded. The second result is the same on every device if `replicated`,
+    which `shard_map` then proves; otherwise it comes back with a leading axis of devices, as it
+    does from pmap and vmap in any case.
+    """
+    if mode in ("pmap", "vmap"):
+        transform = {"pmap": jax.pmap, "vmap": jax.vmap}[mode]
+        mapped = transform(function, axis_name="d", in_axes=(0, None))
+
+        def run(sharded, whole):
+            out, state = mapped(split(sharded), whole)
+            return join(out), state
+
+        return run
+
+    if replicated:
+        body, spec = function, P()
+    else:
+        spec = P("d")
+
+        def body(sharded, whole):
+            out, state = function(sharded, whole)
+            return out, jax.tree.map(lambda a: a[None], state)
+
+    return jax.shard_map(
+        body,
+        mesh=mesh(("d", DEVICES)),
+        in_specs=(P("d"), P()),
+        out_specs=(P("d"), spec),
+        check_vma=mode == "shard_map",
+    )
+
+
+def one_of(state, mode, *, replicated):
+    """Return one device's copy, having checked that all devices hold bit-identical ones."""
+    if mode in ("pmap", "vmap") and replicated:
+        for leaf in jax.tree.leaves(state):
+            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(leaf[:1]).repeat(DEVICES, 0))
+        return jax.tree.map(lambda a: a[0], state)
+    return state
+
+
+def shard(tree, *, replicate=False):
+    """Return the arrays on eight devices, for jit."""
+    spec = P() if replicate else P("d")
+    return jax.device_put(tree, NamedSharding(mesh(("d", DEVICES)), spec))
+
+
+def compiled(function, mode):
+    """Return the jitted function; pmap compiles by itself and warns inside jit."""
+    return function if mode == "pmap" else jax.jit(function)

@@ -1,0 +1,235 @@
+"""Batch normalization in plain float64 NumPy, and the tolerances with their reasons.
+
+Nothing here imports jax or jbn. `test_oracles.py` checks these functions against finite
+differences and against torch.
+"""
+
+import dataclasses
+
+import numpy as np
+
+# Tolerances ------------------------------------------------------------------------------------
+
+# One float32 rounding is 6e-8; a normalised value is a handful of them away from float64, and the
+# largest |xhat| in the tests is about 5.
+F32_VALUE = 4e-6
+# A gradient adds two more reductions and the product of scale, rstd and the cotangent, each O(1).
+F32_GRADIENT = 2e-5
+# Running statistics: the pooled mean and variance, relative to their size.
+F32_STATISTICS = 2e-6
+# Float64 has 1e-16; sums over some hundred values and divisions by small variances leave 1e-11.
+F64_VALUE = 1e-11
+F64_GRADIENT = 1e-9
+# Half a unit in the last place of the output format: y is rounded once, from float32.
+HALF_ULP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+
+# What a masked position may hold instead of a number: NaN, inf, or anything from here on.
+GARBAGE = 1e20
+
+
+def output_tolerance(dtype: str) -> float:
+    """Return the relative error that y may have in `dtype`: its rounding and float32's errors."""
+    if dtype in ("float64", "complex128"):
+        return F64_VALUE
+    return F32_VALUE + 1.01 * HALF_ULP.get(dtype, 0.0)
+
+
+# The operation ---------------------------------------------------------------------------------
+
+
+def feature_axes(ndim: int, axis) -> tuple[int, ...]:
+    """Return the feature axes as sorted non-negative ints."""
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    return tuple(sorted(a % ndim for a in axes))
+
+
+def exact(x) -> np.ndarray:
+    """Return x as float64, or complex128 where it is complex."""
+    x = np.asarray(x)
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
+def rows(x, axis) -> np.ndarray:
+    """Return x as (values per feature, features), features in the order of x's axes."""
+    x = exact(x)
+    features = feature_axes(x.ndim, axis)
+    reduced = tuple(a for a in range(x.ndim) if a not in features)
+    count = int(np.prod([x.shape[a] for a in reduced], dtype=int))
+    width = int(np.prod([x.shape[a] for a in features], dtype=int))
+    return x.transpose(reduced + features).reshape(count, width)
+
+
+def unrows(table, shape, axis) -> np.ndarray:
+    """Undo `rows`."""
+    features = feature_axes(len(shape), axis)
+    reduced = tuple(a for a in range(len(shape)) if a not in features)
+    order = reduced + features
+    return table.reshape([shape[a] for a in order]).transpose(np.argsort(order))
+
+
+def feature_shape(shape, axis) -> tuple[int, ...]:
+    """Return the shape of the statistics."""
+    return tuple(shape[a] for a in feature_axes(len(shape), axis))
+
+
+def weights(mask, shape) -> np.ndarray:
+    """Return the mask as float64 weights of the full shape; None weighs every value 1."""
+    if mask is None:
+        return np.ones(shape)
+    return np.broadcast_to(np.asarray(mask, dtype=np.float64), shape)
+
+
+def moments(x, *, axis=-1, mask=None):
+    """Return (mean, biased variance, count), each of the features' shape; zeros where count is."""
+    shape = np.shape(x)
+    w = rows(weights(mask, shape), axis)
+    v = np.where(w > 0, rows(x, axis), 0)
+    n = w.sum(0)
+    safe = np.where(n > 0, n, 1)
+    mean = (w * v).sum(0) / safe
+    var = (w * np.abs(v - mean) ** 2).sum(0) / safe
+    features = feature_shape(shape, axis)
+    return mean.reshape(features), var.reshape(features), n.reshape(features)
+
+
+def bessel(count) -> np.ndarray:
+    """Return n / (n - 1) where n > 1, else 1."""
+    count = np.asarray(count, dtype=np.float64)
+    return np.where(count > 1, count / np.where(count > 1, count - 1, 1), 1.0)
+
+
+def moved(mean, var, count, batch, *, momentum, unbiased=True):
+    """Return the running (mean, var, count) after one batch of moments."""
+    batch_mean, batch_var, n = batch
+    mean, var = exact(mean), exact(var)
+    has = n > 0
+    new_var = batch_var * bessel(n) if unbiased else batch_var
+    return (
+        np.where(has, momentum * mean + (1 - momentum) * batch_mean, mean),
+        np.where(has, momentum * var + (1 - momentum) * new_var, var),
+        int(count) + int(has.any()),
+    )
+
+
+@dataclasses.dataclass
+class Problem:
+    """One call of batch norm in training, with everything that it depends on."""
+
+    x: np.ndarray
+    scale: np.ndarray | None
+    bias: np.ndarray | None
+    mean: np.ndarray
+    var: np.ndarray
+    count: int = 0
+    axis: int | tuple[int, ...] = -1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    unbiased: bool = True
+    mask: np.ndarray | None = None
+
+    def used(self):
+        """Return the (mean, var) that normalise: the batch's, or the running where it has none."""
+        mean, var, n = moments(self.x, axis=self.axis, mask=self.mask)
+        return np.where(n > 0, mean, exact(self.mean)), np.where(n > 0, var, exact(self.var))
+
+    def forward(self):
+        """Return y and the moved (mean, var, count)."""
+        y = normalize(
+            self.x, *self.used(), self.scale, self.bias, axis=self.axis, epsilon=self.epsilon
+        )
+        batch = moments(self.x, axis=self.axis, mask=self.mask)
+        new = moved(
+            self.mean,
+            self.var,
+            self.count,
+            batch,
+            momentum=self.momentum,
+            unbiased=self.unbiased,
+        )
+        return y, new
+
+    def gradient(self, dy, dmean=0.0, dvar=0.0) -> dict[str, np.ndarray]:
+        """Return the gradient of sum(dy y) + sum(dmean new mean) + sum(dvar new var).
+
+        The paper's equations, with weights w of total n in place of 1 and m:
+        dx = rstd (g - (w / n) (sum g + xhat sum(g xhat))), g = scale dy, and the rest by hand.
+        Real x only. Positions of no weight and no cotangent may hold garbage.
+        """
+        shape, axis = np.shape(self.x), self.axis
+        features = feature_shape(shape, axis)
+        w = rows(weights(self.mask, shape), axis)
+        dy = rows(dy, axis)
+        v = rows(self.x, axis)
+        v = np.where((w == 0) & (dy == 0) & ~(np.abs(v) < GARBAGE), 0.0, v)
+        n = w.sum(0)
+        has = n > 0
+        safe = np.where(has, n, 1)
+        batch_mean, batch_var, _ = (
+            m.reshape(-1) for m in moments(self.x, axis=axis, mask=self.mask)
+        )
+        mean, var = (m.reshape(-1) for m in self.used())
+        scale = np.ones(mean.size) if self.scale is None else exact(self.scale).reshape(-1)
+        dmean = np.broadcast_to(dmean, features).reshape(-1)
+        dvar = np.broadcast_to(dvar, features).reshape(-1)
+
+        rstd = 1 / np.sqrt(var + self.epsilon)
+        xhat = (v - mean) * rstd
+        g = scale * dy
+        to_mean = -rstd * g.sum(0)  # through the mean that normalises
+        to_var = -0.5 * rstd**2 * (g * xhat).sum(0)
+        factor = bessel(n) if self.unbiased else np.ones_like(n)
+        slope = -1 / np.where(n > 1, n - 1, 1) ** 2 * (n > 1) if self.unbiased else 0.0
+        new = 1 - self.momentum
+        all_mean = np.where(has, to_mean + new * dmean, 0.0)  # through the batch's mean
+        all_var = np.where(has, to_var + new * factor * dvar, 0.0)
+        old = np.where(has, self.momentum, 1.0)
+
+        centred = v - batch_mean
+        dx = g * rstd + w / safe * (all_mean + 2 * centred * all_var)
+        dw = (all_mean * centred + all_var * (centred**2 - batch_var)) / safe
+        dw = dw + np.where(has, new * dvar * slope * batch_var, 0.0)
+        run_mean, run_var = exact(self.mean).reshape(-1), exact(self.var).reshape(-1)
+        dmomentum = np.where(
+            has, dmean * (run_mean - batch_mean) + dvar * (run_var - factor * batch_var), 0.0
+        )
+        return {
+            "x": unrows(dx, shape, axis),
+            "scale": (dy * xhat).sum(0).reshape(features),
+            "bias": dy.sum(0).reshape(features),
+            "mean": (old * dmean + np.where(has, 0.0, to_mean)).reshape(features),
+            "var": (old * dvar + np.where(has, 0.0, to_var)).reshape(features),
+            "mask": unrows(np.where(has, dw, 0.0), shape, axis),
+            "epsilon": to_var.sum(),
+            "momentum": dmomentum.sum(),
+        }
+
+
+def normalize(x, mean, var, scale=None, bias=None, *, axis=-1, epsilon=1e-5) -> np.ndarray:
+    """Return scale (x - mean) / sqrt(var + epsilon) + bias."""
+    mean, var = exact(mean).reshape(-1), exact(var).reshape(-1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        table = (rows(x, axis) - mean) / np.sqrt(var + epsilon)
+        if scale is not None:
+            table = table * exact(scale).reshape(-1)
+        if bias is not None:
+            table = table + exact(bias).reshape(-1)
+    return unrows(table, np.shape(x), axis)
+
+
+# Comparisons -----------------------------------------------------------------------------------
+
+
+def error(got, want) -> float:
+    """Return the largest error of `got`, relative to max(1, |want|)."""
+    got, want = exact(got), exact(want)
+    assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"
+    assert np.isfinite(want).all(), "an oracle that is not finite proves nothing"
+    if got.size == 0:
+        return 0.0
+    return float(np.max(np.abs(got - want) / np.maximum(1, np.abs(want)), initial=0.0))
+
+
+def assert_close(got, want, tolerance: float, what: str = "value") -> None:
+    """Assert that `got` is within `tolerance` of `want`, relative to max(1, |want|); NaN fails."""
+    worst = error(got, want)
+    assert worst <= tolerance, f"{what}: error {worst:.3g} is above {tolerance:.3g}"

@@ -1,0 +1,127 @@
+"""What hypothesis draws: shapes, axes, masks and dtypes, and arrays made from a seed."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import strategies as st
+
+MASKS = ("none", "example", "position", "feature", "full", "scalar", "trailing")
+DTYPES = ("float32", "bfloat16", "float16", "float64", "complex64")
+
+
+def values(seed: int, shape, dtype="float32", mean=0.0, std=1.0):
+    """Return normal values in `dtype`; complex ones have an imaginary part."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(mean, std, shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        x = x + 1j * rng.normal(-mean, 2 * std, shape)
+    return jnp.asarray(x, dtype)
+
+
+def make_mask(full: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a mask of `shape`, broadcastable to `full`, from the corner of `full`."""
+    full = full[(0,) * (full.ndim - len(shape))]
+    return full[tuple(slice(size) for size in shape)]
+
+
+def garbage_at(x, mask):
+    """Return x with NaN, inf and 1e30 where the mask has no weight, and the mask as an array."""
+    if mask is None:
+        return x, None
+    x = np.array(x)
+    out = np.broadcast_to(np.asarray(mask) == 0, x.shape)
+    big = 1e30 if x.dtype.itemsize > 2 else 6e4  # float16 ends at 65504
+    x[out] = np.resize(np.array([np.nan, np.inf, big, -np.inf]), out.sum()).astype(x.dtype)
+    return jnp.asarray(x), jnp.asarray(mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """One drawn problem; arrays are made on demand, inside the right precision."""
+
+    shape: tuple[int, ...]
+    axis: int | tuple[int, ...]
+    mask: str
+    weighted: bool
+    dtype: str
+    seed: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs 64-bit arrays."""
+        return self.dtype == "float64"
+
+    @property
+    def real_dtype(self) -> str:
+        """Return the dtype of a variance."""
+        return "float64" if self.wide else "float32"
+
+    @property
+    def statistics_dtype(self) -> str:
+        """Return the dtype of a mean."""
+        return "complex64" if self.dtype == "complex64" else self.real_dtype
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Return the shape of the statistics."""
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        return tuple(self.shape[a] for a in sorted(a % len(self.shape) for a in axes))
+
+    def rng(self, salt: int) -> np.random.Generator:
+        """Return a generator of its own for each purpose."""
+        return np.random.default_rng([self.seed, salt])
+
+    def make_x(self):
+        """Return x with a mean of about half its deviation."""
+        return values(self.seed, self.shape, self.dtype, mean=0.5)
+
+    def make_mask(self) -> np.ndarray | None:
+        """Return a mask of the drawn kind, or None."""
+        if self.mask == "none":
+            return None
+        rank = len(self.shape)
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        features = {a % rank for a in axes}
+        reduced = [a for a in range(rank) if a not in features]
+        keep = {
+            "example": reduced[:1],
+            "position": reduced,
+            "feature": list(features),
+            "full": list(range(rank)),
+            "scalar": [],
+            "trailing": list(range(1, rank)),
+        }[self.mask]
+        shape = tuple(self.shape[a] if a in keep else 1 for a in range(rank))
+        if self.mask in ("scalar", "trailing"):
+            shape = shape[1:] if self.mask == "trailing" else ()
+        rng = self.rng(1)
+        mask = rng.random(shape) < 0.7
+        if self.weighted:
+            return np.asarray(np.where(mask, rng.uniform(0.25, 2, shape), 0.0), np.float32)
+        return np.asarray(mask)
+
+
+@st.composite
+def problems(draw, dtypes=DTYPES, masks=MASKS, ranks=(2, 3, 4, 5)):
+    """Draw shape, feature axes, mask and dtype; at least two values for each feature."""
+    rank = draw(st.sampled_from(ranks))
+    count = draw(st.integers(1, min(2, rank - 1)))
+    axes = draw(st.permutations(range(rank)))[:count]
+    signed = [a - rank if draw(st.booleans()) else a for a in axes]
+    axis = signed[0] if count == 1 and draw(st.booleans()) else tuple(signed)
+    largest = {2: 9, 3: 5, 4: 4, 5: 3}[rank]
+    shape = [
+        draw(st.sampled_from((1, 3, 5, 7))) if a in axes else draw(st.integers(1, largest))
+        for a in range(rank)
+    ]
+    if np.prod([shape[a] for a in range(rank) if a not in axes]) < 2:
+        shape[next(a for a in range(rank) if a not in axes)] = 4
+    return Drawn(
+        shape=tuple(shape),
+        axis=axis,
+        mask=draw(st.sampled_from(masks)),
+        weighted=draw(st.booleans()),
+        dtype=draw(st.sampled_from(dtypes)),
+        seed=draw(st.integers(0, 2**16)),
+    )

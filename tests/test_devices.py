@@ -1,0 +1,716 @@
+"""Eight devices equal one: output, gradient of every argument and new state, in every mode."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.sharding import PartitionSpec as P
+from meshes import DEVICES, MAPPED, MODES, compiled, mesh, one_of, shard, split, spread
+from oracles import F32_GRADIENT, F32_STATISTICS, F32_VALUE, Problem, assert_close
+from strategies import values
+
+import jbn
+
+SHAPE = (32, 3, 5)
+FEATURES = SHAPE[-1:]
+PER_DEVICE = SHAPE[0] // DEVICES
+MOMENTUM, EPSILON = 0.75, 1e-2
+
+# Masks: by kind, then by name. The boolean ones share a shape, so they share a compilation.
+KINDS = {
+    "none": ("none",),
+    "boolean": ("unequal", "one shard empty", "one value", "nothing left", "one feature out"),
+    "weights": ("weights", "weights and an empty shard"),
+}
+GROUPS = {
+    "pairs": [[0, 1], [2, 3], [4, 5], [6, 7]],
+    "halves, shuffled": [[6, 0, 3, 5], [1, 2, 4, 7]],
+    "singles": [[i] for i in range(8)],
+    "all": [[7, 6, 5, 4, 3, 2, 1, 0]],
+}
+
+
+def make_mask(name):
+    rng = np.random.default_rng(3)
+    shape = (*SHAPE[:-1], 1)
+    share = np.linspace(0.1, 1, DEVICES).repeat(PER_DEVICE)[:, None, None]
+    mask = rng.random(shape) < share
+    if name == "none":
+        return None
+    if name == "one shard empty":
+        mask[2 * PER_DEVICE : 3 * PER_DEVICE] = False
+    if name == "one value":
+        mask[:] = False
+        mask[17, 1] = True
+    if name == "nothing left":
+        mask[:] = False
+    mask = np.array(np.broadcast_to(mask, SHAPE))
+    if name == "one feature out":
+        mask[..., 2] = False
+    if name.startswith("weights"):
+        weight = rng.uniform(0.2, 2, SHAPE) * share
+        if name != "weights":
+            weight[:PER_DEVICE] = 0
+        return jnp.asarray(weight, jnp.float32)
+    return jnp.asarray(mask)
+
+
+def inputs():
+    """Return x with another mean on every device, params, state and cotangents."""
+    x = values(0, SHAPE) + jnp.arange(DEVICES).repeat(PER_DEVICE)[:, None, None] / 4
+    params = jbn.BatchNormParams(values(1, FEATURES, mean=1.0, std=0.3), values(2, FEATURES))
+    state = jbn.BatchNormState(
+        values(3, FEATURES),
+        jnp.asarray(np.random.default_rng(4).uniform(0.5, 2, FEATURES), jnp.float32),
+        jnp.int32(6),
+    )
+    return x, params, state, (values(5, SHAPE), values(6, FEATURES), values(7, FEATURES))
+
+
+def shard_function(groups):
+    def function(sharded, whole):
+        x, mask = sharded
+        return jbn.batch_norm(
+            x,
+            *whole,
+            training=True,
+            momentum=MOMENTUM,
+            epsilon=EPSILON,
+            mask=mask,
+            axis_name="d",
+            axis_index_groups=groups,
+        )
+
+    return function
+
+
+@functools.cache
+def program(mode, kind, groups=None):
+    """Return `(x, mask, params, state, cotangents) -> (y, new state, gradients)`."""
+    named = GROUPS[groups] if groups else None
+    whole_axis = named is None or len(named) == 1
+    replicated = named is None  # only without groups can JAX prove that devices agree
+    if mode == "jit":
+
+        def forward(x, mask, params, state):
+            return jbn.batch_norm(
+                x,
+                params,
+                state,
+                training=True,
+                momentum=MOMENTUM,
+                epsilon=EPSILON,
+                mask=mask,
+            )
+    else:
+        mapped = spread(shard_function(named), mode, replicated=replicated)
+
+        def forward(x, mask, params, state):
+            return mapped((x, mask), (params, state))
+
+    def loss(x, mask, params, mean, var, count, cotangents):
+        y, new = forward(x, mask, params, jbn.BatchNormState(mean, var, count))
+        dy, dmean, dvar = cotangents
+        moved = new
+        if new.mean.ndim > len(FEATURES):
+            # One copy for each device: each state once, from the first device of its group.
+            firsts = np.array([0] if whole_axis else [g[0] for g in named])
+            moved = jax.tree.map(lambda a: a[firsts], new)
+        total = jnp.sum(y * dy) + jnp.sum(moved.mean * jnp.broadcast_to(dmean, moved.mean.shape))
+        return total + jnp.sum(moved.var * jnp.broadcast_to(dvar, moved.var.shape)), (y, new)
+
+    numbers = (0, 1, 2, 3, 4) if kind == "weights" else (0, 2, 3, 4)
+    function = compiled(jax.value_and_grad(loss, numbers, has_aux=True), mode)
+
+    def run(x, mask, params, state, cotangents):
+        if dmean_rank_differs(mode, replicated):
+            cotangents = (cotangents[0], *(c[None] for c in cotangents[1:]))
+        (_, (y, new)), gradient = function(x, mask, params, *state, cotangents)
+        names = ("x", "mask", "params", "mean", "var")
+        return y, new, dict(zip((names[i] for i in numbers), gradient, strict=True))
+
+    return run
+
+
+def dmean_rank_differs(mode, replicated):
+    """Whether the new state has a leading axis of devices."""
+    return mode in ("pmap", "vmap") or not (replicated or mode == "jit")
+
+
+def problem(x, mask, params, state):
+    return Problem(
+        x=oracles.exact(x),
+        scale=oracles.exact(params.scale),
+        bias=oracles.exact(params.bias),
+        mean=oracles.exact(state.mean),
+        var=oracles.exact(state.var),
+        count=int(state.count),
+        momentum=MOMENTUM,
+        epsilon=EPSILON,
+        mask=None if mask is None else np.asarray(mask),
+    )
+
+
+def assert_state(got, want):
+    for name, a, b in zip(("mean", "var", "count"), got, want, strict=True):
+        assert_close(a, b, F32_STATISTICS, name)
+
+
+# Gradients are sums over up to 96 values with the feature's cotangents: their size is 10.
+SUMMED = 4 * F32_GRADIENT
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_devices_equal_one(mode, kind):
+    x, params, state, cotangents = inputs()
+    run = program(mode, kind)
+    for name in KINDS[kind]:
+        mask = make_mask(name)
+        placed = (x, mask), (params, state)
+        if mode == "jit":
+            placed = shard(placed[0]), shard(placed[1], replicate=True)
+        y, new, gradient = run(*placed[0], *placed[1], cotangents)
+        new = one_of(new, mode, replicated=True)
+
+        p = problem(x, mask, params, state)
+        want_y, want_state = p.forward()
+        want = p.gradient(*(oracles.exact(c) for c in cotangents))
+        assert_close(y, want_y, F32_VALUE, f"y, {name}")
+        assert_state(new, want_state)
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+        assert_close(gradient["x"], want["x"], F32_GRADIENT, f"x, {name}")
+        assert_close(gradient["params"].scale, want["scale"], SUMMED, f"scale, {name}")
+        assert_close(gradient["params"].bias, want["bias"], SUMMED, f"bias, {name}")
+        assert_close(gradient["mean"], want["mean"], SUMMED, f"mean, {name}")
+        assert_close(gradient["var"], want["var"], SUMMED, f"var, {name}")
+        if kind == "weights":
+            inside = np.asarray(mask) > 0
+            assert_close(
+                np.asarray(gradient["mask"])[inside], want["mask"][inside], F32_GRADIENT, "mask"
+            )
+        if name == "nothing left":
+            chex.assert_trees_all_equal(jax.device_get(new), jax.device_get(state))
+
+
+@pytest.mark.parametrize(
+    ("groups", "kind"),
+    [("halves, shuffled", kind) for kind in KINDS]
+    + [("pairs", "boolean"), ("singles", "weights"), ("all", "weights")],
+)
+@pytest.mark.parametrize("mode", MAPPED)
+def test_groups_equal_one_device_for_each(mode, groups, kind):
+    x, params, state, cotangents = inputs()
+    run = program(mode, kind, groups)
+    for name in KINDS[kind]:
+        mask = make_mask(name)
+        y, new, gradient = run(x, mask, params, state, cotangents)
+        params_gradient = {"scale": 0, "bias": 0, "mean": 0, "var": 0}
+        for members in GROUPS[groups]:
+            rows = np.concatenate(
+                [np.arange(i * PER_DEVICE, (i + 1) * PER_DEVICE) for i in members]
+            )
+            p = problem(x[rows], None if mask is None else mask[rows], params, state)
+            want_y, want_state = p.forward()
+            want = p.gradient(
+                oracles.exact(cotangents[0])[rows], *map(oracles.exact, cotangents[1:])
+            )
+            assert_close(y[rows], want_y, F32_VALUE, f"y, {name}")
+            for i in members:
+                assert_state(jax.tree.map(lambda a, i=i: a[i], new), want_state)
+            assert_close(gradient["x"][rows], want["x"], F32_GRADIENT, f"x, {name}")
+            if kind == "weights":
+                inside = np.asarray(mask[rows]) > 0
+                got = np.asarray(gradient["mask"])[rows]
+                assert_close(got[inside], want["mask"][inside], F32_GRADIENT, f"mask, {name}")
+            for key in params_gradient:
+                params_gradient[key] = params_gradient[key] + want[key]
+        got = {**gradient["params"]._asdict(), "mean": gradient["mean"], "var": gradient["var"]}
+        for key, want_sum in params_gradient.items():
+            assert_close(got[key], want_sum, SUMMED, f"{key}, {name}")
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_gradient_taken_inside_the_mapped_function(mode):
+    """The usual training step: each device differentiates its own loss, then sums."""
+    x, params, state, (dy, _, _) = inputs()
+    mask = make_mask("unequal")
+
+    def function(sharded, whole):
+        x, mask, dy = sharded
+        params, state = whole
+
+        def loss(x, params):
+            y, new = jbn.batch_norm(
+                x,
+                params,
+                state,
+                training=True,
+                momentum=MOMENTUM,
+                epsilon=EPSILON,
+                mask=mask,
+                axis_name="d",
+            )
+            return jnp.sum(y * dy), new
+
+        (dx, dparams), new = jax.grad(loss, (0, 1), has_aux=True)(x, params)
+        if mode != "shard_map":  # with check_vma JAX sums the gradient of what is replicated
+            dparams = jax.lax.psum(dparams, "d")
+        return dx, (dparams, new)
+
+    run = spread(function, mode, replicated=True)
+    dx, rest = compiled(run, mode)((x, mask, dy), (params, state))
+    dparams, new = one_of(rest, mode, replicated=True)
+    p = problem(x, mask, params, state)
+    want = p.gradient(oracles.exact(dy))
+    assert_close(dx, want["x"], F32_GRADIENT, "x")
+    assert_close(dparams.scale, want["scale"], SUMMED, "scale")
+    assert_close(dparams.bias, want["bias"], SUMMED, "bias")
+    assert_state(new, p.forward()[1])
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_forward_mode_through_the_axis(mode):
+    x, params, state, (tangent, _, _) = inputs()
+    run = spread(shard_function(None), mode, replicated=True)
+
+    def y(x):
+        return run((x, None), (params, state))[0]
+
+    def formula(x):
+        mean = x.mean((0, 1), keepdims=True)
+        var = x.var((0, 1), keepdims=True)
+        return (x - mean) / jnp.sqrt(var + EPSILON) * params.scale[None, None] + params.bias[
+            None, None
+        ]
+
+    got = compiled(lambda x: jax.jvp(y, (x,), (tangent,)), mode)(x)
+    want = jax.jvp(formula, (x,), (tangent,))
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, F32_GRADIENT)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_second_order_through_the_axis(mode):
+    x, params, state, (tangent, _, _) = inputs()
+    run = spread(shard_function(None), mode, replicated=True)
+
+    def formula(x):
+        mean = x.mean((0, 1), keepdims=True)
+        var = x.var((0, 1), keepdims=True)
+        return (x - mean) / jnp.sqrt(var + EPSILON) * params.scale[None, None]
+
+    def ours(x):
+        return run((x, None), (params, state))[0] - params.bias[None, None]
+
+    def product(f):
+        def gradient(x):
+            return jax.grad(lambda x: jnp.sum(jnp.tanh(f(x))))(x)
+
+        return compiled(lambda x: jax.jvp(gradient, (x,), (tangent,))[1], mode)(x)
+
+    assert_close(product(ours), product(formula), 10 * F32_GRADIENT)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_moments_over_an_axis(mode):
+    x, *_ = inputs()
+    mask = make_mask("one shard empty")
+
+    def function(sharded, _):
+        x, mask = sharded
+        return x, jbn.moments(x, mask=mask, axis_name="d")
+
+    run = spread(function, mode, replicated=True)
+    run = compiled(run, mode)
+    # pmap splits no array but the first one where the second argument has no leaves at all.
+    got = one_of(run((x, mask), (x,))[1], mode, replicated=True)
+    for a, b in zip(got, oracles.moments(x, mask=mask), strict=True):
+        assert_close(a, b, F32_STATISTICS)
+
+
+def over_vmap(x, params, state):
+    return jax.vmap(
+        lambda x: jbn.batch_norm(x, params, state, training=True, axis_name="d")[0], axis_name="d"
+    )(x)
+
+
+def over_two_vmaps(x, params, state):
+    def one(x):
+        return jbn.batch_norm(x, params, state, training=True, axis_name=("a", "b"))[0]
+
+    return jax.vmap(jax.vmap(one, axis_name="b"), axis_name="a")(x)
+
+
+@pytest.mark.parametrize("wrap", ["jit", "checkpoint", "scan", "vmap of jit"])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_differentiated_after_the_axis_is_gone(wrap, axes):
+    """jax.grad outside of jit, scan or checkpoint that hold the vmap: the name is bound inside."""
+    x, params, state, (dy, _, _) = inputs()
+    state = state._replace(mean=jnp.zeros(FEATURES), var=jnp.ones(FEATURES))
+    lead = (DEVICES,) if axes == 1 else (4, 2)
+    function = over_vmap if axes == 1 else over_two_vmaps
+
+    def run(x):
+        return function(x.reshape(*lead, PER_DEVICE, *SHAPE[1:]), params, state).reshape(SHAPE)
+
+    wrapped = {
+        "jit": jax.jit(run),
+        "checkpoint": jax.checkpoint(run),
+        "scan": lambda x: jax.lax.scan(lambda c, _: (c, run(x)), 0, None, length=1)[1][0],
+        "vmap of jit": lambda x: jax.vmap(jax.jit(run))(x[None])[0],
+    }[wrap]
+    want = problem(x, None, params, state)
+    want.epsilon = 1e-5
+    gradient = jax.grad(lambda x: jnp.sum(wrapped(x) * dy))(x)
+    assert_close(gradient, want.gradient(oracles.exact(dy))["x"], F32_GRADIENT)
+    tangent = jax.jvp(wrapped, (x,), (dy,))[1]
+    assert_close(jnp.sum(tangent * dy), jnp.sum(gradient_along(run, x, dy) * dy), SUMMED * 10)
+
+
+def gradient_along(run, x, t):
+    """Return the tangent with jit outside, where every name is bound."""
+    return jax.jit(lambda x, t: jax.jvp(run, (x,), (t,))[1])(x, t)
+
+
+# Two axes --------------------------------------------------------------------------------------
+
+A, B = 4, 2
+TWO = ("shard_map", "shard_map_unchecked", "vmap", "pmap of vmap")
+
+
+def spread_two(function, mode, state_axes):
+    """Return `(x, mask, params, state) -> (y, new)`, the batch spread over axes "a" and "b".
+
+    `new` has the leading axes `state_axes`, a part of ("a", "b"), those over which it differs.
+    """
+    if mode in ("vmap", "pmap of vmap"):
+        inner = jax.vmap(function, axis_name="b", in_axes=(0, 0, None, None))
+        outer = jax.pmap if mode == "pmap of vmap" else jax.vmap
+        mapped = outer(inner, axis_name="a", in_axes=(0, 0, None, None))
+
+        def run(x, mask, params, state):
+            parts = [None if t is None else t.reshape(A, B, -1, *t.shape[1:]) for t in (x, mask)]
+            y, new = mapped(*parts, params, state)
+            index = tuple(slice(None) if name in state_axes else 0 for name in ("a", "b"))
+            return y.reshape(x.shape), jax.tree.map(lambda leaf: leaf[index], new)
+
+        return run
+
+    def body(x, mask, params, state):
+        y, new = function(x, mask, params, state)
+        return y, jax.tree.map(lambda leaf: leaf.reshape((1,) * len(state_axes) + leaf.shape), new)
+
+    batch = P(("a", "b"))
+    return jax.shard_map(
+        body,
+        mesh=mesh(("a", A), ("b", B)),
+        in_specs=(batch, batch, P(), P()),
+        out_specs=(batch, P(*state_axes)),
+        check_vma=mode == "shard_map",
+    )
+
+
+NAMED = {"a": "a", "b": "b", "tuple of one": ("a",), "a, b": ("a", "b"), "b, a": ("b", "a")}
+
+
+@pytest.mark.parametrize("named", list(NAMED))
+@pytest.mark.parametrize("mode", TWO)
+def test_one_or_both_of_two_axes(mode, named):
+    x, params, state, _ = inputs()
+    names = NAMED[named]
+    pooled = set(names)
+    state_axes = tuple(name for name in ("a", "b") if name not in pooled)
+
+    def function(x, mask, params, state):
+        return jbn.batch_norm(
+            x,
+            params,
+            state,
+            training=True,
+            momentum=MOMENTUM,
+            epsilon=EPSILON,
+            mask=mask,
+            axis_name=names,
+        )
+
+    run = compiled(spread_two(function, mode, state_axes), mode.split()[0])
+    for name in ("unequal", "one shard empty", "nothing left"):
+        mask = make_mask(name)
+        y, new = run(x, mask, params, state)
+        # Split the batch as the mesh does and pool over the named axes.
+        cells = np.arange(SHAPE[0]).reshape(A, B, PER_DEVICE)
+        for a in range(A) if "a" not in pooled else [slice(None)]:
+            for b in range(B) if "b" not in pooled else [slice(None)]:
+                rows = cells[a, b].reshape(-1)
+                want_y, want = problem(x[rows], mask[rows], params, state).forward()
+                assert_close(y[rows], want_y, F32_VALUE, f"y, {name}")
+                index = tuple(i for i in (a, b) if not isinstance(i, slice))
+                assert_state(jax.tree.map(lambda leaf, i=index: leaf[i], new), want)
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("mode", TWO)
+def test_groups_are_of_the_flattened_index_over_both_axes(mode, order):
+    """Row-major over the named axes, in the order in which they are named."""
+    x, params, state, (dy, _, _) = inputs()
+    mask = make_mask("one shard empty")
+    groups = [[0, 1, 2, 5], [3, 4, 6, 7]]
+
+    def function(x, mask, params, state):
+        return jbn.batch_norm(
+            x,
+            params,
+            state,
+            training=True,
+            momentum=MOMENTUM,
+            epsilon=EPSILON,
+            mask=mask,
+            axis_name=order,
+            axis_index_groups=groups,
+        )
+
+    run = spread_two(function, mode, ("a", "b"))
+
+    def loss(x):
+        y, new = run(x, mask, params, state)
+        return jnp.sum(y * dy), (y, new)
+
+    gradient, (y, new) = compiled(jax.grad(loss, has_aux=True), mode.split()[0])(x)
+    cells = np.arange(SHAPE[0]).reshape(A, B, PER_DEVICE)
+    flat = cells if order == ("a", "b") else cells.transpose(1, 0, 2)
+    flat = flat.reshape(8, PER_DEVICE)
+    for members in groups:
+        rows = flat[members].reshape(-1)
+        p = problem(x[rows], mask[rows], params, state)
+        want_y, want = p.forward()
+        assert_close(y[rows], want_y, F32_VALUE)
+        assert_close(gradient[rows], p.gradient(oracles.exact(dy)[rows])["x"], F32_GRADIENT)
+        for device in members:
+            a, b = divmod(device, B) if order == ("a", "b") else divmod(device, A)[::-1]
+            assert_state(jax.tree.map(lambda leaf, i=(a, b): leaf[i], new), want)
+
+
+def test_features_may_be_sharded_too():
+    """A model axis that carries features is not named: each device has its own features."""
+    x = values(8, (16, 8), mean=1.0)
+    params, state = jbn.init(8)
+
+    def function(x, params, state):
+        return jbn.batch_norm(x, params, state, training=True, axis_name="a")
+
+    split_features = P("b")
+    run = jax.shard_map(
+        function,
+        mesh=mesh(("a", A), ("b", B)),
+        in_specs=(P("a", "b"), split_features, jbn.BatchNormState(P("b"), P("b"), P())),
+        out_specs=(P("a", "b"), jbn.BatchNormState(P("b"), P("b"), P())),
+        check_vma=False,
+    )
+    y, new = jax.jit(run)(x, params, state)
+    want_y, want = jbn.batch_norm(x, params, state, training=True)
+    assert_close(y, want_y, F32_VALUE)
+    assert_state(new, [oracles.exact(leaf) for leaf in want])
+
+
+def test_vmap_outside_a_mapped_axis():
+    """Several models at once, each synchronised over the same devices."""
+    x = values(9, (3, 32, 5))
+    _, params, state, _ = inputs()
+    params = jax.tree.map(lambda a: jnp.stack([a, 2 * a, 3 * a]), params)
+    run = spread(
+        lambda sharded, whole: jax.vmap(
+            lambda x, params: jbn.batch_norm(x, params, state, training=True, axis_name="d"),
+            in_axes=(1, 0),
+            out_axes=(1, 0),
+        )(sharded, whole),
+        "shard_map",
+        replicated=True,
+    )
+    y, new = jax.jit(run)(x.swapaxes(0, 1), params)
+    for i in range(3):
+        each = jax.tree.map(lambda a, i=i: a[i], params)
+        want_y, want = jbn.batch_norm(x[i], each, state, training=True)
+        assert_close(y[:, i], want_y, F32_VALUE)
+        got = jax.tree.map(lambda a, i=i: a[i], new)
+        assert_state(got, [oracles.exact(leaf) for leaf in want])
+
+
+def test_scan_and_checkpoint_inside_shard_map():
+    x, params, state, (dy, _, _) = inputs()
+
+    def function(sharded, whole, wrap):
+        x, dy = sharded
+        params, state = whole
+
+        def step(carry, i):
+            y, new = jbn.batch_norm(x + i, params, carry, training=True, axis_name="d")
+            return new, jnp.sum(y * dy)
+
+        new, losses = jax.lax.scan(wrap(step), state, jnp.arange(3.0))
+        return losses[None], new
+
+    def loss(x, wrap):
+        run = spread(functools.partial(function, wrap=wrap), "shard_map", replicated=True)
+        losses, new = run((x, dy), (params, state))
+        return losses.sum(), new
+
+    got, new = jax.jit(lambda x: jax.grad(loss, has_aux=True)(x, jax.checkpoint))(x)
+    want = problem(x, None, params, state)
+    want.epsilon = 1e-5
+    # Each of the three steps has the gradient of the first: the shift does not matter.
+    assert_close(got, 3 * want.gradient(oracles.exact(dy))["x"], 3 * F32_GRADIENT)
+    assert int(new.count) == int(state.count) + 3
+
+
+# Collectives -----------------------------------------------------------------------------------
+
+COLLECTIVE = re.compile(
+    r"= .*? (?:all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all"
+    r"|collective-permute|collective-broadcast)(?:-start)?\("
+)
+LAYERS = 3
+
+
+def collectives(compiled_text):
+    """Return the number of collectives; an asynchronous pair counts once."""
+    return len(COLLECTIVE.findall(compiled_text))
+
+
+def stack_of_layers(norm):
+    """Return `step(params, states, x, axis_name, sum_gradients)`: L dense + BN layers, SGD."""
+
+    def loss(params, states, x):
+        moved = []
+        for layer, state in zip(params, states, strict=True):
+            h, state = norm(x @ layer["w"], layer["norm"], state)
+            moved.append(state)
+            x = jnp.tanh(h)
+        return jnp.mean((x - 1) ** 2), moved
+
+    def step(params, states, x, mean_over):
+        (value, states), gradient = jax.value_and_grad(loss, has_aux=True)(params, states, x)
+        value, gradient = mean_over((value, gradient))
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), states, value
+
+    return step
+
+
+def network_inputs(width=16):
+    params, states = jbn.init(width)
+    layers = [{"w": values(i, (width, width)), "norm": params} for i in range(LAYERS)]
+    return layers, [states] * LAYERS, values(9, (64, width))
+
+
+def lowered_step(mode, step, params, states, x):
+    def pmean(tree):
+        return jax.lax.pmean(tree, "d")
+
+    if mode == "pmap":
+        mapped = jax.pmap(
+            lambda p, s, x: step(p, s, x, pmean), axis_name="d", in_axes=(None, None, 0)
+        )
+        return mapped.lower(params, states, split(x))
+    if mode == "jit":
+        whole = shard((params, states), replicate=True)
+        return jax.jit(lambda p, s, x: step(p, s, x, lambda tree: tree)).lower(*whole, shard(x))
+
+    def body(params, states, x):
+        if mode == "shard_map":  # differentiate by what this device uses, then average once
+            local = jax.tree.map(lambda a: jax.lax.pcast(a, "d", to="varying"), params)
+            _, states, value = moved = step(local, states, x, lambda tree: tree)
+            del moved
+            # Averaging the moved parameters is averaging the gradient.
+            return pmean((_, value)), states
+        new, states, value = step(params, states, x, pmean)
+        return (new, value), states
+
+    mapped = jax.shard_map(
+        body,
+        mesh=mesh(("d", DEVICES)),
+        in_specs=(P(), P(), P("d")),
+        out_specs=(P(), P()),
+        check_vma=mode == "shard_map",
+    )
+    return jax.jit(mapped).lower(params, states, x)
+
+
+LIMIT = {
+    "pmap": 2 * LAYERS + 1,
+    "shard_map": 2 * LAYERS + 1,
+    "shard_map_unchecked": 2 * LAYERS + 1,
+    "jit": 3 * LAYERS + 1,
+}
+
+
+@pytest.mark.parametrize("momentum", ["float", "schedule"])
+@pytest.mark.parametrize("mode", list(LIMIT))
+def test_collectives_of_a_training_step(mode, momentum):
+    """One each way for every layer, and one for the gradient."""
+    name = None if mode == "jit" else "d"
+    schedule = {"float": 0.9, "schedule": jbn.cumulative}[momentum]
+
+    def norm(x, params, state):
+        return jbn.batch_norm(x, params, state, training=True, axis_name=name, momentum=schedule)
+
+    text = lowered_step(mode, stack_of_layers(norm), *network_inputs()).compile().as_text()
+    assert LAYERS < collectives(text) <= LIMIT[mode]
+
+
+@pytest.mark.parametrize("mode", ["pmap", "shard_map", "shard_map_unchecked"])
+def test_collectives_of_a_masked_training_step(mode):
+    """Weights travel with the moments: no collective of their own."""
+
+    def norm(x, params, state):
+        mask = x[:, :1] > -0.5
+        return jbn.batch_norm(x, params, state, training=True, axis_name="d", mask=mask)
+
+    text = lowered_step(mode, stack_of_layers(norm), *network_inputs()).compile().as_text()
+    assert LAYERS < collectives(text) <= LIMIT[mode]
+
+
+@pytest.mark.parametrize("mode", list(LIMIT))
+def test_the_count_of_collectives_counts(mode):
+    """Two-pass statistics cost one more all-reduce each way than jbn may use."""
+    name = None if mode == "jit" else "d"
+
+    def norm(x, params, state):
+        mean = x.mean(0, keepdims=True)
+        mean = jax.lax.pmean(mean, name) if name else mean
+        var = ((x - mean) ** 2).mean(0, keepdims=True)
+        var = jax.lax.pmean(var, name) if name else var
+        return (x - mean) / jnp.sqrt(var + 1e-5) * params.scale[None] + params.bias[None], state
+
+    text = lowered_step(mode, stack_of_layers(norm), *network_inputs()).compile().as_text()
+    assert collectives(text) > LIMIT[mode]
+
+
+def test_the_pattern_of_collectives():
+    text = """
+      %all-reduce.5 = (f32[8]{0}, f32[8]{0}) all-reduce(%a, %b), channel_id=1
+      %ag = f32[8,4]{1,0} all-gather(%a), channel_id=2, dimensions={0}
+      %s = f32[8]{0} all-reduce-start(%a), channel_id=3
+      %d = f32[8]{0} all-reduce-done(%s)
+      ROOT %add = f32[8]{0} add(%all-reduce.5, %d), metadata={op_name="all-reduce"}
+    """
+    assert collectives(text) == 3
+
+
+def test_inference_needs_no_collective():
+    params, state = jbn.init(4)
+    run = jax.jit(
+        spread(
+            lambda x, whole: (
+                jbn.batch_norm(x, params, state, training=False, axis_name="d")[0],
+                whole,
+            ),
+            "shard_map",
+            replicated=True,
+        )
+    )
+    assert collectives(run.lower(values(0, (16, 4)), ()).compile().as_text()) == 0

@@ -1,0 +1,456 @@
+"""Exact whatever the mean: the normalised output against float64 of the same float32 x."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from meshes import DEVICES, MAPPED, MODES, compiled, one_of, shard, spread
+from strategies import values
+
+import jbn
+
+# The bound that the design states for mean / std from 0 to 1e5, in standard deviations. Where
+# |y| is above 1 (an outlier has sqrt(m - 1)) it is relative, as float32 itself is.
+OUTPUT = 4e-6
+# The variance is a mean of squares of deviations, each with a float32 rounding or two.
+VARIANCE = 4e-6
+# A float32 mean: half a unit in the last place is 6e-8 of its size, and momentum 0 adds nothing.
+MEAN = 1.2e-7
+# dx = rstd (g - mean(g) - xhat mean(g xhat)): each term is O(1) with xhat's error of 4e-6 and the
+# error of a float32 mean; relative to max(1, |dx|) for a variance of 1.
+DX = 1e-5
+RATIOS = (0.0, 1.0, 1.4, 2.0, 5.0, 1e2, 1e3, 1e4, 1e5)
+SHAPES = {"1024x64": (1024, 64), "8192x256": (8192, 256), "64x28x28x32": (64, 28, 28, 32)}
+
+
+def draw(shape, ratio, seed=0, std=1.0):
+    rng = np.random.default_rng(seed)
+    return np.asarray(rng.normal(ratio * std, std, shape), np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="axis_name")
+def train(x, mask=None, state=None, axis_name=None):
+    params, cold = jbn.init(x.shape[-1])
+    return jbn.batch_norm(
+        x, params, state or cold, training=True, mask=mask, axis_name=axis_name, momentum=0.0
+    )
+
+
+def check(y, x, mask=None, tolerance=OUTPUT):
+    mean, var, _ = oracles.moments(x, mask=mask)
+    want = oracles.normalize(x, mean, var)
+    if mask is not None:
+        there = np.broadcast_to(np.asarray(mask) > 0, x.shape)
+        y, want = np.asarray(y)[there], want[there]
+    worst = oracles.error(y, want)
+    assert worst <= tolerance, f"error {worst:.3g} is above {tolerance:.3g}"
+
+
+def check_state(state, x, mask=None):
+    mean, var, n = oracles.moments(x, mask=mask)
+    var = var * oracles.bessel(n)
+    np.testing.assert_allclose(state.mean, mean, rtol=MEAN, atol=VARIANCE * np.sqrt(var).max())
+    np.testing.assert_allclose(state.var, var, rtol=VARIANCE, atol=1e-30)
+
+
+def test_the_textbook_formulas_miss_the_bound():
+    """The bound means something: E[x^2] - E[x]^2 and the two-pass mean are both above it."""
+    x = draw((1024, 64), 1e3)
+    mean = jnp.mean(x, 0, keepdims=True)
+    with pytest.raises(AssertionError):
+        check((x - mean) / jnp.sqrt(jnp.mean((x - mean) ** 2, 0, keepdims=True) + 1e-5), x)
+    var = jnp.abs(jnp.mean(x * x, 0, keepdims=True) - mean**2)
+    with pytest.raises(AssertionError):
+        check((x - mean) / jnp.sqrt(var + 1e-5), x)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("shape", list(SHAPES))
+def test_one_device_from_the_first_step_on(shape, ratio):
+    x = draw(SHAPES[shape], ratio)
+    y, state = train(x)
+    check(y, x)
+    check_state(state, x)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("std", [1e-2, 30.0])
+def test_other_scales(std, sign):
+    for ratio in RATIOS:
+        x = sign * draw((1024, 64), ratio, std=std)
+        y, state = train(x)
+        check(y, x)
+        check_state(state, x)
+
+
+def test_a_warm_state_changes_nothing():
+    for ratio in RATIOS:
+        x = draw((1024, 64), ratio)
+        for mean in (ratio, -ratio, 1e6):
+            state = jbn.BatchNormState(
+                jnp.full(64, mean, jnp.float32), jnp.ones(64), jnp.int32(1000)
+            )
+            check(train(x, state=state)[0], x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_devices(mode):
+    run = over_devices(mode)
+    for ratio in RATIOS:
+        x = draw((1024, 64), ratio)
+        y, state = run(x)
+        check(y, x)
+        check_state(state, x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_eight_devices_with_different_means(mode):
+    run = over_devices(mode)
+    device = np.arange(DEVICES, dtype=np.float32).repeat(1024 // DEVICES)[:, None]
+    for ratio in RATIOS:
+        for spread_of_means in (1.0, 1e2, ratio):
+            x = draw((1024, 64), ratio) + np.float32(spread_of_means) * device
+            y, state = run(x)
+            check(y, x)
+            check_state(state, x)
+    # One device far from the seven others.
+    x = draw((1024, 64), 0.0) + np.float32(1e5) * (device == 5)
+    check(run(x)[0], x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["boolean", "weights"])
+def test_eight_devices_with_masks(mode, kind):
+    run = over_devices(mode)
+    for ratio in (0.0, 1e3, 1e5):
+        x = draw((1024, 64), ratio)
+        mask = make_mask((1024, 1), kind)
+        mask[:128] = 0  # the first device has nothing
+        dirty = np.where(mask > 0, x, np.float32(1e30))
+        y, state = run(dirty, mask)
+        check(y, x, mask)
+        check_state(state, x, mask)
+
+
+def over_devices(mode):
+    def function(sharded, _):
+        x, mask = sharded
+        return train(x, mask, axis_name=None if mode == "jit" else "d")
+
+    if mode == "jit":
+        return lambda x, mask=None: train(*shard((x, mask)))
+    mapped = compiled(spread(function, mode, replicated=True), mode)
+
+    def run(x, mask=None):
+        y, state = mapped((x, mask), (jnp.zeros(()),))
+        return y, one_of(state, mode, replicated=True)
+
+    return run
+
+
+def make_mask(shape, kind, seed=1):
+    rng = np.random.default_rng(seed)
+    keep = rng.random(shape) < 0.7
+    keep.reshape(-1)[0] = False  # a masked first row is no pivot
+    return keep if kind == "boolean" else np.where(keep, rng.uniform(0.1, 3, shape), 0).astype("f4")
+
+
+def test_under_vmap():
+    """Several problems at once, each with its own mean."""
+    x = np.stack([draw((512, 16), ratio, seed=i) for i, ratio in enumerate(RATIOS)])
+    y, state = jax.jit(jax.vmap(lambda x: train(x)))(x)
+    for i in range(len(RATIOS)):
+        check(y[i], x[i])
+        check_state(jax.tree.map(lambda leaf, i=i: leaf[i], state), x[i])
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e30, np.nan])
+@pytest.mark.parametrize("kind", ["boolean", "weights"])
+def test_masks(kind, garbage):
+    for ratio in RATIOS:
+        x = draw((1024, 64), ratio)
+        for shape in ((1024, 1), (1024, 64)):
+            mask = make_mask(shape, kind)
+            dirty = np.where(mask > 0, x, np.float32(garbage))
+            y, state = train(dirty, mask)
+            check(y, x, mask)
+            check_state(state, x, mask)
+
+
+def assert_no_variance(var, size):
+    """Assert 0 up to the square of a float32 rounding of the values themselves."""
+    assert np.all((np.asarray(var) >= 0) & (np.asarray(var) <= (6e-8 * size) ** 2 * 1e-3))
+
+
+def test_a_single_row_left_is_its_own_mean():
+    x = draw((64, 8), 1e5)
+    mask = np.arange(64)[:, None] == 40
+    y, state = train(x, mask)
+    np.testing.assert_allclose(y[40], np.zeros(8), atol=OUTPUT)
+    np.testing.assert_allclose(state.mean, x[40], rtol=MEAN)
+    assert_no_variance(state.var, 1e5)
+
+
+# Adversaries -----------------------------------------------------------------------------------
+
+
+def adversary(name, ratio, shape=(1024, 64)):
+    x = draw(shape, ratio)
+    if name == "first row is an outlier":
+        x[0] = ratio + 1e4
+    elif name == "first row is far away":
+        x[0] = -ratio - 1e6
+    elif name == "last row is an outlier":
+        x[-1] = ratio - 1e4
+    elif name == "sparse":
+        x[:] = ratio
+        x[shape[0] // 3] += np.maximum(1, ratio)
+    elif name == "sparse in the first row":
+        x[:] = ratio
+        x[0] += np.maximum(1, ratio)
+    elif name == "means from 0 to the ratio":
+        x += np.linspace(0, ratio, shape[-1], dtype=np.float32)
+    elif name == "drift along the batch":
+        x += np.linspace(0, ratio, shape[0], dtype=np.float32)[:, None]
+    elif name == "two clusters":
+        x[::2] += np.float32(ratio)
+        x[1::2] -= np.float32(2 * ratio)
+    elif name == "half the features constant":
+        x[:, ::2] = ratio + 0.1
+    return x
+
+
+ADVERSARIES = (
+    "first row is an outlier",
+    "first row is far away",
+    "last row is an outlier",
+    "sparse",
+    "sparse in the first row",
+    "means from 0 to the ratio",
+    "drift along the batch",
+    "two clusters",
+    "half the features constant",
+)
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_adversaries(name):
+    for ratio in RATIOS:
+        x = adversary(name, ratio)
+        y, _ = train(x)
+        check(y, x)
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_adversaries_over_devices(name):
+    """shard_map's device i holds rows i * 128 and on: outliers are on one device only."""
+    run = over_devices("shard_map")
+    for ratio in RATIOS:
+        x = adversary(name, ratio)
+        check(run(x)[0], x)
+
+
+@pytest.mark.parametrize("rows", [2, 96, 1000, 4096])
+def test_a_constant_feature_is_bias(rows):
+    """Only epsilon stands between its rounding and the output: rsqrt(1e-5) = 316."""
+    bias = jnp.array([1.0, -2.0, 0.5])
+    params = jbn.BatchNormParams(jnp.full(3, 0.7), bias)
+    _, state = jbn.init(3)
+
+    @jax.jit
+    def run(x):
+        y, new = jbn.batch_norm(x, params, state, training=True, momentum=0.0)
+        gradient = jax.grad(
+            lambda x: jnp.sum(jbn.batch_norm(x, params, state, training=True)[0] ** 2)
+        )(x)
+        return y, new, gradient
+
+    for value in (0.0, 1e-30, 0.1, -300.3, 12345.678, 1e5, 1e15):
+        x = np.full((rows, 3), value, np.float32)
+        y, new, gradient = run(x)
+        assert np.isfinite(np.asarray(gradient)).all()
+        assert np.isfinite(np.asarray(y)).all()
+        assert np.isfinite(np.asarray(new.var)).all()
+        np.testing.assert_allclose(new.mean, x[0], rtol=MEAN)
+        if value <= 1e5:
+            assert oracles.error(y, np.broadcast_to(bias, x.shape)) <= OUTPUT
+            assert_no_variance(new.var, value)
+
+
+def test_inference_at_a_large_running_mean():
+    """Subtract the mean first: y = x a + b would be off by 4e-3 at 1e5."""
+    for ratio in RATIOS:
+        x = draw((256, 16), ratio)
+        mean = np.full(16, ratio, np.float32) + np.linspace(0, 1, 16, dtype=np.float32)
+        var = np.linspace(0.5, 2, 16, dtype=np.float32)
+        y = jax.jit(jbn.normalize)(x, mean, var)
+        assert oracles.error(y, oracles.normalize(x, mean, var)) <= OUTPUT
+
+
+# Other branches --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Compile for this CPU what other platforms run, where jbn has a branch for each."""
+
+    def take_default(*arguments, default, **_):
+        return default(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", take_default)
+
+
+@pytest.mark.parametrize("mask", [None, "boolean", "weights"])
+def test_what_other_platforms_run(elsewhere, mask):
+    mask = None if mask is None else make_mask((1024, 1), mask)
+    dy = np.asarray(values(5, (1024, 64)))
+
+    @jax.jit
+    def run(x):
+        (y, state), pullback = jax.vjp(lambda x: train.__wrapped__(x, mask), x)
+        return y, state, pullback((dy, jax.tree.map(jnp.zeros_like, state)))[0]
+
+    def check_all(x):
+        y, state, dx = run(x)
+        check(y, x, mask)
+        problem = oracles.Problem(oracles.exact(x), None, None, np.zeros(64), np.ones(64))
+        problem.mask = mask
+        assert oracles.error(dx, problem.gradient(oracles.exact(dy))["x"]) <= DX
+        return state
+
+    for ratio in RATIOS:
+        x = draw((1024, 64), ratio)
+        check_state(check_all(x), x, mask)
+        for name in ADVERSARIES:
+            if mask is None or "sparse" not in name:  # the one row may be masked
+                check(run(adversary(name, ratio))[0], adversary(name, ratio), mask)
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "weights"])
+def test_more_devices_than_a_gather_is_good_for(kind):
+    """Above 64 devices the payload is O(C); vmap has as many devices as one likes."""
+    devices = 96
+    mask = None if kind == "none" else make_mask((devices * 8, 1), kind)
+    if mask is not None:
+        mask[8:24] = 0  # two devices have nothing
+    dy = np.asarray(values(5, (devices * 8, 16)))
+    if mask is not None:
+        dy = np.where(mask > 0, dy, 0)  # garbage has a y, and that a derivative
+
+    def parts(a):
+        return None if a is None else a.reshape(devices, 8, *a.shape[1:])
+
+    @jax.jit
+    def run(x):
+        def mapped(x):
+            y, state = jax.vmap(lambda x, m: train(x, m, axis_name="d"), axis_name="d")(
+                parts(x), parts(mask)
+            )
+            return y.reshape(x.shape), state
+
+        (y, state), pullback = jax.vjp(mapped, x)
+        return y, state, pullback((dy, jax.tree.map(jnp.zeros_like, state)))[0]
+
+    device = np.arange(devices, dtype=np.float32).repeat(8)[:, None]
+    for ratio in RATIOS:
+        for spread_of_means in (0.0, 1.0, ratio):
+            x = draw((devices * 8, 16), ratio) + np.float32(spread_of_means) * device
+            dirty = x if mask is None else np.where(mask > 0, x, np.float32(1e30))
+            y, state, dx = run(dirty)
+            check(y, x, mask)
+            for leaf in jax.tree.leaves(state):
+                np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
+            check_state(jax.tree.map(lambda leaf: leaf[0], state), x, mask)
+            problem = oracles.Problem(oracles.exact(x), None, None, np.zeros(16), np.ones(16))
+            problem.mask = mask
+            there = np.broadcast_to(True if mask is None else mask > 0, x.shape)
+            want = problem.gradient(oracles.exact(dy))["x"]
+            assert oracles.error(np.asarray(dx)[there], want[there]) <= DX
+
+
+# The gradient ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_at_large_means(masked):
+    mask = make_mask((1024, 1), "weights") if masked else None
+    dy = np.asarray(values(5, (1024, 64)))
+
+    @jax.jit
+    def pull(x, scale):
+        params, state = jbn.init(64)
+        _, pullback = jax.vjp(
+            lambda x, scale: jbn.batch_norm(
+                x, params._replace(scale=scale), state, training=True, mask=mask
+            )[0],
+            x,
+            scale,
+        )
+        return pullback(dy)
+
+    scale = np.linspace(0.5, 2, 64, dtype=np.float32)
+    for ratio in RATIOS:
+        x = draw((1024, 64), ratio)
+        dx, dscale = pull(x, scale)
+        want = oracles.Problem(
+            x=oracles.exact(x),
+            scale=oracles.exact(scale),
+            bias=None,
+            mean=np.zeros(64),
+            var=np.ones(64),
+            mask=mask,
+        ).gradient(oracles.exact(dy))
+        assert oracles.error(dx, want["x"]) <= DX
+        # A sum over 1024 rows of O(1): its size is 32, its error that of its terms.
+        assert np.abs(np.asarray(dscale) - want["scale"]).max() <= 32 * DX
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_gradient_at_large_means_over_devices(mode):
+    dy = np.asarray(values(5, (1024, 64)))
+    device = np.arange(DEVICES, dtype=np.float32).repeat(1024 // DEVICES)[:, None]
+
+    def function(sharded, whole):
+        return train(sharded, axis_name="d")[0], whole
+
+    run = spread(function, mode, replicated=True)
+    pull = compiled(jax.grad(lambda x: jnp.sum(run(x, (jnp.zeros(()),))[0] * dy)), mode)
+    for ratio in (0.0, 1e4, 1e5):
+        x = draw((1024, 64), ratio) + device / 2
+        want = oracles.Problem(oracles.exact(x), None, None, np.zeros(64), np.ones(64))
+        assert oracles.error(pull(x), want.gradient(oracles.exact(dy))["x"]) <= DX
+
+
+def test_half_precision_statistics_at_a_large_mean():
+    """float16 at mean 300 and bfloat16 at mean 100: statistics of the numbers that came."""
+    for dtype, mean in (("float16", 300.0), ("bfloat16", 100.0)):
+        x = values(6, (4096, 8), dtype, mean=mean)
+        y, state = train(x)
+        check_state(state, oracles.exact(x))
+        assert y.dtype == dtype
+        want_mean, want_var, _ = oracles.moments(x)
+        want = oracles.normalize(x, want_mean, want_var)
+        assert oracles.error(y, want) <= oracles.output_tolerance(dtype)
+
+
+def test_float64_keeps_its_precision():
+    with jax.enable_x64(True):
+        x = np.random.default_rng(7).normal(1e8, 1, (256, 4))
+        params, state = jbn.init(4)
+        y, _ = jbn.batch_norm(x, params, state, training=True)
+        assert y.dtype == jnp.float64
+        mean = x.mean(0) + (x - x.mean(0)).mean(0)
+        want = (x - mean) / np.sqrt(((x - mean) ** 2).mean(0) + 1e-5)
+        # A mean of 1e8 is itself rounded to 1.5e-8 in the oracle, so y is known that well.
+        assert oracles.error(y, want) <= 3e-8
+
+
+def test_sums_do_not_overflow():
+    """Squares of 1e19 are at float32's end; deviations of 1e15 around it are not."""
+    x = draw((64, 4), 1.0) * np.float32(1e15)
+    y, state = train(x)
+    check(y, x)
+    assert np.isfinite(np.asarray(state.var)).all()

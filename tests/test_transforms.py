@@ -1,0 +1,428 @@
+"""Forward and reverse mode, second order, vmap, scan, checkpoint: all equal the plain formula."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import F32_GRADIENT, F64_GRADIENT, assert_close
+from strategies import values
+
+import jbn
+
+# Second derivatives divide by the variance once more; values are of order 10 in float64.
+F64_HESSIAN = 1e-8
+# Two float32 programs for one function.
+REORDERED = 5e-6
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def case(dtype="float64", shape=(5, 2, 3), masked=True):
+    """Return the differentiable arguments of a small problem."""
+    features = shape[-1:]
+    rng = np.random.default_rng(0)
+    arguments = {
+        "x": values(1, shape, dtype, mean=0.3),
+        "scale": values(2, features, dtype, mean=1.0, std=0.3),
+        "bias": values(3, features, dtype),
+        "mean": values(4, features, dtype),
+        "var": jnp.asarray(rng.uniform(0.5, 2, features), dtype),
+        "epsilon": jnp.asarray(0.1, dtype),
+        "momentum": jnp.asarray(0.7, dtype),
+    }
+    if masked:
+        arguments["mask"] = jnp.asarray(rng.uniform(0.3, 2, (*shape[:-1], 1)), dtype)
+    return arguments
+
+
+def ours(x, scale, bias, mean, var, epsilon, momentum, mask=None):
+    y, new = jbn.batch_norm(
+        x,
+        jbn.BatchNormParams(scale, bias),
+        jbn.BatchNormState(mean, var, jnp.int32(2)),
+        training=True,
+        momentum=momentum,
+        epsilon=epsilon,
+        mask=mask,
+    )
+    return y, new.mean, new.var
+
+
+def plain(x, scale, bias, mean, var, epsilon, momentum, mask=None):
+    """Return the textbook formula in jax, for autodiff."""
+    rows = x.reshape(-1, x.shape[-1])
+    w = jnp.ones_like(rows[:, :1]) if mask is None else mask.reshape(-1, 1)
+    n = w.sum()
+    batch_mean = (w * rows).sum(0, keepdims=True) / n
+    batch_var = (w * (rows - batch_mean) ** 2).sum(0, keepdims=True) / n
+    y = (rows - batch_mean) / jnp.sqrt(batch_var + epsilon) * scale[None] + bias[None]
+    new_mean = momentum * mean + (1 - momentum) * batch_mean[0]
+    new_var = momentum * var + (1 - momentum) * batch_var[0] * n / (n - 1)
+    return y.reshape(x.shape), new_mean, new_var
+
+
+def scalar(function):
+    """Return a curved scalar of all outputs, so that no derivative vanishes by symmetry."""
+
+    def loss(arguments):
+        y, mean, var = function(**arguments)
+        r = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+        return jnp.sum(jnp.tanh(y) * r) + jnp.sum(y**2 * r) + jnp.sum(mean**2) + jnp.sum(var**2)
+
+    return loss
+
+
+def tangents(arguments, seed=7):
+    return {
+        name: values(seed + i, np.shape(a), a.dtype)
+        for i, (name, a) in enumerate(arguments.items())
+    }
+
+
+def assert_trees(got, want, tolerance):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        assert_close(a, b, tolerance, jax.tree_util.keystr(path))
+
+
+# First order -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_grad_is_that_of_the_plain_formula(x64, masked):
+    arguments = case(masked=masked)
+    got, want = (jax.jit(jax.grad(scalar(f)))(arguments) for f in (ours, plain))
+    assert_trees(got, want, F64_GRADIENT)
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(want)), "nothing to compare"
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_jvp_is_that_of_the_plain_formula(x64, masked):
+    arguments = case(masked=masked)
+    got, want = (
+        jax.jit(lambda a, t, f=f: jax.jvp(lambda a: f(**a), (a,), (t,)))(
+            arguments, tangents(arguments)
+        )
+        for f in (ours, plain)
+    )
+    assert_trees(got, want, F64_GRADIENT)
+
+
+def test_gradient_of_weights_is_finite_differences(x64):
+    arguments = case()
+    loss = jax.jit(scalar(ours))
+    got = jax.grad(loss)(arguments)["mask"]
+    step, want = 1e-5, np.zeros(got.shape)
+    for index in np.ndindex(*got.shape):
+        for sign in (1, -1):
+            moved = arguments | {"mask": arguments["mask"].at[index].add(sign * step)}
+            want[index] += sign * float(loss(moved)) / (2 * step)
+    # Central differences: truncation step^2 = 1e-10, rounding 1e-16 * 30 / step = 3e-10.
+    assert_close(got, want, 1e-8)
+    assert np.abs(want).min() > 1e-4
+
+
+def test_derivative_is_the_true_one_at_masked_positions(x64):
+    """A value at a masked position is one like any other: whoever uses it gets its derivative."""
+    arguments = case() | {"mask": (jnp.arange(10).reshape(5, 2, 1) % 3 > 0)}
+    loss = jax.jit(scalar(ours))
+    got = jax.grad(lambda x: loss(arguments | {"x": x}))(arguments["x"])
+    step, want = 1e-5, np.zeros(got.shape)
+    for index in np.ndindex(*got.shape):
+        for sign in (1, -1):
+            moved = arguments | {"x": arguments["x"].at[index].add(sign * step)}
+            want[index] += sign * float(loss(moved)) / (2 * step)
+    assert_close(got, want, 1e-8)
+
+
+def test_jacfwd_is_jacrev(x64):
+    arguments = case(shape=(4, 3))
+    forward, reverse = (
+        jax.jit(mode(lambda a: ours(**a)))(arguments) for mode in (jax.jacfwd, jax.jacrev)
+    )
+    assert_trees(forward, reverse, F64_GRADIENT)
+
+
+def test_jacfwd_is_jacrev_with_a_boolean_mask_and_an_empty_feature(x64):
+    arguments = case(shape=(4, 3), masked=False)
+    mask = jnp.asarray([[1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
+    forward, reverse = (
+        jax.jit(mode(lambda a: ours(**a, mask=mask)))(arguments)
+        for mode in (jax.jacfwd, jax.jacrev)
+    )
+    chex.assert_tree_all_finite(forward)
+    assert_trees(forward, reverse, F64_GRADIENT)
+
+
+def test_linearize_is_jvp_and_its_transpose_is_vjp():
+    arguments = case("float32")
+    t = tangents(arguments)
+    function = jax.jit(lambda a: ours(**a))
+    out, linear = jax.linearize(function, arguments)
+    want_out, want = jax.jvp(function, (arguments,), (t,))
+    assert_trees(out, want_out, REORDERED)
+    assert_trees(linear(t), want, F32_GRADIENT)
+    cotangent = jax.tree.map(jnp.cos, out)
+    (transposed,) = jax.linear_transpose(linear, arguments)(cotangent)
+    (pulled,) = jax.vjp(function, arguments)[1](cotangent)
+    assert_trees(transposed, pulled, F32_GRADIENT)
+
+
+def test_inference_has_both_modes(x64):
+    arguments = case(shape=(4, 3), masked=False)
+    del arguments["momentum"]
+
+    def infer(x, scale, bias, mean, var, epsilon):
+        state = jbn.BatchNormState(mean, var, jnp.int32(2))
+        y, _ = jbn.batch_norm(
+            x, jbn.BatchNormParams(scale, bias), state, training=False, epsilon=epsilon
+        )
+        return y
+
+    def formula(x, scale, bias, mean, var, epsilon):
+        return (x - mean[None]) / jnp.sqrt(var[None] + epsilon) * scale[None] + bias[None]
+
+    want = jax.jacfwd(lambda a: formula(**a))(arguments)
+    for mode in (jax.jacfwd, jax.jacrev):
+        assert_trees(jax.jit(mode(lambda a: infer(**a)))(arguments), want, F64_GRADIENT)
+
+
+# Second order ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_hessian_by_everything_is_that_of_the_plain_formula(x64, masked):
+    arguments = case(shape=(4, 2), masked=masked)
+    got, want = (jax.jit(jax.hessian(scalar(f)))(arguments) for f in (ours, plain))
+    assert_trees(got, want, F64_HESSIAN)
+
+
+@pytest.mark.parametrize(
+    "second", ["forward over forward", "reverse over reverse", "reverse over forward"]
+)
+def test_second_order_in_every_order_of_modes(x64, second):
+    outer, inner = {
+        "forward over forward": (jax.jacfwd, jax.jacfwd),
+        "reverse over reverse": (jax.jacrev, jax.jacrev),
+        "reverse over forward": (jax.jacrev, jax.jacfwd),
+    }[second]
+    arguments = case(shape=(4, 2))
+
+    def of(function):
+        def loss(x, mask):
+            return scalar(function)(arguments | {"x": x, "mask": mask})
+
+        return jax.jit(outer(inner(loss, (0, 1)), (0, 1)))(arguments["x"], arguments["mask"])
+
+    assert_trees(of(ours), of(plain), F64_HESSIAN)
+
+
+def test_third_order(x64):
+    arguments = case(shape=(4, 2), masked=False)
+
+    def third(function):
+        def along(t):
+            return scalar(function)(arguments | {"x": arguments["x"] * (1 + t) + t**2})
+
+        return jax.jit(jax.grad(jax.grad(jax.grad(along))))(jnp.float64(0.3))
+
+    assert_close(third(ours), third(plain), 1e3 * F64_HESSIAN)
+
+
+def test_gradient_penalty_in_float32():
+    """A gradient inside a loss, as WGAN-GP has it: reverse over reverse through two layers."""
+    params, state = jbn.init(3)
+    x, w = values(0, (6, 3)), values(1, (3, 3))
+
+    def network(x, w, norm):
+        return jnp.sum(jnp.tanh(norm(jnp.tanh(norm(x)) @ w)))
+
+    def norm(x):
+        return jbn.batch_norm(x, params, state, training=True)[0]
+
+    def formula(x):
+        mean = x.mean(0, keepdims=True)
+        return (x - mean) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
+
+    def penalty(norm):
+        def loss(w):
+            return jnp.sum(jax.grad(lambda x: network(x, w, norm))(x) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss))(w)
+
+    assert_trees(penalty(norm), penalty(formula), 10 * F32_GRADIENT)
+
+
+# vmap ------------------------------------------------------------------------------------------
+
+MAPPED = {
+    "x": ("x",),
+    "params": ("scale", "bias"),
+    "state": ("mean", "var"),
+    "mask": ("mask",),
+    "momentum": ("momentum",),
+    "epsilon": ("epsilon",),
+    "x, mask": ("x", "mask"),
+    "all": ("x", "scale", "bias", "mean", "var", "epsilon", "momentum", "mask"),
+}
+
+
+@jax.jit
+def value_and_gradient(arguments):
+    return ours(**arguments), jax.grad(scalar(ours))(arguments)
+
+
+@pytest.mark.parametrize("mapped", list(MAPPED))
+def test_vmap_is_a_loop(mapped):
+    arguments = case("float32")
+    names = MAPPED[mapped]
+    stacked = {
+        name: jnp.stack([a, a * 0.5, a * 0.9]) if name in names else a
+        for name, a in arguments.items()
+    }
+    axes = {name: 0 if name in names else None for name in arguments}
+
+    got = jax.jit(jax.vmap(value_and_gradient, in_axes=(axes,)))(stacked)
+    for i in range(3):
+        each = {name: a[i] if name in names else a for name, a in stacked.items()}
+        assert_trees(
+            jax.tree.map(lambda leaf, i=i: leaf[i], got), value_and_gradient(each), F32_GRADIENT
+        )
+
+
+def test_vmap_at_another_axis_with_boolean_masks():
+    params, state = jbn.init(3)
+    x = values(1, (5, 2, 3))  # the second axis is mapped
+    masks = jnp.asarray([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
+
+    def train(x, mask):
+        return jbn.batch_norm(x, params, state, training=True, mask=mask[:, None])
+
+    y, new = jax.jit(jax.vmap(train, in_axes=(1, 0), out_axes=(1, 0)))(x, masks)
+    one = jax.jit(train)
+    for i in range(2):
+        want_y, want = one(x[:, i], masks[i])
+        assert_close(y[:, i], want_y, REORDERED)
+        assert_trees(jax.tree.map(lambda leaf, i=i: leaf[i], new), want, REORDERED)
+    np.testing.assert_array_equal(new.count, [1, 0])
+
+
+# scan, loops, checkpoint -----------------------------------------------------------------------
+
+
+def test_scan_is_a_loop():
+    params, state = jbn.init(3)
+    batches = values(2, (6, 5, 3), mean=1.0)
+
+    @jax.jit
+    def step(state, x):
+        y, state = jbn.batch_norm(x, params, state, training=True, momentum=0.9)
+        return state, y
+
+    got_state, got = jax.lax.scan(step, state, batches)
+    for x, y in zip(batches, got, strict=True):
+        state, want = step(state, x)
+        assert_close(y, want, REORDERED)
+    assert_trees(got_state, state, REORDERED)
+    assert int(got_state.count) == 6
+
+
+def test_gradient_through_scan():
+    _, state = jbn.init(3)
+    w = values(3, (3, 3))
+    batches = values(4, (4, 5, 3))
+
+    def loss(w, unroll):
+        params = jbn.BatchNormParams(w[0], w[1])
+
+        def step(carry, x):
+            state, total = carry
+            y, state = jbn.batch_norm(x @ w, params, state, training=True, momentum=0.9)
+            return (state, total + jnp.sum(jnp.sin(y))), None
+
+        if unroll:
+            carry = (state, 0.0)
+            for x in batches:
+                carry, _ = step(carry, x)
+        else:
+            carry, _ = jax.lax.scan(step, (state, jnp.float32(0)), batches)
+        return carry[1] + jnp.sum(carry[0].mean ** 2) + jnp.sum(carry[0].var)
+
+    got, want = (jax.jit(jax.grad(loss), static_argnums=1)(w, u) for u in (False, True))
+    assert_close(got, want, F32_GRADIENT)
+
+
+def test_while_cond_and_switch():
+    params, state = jbn.init(3)
+    x = values(5, (5, 3))
+
+    @jax.jit
+    def body(i, state):
+        return jbn.batch_norm(x + i, params, state, training=True, momentum=0.5)[1]
+
+    looped = jax.lax.fori_loop(0, 3, body, state)
+    want = state
+    for i in range(3):
+        want = body(i, want)
+    assert_trees(looped, want, REORDERED)
+
+    @jax.jit
+    def either(training):
+        branches = [functools.partial(jbn.batch_norm, training=mode) for mode in (False, True)]
+        return jax.lax.cond(training, branches[1], branches[0], x, params, state)
+
+    for mode in (False, True):
+        assert_trees(either(mode), jbn.batch_norm(x, params, state, training=mode), REORDERED)
+
+
+@pytest.mark.parametrize("policy", ["everything", "nothing", "dots"])
+def test_checkpoint_moves_the_statistics_once(policy):
+    """A recomputed forward pass is pure: same gradient, and the state moved once."""
+    params, state = jbn.init(3)
+    x, w = values(6, (5, 3)), values(7, (3, 3))
+    policy = {
+        "everything": None,
+        "nothing": jax.checkpoint_policies.nothing_saveable,
+        "dots": jax.checkpoint_policies.dots_saveable,
+    }[policy]
+
+    def layer(x, w, state):
+        y, state = jbn.batch_norm(x @ w, params, state, training=True)
+        return jnp.tanh(y), state
+
+    def loss(w, layer):
+        h, first = layer(x, w, state)
+        h, second = layer(h, w, state)
+        return jnp.sum(h**2), (first, second)
+
+    remat = jax.checkpoint(layer, policy=policy)
+    got, want = (
+        jax.jit(jax.grad(lambda w, f=f: loss(w, f), has_aux=True))(w) for f in (remat, layer)
+    )
+    assert_trees(got, want, F32_GRADIENT)
+    assert [int(s.count) for s in got[1]] == [1, 1]
+
+
+def test_gradient_of_gradient_under_checkpoint_and_vmap_together(x64):
+    """All of them at once, since each alone can be right by luck."""
+    arguments = case(shape=(4, 2), masked=False)
+
+    def hvp(function):
+        wrapped = jax.checkpoint(scalar(function))
+
+        def one(v):
+            return jax.jvp(
+                jax.grad(lambda x: wrapped(arguments | {"x": x})), (arguments["x"],), (v,)
+            )[1]
+
+        return jax.jit(jax.vmap(one))(jnp.stack([arguments["x"] * i for i in (1.0, 2.0)]))
+
+    assert_trees(hvp(ours), hvp(plain), F64_HESSIAN)
