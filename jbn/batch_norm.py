@@ -62,7 +62,10 @@ def init(
             "Pass the length of x's feature axis: x.shape[-1]."
         )
     if not jnp.issubdtype(param_dtype, jnp.inexact):
-        raise TypeError(f"Expected a floating or complex `param_dtype`, got {param_dtype}.")
+        raise TypeError(
+            f"Expected a floating or complex `param_dtype`, got {param_dtype}. "
+            "The usual one is jnp.float32."
+        )
     stats_dtype = jnp.promote_types(param_dtype, jnp.float32)
     params = BatchNormParams(
         scale=jnp.ones(shape, param_dtype) if use_scale else None,

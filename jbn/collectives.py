@@ -25,8 +25,13 @@ class Pool(NamedTuple):
     """
 
     names: tuple[Hashable, ...]
-    size: int
+    sizes: tuple[int, ...]
     group_of: tuple[int, ...] | None
+
+    @property
+    def size(self) -> int:
+        """D, the number of devices."""
+        return math.prod(self.sizes)
 
     def gather(self, x: Array) -> Array:
         """Stack x of all devices, `(D, *x.shape)`: the same on each of them."""
@@ -45,8 +50,13 @@ class Pool(NamedTuple):
         """Which devices, `(D,)` bool, are in this device's group; None for all of them."""
         return None if self.group_of is None else jnp.asarray(self.group_of) == self._group()
 
-    def _index(self) -> Array:
-        return jax.lax.axis_index(self.names)
+    def _index(self) -> Array | int:
+        # Name by name: axis_index of a tuple is lost where a derivative is taken after the axis is
+        # gone, as in jax.grad(jax.jit(jax.vmap(f, axis_name=...))).
+        index = 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            index = index * size + jax.lax.axis_index(name)
+        return index
 
     def _group(self) -> Array:
         return jnp.asarray(self.group_of)[self._index()]
@@ -65,20 +75,24 @@ def pool(
         return None
     names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
     if len(set(names)) != len(names) or not names:
-        raise ValueError(f"Expected one or more different names, got axis_name={axis_name!r}.")
-    size = math.prod(_axis_size(name) for name in names)
+        raise ValueError(
+            f"Expected one or more different names, got axis_name={axis_name!r}. "
+            "Name each axis once, or leave axis_name out."
+        )
+    sizes = tuple(_axis_size(name) for name in names)
+    size = math.prod(sizes)
     if axis_index_groups is None:
-        return Pool(names, size, None)
+        return Pool(names, sizes, None)
     groups = [[int(i) for i in group] for group in axis_index_groups]
     if sorted(i for group in groups for i in group) != list(range(size)):
         raise ValueError(
             f"Expected `axis_index_groups` to hold each index of axis {axis_name!r}, 0 to "
-            f"{size - 1}, exactly once, got {axis_index_groups}."
+            f"{size - 1}, exactly once, got {axis_index_groups}. List every index in one group."
         )
     group_of = np.empty(size, int)
     for g, group in enumerate(groups):
         group_of[group] = g
-    return Pool(names, size, tuple(group_of.tolist()))
+    return Pool(names, sizes, tuple(group_of.tolist()))
 
 
 def _axis_size(name: Hashable) -> int:

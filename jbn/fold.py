@@ -51,7 +51,10 @@ def fold(
             f"kernel.shape={kernel.shape}. Transpose it: dense (in, C), convolution (H, W, in, C)."
         )
     if bias is not None and jnp.shape(bias) != shape:
-        raise ValueError(f"Expected the layer's bias of shape {shape}, got {jnp.shape(bias)}.")
+        raise ValueError(
+            f"Expected the layer's bias of shape {shape}, got {jnp.shape(bias)}. "
+            "Pass one value per output feature, or None for a layer without bias."
+        )
     dtype = jnp.promote_types(kernel.dtype, jnp.float32)
     a = jax.lax.rsqrt(state.var + epsilon)
     if params.scale is not None:

@@ -75,10 +75,15 @@ def merge_moments(*parts: Moments) -> Moments:
     References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983.
     """
     if not parts:
-        raise ValueError("Expected one or more Moments to merge, got none.")
+        raise ValueError(
+            "Expected one or more Moments to merge, got none. Unpack them: merge_moments(*parts)."
+        )
     shapes = {jnp.shape(leaf) for part in parts for leaf in part}
     if len(shapes) > 1:
-        raise ValueError(f"Expected Moments of one feature shape, got {sorted(shapes)}.")
+        raise ValueError(
+            f"Expected Moments of one feature shape, got {sorted(shapes)}. "
+            "Give the parts that belong together, with mean, var and count of that shape."
+        )
     mean, var, count = (jnp.stack(leaves) for leaves in zip(*parts, strict=True))
     pivot, remainder, var, count = merge(mean, jnp.zeros_like(mean), var, count)
     return Moments(pivot + remainder, var, count)
@@ -98,16 +103,23 @@ def feature_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Turn `axis` into non-negative axes in ascending order, the order of the statistics' shape."""
     given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
     if isinstance(axis, str) or not all(hasattr(a, "__index__") for a in given):
-        raise TypeError(f"Expected `axis` to be an int or a tuple of ints, got {axis!r}.")
+        raise TypeError(
+            f"Expected `axis` to be an int or a tuple of ints, got {axis!r}. "
+            "Name the feature axis, which is -1 for channels last and 1 for channels first."
+        )
     if ndim == 0:
         raise ValueError("Expected x with a feature axis, got a scalar. Reshape it: x[None].")
     if any(not -ndim <= a < ndim for a in given):
         raise ValueError(
-            f"Expected `axis` within -{ndim} to {ndim - 1} for x of {ndim} axes, got {axis}."
+            f"Expected `axis` within -{ndim} to {ndim - 1} for x of {ndim} axes, got {axis}. "
+            "Name the feature axis, which is -1 for channels last and 1 for channels first."
         )
     axes = tuple(sorted(a % ndim for a in given))
     if len(set(axes)) != len(axes) or not axes:
-        raise ValueError(f"Expected one or more different axes, got {axis} for x of {ndim} axes.")
+        raise ValueError(
+            f"Expected one or more different axes, got {axis} for x of {ndim} axes. "
+            "Name each feature axis once."
+        )
     return axes
 
 

@@ -156,11 +156,15 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
       [100.0, 105.0, 120.0, 125.0, 130.0]
     """
     if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"Expected `window` to be a positive int, got {window!r}.")
+        raise ValueError(
+            f"Expected `window` to be a positive int, got {window!r}. "
+            "Pass the number of values to average."
+        )
     values = jnp.asarray(values)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(
-            f"Expected one or more values along a first axis, got shape {values.shape}."
+            f"Expected one or more values along a first axis, got shape {values.shape}. "
+            "Pass a sequence with one value per step."
         )
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     window = min(window, values.shape[0])
