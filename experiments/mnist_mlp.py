@@ -215,15 +215,16 @@ def percentiles(inputs: Float[np.ndarray, "seeds N units"]) -> Float[np.ndarray,
     return np.moveaxis(ordered[..., ranks], 1, 2)
 
 
+def binary(images: UInt8[np.ndarray, "N H W"]) -> UInt8[np.ndarray, "N features"]:
+    """Turn grey levels into 0 and 1, in one row of pixels for each image."""
+    return (images.reshape(len(images), -1) > 127).astype(np.uint8)
+
+
 # ---- The experiment ------------------------------------------------------------------------------
 
 
 def run(config: Config, dataset: Dataset, run: Run) -> str:
     """Train, evaluate, draw; return the table to print."""
-
-    def binary(images: UInt8[np.ndarray, "N H W"]) -> UInt8[np.ndarray, "N features"]:
-        return (images.reshape(len(images), -1) > 127).astype(np.uint8)
-
     examples = binary(dataset.train_images), dataset.train_labels
     test = jax.device_put((binary(dataset.test_images), dataset.test_labels))
     drawn = batch_indices(0, 0, config.population_batches, config.batch_size, len(examples[1]))
