@@ -1,0 +1,1 @@
+"""Benchmarks of jbn against its peers: `python -m benchmarks.op`, `python -m benchmarks.fig1`."""

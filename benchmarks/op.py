@@ -1,0 +1,401 @@
+"""Batch normalization in jbn, Flax, Haiku, Equinox and torch: time and precision side by side.
+
+Time is of the training mode, running statistics included. JAX libraries run many steps inside one
+`fori_loop`, so that fresh memory pages and dispatch do not hide the operation:
+
+  forward             x <- y
+  forward + backward  dy <- y, x <- dy + dx / 2, and one step of SGD on scale and bias
+
+Everything is carried through the loop: x, scale, bias, running statistics. dy is the array y behind
+a branch that the compiler cannot see through, as a gradient that comes from the next layer: it
+differs in every step, and is read from memory, not computed again from x. x is written in place,
+dead after the step like the output of a convolution. SGD holds mean / std of x at its target.
+
+torch takes the same steps one by one in Python, out of place, with its own autograd (x stays as it
+is: torch would need further passes for the mix that XLA fuses into dx). Its large arrays come from
+fresh pages at each step, as its users have it. It has one thread, or one per core where that is
+faster.
+
+`copy` reads one array and writes another of x's size, in the same loop.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+import jbn
+from benchmarks import common, peers
+from benchmarks.common import Run
+from benchmarks.peers import Candidate, Shape
+
+SHAPES = ((256, 100), (8192, 1024), (256, 28, 28, 64), (64, 28, 28, 128), (64, 14, 14, 256),
+          (64, 7, 7, 512))  # fmt: skip
+SMOKE_SHAPES = ((16, 3, 3, 4),)
+DTYPES = ("float32", "bfloat16")
+PASSES = ("forward", "forward + backward")
+RATIOS = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5)
+CALM, OFF_CENTRE = 0.5, 100.0  # Mean / std of x.
+TORCH = {"torch": False, "torch, channels last": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure, and where to leave the result."""
+
+    preset: Literal["smoke", "full"] = "full"
+    """smoke: tiny shapes, a second or two, to see that all works"""
+    shapes: tuple[str, ...] = ()
+    """some shapes only, such as 256x100 64x7x7x512"""
+    steps: int | None = None
+    """in one loop; None takes as many as last .2 s, and ten at least"""
+    repeats: int | None = None
+    """rounds, of which the median counts; None takes 9 (smoke: 2)"""
+    output: Path | None = None
+    """folder for JSON and Markdown; None is benchmarks/results for a full run, else none"""
+
+
+# ---- One step, many times ------------------------------------------------------------------------
+
+
+def jax_run(candidate: Candidate, shape: Shape, dtype: Any, ratio: float, backward: bool) -> Run:
+    """Make the loop of a JAX library; see the module's docstring."""
+    loop = jax.jit(
+        functools.partial(steps, candidate.apply, ratio=ratio, backward=backward), donate_argnums=0
+    )
+    carry = start(candidate, shape, dtype, ratio)
+
+    def run(count: int) -> None:
+        nonlocal carry
+        carry = jax.block_until_ready(loop(carry, count))
+
+    return run
+
+
+def start(candidate: Candidate, shape: Shape, dtype: Any, ratio: float) -> Any:
+    """Make x of std 1, scale 1, bias `ratio`, and the running statistics."""
+    x = layout(batch(shape, ratio), candidate).astype(dtype)
+    features = shape[-1:]
+    scale = jnp.ones(features, candidate.param_dtype)
+    bias = jnp.full(features, ratio, candidate.param_dtype)
+    return jax.tree.map(jnp.copy, (x, scale, bias, candidate.stats))  # To be donated.
+
+
+def steps(apply: peers.Apply, carry: Any, count: Array, *, ratio: float, backward: bool) -> Any:
+    """Take `count` steps, to be jitted."""
+
+    def forward_step(i: Array, carry: Any) -> Any:
+        x, scale, bias, stats = carry
+        y, stats = apply(x, scale, bias, stats)
+        return y.astype(x.dtype), scale, bias, stats
+
+    def backward_step(i: Array, carry: Any) -> Any:
+        x, scale, bias, stats = carry
+
+        def forward(x: Array, scale: Array, bias: Array) -> tuple[Array, Any]:
+            return apply(x, scale, bias, stats)
+
+        y, backward, stats = jax.vjp(forward, x, scale, bias, has_aux=True)
+        dy = lax.cond(i < 0, jnp.negative, lambda y: y, y)
+        dx, dscale, dbias = backward(dy)
+        # Steps on sum(y^2) / 2n - scale - ratio * bias, whose minimum is at scale 1, bias `ratio`.
+        n = x.size // scale.size
+        scale -= (0.1 * (dscale / n - 1)).astype(scale.dtype)
+        bias -= (0.1 * (dbias / n - ratio)).astype(bias.dtype)
+        return (dy + dx / 2).astype(x.dtype), scale, bias, stats
+
+    return lax.fori_loop(0, count, backward_step if backward else forward_step, carry)
+
+
+def copy_run(shape: Shape, dtype: Any) -> Run:
+    """Make the loop that copies x: + i, so that no step is the same."""
+
+    def copy(carry: tuple[Array, Array], count: Array) -> tuple[Array, Array]:
+        return lax.fori_loop(0, count, lambda i, c: (c[0], c[0] + i.astype(dtype)), carry)
+
+    loop = jax.jit(copy, donate_argnums=0)
+    carry = (jnp.ones(shape, dtype), jnp.zeros(shape, dtype))
+
+    def run(count: int) -> None:
+        nonlocal carry
+        carry = jax.block_until_ready(loop(carry, count))
+
+    return run
+
+
+def torch_run(shape: Shape, dtype: str, channels_last: bool, backward: bool, device: str) -> Run:
+    """Make the loop of torch: out of place, from Python."""
+    import torch
+
+    x = torch.from_numpy(np.array(batch(shape, CALM))).to(device, getattr(torch, dtype))
+    x = torch_layout(x, channels_last)
+    mean, var = (fill(shape[-1], device=device) for fill in (torch.zeros, torch.ones))
+    scale = torch.ones(shape[-1], device=device, requires_grad=backward)
+    bias = torch.full((shape[-1],), CALM, device=device, requires_grad=backward)
+    x.requires_grad_(backward)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            y = torch.nn.functional.batch_norm(x, mean, var, scale, bias, True, 0.01, 1e-5)
+            if backward:
+                torch.autograd.grad(y, (x, scale, bias), y.detach())
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def torch_layout(x: Any, channels_last: bool) -> Any:
+    """Lay `(N, H, W, C)` out as torch's `(N, C, H, W)`, with C last in memory or not."""
+    if x.ndim == 2:
+        return x
+    x = x.permute(0, 3, 1, 2)  # C is last in memory still.
+    return x if channels_last else x.contiguous()
+
+
+def layout(x: Array, candidate: Candidate) -> Array:
+    """Move C to where the library has it."""
+    return jnp.moveaxis(x, -1, 1) if candidate.channels_first else x
+
+
+def batch(shape: Shape, ratio: float, seed: int = 0) -> Float[Array, "..."]:
+    """Draw x of std 1 and mean `ratio`, float32."""
+    return ratio + jax.random.normal(jax.random.key(seed), shape)
+
+
+# ---- Time ----------------------------------------------------------------------------------------
+
+
+def time_all(
+    shapes: Iterable[Shape], ways: dict[str, peers.Make], device: str | None, options: Options
+) -> list[dict[str, Any]]:
+    """Time every way at every shape, dtype and pass; print each as soon as it is known."""
+    rows, smoke = [], options.preset == "smoke"
+    for dtype in DTYPES:
+        for passes in PASSES:
+            backward = passes == PASSES[1]
+            for shape in shapes:
+                runs = {"copy": copy_run(shape, dtype)}
+                for name, make in ways.items():
+                    runs[name] = jax_run(make(shape, dtype), shape, dtype, CALM, backward)
+                for name in ("jbn", "Flax"):
+                    candidate = ways[name](shape, dtype)
+                    runs[off_centre(name)] = jax_run(candidate, shape, dtype, OFF_CENTRE, backward)
+                for name, channels_last in TORCH.items():
+                    if device and not (channels_last and len(shape) == 2):
+                        run = torch_run(shape, dtype, channels_last, backward, device)
+                        runs |= common.by_threads(name, run)
+                repeats = options.repeats or (2 if smoke else 9)
+                count = options.steps or (5 if smoke else None)
+                seconds = common.fastest(common.interleaved(runs, repeats=repeats, steps=count))
+                rows.append(
+                    {"dtype": dtype, "pass": passes, "shape": list(shape), "seconds": seconds}
+                )
+                ratio = seconds["jbn"] / seconds["Flax"]
+                print(f"{dtype} {passes} {label(shape)}: jbn / Flax {ratio:.2f}", flush=True)
+    return rows
+
+
+def off_centre(name: str) -> str:
+    """Name the row of a way at large mean / std."""
+    return f"{name}, mean/std {OFF_CENTRE:.0f}"
+
+
+def ratios(rows: list[dict[str, Any]], dtype: str, passes: str) -> list[float]:
+    """Take jbn / Flax of each shape."""
+    chosen = (row["seconds"] for row in rows if (row["dtype"], row["pass"]) == (dtype, passes))
+    return [seconds["jbn"] / seconds["Flax"] for seconds in chosen]
+
+
+def kept(make: peers.Make, shape: Shape, dtype: str) -> float:
+    """Compute how much a way keeps from forward to backward pass, as a multiple of x."""
+    candidate = make(shape, dtype)
+    x, scale, bias, stats = start(candidate, shape, dtype, CALM)
+
+    def residuals(x: Array, scale: Array, bias: Array) -> Any:
+        def forward(x: Array, scale: Array, bias: Array) -> tuple[Array, Any]:
+            return candidate.apply(x, scale, bias, stats)
+
+        return jax.vjp(forward, x, scale, bias, has_aux=True)[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(residuals, x, scale, bias))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / x.nbytes
+
+
+# ---- Precision -----------------------------------------------------------------------------------
+
+
+def errors(ways: dict[str, peers.Make], device: str | None) -> dict[str, list[float | None]]:
+    """Measure the largest error of y against float64, x of 1024x64 float32, by mean / std.
+
+    None where y has a NaN: JSON has no such number.
+    """
+    shape, shards = (1024, 64), 8
+    functions: dict[str, Callable[[Array], ArrayLike]] = {
+        name: normaliser(make(shape, "float32"), shape) for name, make in ways.items()
+    }
+    one_shard = jax.jit(sharded)
+    functions[f"jbn, {shards} shards"] = lambda x: one_shard(x.reshape(shards, -1, shape[-1]))
+    if device:
+        functions["torch"] = functools.partial(torch_normaliser, device)
+    found: dict[str, list[float | None]] = {name: [] for name in functions}
+    for ratio in RATIOS:
+        x = batch(shape, ratio)
+        exact = np.asarray(x, np.float64)
+        exact = (exact - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
+        for name, function in functions.items():
+            y = np.asarray(function(x), np.float64).reshape(shape)
+            error = float(np.abs(y - exact).max())
+            found[name].append(error if math.isfinite(error) else None)
+    return found
+
+
+def normaliser(candidate: Candidate, shape: Shape) -> Callable[[Array], Array]:
+    """Make the function x -> y of a way, at scale 1 and bias 0."""
+    _, *rest = start(candidate, shape, "float32", 0.0)
+    apply = jax.jit(candidate.apply)
+    return lambda x: apply(x, *rest)[0]
+
+
+def torch_normaliser(device: str, x: Array) -> np.ndarray:
+    """Normalise with torch."""
+    import torch
+
+    y = torch.nn.functional.batch_norm(
+        torch.from_numpy(np.array(x)).to(device), None, None, training=True
+    )
+    return y.cpu().numpy()
+
+
+def sharded(x: Float[Array, "D N C"]) -> Float[Array, "D N C"]:
+    """Normalise shards with jbn by the statistics of all of them."""
+    params, state = jbn.init(x.shape[-1])
+    one = functools.partial(jbn.batch_norm, training=True, axis_name="shards")
+    return jax.vmap(one, axis_name="shards", in_axes=(0, None, None))(x, params, state)[0]
+
+
+# ---- Report --------------------------------------------------------------------------------------
+
+
+def label(shape: Iterable[int]) -> str:
+    """Write a shape as 256x100."""
+    return "x".join(map(str, shape))
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Reduce jbn / Flax over the shapes to the geometric mean and the largest."""
+    found = {}
+    for dtype in DTYPES:
+        for passes in PASSES:
+            values = ratios(rows, dtype, passes)
+            found[f"{dtype} {passes}"] = {
+                "geometric_mean": statistics.geometric_mean(values),
+                "largest": max(values),
+                "shapes": values,
+            }
+    return found
+
+
+def report(result: dict[str, Any]) -> str:
+    """Write the result as Markdown."""
+    rows = result["rows"]
+    shapes = [row["shape"] for row in rows if (row["dtype"], row["pass"]) == (DTYPES[0], PASSES[0])]
+    parts = [
+        "# Batch normalization, jbn and its peers",
+        f"`python -m benchmarks.op` on {common.describe(result['env'])}.",
+        "Microseconds per step, and in brackets the multiple of the time to copy x. "
+        f"Mean / std of x is {CALM} where not said otherwise. How the steps are made, and how "
+        "torch's differ, is in the docstring of `benchmarks/op.py`.",
+    ]
+    for dtype in DTYPES:
+        for passes in PASSES:
+            columns = [
+                row["seconds"] for row in rows if (row["dtype"], row["pass"]) == (dtype, passes)
+            ]
+            names = list(dict.fromkeys(name for column in columns for name in column))
+            lines = [[name, *(cell(column, name) for column in columns)] for name in names]
+            total = result["jbn / Flax"][f"{dtype} {passes}"]
+            lines.append(["jbn / Flax", *(f"{ratio:.2f}" for ratio in total["shapes"])])
+            parts += [
+                f"## {dtype}, {passes}",
+                common.table(["", *map(label, shapes)], lines),
+                f"jbn / Flax: geometric mean {total['geometric_mean']:.2f}, "
+                f"largest {total['largest']:.2f}.",
+            ]
+    parts += [
+        "## Kept for the backward pass",
+        "Bytes that `jax.vjp` keeps, as a multiple of x, at "
+        + label(result["kept"]["shape"])
+        + ".",
+        common.table(
+            ["", *DTYPES],
+            [
+                [name, *(f"{value:.2f}" for value in values)]
+                for name, values in result["kept"]["multiples"].items()
+            ],
+        ),
+        "## Largest error of y against float64",
+        "x of 1024x64 float32, by mean / std.",
+        common.table(
+            ["", *(f"{ratio:g}" for ratio in RATIOS)],
+            [
+                [name, *("NaN" if value is None else f"{value:.1e}" for value in values)]
+                for name, values in result["errors"].items()
+            ],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def cell(seconds: dict[str, float], name: str) -> str:
+    """Write microseconds and the multiple of a copy; nothing where there is no such way."""
+    if name not in seconds:
+        return ""
+    return f"{seconds[name] * 1e6:,.0f} ({seconds[name] / seconds['copy']:.1f})"
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Measure, print, write; return the result."""
+    every = SMOKE_SHAPES if options.preset == "smoke" else SHAPES
+    known = {label(shape): shape for shape in every}
+    if unknown := set(options.shapes) - set(known):
+        raise SystemExit(f"Expected shapes among {', '.join(known)}, got {', '.join(unknown)}.")
+    shapes = [known[name] for name in options.shapes or known]
+    ways = peers.candidates()
+    device = peers.torch_device()
+    rows = time_all(shapes, ways, device, options)
+    result = {
+        "env": common.environment(),
+        "options": {**dataclasses.asdict(options), "output": None},
+        "rows": rows,
+        "jbn / Flax": summary(rows),
+        "kept": {
+            "shape": shapes[-1],
+            "multiples": {
+                name: [kept(make, shapes[-1], dtype) for dtype in DTYPES]
+                for name, make in ways.items()
+            },
+        },
+        "mean / std": RATIOS,
+        "errors": errors(ways, device),
+    }
+    markdown = report(result)
+    print(f"\n{markdown}")
+    whole = options.preset == "full" and not options.shapes
+    if output := options.output or (common.RESULTS if whole else None):
+        common.write(output, f"op_{jax.default_backend()}", result, markdown)
+    return result
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

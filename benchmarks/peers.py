@@ -1,0 +1,119 @@
+"""Batch normalization as jbn and each peer does it, in training, behind one signature."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+from jaxtyping import Array
+
+import jbn
+from benchmarks.common import installed
+
+Shape = tuple[int, ...]
+Stats = Any
+Apply = Callable[[Array, Array, Array, Stats], tuple[Array, Stats]]
+
+
+class Candidate(NamedTuple):
+    """One way to normalise `(N, ..., C)`, or `(N, C, ...)` where that is the library's layout.
+
+    `apply(x, scale, bias, stats) -> (y, moved stats)`, scale and bias `(C,)` in `param_dtype`.
+    """
+
+    apply: Apply
+    stats: Stats
+    param_dtype: Any = jnp.float32
+    channels_first: bool = False
+
+
+Make = Callable[[Shape, Any], Candidate]
+
+
+def with_jbn(shape: Shape, dtype: Any) -> Candidate:
+    """Normalise with jbn: float32 parameters and statistics for any x."""
+
+    def apply(x: Array, scale: Array, bias: Array, stats: Stats) -> tuple[Array, Stats]:
+        return jbn.batch_norm(x, jbn.BatchNormParams(scale, bias), stats, training=True)
+
+    return Candidate(apply, jbn.init(shape[-1])[1])
+
+
+def with_flax(shape: Shape, dtype: Any, *, fast: bool = True) -> Candidate:
+    """Normalise with Flax: by E[x^2] - E[x]^2 if fast. Without dtype= y would be float32."""
+    layer = linen.BatchNorm(use_running_average=False, dtype=dtype, use_fast_variance=fast)
+
+    def apply(x: Array, scale: Array, bias: Array, stats: Stats) -> tuple[Array, Stats]:
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+        y, moved = layer.apply(variables, x, mutable=["batch_stats"])
+        return y, moved["batch_stats"]
+
+    return Candidate(apply, {"mean": jnp.zeros(shape[-1]), "var": jnp.ones(shape[-1])})
+
+
+def with_haiku(shape: Shape, dtype: Any) -> Candidate:
+    """Normalise with Haiku, which has parameters and statistics in x's dtype."""
+    import haiku as hk
+
+    def normalise(x: Array) -> Array:
+        layer = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.99)
+        return layer(x, is_training=True)
+
+    layer = hk.without_apply_rng(hk.transform_with_state(normalise))
+
+    def apply(x: Array, scale: Array, bias: Array, stats: Stats) -> tuple[Array, Stats]:
+        per_feature = (1,) * (x.ndim - 1) + scale.shape
+        params = {"scale": scale.reshape(per_feature), "offset": bias.reshape(per_feature)}
+        return layer.apply({"batch_norm": params}, stats, x)
+
+    _, stats = layer.init(jax.random.key(0), jnp.ones(shape, dtype))
+    return Candidate(apply, stats, param_dtype=dtype)
+
+
+def with_equinox(shape: Shape, dtype: Any) -> Candidate:
+    """Normalise with Equinox as documented: examples are `(C, ...)`, the batch is a named vmap."""
+    import equinox as eqx
+
+    layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
+        shape[-1], axis_name="batch", mode="batch", dtype=dtype
+    )
+
+    def apply(x: Array, scale: Array, bias: Array, stats: Stats) -> tuple[Array, Stats]:
+        this = eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (scale, bias))
+        return jax.vmap(this, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, stats)
+
+    return Candidate(apply, state, param_dtype=dtype, channels_first=True)
+
+
+def candidates() -> dict[str, Make]:
+    """Name the ways that are installed, and print a line for each that is not."""
+    found: dict[str, Make] = {
+        "jbn": with_jbn,
+        "Flax": with_flax,
+        "Flax, two-pass": functools.partial(with_flax, fast=False),
+    }
+    for name, module, make in (
+        ("Haiku", "haiku", with_haiku),
+        ("Equinox", "equinox", with_equinox),
+    ):
+        if installed(module):
+            found[name] = make
+        else:
+            print(f"{name} is not installed: left out.")
+    return found
+
+
+def torch_device() -> str | None:
+    """Name the device on which torch can be compared with this JAX, if any; else print why not."""
+    if not installed("torch"):
+        print("torch is not installed: left out.")
+        return None
+    import torch
+
+    device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+    if device is None or (device == "cuda" and not torch.cuda.is_available()):
+        print(f"this torch does not run on {jax.default_backend()}: left out.")
+        return None
+    return device

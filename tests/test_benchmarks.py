@@ -1,0 +1,93 @@
+"""The benchmarks run, and leave reports that can be read; no time is asserted."""
+
+import functools
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import common, op, peers
+
+WAYS = [
+    pytest.param(
+        make,
+        marks=pytest.mark.skipif(importlib.util.find_spec(module) is None, reason="not installed"),
+        id=name,
+    )
+    for name, module, make in (
+        ("jbn", "jbn", peers.with_jbn),
+        ("flax", "flax", peers.with_flax),
+        ("flax_two_pass", "flax", functools.partial(peers.with_flax, fast=False)),
+        ("haiku", "haiku", peers.with_haiku),
+        ("equinox", "equinox", peers.with_equinox),
+    )
+]
+
+
+@pytest.mark.parametrize("make", WAYS)
+def test_steps_are_of_the_whole_operation(make):
+    # A step by hand, in float64: the loop neither leaves anything out nor drifts away.
+    shape, ratio = (6, 2, 2, 3), op.CALM
+    candidate = make(shape, "float32")
+    x, scale, bias, stats = op.start(candidate, shape, "float32", ratio)
+    step = functools.partial(op.steps, candidate.apply, ratio=ratio, backward=True)
+    got_x, got_scale, got_bias, got_stats = jax.jit(step)((x, scale, bias, stats), 1)
+
+    flat = np.asarray(jnp.moveaxis(x, 1, -1) if candidate.channels_first else x, np.float64)
+    flat = flat.reshape(-1, 3)
+    std = np.sqrt(flat.var(0) + 1e-5)
+    xhat = (flat - flat.mean(0)) / std
+    y = xhat + ratio
+    dx = (y - y.mean(0) - xhat * (y * xhat).mean(0)) / std
+    got_x = jnp.moveaxis(got_x, 1, -1) if candidate.channels_first else got_x
+    np.testing.assert_allclose(got_x.reshape(-1, 3), y + dx / 2, atol=1e-5)
+    np.testing.assert_allclose(got_scale, 1 - 0.1 * ((y * xhat).mean(0) - 1), atol=1e-5)
+    np.testing.assert_allclose(got_bias, ratio - 0.1 * (y.mean(0) - ratio), atol=1e-5)
+    moved = [
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(got_stats), strict=True)
+    ]
+    assert any(moved)
+
+
+def test_op_reports(tmp_path):
+    op.main(op.Options(preset="smoke", output=tmp_path))
+    result = json.loads((tmp_path / "op_cpu.json").read_text())
+    assert len(result["rows"]) == len(op.DTYPES) * len(op.PASSES) * len(op.SMOKE_SHAPES)
+    for row in result["rows"]:
+        assert {"copy", "jbn", "Flax", "Flax, two-pass"} <= set(row["seconds"])
+        assert all(seconds > 0 for seconds in row["seconds"].values())
+    assert max(result["errors"]["jbn"]) <= 4e-6
+    assert max(result["errors"]["jbn, 8 shards"]) <= 4e-6
+    text = (tmp_path / "op_cpu.md").read_text()
+    assert "geometric mean" in text
+    assert "Largest error" in text
+
+
+def test_op_refuses_unknown_shapes():
+    with pytest.raises(SystemExit, match="256x100"):
+        op.main(op.Options(shapes=("1x2x3",)))
+
+
+def test_interleaved_takes_the_median_of_the_rounds():
+    taken = {"a": [], "b": []}
+    seconds = common.interleaved(
+        {name: counts.append for name, counts in taken.items()}, repeats=3, steps=7
+    )
+    assert taken == {"a": [7] * 4, "b": [7] * 4}  # Once to compile.
+    assert set(seconds) == {"a", "b"}
+
+
+def test_fig1_reports(tmp_path):
+    from benchmarks import fig1
+
+    fig1.main(fig1.Options(preset="smoke", output=tmp_path))
+    result = json.loads((tmp_path / "fig1_cpu.json").read_text())
+    for rate in result["steps_per_second"].values():
+        assert set(rate) == {"without", "with", "both"}
+        assert min(rate.values()) > 0
+    assert result["experiment"]["whole"] > 0
+    assert "jbn / Flax + optax" in (tmp_path / "fig1_cpu.md").read_text()
