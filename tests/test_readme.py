@@ -14,7 +14,8 @@ def test_example_runs_and_normalises():
     names = {}
     exec(example, names)
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
-    np.testing.assert_allclose(names["state"].mean, 3, atol=0.5)
+    assert int(names["state"].count) == 2
+    np.testing.assert_allclose(names["y"].mean(), 3, atol=0.1)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(names["gradient"]))
 
 
