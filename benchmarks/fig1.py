@@ -198,6 +198,7 @@ def experiment(config: Config, dataset: Dataset) -> dict[str, float]:
             mnist_mlp.run(config, dataset, run)
         whole = time.perf_counter() - began
         chunks = list(record.read_rows(run.path / "timing.jsonl"))
+        run.lock.close()
     return {
         "steps": config.steps,
         "whole": whole,
