@@ -65,8 +65,9 @@ def jbn_run(config: Config, dataset: Dataset, names: tuple[str, ...]) -> Run:
     """Train the networks of these names in one scan, as the experiment does."""
     images, labels = mnist_mlp.binary(dataset.train_images), dataset.train_labels
     examples = jax.device_put((images, labels))
-    every = mnist_mlp.init(config, jax.random.key(0), images.shape[1])
-    state = {name: jax.tree.map(lambda leaf: leaf[None], every[name]) for name in names}
+    init = jax.jit(jax.vmap(lambda key: mnist_mlp.init(config, key, images.shape[1])))
+    every = init(jax.random.key(0)[None])
+    state = {name: every[name] for name in names}
     run_chunk = jax.jit(functools.partial(scan_steps, mnist_mlp.make_step(config)))
     done = 0
 
@@ -91,7 +92,8 @@ def flax_run(config: Config, dataset: Dataset, name: str) -> Run:
         kernel_init=linen.initializers.normal(config.sigma),
         norm=norm if name == "with" else None,
     )
-    variables = model.init(jax.random.key(0), images[:1], training=False)
+    init = jax.jit(functools.partial(model.init, training=False))
+    variables = init(jax.random.key(0), images[:1])
     optimizer = optax.sgd(config.learning_rate)
     params, stats = variables["params"], variables.get("batch_stats", {})
     carry = params, stats, optimizer.init(params)

@@ -53,10 +53,11 @@ def test_steps_are_of_the_whole_operation(make):
     assert any(moved)
 
 
-def test_op_reports(tmp_path):
+def test_op_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr(op, "DTYPES", ("bfloat16",))  # float32 is in the test above.
     op.main(op.Options(preset="smoke", output=tmp_path))
     result = json.loads((tmp_path / "op_cpu.json").read_text())
-    assert len(result["rows"]) == len(op.DTYPES) * len(op.PASSES) * len(op.SMOKE_SHAPES)
+    assert len(result["rows"]) == len(op.PASSES) * len(op.SMOKE_SHAPES)
     for row in result["rows"]:
         assert {"copy", "jbn", "Flax", "Flax, two-pass"} <= set(row["seconds"])
         assert all(seconds > 0 for seconds in row["seconds"].values())
