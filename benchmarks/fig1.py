@@ -2,8 +2,8 @@
 
 784-100-100-100-10 sigmoid units, with and without batch normalization, batches of 60, SGD at .1.
 
-  jbn           `experiments.train.scan_steps` as `python -m experiments mnist_mlp` runs it: chunks
-                of 250 steps in one jitted scan, the data set on the device, batches drawn included
+  jbn           `experiments.devices` as `python -m experiments mnist_mlp` uses it: chunks of 250
+                steps in one jitted scan, the data set on the device, batches drawn included
   Flax + optax  the same model with Flax's BatchNorm, a jitted step called from Python on batches
                 indexed from a NumPy array of float32
   torch         Linear, BatchNorm1d, SGD in eager mode on batches indexed from a float32 tensor;
@@ -36,8 +36,9 @@ from benchmarks import common
 from benchmarks.common import Run
 from experiments import data, mnist_mlp, record
 from experiments.data import Dataset
+from experiments.devices import Devices
 from experiments.mnist_mlp import Config
-from experiments.train import batch_indices, scan_steps
+from experiments.train import Execution, batch_indices
 from jbn.models import MLP
 
 NETWORKS = ("without", "with")
@@ -68,7 +69,7 @@ def jbn_run(config: Config, dataset: Dataset, names: tuple[str, ...]) -> Run:
     init = jax.jit(jax.vmap(lambda key: mnist_mlp.init(config, key, images.shape[1])))
     every = init(jax.random.key(0)[None])
     state = {name: every[name] for name in names}
-    run_chunk = jax.jit(functools.partial(scan_steps, mnist_mlp.make_step(config)))
+    run_chunk = Devices().compile(mnist_mlp.make_step(config), config.batch_size)
     done = 0
 
     def run(count: int) -> None:
@@ -197,7 +198,7 @@ def experiment(config: Config, dataset: Dataset) -> dict[str, float]:
         record.keep_environment(run, {**record.environment(), "data": dataset.describe()})
         began = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):  # Its progress.
-            mnist_mlp.run(config, dataset, run)
+            mnist_mlp.run(config, dataset, run, Execution())
         whole = time.perf_counter() - began
         chunks = list(record.read_rows(run.path / "timing.jsonl"))
         run.lock.close()

@@ -32,8 +32,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 import jbn
 from experiments import fig1
 from experiments.data import Dataset
+from experiments.devices import Share, Step
 from experiments.record import Run
-from experiments.train import batch_indices, train
+from experiments.train import Execution, batch_indices, train
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
@@ -95,9 +96,11 @@ class Network(NamedTuple):
 # ---- Networks and training -----------------------------------------------------------------------
 
 
-def models(config: Config) -> dict[str, MLP]:
-    """Make the two networks."""
-    norm = functools.partial(BatchNorm, momentum=config.momentum, unbiased=True)
+def models(config: Config, axis_name: str | None = None) -> dict[str, MLP]:
+    """Make the two networks; in training, statistics are those of all devices of an axis."""
+    norm = functools.partial(
+        BatchNorm, momentum=config.momentum, unbiased=True, axis_name=axis_name
+    )
     make = functools.partial(
         MLP, hidden=config.hidden, kernel_init=nn.initializers.normal(config.sigma)
     )
@@ -115,26 +118,30 @@ def init(config: Config, key: PRNGKeyArray, features: int) -> dict[str, Network]
     return state
 
 
-def make_step(config: Config) -> Callable[[dict[str, Network], Any], dict[str, Network]]:
+def make_step(config: Config) -> Step:
     """Make the training step of one seed: all networks in the state on the same batch."""
-    networks = models(config)
     optimizer = optax.sgd(config.learning_rate)
 
-    def advance(model: MLP, network: Network, x: Array, labels: Array) -> Network:
+    def advance(model: MLP, network: Network, x: Array, labels: Array, share: Share) -> Network:
         def loss(params: Any) -> tuple[Array, Any]:
             variables = {"params": params, "batch_stats": network.batch_stats}
-            logits, moved = model.apply(variables, x, training=True, mutable=["batch_stats"])
+            logits, moved = model.apply(
+                variables, x, training=True, mask=share.mask, mutable=["batch_stats"]
+            )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), moved.get("batch_stats", {})
+            return share.mean(losses), moved.get("batch_stats", {})
 
-        gradient, batch_stats = jax.grad(loss, has_aux=True)(network.params)
+        gradient, batch_stats = share.gradient(loss, network.params)
         updates, opt_state = optimizer.update(gradient, network.opt_state)
         return Network(optax.apply_updates(network.params, updates), batch_stats, opt_state)
 
-    def step(state: dict[str, Network], batch: tuple[Array, Array]) -> dict[str, Network]:
+    def step(
+        state: dict[str, Network], batch: tuple[Array, Array], share: Share
+    ) -> dict[str, Network]:
+        networks = models(config, share.axis_name)
         images, labels = batch
         x = images.astype(jnp.float32)
-        return {name: advance(networks[name], net, x, labels) for name, net in state.items()}
+        return {name: advance(networks[name], net, x, labels, share) for name, net in state.items()}
 
     return step
 
@@ -223,8 +230,8 @@ def binary(images: UInt8[np.ndarray, "N H W"]) -> UInt8[np.ndarray, "N features"
 # ---- The experiment ------------------------------------------------------------------------------
 
 
-def run(config: Config, dataset: Dataset, run: Run) -> str:
-    """Train, evaluate, draw; return the table to print."""
+def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution) -> str:
+    """Train, evaluate, draw; return the table to print. Hosts without a run write nothing."""
     examples = binary(dataset.train_images), dataset.train_labels
     test = jax.device_put((binary(dataset.test_images), dataset.test_labels))
     drawn = batch_indices(0, 0, config.population_batches, config.batch_size, len(examples[1]))
@@ -245,8 +252,11 @@ def run(config: Config, dataset: Dataset, run: Run) -> str:
         steps=config.steps,
         batch_size=config.batch_size,
         evaluate_every=config.evaluate_every,
+        execution=execution,
         note=note,
     )
+    if run is None:
+        return ""
     summary = fig1.summarise(run)
     fig1.draw(run, summary)
     run.write("summary.json", summary)  # Last: it marks the run as finished.

@@ -19,11 +19,13 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import jax
 
 PACKAGES = ("jbn", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "scikit-learn")
+
+Config = TypeVar("Config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,7 @@ def create(root: Path, experiment: str, config: Any) -> Run:
         except FileExistsError:
             continue
         run = Run(path, _lock(path))
-        run.write("config.json", {"experiment": experiment, **dataclasses.asdict(config)})
+        run.write("config.json", {"experiment": experiment, **to_json(config)})
         return run
 
 
@@ -103,7 +105,7 @@ def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
 
     Raises: ValueError: there is none.
     """
-    wanted = json.loads(json.dumps({"experiment": experiment, **dataclasses.asdict(config)}))
+    wanted = {"experiment": experiment, **to_json(config)}
     others = []
     for path in sorted((root / experiment).glob("*/"), reverse=True):
         if not (path / "config.json").is_file() or (path / "summary.json").exists():
@@ -130,6 +132,30 @@ def _lock(path: Path) -> TextIO:
         file.close()
         raise
     return file
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Turn a config into what its JSON file holds."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_config(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """Turn the content of a JSON file into a config."""
+    lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return kind(**{**values, **lists})
+
+
+def read_config(path: Path, experiment: str, kind: type[Config]) -> Config:
+    """Read the config of a run of this experiment.
+
+    Raises: ValueError: it is a run of another experiment.
+    """
+    values = read_json(path / "config.json")
+    if values.pop("experiment", None) != experiment:
+        raise ValueError(
+            f"Expected a run of {experiment}, got {path}, which is of another experiment."
+        )
+    return to_config(kind, values)
 
 
 def read_json(path: Path) -> Any:
@@ -179,11 +205,11 @@ def keep_environment(run: Run, environment: dict[str, Any]) -> None:
             f"Expected the examples that {run.path} began with, {before['data']['name']}, got "
             f"{environment['data']['name']}. Pass the same --data-dir."
         )
-    for part in ("versions", "device", "machine"):
-        if before[part] != environment[part]:
+    for part in ("versions", "device", "machine", "spread"):
+        if before.get(part) != environment[part]:
             print(
                 f"{part} differ from those this run began with: its metrics may do so in the last "
-                f"digits. Then: {before[part]}; now: {environment[part]}",
+                f"digits. Then: {before.get(part)}; now: {environment[part]}",
                 file=sys.stderr,
             )
 

@@ -1,28 +1,41 @@
 """The training loop of every experiment.
 
-One jitted `lax.scan` per chunk of steps, the data set on the device, all seeds in one `vmap`.
-After each chunk come an evaluation, a row of metrics.jsonl and a checkpoint; a run that was stopped
-at any moment goes on from its last checkpoint and ends with the very same metrics.
+Chunks of steps, each one jitted `lax.scan` with the data set on the device, all seeds in one
+`vmap`, on one device or many, on one host or several. After each chunk come an evaluation and a row
+of metrics.jsonl, after every few a checkpoint; a run that was stopped at any moment goes on from
+its last checkpoint and ends with the very same metrics.
 """
 
-import functools
+import contextlib
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from jaxtyping import Array, Int32
+from jaxtyping import Int32
 
+from experiments import hosts
+from experiments.checkpoints import Checkpoints
+from experiments.devices import Devices, Step
+from experiments.last_words import LastWords, Stopped
 from experiments.progress import Progress
 from experiments.record import Run
 
-Step = Callable[[Any, Any], Any]
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out: nothing here changes its results, but for rounding."""
+
+    devices: Devices = field(default_factory=Devices)
+    checkpoint_every: int = 10  # Chunks.
+    last_words: LastWords = field(default_factory=LastWords)
 
 
 def train(
-    run: Run,
+    run: Run | None,
     state: Any,
     *,
     step: Step,
@@ -32,87 +45,74 @@ def train(
     steps: int,
     batch_size: int,
     evaluate_every: int,
+    execution: Execution,
     note: Callable[[dict[str, Any]], str] = lambda row: "",
 ) -> Any:
     """Train from `state`, or from the run's last checkpoint, to `steps`.
 
     Args:
-      run: the run directory, which gets metrics.jsonl, timing.jsonl and checkpoints/.
+      run: the run directory, which gets metrics.jsonl, timing.jsonl and checkpoints/; None on
+        hosts other than the first.
       state: pytree of arrays with a leading axis of `seeds`, before the first step.
-      step: `(state, batch) -> state` for one seed, to be traced.
+      step: `(state, batch, share) -> state` for one seed, to be traced.
       evaluate: state of all seeds -> what goes into a row of metrics.jsonl.
       examples: pytree of arrays with a leading axis of examples; a batch is rows of each.
       seeds: number of seeds; seed i draws its batches from generator i.
       steps: number of training steps.
       batch_size: examples in a batch.
       evaluate_every: steps between evaluations, also the length of a chunk.
+      execution: on which devices, how often to write a checkpoint, when to stop.
       note: row -> a few words for the progress bar.
 
     Returns: state after the last step.
+    Raises: Stopped: by a signal, after a checkpoint.
     """
-    num_examples = len(jax.tree.leaves(examples)[0])
-    examples = jax.device_put(examples)
-    run_chunk = jax.jit(functools.partial(scan_steps, step))
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
-    with ocp.CheckpointManager((run.path / "checkpoints").absolute(), options=options) as saved:
+    devices, num_examples = execution.devices, len(jax.tree.leaves(examples)[0])
+    run_chunk = devices.compile(step, batch_size)
+    with contextlib.ExitStack() as stack:
         # ---- Where to begin -------------------------------------------------------------------
-        done = saved.latest_step()
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            run.rewind(name, -1 if done is None else done)
-        if done is None:
-            done = 0
-            run.append("metrics.jsonl", {"step": 0, **evaluate(state)})
-        else:
-            like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-            state = saved.restore(done, args=ocp.args.StandardRestore(like))
+        checkpoints = stack.enter_context(Checkpoints(run)) if run else None
+        found = checkpoints.newest(state) if checkpoints else None
+        if run:
+            for name in ("metrics.jsonl", "timing.jsonl"):
+                run.rewind(name, found[0] if found else -1)
+            if not found:
+                run.append("metrics.jsonl", {"step": 0, **evaluate(state)})
+        done = hosts.told_by_first(found[0] if found else 0)
+        state = hosts.arrays_of_first(found[1] if found else state)
+        state, examples = devices.replicate(state), devices.replicate(examples)
 
         # ---- Chunk by chunk -------------------------------------------------------------------
-        with Progress(steps, done=done) as progress:
-            while done < steps:
-                began = time.perf_counter()
-                until = min(done + evaluate_every, steps)
-                drawn = [
-                    batch_indices(seed, done, until, batch_size, num_examples)
-                    for seed in range(seeds)
-                ]
-                state = run_chunk(state, examples, np.stack(drawn, axis=1))
-                jax.block_until_ready(state)
-                trained = time.perf_counter()
-                row = {"step": until, **evaluate(state)}
-                evaluated = time.perf_counter()
+        progress = stack.enter_context(Progress(steps, done=done))
+        stack.enter_context(execution.last_words.patience())
+        while done < steps:
+            began = time.perf_counter()
+            until = min(done + evaluate_every, steps)
+            drawn = [
+                batch_indices(seed, done, until, batch_size, num_examples) for seed in range(seeds)
+            ]
+            state = run_chunk(state, examples, np.stack(drawn, axis=1))
+            here = jax.block_until_ready(devices.one(state))
+            trained = time.perf_counter()
 
-                # The checkpoint comes last: rows after it are forgotten and written again.
+            chunk = math.ceil(until / evaluate_every)
+            signal = hosts.largest(execution.last_words.told)
+            said = ""
+            if run and checkpoints:
+                row = {"step": until, **evaluate(here)}
+                seconds = {"train": trained - began, "evaluate": time.perf_counter() - trained}
+                timing = {f"{name}_seconds": round(took, 4) for name, took in seconds.items()}
                 run.append("metrics.jsonl", row)
-                run.append(
-                    "timing.jsonl",
-                    {
-                        "step": until,
-                        "train_seconds": round(trained - began, 4),
-                        "evaluate_seconds": round(evaluated - trained, 4),
-                    },
-                )
-                saved.save(until, args=ocp.args.StandardSave(state))
-                progress.advance(until - done, note(row))
-                done = until
-    return state
-
-
-def scan_steps(
-    step: Step, state: Any, examples: Any, indices: Int32[Array, "steps seeds batch"]
-) -> Any:
-    """Take one step per row of indices, for all seeds at once."""
-    seeds = indices.shape[1]
-
-    def body(state: Any, rows: Int32[Array, "seeds batch"]) -> tuple[Any, None]:
-        if seeds > 1:
-            batch = jax.tree.map(lambda values: values[rows], examples)
-            return jax.vmap(step)(state, batch), None
-        # XLA's batched matrix product is slower than the plain one, even for a batch of one.
-        batch = jax.tree.map(lambda values: values[rows[0]], examples)
-        one = step(jax.tree.map(lambda leaf: leaf[0], state), batch)
-        return jax.tree.map(lambda leaf: leaf[None], one), None
-
-    return jax.lax.scan(body, state, indices)[0]
+                run.append("timing.jsonl", {"step": until, **timing})
+                # The checkpoint comes last: rows after it are forgotten and written again.
+                if signal or until == steps or chunk % execution.checkpoint_every == 0:
+                    checkpoints.save(until, here)
+                said = note(row)
+            progress.advance(until - done, said)
+            done = until
+            if signal:
+                raise Stopped(signal)
+    return devices.one(state)
 
 
 def batch_indices(

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from experiments import data, fig1, mnist_mlp, record
-from experiments.__main__ import main, parse
+from experiments.__main__ import main
+from experiments.options import parse
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
@@ -262,8 +263,8 @@ def test_preset_sets_defaults_and_options_overrule_them():
     assert paper.config == mnist_mlp.Config(
         seeds=2, steps=50_000, evaluate_every=250, sigma=0.05, hidden=(30, 20)
     )
-    assert options(["--resume", "--seeds", "2"]).resume == "newest"
-    assert options(["--data-dir", "x"]).data_dir == Path("x")
+    assert options(["--resume", "--seeds", "2"]).carrying.resume == "newest"
+    assert options(["--data-dir", "x"]).carrying.data_dir == Path("x")
 
 
 def test_resumed_run_has_its_own_options(finished):

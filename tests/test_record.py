@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "versions": {"jax": "1"},
     "device": {"platform": "cpu"},
     "machine": {"cores": 2},
+    "spread": "1 device",
     "data": {"name": "mnist", "sha256": "ab"},
 }
 

@@ -10,7 +10,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import record
-from experiments.train import batch_indices, scan_steps, train
+from experiments.devices import Share, scan_steps
+from experiments.train import Execution, batch_indices, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,9 @@ EXAMPLES = (
 )
 
 
-def step(state, batch):
+def step(state, batch, share):
     x, y = batch
-    gradient = jax.grad(lambda w: jnp.mean((x @ w - y) ** 2))(state["w"])
+    gradient, _ = share.gradient(lambda w: (share.mean((x @ w - y) ** 2), None), state["w"])
     return {"w": state["w"] - 0.1 * gradient, "count": state["count"] + 1}
 
 
@@ -40,7 +41,7 @@ def evaluate(state):
     return {"w": np.asarray(state["w"]).astype(float).tolist()}
 
 
-def go(run, evaluate=evaluate, seeds=2, every=3):
+def go(run, evaluate=evaluate, seeds=2, every=3, **carried):
     with run:
         return train(
             run,
@@ -52,6 +53,7 @@ def go(run, evaluate=evaluate, seeds=2, every=3):
             steps=STEPS,
             batch_size=8,
             evaluate_every=every,
+            execution=Execution(**{"checkpoint_every": 1, **carried}),
         )
 
 
@@ -103,7 +105,7 @@ def test_equals_a_loop_in_python(run):
     for seed in range(2):
         expected = jax.tree.map(lambda leaf, seed=seed: leaf[seed], initial(2))
         for rows in batch_indices(seed, 0, STEPS, 8, NUM_EXAMPLES):
-            expected = step(expected, tuple(values[rows] for values in EXAMPLES))
+            expected = step(expected, tuple(values[rows] for values in EXAMPLES), Share(8))
         got = jax.tree.map(lambda leaf, seed=seed: leaf[seed], state)
         chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -111,8 +113,8 @@ def test_equals_a_loop_in_python(run):
 def test_one_seed_equals_the_first_of_many():
     rows = np.stack([batch_indices(seed, 0, 5, 8, NUM_EXAMPLES) for seed in range(3)], axis=1)
     examples = jax.tree.map(jnp.asarray, EXAMPLES)
-    many = scan_steps(step, initial(3), examples, rows)
-    one = scan_steps(step, initial(1), examples, rows[:, :1])
+    many = scan_steps(step, Share(8), initial(3), examples, rows)
+    one = scan_steps(step, Share(8), initial(1), examples, rows[:, :1])
     chex.assert_trees_all_close(one, jax.tree.map(lambda leaf: leaf[:1], many), rtol=1e-5)
 
 

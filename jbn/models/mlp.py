@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class MLP(nn.Module):
@@ -41,8 +41,19 @@ class MLP(nn.Module):
     norm: Callable[..., nn.Module] | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N F"], *, training: bool) -> Float[Array, "N outputs"]:
-        """Compute the outputs, `(N, outputs)`, of inputs `(N, F)`."""
+    def __call__(
+        self,
+        x: Float[Array, "N F"],
+        *,
+        training: bool,
+        mask: Bool[Array, "N"] | None = None,
+    ) -> Float[Array, "N outputs"]:
+        """Compute the outputs, `(N, outputs)`, of inputs `(N, F)`.
+
+        `mask` tells which of the rows are examples; the others count for nothing in `norm`, which
+        then takes a `mask`.
+        """
+        masked = {} if mask is None else {"mask": mask[:, None]}
         for i, width in enumerate(self.hidden):
             x = nn.Dense(
                 width,
@@ -51,7 +62,7 @@ class MLP(nn.Module):
                 name=f"dense_{i}",
             )(x)
             if self.norm is not None:
-                x = self.norm(use_running_average=not training, name=f"norm_{i}")(x)
+                x = self.norm(use_running_average=not training, name=f"norm_{i}")(x, **masked)
             self.sow("intermediates", f"activation_input_{i}", x)
             x = self.activation(x)
         return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(x)

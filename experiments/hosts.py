@@ -1,0 +1,208 @@
+"""Several hosts, one process each, on JAX's own distributed runtime.
+
+Every process runs the same program. What must be the same on all is either computed by all from
+the same input or told by the first; only the first writes. JAX ends every process when one of them
+is gone for `HEARTBEAT_SECONDS`: collectives would wait for it for ever.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+HEARTBEAT_SECONDS = 30
+CONNECT_SECONDS = 120
+
+Result = TypeVar("Result")
+
+
+def connect(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    devices: int | None = None,
+) -> None:
+    """Connect the processes of a run, or do nothing where there is one; before JAX is used.
+
+    Args:
+      coordinator: address of the first process, host:port. None on TPU and under Slurm, where JAX
+        finds it, and for one process.
+      num_processes, process_id: how many there are, and which this is; with `coordinator`.
+      devices: how many devices the run takes in all, which on CPU makes as many virtual ones.
+
+    Raises: ValueError: a part of the three missing or out of range; no connection.
+    """
+    given = {
+        "--coordinator": coordinator,
+        "--num-processes": num_processes,
+        "--process-id": process_id,
+    }
+    missing = [name for name, value in given.items() if value is None]
+    processes, hint = 1, "Is each of the processes running, with the same --coordinator?"
+    if len(missing) < len(given):
+        if coordinator is None or num_processes is None or process_id is None:
+            raise ValueError(
+                f"Expected all of {', '.join(given)}, got no {' and no '.join(missing)}. "
+                "Start one process on every host: each with its own --process-id, counted from 0."
+            )
+        if not 0 <= process_id < num_processes:
+            raise ValueError(
+                f"Expected --process-id of 0 to {num_processes - 1} for --num-processes "
+                f"{num_processes}, got {process_id}."
+            )
+        if not coordinator.rpartition(":")[2].isdigit() or not coordinator.rpartition(":")[0]:
+            raise ValueError(f"Expected --coordinator HOST:PORT, got {coordinator!r}.")
+        processes = num_processes
+    elif launched := processes_of_launcher(os.environ):
+        processes, hint = launched, "Does the launcher run the same command on every host?"
+    if devices is not None:
+        if devices % processes:
+            raise ValueError(
+                f"Expected --devices that {processes} processes can share evenly, got {devices}."
+            )
+        set_cpu_devices(devices // processes)
+    on_tpu = missing and not launched and may_have_tpu()
+    if processes == 1 and not on_tpu:
+        return
+    # Its handler of SIGTERM would take the place of `last_words`, whose word `largest` spreads.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method=None if missing else "deactivate",
+            initialization_timeout=CONNECT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except ValueError:
+        if not on_tpu:
+            raise
+    except RuntimeError as error:
+        raise ValueError(f"Expected {processes} processes to connect: {error}. {hint}") from error
+
+
+def processes_of_launcher(environment: Mapping[str, str]) -> int | None:
+    """Read how many processes Slurm or Open MPI started; None if neither started several."""
+    for count, rank in (
+        ("SLURM_NTASKS", "SLURM_PROCID"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ):
+        if rank in environment and environment.get(count, "1") != "1":
+            return int(environment[count])
+    return None
+
+
+def may_have_tpu() -> bool:
+    """Tell whether JAX may find a TPU here, and with it, perhaps, other hosts."""
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu")
+    return "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
+
+
+def set_cpu_devices(count: int) -> None:
+    """Make JAX show so many devices of a CPU; where it is too late, those that it has remain."""
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        return
+
+
+def count() -> int:
+    """Return the number of hosts, P."""
+    return jax.process_count()
+
+
+def default_devices() -> int:
+    """Return how many devices a run takes unless told: one, or all there are on several hosts."""
+    return 1 if count() == 1 else jax.device_count()
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def largest(value: int) -> int:
+    """Return the largest of all hosts' values, on every host."""
+    return value if count() == 1 else int(multihost_utils.process_allgather(np.int32(value)).max())
+
+
+@contextlib.contextmanager
+def end_with_the_others() -> Generator[None]:
+    """Around the work: end this process at once on an error, if there are others.
+
+    An orderly exit would wait for them. A host that is gone shows as an error of a collective, or
+    JAX itself ends the process.
+    """
+    try:
+        yield
+    except Exception as error:
+        if count() == 1:
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            print(f"lost another host: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def everywhere(function: Callable[[], Result]) -> Result:
+    """Call a function on every host; if it raises on one, raise on all.
+
+    Raises: ValueError: of this host itself, or to say which other one had it.
+    """
+    if count() == 1:
+        return function()
+    error = result = None
+    try:
+        result = function()
+    except (ValueError, FileNotFoundError) as raised:
+        error = raised
+    failed = multihost_utils.process_allgather(np.array(error is not None))
+    if error is not None:
+        raise error
+    if failed.any():
+        raise ValueError(
+            f"ended because process {int(np.argmax(failed))} did: see its own message."
+        )
+    return result  # type: ignore[return-value]
+
+
+def on_first(function: Callable[[], Result]) -> Result | None:
+    """Call a function on the first host only; if it raises, raise on all."""
+    return everywhere(lambda: function() if is_first() else None)
+
+
+def told_by_first(value: Any) -> Any:
+    """Return the first host's value, which JSON can hold, on every host."""
+    if count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    padded = np.resize(data, size)  # Of the others, whose own value may be of another size.
+    return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
+
+
+def arrays_of_first(tree: Any) -> Any:
+    """Return the first host's arrays, bit for bit, on every host; shapes are the same on all."""
+    if count() == 1:
+        return tree
+    # As bytes: they are summed with zeros, and -0. + 0. is 0.
+    leaves, treedef = jax.tree.flatten(tree)
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    flat = np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)
+    data = multihost_utils.broadcast_one_to_all(flat).tobytes()
+    ends = np.cumsum([leaf.nbytes for leaf in leaves])
+    return treedef.unflatten(
+        np.frombuffer(data[end - leaf.nbytes : end], leaf.dtype).reshape(leaf.shape)
+        for leaf, end in zip(leaves, ends, strict=True)
+    )

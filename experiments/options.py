@@ -1,0 +1,108 @@
+"""Options of the command line: those of the experiment, and how it is carried out."""
+
+import argparse
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import tyro
+
+from experiments import record
+
+NEWEST = "newest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Carrying:
+    """How a run is carried out: nothing here changes its results, but for rounding."""
+
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """folder with mnist/*.gz; else JBN_DATA, else a download"""
+    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    """where run directories go"""
+    resume: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None
+    """go on with a run that was stopped: this one, or the newest with these options"""
+    checkpoint_every: Annotated[int, tyro.conf.arg(metavar="K")] = 10
+    """evaluations from one checkpoint to the next; Ctrl-C and SIGTERM write one more"""
+    devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """devices that share each batch, on all hosts together; on CPU, virtual ones. None: 1 on one
+    host, all on several"""
+    parallel: Literal["shard_map", "pmap"] = "shard_map"
+    """how JAX runs the devices"""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """several hosts: the address of process 0. On TPU and under Slurm, JAX finds all three"""
+    num_processes: Annotated[int | None, tyro.conf.arg(metavar="P")] = None
+    """several hosts: the number of processes, one on each"""
+    process_id: Annotated[int | None, tyro.conf.arg(metavar="I")] = None
+    """several hosts: which process this is, from 0"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        for name in ("checkpoint_every", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"Expected --{name.replace('_', '-')} to be at least 1, got {value}."
+                )
+
+    @property
+    def run(self) -> Path | None:
+        """The run to resume, where one is named."""
+        return None if self.resume in (None, NEWEST) else Path(self.resume)
+
+
+class Options(NamedTuple):
+    """What is run, and how."""
+
+    config: Any
+    carrying: Carrying
+
+
+def parse(name: str, experiment: Any, arguments: list[str]) -> Options:
+    """Parse the options: the preset sets their defaults, or the run that is to be resumed does."""
+    first = argparse.ArgumentParser(
+        prog=f"python -m experiments {name}", add_help=False, allow_abbrev=False
+    )
+    first.add_argument("--preset", choices=list(experiment.PRESETS))
+    first.add_argument("--resume", nargs="?", const=NEWEST)
+    known, rest = first.parse_known_args(arguments)
+    base = experiment.PRESETS[known.preset or "quick"]
+    resumed = None
+    # Only the first of several hosts has the run directory, and knows whether it is one.
+    if known.resume not in (None, NEWEST) and (Path(known.resume) / "config.json").is_file():
+        resumed = record.read_config(Path(known.resume), name, experiment.Config)
+        base = base if known.preset else resumed
+    presets = tyro.conf.arg(
+        help="sets the defaults of the options below",
+        metavar="{" + ",".join(experiment.PRESETS) + "}",
+    )
+    fields = {
+        "preset": (Annotated[str, presets], known.preset or "quick"),
+        "config": (Annotated[experiment.Config, tyro.conf.arg(name="")], base),
+        "carrying": (Annotated[Carrying, tyro.conf.arg(name="")], Carrying(resume=known.resume)),
+    }
+    kind = dataclasses.make_dataclass("Options", [(key, of) for key, (of, _) in fields.items()])
+    parsed = tyro.cli(
+        kind,
+        prog=f"python -m experiments {name}",
+        description=experiment.__doc__,
+        args=rest,
+        default=kind(**{key: default for key, (_, default) in fields.items()}),
+    )
+    if resumed is not None and parsed.config != resumed:
+        raise ValueError(
+            f"Expected the options of {known.resume} itself, got others. Leave them out: a run "
+            "goes on as it was begun."
+        )
+    return Options(parsed.config, parsed.carrying)
+
+
+def to_go_on(name: str, path: str, carrying: Carrying) -> str:
+    """Write the command that goes on with a run in the same way."""
+    words = ["python", "-m", "experiments", name, "--resume", path]
+    for field in dataclasses.fields(carrying):
+        value = getattr(carrying, field.name)
+        if field.name not in ("resume", "runs") and value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
