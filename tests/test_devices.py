@@ -1,7 +1,6 @@
 """Eight devices equal one: output, gradient of every argument and new state, in every mode."""
 
 import functools
-import re
 
 import chex
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 import oracles
 import pytest
 from jax.sharding import PartitionSpec as P
-from meshes import DEVICES, MAPPED, MODES, compiled, mesh, one_of, shard, split, spread
+from meshes import DEVICES, MAPPED, MODES, compiled, mesh, one_of, shard, spread
 from oracles import F32_GRADIENT, F32_STATISTICS, F32_VALUE, Problem, assert_close
 from strategies import values
 
@@ -518,29 +517,6 @@ def test_features_may_be_sharded_too():
     assert_state(new, [oracles.exact(leaf) for leaf in want])
 
 
-def test_vmap_outside_a_mapped_axis():
-    """Several models at once, each synchronised over the same devices."""
-    x = values(9, (3, 32, 5))
-    _, params, state, _ = inputs()
-    params = jax.tree.map(lambda a: jnp.stack([a, 2 * a, 3 * a]), params)
-    run = spread(
-        lambda sharded, whole: jax.vmap(
-            lambda x, params: jbn.batch_norm(x, params, state, training=True, axis_name="d"),
-            in_axes=(1, 0),
-            out_axes=(1, 0),
-        )(sharded, whole),
-        "shard_map",
-        replicated=True,
-    )
-    y, new = jax.jit(run)(x.swapaxes(0, 1), params)
-    for i in range(3):
-        each = jax.tree.map(lambda a, i=i: a[i], params)
-        want_y, want = jbn.batch_norm(x[i], each, state, training=True)
-        assert_close(y[:, i], want_y, F32_VALUE)
-        got = jax.tree.map(lambda a, i=i: a[i], new)
-        assert_state(got, [oracles.exact(leaf) for leaf in want])
-
-
 def test_scan_and_checkpoint_inside_shard_map():
     x, params, state, (dy, _, _) = inputs()
 
@@ -566,151 +542,3 @@ def test_scan_and_checkpoint_inside_shard_map():
     # Each of the three steps has the gradient of the first: the shift does not matter.
     assert_close(got, 3 * want.gradient(oracles.exact(dy))["x"], 3 * F32_GRADIENT)
     assert int(new.count) == int(state.count) + 3
-
-
-# Collectives -----------------------------------------------------------------------------------
-
-COLLECTIVE = re.compile(
-    r"= .*? (?:all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all"
-    r"|collective-permute|collective-broadcast)(?:-start)?\("
-)
-LAYERS = 3
-
-
-def collectives(compiled_text):
-    """Return the number of collectives; an asynchronous pair counts once."""
-    return len(COLLECTIVE.findall(compiled_text))
-
-
-def stack_of_layers(norm):
-    """Return `step(params, states, x, axis_name, sum_gradients)`: L dense + BN layers, SGD."""
-
-    def loss(params, states, x):
-        moved = []
-        for layer, state in zip(params, states, strict=True):
-            h, state = norm(x @ layer["w"], layer["norm"], state)
-            moved.append(state)
-            x = jnp.tanh(h)
-        return jnp.mean((x - 1) ** 2), moved
-
-    def step(params, states, x, mean_over):
-        (value, states), gradient = jax.value_and_grad(loss, has_aux=True)(params, states, x)
-        value, gradient = mean_over((value, gradient))
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), states, value
-
-    return step
-
-
-def network_inputs(width=16):
-    params, states = jbn.init(width)
-    layers = [{"w": values(i, (width, width)), "norm": params} for i in range(LAYERS)]
-    return layers, [states] * LAYERS, values(9, (64, width))
-
-
-def lowered_step(mode, step, params, states, x):
-    def pmean(tree):
-        return jax.lax.pmean(tree, "d")
-
-    if mode == "pmap":
-        mapped = jax.pmap(
-            lambda p, s, x: step(p, s, x, pmean), axis_name="d", in_axes=(None, None, 0)
-        )
-        return mapped.lower(params, states, split(x))
-    if mode == "jit":
-        whole = shard((params, states), replicate=True)
-        return jax.jit(lambda p, s, x: step(p, s, x, lambda tree: tree)).lower(*whole, shard(x))
-
-    def body(params, states, x):
-        if mode == "shard_map":  # differentiate by what this device uses, then average once
-            local = jax.tree.map(lambda a: jax.lax.pcast(a, "d", to="varying"), params)
-            _, states, value = moved = step(local, states, x, lambda tree: tree)
-            del moved
-            # Averaging the moved parameters is averaging the gradient.
-            return pmean((_, value)), states
-        new, states, value = step(params, states, x, pmean)
-        return (new, value), states
-
-    mapped = jax.shard_map(
-        body,
-        mesh=mesh(("d", DEVICES)),
-        in_specs=(P(), P(), P("d")),
-        out_specs=(P(), P()),
-        check_vma=mode == "shard_map",
-    )
-    return jax.jit(mapped).lower(params, states, x)
-
-
-LIMIT = {
-    "pmap": 2 * LAYERS + 1,
-    "shard_map": 2 * LAYERS + 1,
-    "shard_map_unchecked": 2 * LAYERS + 1,
-    "jit": 3 * LAYERS + 1,
-}
-
-
-@pytest.mark.parametrize("momentum", ["float", "schedule"])
-@pytest.mark.parametrize("mode", list(LIMIT))
-def test_collectives_of_a_training_step(mode, momentum):
-    """One each way for every layer, and one for the gradient."""
-    name = None if mode == "jit" else "d"
-    schedule = {"float": 0.9, "schedule": jbn.cumulative}[momentum]
-
-    def norm(x, params, state):
-        return jbn.batch_norm(x, params, state, training=True, axis_name=name, momentum=schedule)
-
-    text = lowered_step(mode, stack_of_layers(norm), *network_inputs()).compile().as_text()
-    assert LAYERS < collectives(text) <= LIMIT[mode]
-
-
-@pytest.mark.parametrize("mode", ["pmap", "shard_map", "shard_map_unchecked"])
-def test_collectives_of_a_masked_training_step(mode):
-    """Weights travel with the moments: no collective of their own."""
-
-    def norm(x, params, state):
-        mask = x[:, :1] > -0.5
-        return jbn.batch_norm(x, params, state, training=True, axis_name="d", mask=mask)
-
-    text = lowered_step(mode, stack_of_layers(norm), *network_inputs()).compile().as_text()
-    assert LAYERS < collectives(text) <= LIMIT[mode]
-
-
-@pytest.mark.parametrize("mode", list(LIMIT))
-def test_the_count_of_collectives_counts(mode):
-    """Two-pass statistics cost one more all-reduce each way than jbn may use."""
-    name = None if mode == "jit" else "d"
-
-    def norm(x, params, state):
-        mean = x.mean(0, keepdims=True)
-        mean = jax.lax.pmean(mean, name) if name else mean
-        var = ((x - mean) ** 2).mean(0, keepdims=True)
-        var = jax.lax.pmean(var, name) if name else var
-        return (x - mean) / jnp.sqrt(var + 1e-5) * params.scale[None] + params.bias[None], state
-
-    text = lowered_step(mode, stack_of_layers(norm), *network_inputs()).compile().as_text()
-    assert collectives(text) > LIMIT[mode]
-
-
-def test_the_pattern_of_collectives():
-    text = """
-      %all-reduce.5 = (f32[8]{0}, f32[8]{0}) all-reduce(%a, %b), channel_id=1
-      %ag = f32[8,4]{1,0} all-gather(%a), channel_id=2, dimensions={0}
-      %s = f32[8]{0} all-reduce-start(%a), channel_id=3
-      %d = f32[8]{0} all-reduce-done(%s)
-      ROOT %add = f32[8]{0} add(%all-reduce.5, %d), metadata={op_name="all-reduce"}
-    """
-    assert collectives(text) == 3
-
-
-def test_inference_needs_no_collective():
-    params, state = jbn.init(4)
-    run = jax.jit(
-        spread(
-            lambda x, whole: (
-                jbn.batch_norm(x, params, state, training=False, axis_name="d")[0],
-                whole,
-            ),
-            "shard_map",
-            replicated=True,
-        )
-    )
-    assert collectives(run.lower(values(0, (16, 4)), ()).compile().as_text()) == 0

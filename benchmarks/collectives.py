@@ -1,0 +1,457 @@
+"""Collectives of a training step in jbn and Flax: how many, and how many bytes, from compiled HLO.
+
+The network is L times dense, batch normalization over all devices, tanh; the step is one of SGD.
+In pmap and shard_map the layers get the name of the axis, in sharded jit the batch is global. Each
+step is compiled for virtual CPU devices, not run, and what is counted are the operations that XLA
+left after it combined what it could.
+
+Payload is what a device puts into all collectives of a step, in bytes: the size of their results.
+A ring moves up to twice that over each link. The step without its gradient gives the share of the
+forward statistics; parameters and loss are known; what remains are the backward statistics.
+
+`payload` is the design as a formula. XLA's CPU client ends at 2,048 devices: beyond, shard_map is
+lowered for an abstract mesh and counted before XLA optimises, the others have the formula only.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import linen
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+import jbn
+from benchmarks import common
+from jbn import centre
+
+MAPPED = ("pmap", "shard_map", "shard_map, unchecked")
+MODES = (*MAPPED, "jit")
+LARGEST = 1024  # Devices to compile for.
+DEVICES = (8, 64, LARGEST, 4096)
+SMOKE_DEVICES = (8, 4096)
+AXIS = "devices"
+PER_DEVICE = 2  # Examples.
+GROUP = 8  # Devices in an index group.
+GROUPED = f"jbn, groups of {GROUP}"
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
+         "collective-permute", "collective-broadcast")  # fmt: skip
+OPERATION = re.compile(rf"^\s*(?:ROOT )?\S+ = (.*?) ({'|'.join(KINDS)})(?:-done)?\(", re.MULTILINE)
+ARRAY = re.compile(r"\b([a-z]+)(\d*)[a-z0-9]*\[([\d,]*)\]")
+
+Norm = Callable[[Array, Any, Any], tuple[Array, Any]]
+Groups = Sequence[Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to count, and where to leave the result."""
+
+    preset: Literal["smoke", "full"] = "full"
+    """smoke: one small layer, to see that all works"""
+    layers: int | None = None
+    """L; None takes 3 (smoke: 1)"""
+    features: int | None = None
+    """C; None takes 64 (smoke: 4)"""
+    output: Path | None = None
+    """folder for JSON and Markdown; None is benchmarks/results for a full run, else none"""
+
+
+# ---- What the compiler made of it ----------------------------------------------------------------
+
+
+class Collective(NamedTuple):
+    """One collective of a compiled program: its kind, the type of its result, and the size."""
+
+    kind: str
+    result: str
+    bytes: int
+
+
+def parse(hlo: str) -> list[Collective]:
+    """Find the collectives of a program; of an asynchronous pair, the end."""
+    found = []
+    for result, kind in OPERATION.findall(hlo):
+        arrays = ARRAY.findall(result)
+        shown = ", ".join(f"{name}{bits}[{shape}]" for name, bits, shape in arrays)
+        found.append(Collective(kind, shown, sum(size(*array) for array in arrays)))
+    return found
+
+
+def size(name: str, bits: str, shape: str) -> int:
+    """Compute the bytes of an array: f32, c64, bf16 say their bits, pred is a byte."""
+    itemsize = max(1, int(bits or 8) // 8)
+    return itemsize * math.prod(int(length) for length in shape.split(",") if length)
+
+
+# ---- The design, as a formula --------------------------------------------------------------------
+
+
+class Payload(NamedTuple):
+    """Bytes that a device puts into the collectives of one layer's statistics, in one step."""
+
+    forward: int
+    backward: int
+
+
+def payload(
+    features: int, devices: int, *, dtype: Any = "float32", masked: bool = False, groups: int = 1
+) -> Payload:
+    """Compute what jbn sends in pmap and shard_map.
+
+    Up to GATHER_LIMIT devices, all have the (pivot, remainder, var) of each, with the count where
+    it may differ. Beyond, there are two sums: (mean, 1) for a common pivot, then count and first
+    and second moment about it. Backward are two sums in any case, with a third, not
+    here, where weights are differentiated. A sum over index groups has a slot for each group.
+    """
+    value = features * jnp.promote_types(dtype, jnp.float32).itemsize
+    gathered = devices <= centre.GATHER_LIMIT
+    forward = devices * (4 if masked else 3) if gathered else groups * (2 + 3)
+    return Payload(forward * value, groups * 2 * value)
+
+
+# ---- Training steps ------------------------------------------------------------------------------
+
+
+class Layer(NamedTuple):
+    """One way to normalise, in training: parameters, state, `(x, params, state) -> (y, state)`."""
+
+    params: Any
+    state: Any
+    apply: Norm
+
+
+Make = Callable[[int, str | None], Layer]  # Of features, and the name of the axis if there is one.
+
+
+def with_jbn(
+    features: int,
+    axis_name: str | None,
+    *,
+    masked: bool = False,
+    groups: Groups | None = None,
+    **options: Any,
+) -> Layer:
+    """Normalise with jbn."""
+
+    def apply(x: Array, params: Any, state: Any) -> tuple[Array, Any]:
+        mask = some(x) if masked else None
+        names = {"axis_name": axis_name, "axis_index_groups": groups}
+        return jbn.batch_norm(x, params, state, training=True, mask=mask, **names, **options)
+
+    return Layer(*jbn.init(features), apply)
+
+
+def with_flax(features: int, axis_name: str | None, *, masked: bool = False) -> Layer:
+    """Normalise with Flax."""
+    layer = linen.BatchNorm(use_running_average=False, axis_name=axis_name)
+
+    def apply(x: Array, params: Any, state: Any) -> tuple[Array, Any]:
+        variables = {"params": params, "batch_stats": state}
+        mask = some(x) if masked else None
+        y, moved = layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
+        return y, moved["batch_stats"]
+
+    params = {"scale": jnp.ones(features), "bias": jnp.zeros(features)}
+    return Layer(params, {"mean": jnp.zeros(features), "var": jnp.ones(features)}, apply)
+
+
+def some(x: Array) -> Array:
+    """Mask some examples, by their values, so that the compiler cannot know how many."""
+    return x[:, :1] > -0.5
+
+
+def lower(
+    mode: str,
+    make: Make,
+    *,
+    devices: int,
+    layers: int,
+    features: int,
+    backward: bool = True,
+) -> Any:
+    """Lower the step of a network with `layers` normalised layers, to be compiled.
+
+    Args:
+      mode: one of MODES.
+      make: makes the layer.
+      devices: how many; more than there are need a shard_map, and cannot be compiled.
+      layers: L.
+      features: C.
+      backward: False leaves out the gradient, and the parameters stay.
+    """
+    norm = make(features, None if mode == "jit" else AXIS)
+    kernel = jax.ShapeDtypeStruct((features, features), jnp.float32)
+    params = [{"kernel": kernel, "norm": norm.params} for _ in range(layers)]
+    states = [norm.state] * layers
+    x = jax.ShapeDtypeStruct((devices * PER_DEVICE, features), jnp.float32)
+
+    if mode == "pmap":
+        x = jax.ShapeDtypeStruct((devices, PER_DEVICE, features), jnp.float32)
+        run = functools.partial(step, norm.apply, mean=over_axis, backward=backward)
+        place = jax.devices()[:devices]
+        mapped = jax.pmap(run, axis_name=AXIS, in_axes=(None, None, 0), devices=place)
+        return mapped.lower(params, states, x)
+
+    mesh: Any = AbstractMesh((devices,), (AXIS,))
+    if devices <= jax.device_count():
+        mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+
+    def placed(tree: Any, spec: P) -> Any:
+        def place(leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+        return jax.tree.map(place, tree)
+
+    arguments = placed(params, P()), placed(states, P()), placed(x, P(AXIS))
+    if mode == "jit":
+        run = functools.partial(step, norm.apply, mean=lambda tree: tree, backward=backward)
+        return jax.jit(run).lower(*arguments)
+    checked = mode == "shard_map"
+    vary = varying if checked else lambda tree: tree
+
+    def body(params: Any, states: Any, x: Array) -> Any:
+        run = functools.partial(step, norm.apply, mean=over_axis, vary=vary, backward=backward)
+        params, states, value = run(params, states, x)
+        # One state a device, as pmap has it: with index groups they differ.
+        return params, jax.tree.map(lambda leaf: leaf[None], states), value
+
+    mapped = jax.shard_map(
+        body,
+        mesh=mesh,
+        in_specs=(P(), P(), P(AXIS)),
+        out_specs=(P(), P(AXIS), P()),
+        check_vma=checked,
+    )
+    return jax.jit(mapped).trace(*arguments).lower(lowering_platforms=("cpu",))
+
+
+def step(
+    norm: Norm,
+    params: Any,
+    states: Any,
+    x: Array,
+    *,
+    mean: Callable[[Any], Any],
+    vary: Callable[[Any], Any] = lambda tree: tree,
+    backward: bool = True,
+) -> Any:
+    """Take one step of SGD; `mean` is over the devices."""
+
+    def loss(params: Any) -> tuple[Array, Any]:
+        h, moved = x, []
+        for layer, state in zip(params, states, strict=True):
+            y, state = norm(h @ layer["kernel"], layer["norm"], state)
+            moved.append(state)
+            h = jnp.tanh(y)
+        return jnp.mean((h.astype(jnp.float32) - 1) ** 2), moved
+
+    if not backward:
+        value, moved = loss(params)
+        return params, moved, mean(value)
+    (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(vary(params))
+    value, gradient = mean((value, gradient))
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), moved, value
+
+
+def over_axis(tree: Any) -> Any:
+    """Average over the devices."""
+    return jax.lax.pmean(tree, AXIS)
+
+
+def varying(tree: Any) -> Any:
+    """Let each device differentiate by its own copy, else JAX sums each parameter by itself."""
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)
+
+
+# ---- Measurement ---------------------------------------------------------------------------------
+
+
+class Counted(NamedTuple):
+    """One step's collectives, and their bytes by what they are for."""
+
+    collectives: list[Collective]
+    forward: int
+    backward: int
+    gradient: int
+
+
+def count(mode: str, make: Make, *, devices: int, layers: int, features: int) -> Counted:
+    """Count the collectives of a step: compiled, or lowered where there are too few devices.
+
+    Combined operations hold several arrays: only a step without gradient tells forward from rest.
+    """
+    texts = []
+    for backward in (True, False):
+        lowered = lower(
+            mode, make, devices=devices, layers=layers, features=features, backward=backward
+        )
+        compiled = devices <= jax.device_count()
+        texts.append(lowered.compile().as_text() if compiled else lowered.as_text(dialect="hlo"))
+    whole, only_forward = map(parse, texts)
+    value = jnp.dtype("float32").itemsize
+    params = sum(leaf.size for leaf in jax.tree.leaves(make(features, None).params))
+    gradient = value * (layers * (features**2 + params) + 1)  # And the loss.
+    forward = sum(found.bytes for found in only_forward) - value
+    backward_bytes = sum(found.bytes for found in whole) - forward - gradient
+    return Counted(whole, forward, backward_bytes, gradient)
+
+
+def make_ways(devices: int) -> dict[str, Make]:
+    """Name what is compared."""
+    groups = np.arange(devices).reshape(-1, GROUP).tolist()
+    return {
+        "jbn": with_jbn,
+        "jbn, masked": functools.partial(with_jbn, masked=True),
+        GROUPED: functools.partial(with_jbn, groups=groups),
+        "Flax": with_flax,
+    }
+
+
+def formula(way: str, features: int, devices: int) -> Payload | None:
+    """Compute the payload of a way in pmap and shard_map; None for the peer."""
+    groups = devices // GROUP if way == GROUPED else 1
+    masked = way == "jbn, masked"
+    is_ours = way.startswith("jbn")
+    return payload(features, devices, masked=masked, groups=groups) if is_ours else None
+
+
+def measure(sizes: Sequence[int], layers: int, features: int) -> list[dict[str, Any]]:
+    """Count every way in every mode at every number of devices, with the formula beside it.
+
+    Bytes are of one step: of forward and backward statistics, and of gradient and loss.
+    """
+    rows = []
+    for devices in sizes:
+        for way, make in make_ways(devices).items():
+            for mode in MAPPED if way == GROUPED else MODES:
+                row: dict[str, Any] = {"devices": devices, "way": way, "mode": mode}
+                computed = formula(way, features, devices) if mode in MAPPED else None
+                if computed is not None:
+                    row["formula"] = [layers * part for part in computed]
+                if devices <= jax.device_count():
+                    row["from"] = "compiled"
+                elif mode.startswith("shard_map"):
+                    row["from"] = "lowered"
+                else:
+                    rows.append({**row, "from": "formula" if computed else "unknown"})
+                    continue
+                found = count(mode, make, devices=devices, layers=layers, features=features)
+                operations = [f"{kind} {result}" for kind, result, _ in found.collectives]
+                rows.append({**row, **found._asdict(), "collectives": operations})
+        print(f"{devices:,} devices: done", flush=True)
+    return rows
+
+
+# ---- Report --------------------------------------------------------------------------------------
+
+
+def at_most(way: str, mode: str, devices: int, layers: int) -> str:
+    """Say how many collectives the design allows."""
+    if not way.startswith("jbn"):
+        return ""
+    each = 3 if mode == "jit" or devices > centre.GATHER_LIMIT else 2
+    return str(each * layers + 1)
+
+
+def report(result: dict[str, Any]) -> str:
+    """Write the result as Markdown."""
+    rows, layers, features = result["rows"], result["layers"], result["features"]
+    both = [row for row in rows if "formula" in row and "forward" in row]
+    equal = [row for row in both if row["formula"] == [row["forward"], row["backward"]]]
+    few = [row for row in rows if row["devices"] == DEVICES[0]]
+    many = [row for row in rows if row["devices"] == LARGEST and row["from"] == "compiled"]
+    parts = [
+        "# Collectives of a training step",
+        f"`python -m benchmarks.collectives` on {common.describe(result['env'])}.",
+        f"L = {layers} layers of C = {features} features, float32, normalised over all devices; a "
+        "step of SGD, compiled for virtual CPU devices. Payload is what a device puts into all "
+        "collectives of the step, in bytes. How it is counted is in the docstring of "
+        "`benchmarks/collectives.py`.",
+        f"## {DEVICES[0]} devices",
+        steps_table(few, layers),
+        "In sharded jit the backward statistics of jbn are the gradient of scale and bias, and "
+        "cost nothing more. Of its forward statistics, as a CPU takes them, one collective a layer "
+        "with half of the bytes is in a branch that runs only where mean^2 > 2 var.",
+    ]
+    if many:
+        parts += [f"## {LARGEST:,} devices", steps_table(many, layers)]
+    parts += [
+        "## Payload of the statistics of one layer",
+        "Forward and backward, in bytes per device and step, by the number of devices.",
+        by_devices(rows, layers),
+        f"Up to {centre.GATHER_LIMIT} devices jbn gathers the moments of all; beyond, it has two "
+        "sums of O(C). With index groups each sum has a slot for each group: groups that are rows "
+        "of a mesh cost less as such, with the name of the mesh's inner axis.",
+        f"The formula (`payload`) equals what was counted in {len(equal)} of {len(both)} cases.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def steps_table(rows: list[dict[str, Any]], layers: int) -> str:
+    """Lay out the steps at one number of devices."""
+    header = ["", "collectives", "at most", "forward", "backward", "gradient, loss", "all bytes"]
+    lines = []
+    for row in rows:
+        parts = row["forward"], row["backward"], row["gradient"]
+        lines.append(
+            [
+                f"{row['way']}: {row['mode']}",
+                str(len(row["collectives"])),
+                at_most(row["way"], row["mode"], row["devices"], layers),
+                *(f"{part:,}" for part in (*parts, sum(parts))),
+            ]
+        )
+    return common.table(header, lines)
+
+
+def by_devices(rows: list[dict[str, Any]], layers: int) -> str:
+    """Lay out the statistics' payload: ways and modes down, devices across."""
+    lines, sizes = {}, dict.fromkeys(row["devices"] for row in rows)
+    for row in rows:
+        parts = [row["forward"], row["backward"]] if "forward" in row else row.get("formula")
+        text = {"compiled": "", "lowered": " (l)", "formula": " (f)", "unknown": ""}[row["from"]]
+        cells = lines.setdefault(f"{row['way']}: {row['mode']}", [])
+        cells.append(f"{round(sum(parts) / layers):,}{text}" if parts else "")
+    header = ["", *(f"{devices:,}" for devices in sizes)]
+    return (
+        common.table(header, [[name, *cells] for name, cells in lines.items()])
+        + "\n\n(l) lowered, not compiled; (f) from the formula; all others from compiled HLO. "
+        "Where a cell is empty there is no formula either."
+    )
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Count, print, write; return the result."""
+    smoke = options.preset == "smoke"
+    layers, features = (
+        options.layers or (1 if smoke else 3),
+        options.features or (4 if smoke else 64),
+    )
+    result = {
+        "env": common.environment(),
+        "layers": layers,
+        "features": features,
+        "rows": measure(SMOKE_DEVICES if smoke else DEVICES, layers, features),
+    }
+    markdown = report(result)
+    print(f"\n{markdown}")
+    if output := options.output or (None if smoke else common.RESULTS):
+        common.write(output, "collectives", result, markdown)
+    return result
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", LARGEST)
+    main(tyro.cli(Options, description=__doc__))

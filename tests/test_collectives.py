@@ -1,0 +1,244 @@
+"""Collectives: how many and how large, and the two sums of O(C) that many devices get.
+
+The two sums begin above 64 devices. Here the limit is 2, and eight devices must still equal one:
+the tests of test_devices.py and test_numerics.py run again, on that path.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import test_devices
+import test_numerics
+from meshes import DEVICES, MAPPED, spread
+from strategies import values
+
+import jbn
+from benchmarks import collectives
+from benchmarks.collectives import MODES, Collective, Layer, count, lower, parse, payload, with_jbn
+from jbn import centre
+
+LAYERS, FEATURES = 3, 16
+SIZES = {"devices": DEVICES, "layers": LAYERS, "features": FEATURES}
+PAIRS = [[0, 1], [2, 3], [4, 5], [6, 7]]
+LIMIT = {mode: (3 if mode == "jit" else 2) * LAYERS + 1 for mode in MODES}
+
+
+@pytest.fixture
+def two_sums(monkeypatch):
+    """Let eight devices be too many to gather; what was traced otherwise must not be found."""
+    forget()
+    monkeypatch.setattr(centre, "GATHER_LIMIT", 2)
+    yield
+    forget()
+
+
+def forget():
+    test_devices.program.cache_clear()
+    jax.clear_caches()
+
+
+def collectives_of(mode, make):
+    return len(parse(lower(mode, make, **SIZES).compile().as_text()))
+
+
+# How many --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", ["float", "schedule"])
+@pytest.mark.parametrize("mode", MODES)
+def test_collectives_of_a_training_step(mode, momentum):
+    """One each way for every layer, and one for the gradient."""
+    schedule = {"float": 0.9, "schedule": jbn.cumulative}[momentum]
+    make = functools.partial(with_jbn, momentum=schedule)
+    assert LAYERS < collectives_of(mode, make) <= LIMIT[mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_collectives_of_a_masked_training_step(mode):
+    """Weights travel with the moments: no collective of their own."""
+    make = functools.partial(with_jbn, masked=True)
+    assert LAYERS < collectives_of(mode, make) <= LIMIT[mode]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mode", collectives.MAPPED)
+def test_one_more_for_many_devices(mode, masked, two_sums):
+    make = functools.partial(with_jbn, masked=masked)
+    assert 2 * LAYERS + 1 < collectives_of(mode, make) <= 3 * LAYERS + 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_count_of_collectives_counts(mode):
+    """Two-pass statistics cost one more all-reduce each way than jbn may use."""
+
+    def two_pass(features, name):
+        def apply(x, params, state):
+            mean = x.mean(0, keepdims=True)
+            mean = jax.lax.pmean(mean, name) if name else mean
+            var = ((x - mean) ** 2).mean(0, keepdims=True)
+            var = jax.lax.pmean(var, name) if name else var
+            return (x - mean) / jnp.sqrt(var + 1e-5) * params.scale[None] + params.bias[None], state
+
+        return Layer(*jbn.init(features), apply)
+
+    assert collectives_of(mode, two_pass) > LIMIT[mode]
+
+
+def test_parse_finds_each_collective_once():
+    text = """
+      %all-reduce.5 = (f32[8,2]{1,0:T(8,128)}, /*index=1*/bf16[3]{0}) all-reduce(%a, %b), channel_id=1
+      %ag = c64[8,4]{1,0} all-gather(%a), channel_id=2, dimensions={0}
+      %s = (f32[8]{0}, f32[8]{0}) all-reduce-start(%a), channel_id=3
+      %d = f32[8]{0} all-reduce-done(%s)
+      psum.1 = pred[] all-reduce(%a), channel_id=4
+      ROOT %add = f32[8]{0} add(%all-reduce.5, %d), metadata={op_name="all-reduce"}
+    """  # noqa: E501
+    assert parse(text) == [
+        Collective("all-reduce", "f32[8,2], bf16[3]", 4 * 16 + 2 * 3),
+        Collective("all-gather", "c64[8,4]", 8 * 32),
+        Collective("all-reduce", "f32[8]", 4 * 8),
+        Collective("all-reduce", "pred[]", 1),
+    ]
+
+
+def test_inference_needs_no_collective():
+    params, state = jbn.init(4)
+
+    def function(x, whole):
+        return jbn.batch_norm(x, params, state, training=False, axis_name="d")[0], whole
+
+    run = jax.jit(spread(function, "shard_map", replicated=True))
+    assert parse(run.lower(values(0, (16, 4)), ()).compile().as_text()) == []
+
+
+# How large -------------------------------------------------------------------------------------
+
+
+def counted(mode, make, devices=DEVICES):
+    """Return the payload of the statistics of one layer, from HLO."""
+    found = count(mode, make, devices=devices, layers=1, features=FEATURES)
+    return found.forward, found.backward
+
+
+def test_the_benchmark_runs(tmp_path):
+    """In a process of its own, with the devices that it asks for; formula = compiled HLO at 8."""
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    command = ["-m", "benchmarks.collectives", "--preset", "smoke", "--output", str(tmp_path)]
+    subprocess.run([sys.executable, *command], check=True, env=env, timeout=300)
+    rows = json.loads((tmp_path / "collectives.json").read_text())["rows"]
+    measured = {
+        (row["devices"], row["way"], row["mode"]): [row["forward"], row["backward"]]
+        for row in rows
+        if "formula" in row and "forward" in row
+    }
+    for row in rows:
+        key = row["devices"], row["way"], row["mode"]
+        if key in measured:
+            assert measured[key] == row["formula"], key
+    ways = ("jbn", "jbn, masked", collectives.GROUPED)
+    assert {key for key in measured if key[0] == 8} == {
+        (8, way, mode) for way in ways for mode in collectives.MAPPED
+    }
+    assert (4096, "jbn", "shard_map") in measured
+    text = (tmp_path / "collectives.md").read_text()
+    assert f"{len(measured)} of {len(measured)} cases" in text
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"masked": True}, {"groups": PAIRS}], ids=["all", "masked", "groups"]
+)
+@pytest.mark.parametrize("mode", collectives.MAPPED)
+def test_payload_of_two_sums(mode, options, two_sums):
+    want = payload(
+        FEATURES,
+        DEVICES,
+        masked=options.get("masked", False),
+        groups=len(options.get("groups", [0])),
+    )
+    assert counted(mode, functools.partial(with_jbn, **options)) == want
+
+
+@pytest.mark.parametrize("limit", [2, 64])
+def test_payload_is_of_float32_for_half_precision(limit, two_sums, monkeypatch):
+    monkeypatch.setattr(centre, "GATHER_LIMIT", limit)
+
+    def half(features, name):
+        layer = with_jbn(features, name)
+        return layer._replace(apply=lambda x, *rest: layer.apply(x.astype(jnp.bfloat16), *rest))
+
+    want = payload(FEATURES, DEVICES, dtype="bfloat16")
+    assert want == payload(FEATURES, DEVICES)
+    assert counted("shard_map", half) == want
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("mode", collectives.MAPPED)
+def test_payload_of_two_sums_does_not_grow_with_the_devices(mode, masked, two_sums):
+    few = counted(mode, functools.partial(with_jbn, masked=masked), devices=4)
+    assert few == payload(FEATURES, DEVICES, masked=masked)
+
+
+def test_payload_of_a_gather_grows_with_the_devices():
+    few, many = (counted("shard_map", with_jbn, devices) for devices in (4, DEVICES))
+    assert many == (2 * few[0], few[1])
+
+
+# Two sums equal one device ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(test_devices.KINDS))
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_equal_one_device(mode, kind, two_sums):
+    """Values, state, every gradient: unequal masks, an empty shard, nothing left, weights."""
+    test_devices.test_eight_devices_equal_one(mode, kind)
+
+
+@pytest.mark.parametrize(
+    ("groups", "kind"),
+    [("halves, shuffled", kind) for kind in test_devices.KINDS] + [("singles", "weights")],
+)
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_in_groups(mode, groups, kind, two_sums):
+    test_devices.test_groups_equal_one_device_for_each(mode, groups, kind)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_and_a_gradient_inside(mode, two_sums):
+    test_devices.test_gradient_taken_inside_the_mapped_function(mode)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_in_forward_mode_and_second_order(mode, two_sums):
+    test_devices.test_forward_mode_through_the_axis(mode)
+    test_devices.test_second_order_through_the_axis(mode)
+
+
+@pytest.mark.parametrize("named", ["a", "b, a"])
+@pytest.mark.parametrize("mode", test_devices.TWO)
+def test_two_sums_over_two_axes(mode, named, two_sums):
+    test_devices.test_one_or_both_of_two_axes(mode, named)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_at_large_means(mode, two_sums):
+    """Within 4e-6 up to mean/std 1e5, also where the devices' means are 1e5 apart."""
+    test_numerics.test_eight_devices(mode)
+    test_numerics.test_eight_devices_with_different_means(mode)
+    test_numerics.test_gradient_at_large_means_over_devices(mode)
+
+
+@pytest.mark.parametrize("kind", ["boolean", "weights"])
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_at_large_means_with_masks(mode, kind, two_sums):
+    test_numerics.test_eight_devices_with_masks(mode, kind)
+
+
+@pytest.mark.parametrize("name", list(test_numerics.ADVERSARIES))
+def test_two_sums_of_adversaries(name, two_sums):
+    test_numerics.test_adversaries_over_devices(name)
