@@ -11,6 +11,8 @@ from jbn.running import debiased as debiased
 from jbn.running import moving_average as moving_average
 from jbn.running import population as population
 from jbn.running import update as update
+from jbn.synchronize import is_synchronized as is_synchronized
+from jbn.synchronize import synchronize as synchronize
 from jbn.types import BatchNormParams as BatchNormParams
 from jbn.types import BatchNormState as BatchNormState
 from jbn.types import Moments as Moments

@@ -97,7 +97,7 @@ def _centre(
     count = jnp.broadcast_to(_count(weights, x.shape, axes), var.shape).astype(var.dtype)
     if pool is None:
         return kept, pivot, pivot, remainder, var, count
-    return kept, pivot, *_pooled(pool, pivot, remainder, var, count, weights is None)
+    return kept, pivot, *pooled(pool, pivot, remainder, var, count, weights is None)
 
 
 @_centre.defjvp
@@ -270,7 +270,7 @@ def abs_squared(x: Array) -> Array:
     return (jnp.conj(x) * x).real
 
 
-def _pooled(
+def pooled(
     pool: Pool, pivot: Array, remainder: Array, var: Array, count: Array, equal: bool
 ) -> tuple[Array, ...]:
     """Merge the parts of all devices into pivot, remainder, var and count, the same on each.

@@ -46,6 +46,12 @@ class Pool(NamedTuple):
         group = self._group()
         return jax.lax.psum(slots.at[group].set(x), self.names)[group]
 
+    def of_first(self, x: Array) -> Array:
+        """Return x of the first device of this device's group."""
+        groups = [0] * self.size if self.group_of is None else list(self.group_of)
+        firsts = [groups.index(group) == i for i, group in enumerate(groups)]
+        return self.sum(jnp.where(jnp.asarray(firsts)[self._index()], x, 0))
+
     def members(self) -> Array | None:
         """Which devices, `(D,)` bool, are in this device's group; None for all of them."""
         return None if self.group_of is None else jnp.asarray(self.group_of) == self._group()

@@ -1,0 +1,170 @@
+"""Running statistics that each device moved by itself, put together; and whether that is needed.
+
+A run may choose local statistics: no `axis_name` in training, no collective. Its devices then hold
+different states, and evaluating or saving one of them forgets what the others saw.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool
+
+from jbn.centre import pooled
+from jbn.collectives import AxisName, Pool, pool
+from jbn.types import BatchNormState, Moments
+
+State = TypeVar("State")
+
+
+def synchronize(
+    state: State,
+    counts: Moments | ArrayLike | None = None,
+    *,
+    axis_name: AxisName | None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+) -> State:
+    """Pool running statistics over devices: the means, and the variance within *and between* them.
+
+    mean = sum n_d mean_d / n, var = sum n_d (var_d + |mean_d - mean|^2) / n, with n = sum n_d. An
+    average of the variances alone would drop the spread between the devices. Call it inside the
+    mapped function, before evaluation and checkpoints; nothing else in training needs it.
+
+    Args:
+      state: BatchNormState, or any pytree of them; dicts with `mean` and `var`, as in a Flax
+        `batch_stats` collection, count as one.
+      counts: n_d, how much this device's statistics weigh: a number, one per feature, `(C,)`, or
+        Moments, whose count it is. None takes the state's own `count`, the batches absorbed, and 1
+        for dicts that have none. Where all devices weigh 0 they weigh alike.
+      axis_name: name, or tuple of names, of mapped axes (pmap, vmap, shard_map).
+      axis_index_groups: partition of the indices along `axis_name`; pools within each group.
+
+    Returns:
+      State like the one given, the same on every device (of a group), and typed as replicated by
+      `shard_map` where there are no groups. Its count is the largest of the devices'.
+
+    Raises:
+      TypeError: no statistics in `state`.
+      ValueError: name not bound; groups that do not partition the axis; counts that do not fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jbn
+      >>> _, state = jbn.init(1)
+      >>> def train(x):  # Local statistics, then one state for all.
+      ...     local = jbn.update(state, jbn.moments(x), momentum=jbn.cumulative, unbiased=False)
+      ...     return jbn.synchronize(local, axis_name="d")
+      >>> state = jax.vmap(train, axis_name="d")(jnp.array([[[0.0], [2.0]], [[4.0], [6.0]]]))
+      >>> state.mean[:, 0].tolist(), state.var[:, 0].tolist()
+      ([3.0, 3.0], [5.0, 5.0])
+
+    References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983.
+    """
+    devices = pool(axis_name, axis_index_groups)
+    if devices is None:
+        raise ValueError(
+            "Expected `axis_name`, got None. Call synchronize inside the mapped function, with the "
+            "name of its axis; in jit over sharded arrays statistics are those of all already."
+        )
+    found = 0
+
+    def together(node: Any) -> Any:
+        nonlocal found
+        if not _is_statistics(node):
+            return node
+        found += 1
+        return _together(node, counts, devices)
+
+    state = jax.tree.map(together, state, is_leaf=_is_statistics)
+    if not found:
+        raise TypeError(
+            f"Expected BatchNormState or dicts with `mean` and `var` in `state`, got {state!r}. "
+            "Pass the statistics, not the parameters."
+        )
+    return state
+
+
+def is_synchronized(
+    state: Any,
+    *,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Sequence[Sequence[int]] | None = None,
+    stacked: bool = False,
+) -> Bool[ArrayLike, ""]:
+    """Tell whether all devices hold the same state.
+
+    Args:
+      state: any pytree of arrays. NaN counts as equal to NaN.
+      axis_name: inside a mapped function, its axis or axes. None outside of one: then the copies
+        of each array on this host's devices are compared, which `shard_map` without check_vma may
+        have left different, whatever its out_specs say.
+      axis_index_groups: partition of the indices along `axis_name`: whether each group agrees.
+      stacked: outside, the arrays have a leading axis of devices, as `pmap` and `vmap` return them.
+
+    Returns: inside, a boolean array, the same on every device; outside, a bool.
+    Raises: ValueError: name not bound; groups that do not partition the axis.
+
+    Example:
+      >>> import jax.numpy as jnp, jbn
+      >>> _, state = jbn.init(2)
+      >>> jbn.is_synchronized(state), jbn.is_synchronized(state.mean - 1, stacked=True)
+      (True, True)
+      >>> jbn.is_synchronized(jnp.array([[1.0], [2.0]]), stacked=True)
+      False
+    """
+    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    devices = pool(axis_name, axis_index_groups)
+    if devices is None:
+        return all(_same(copies) for leaf in leaves for copies in _copies(leaf, stacked))
+    differ = jnp.asarray(False)
+    for leaf in leaves:
+        first = devices.of_first(leaf)
+        differ |= jnp.any((leaf != first) & ((leaf == leaf) | (first == first)))
+    everyone = devices._replace(group_of=None)
+    return everyone.sum(differ.astype(jnp.int32)) == 0
+
+
+def _is_statistics(node: Any) -> bool:
+    is_dict = isinstance(node, Mapping) and {"mean", "var"} <= node.keys()
+    return isinstance(node, BatchNormState) or is_dict
+
+
+def _together(node: Any, counts: Moments | ArrayLike | None, devices: Pool) -> Any:
+    """Pool one layer's statistics."""
+    fields = node._asdict() if isinstance(node, BatchNormState) else dict(node)
+    mean, var = (jnp.asarray(fields[name]) for name in ("mean", "var"))
+    if isinstance(counts, Moments):
+        counts = counts.count
+    n = jnp.asarray(fields.get("count", 1) if counts is None else counts)
+    if n.shape not in ((), mean.shape):
+        raise ValueError(
+            f"Expected `counts` to be a number or of shape {mean.shape}, one per feature, got "
+            f"{n.shape}. Pass how many examples this device's statistics rest on."
+        )
+    wide = jnp.promote_types(mean.dtype, jnp.float32)
+    n = jnp.broadcast_to(n, mean.shape).astype(jnp.finfo(wide).dtype)
+    n = jnp.where(devices.sum(n) > 0, n, 1)
+    pivot, remainder, pooled_var, _ = pooled(
+        devices, mean.astype(wide), jnp.zeros(mean.shape, wide), var.astype(n.dtype), n, False
+    )
+    fields["mean"] = (pivot + remainder).astype(mean.dtype)
+    fields["var"] = pooled_var.astype(var.dtype)
+    if "count" in fields:
+        counted, members = devices.gather(jnp.asarray(fields["count"])), devices.members()
+        fields["count"] = jnp.max(counted if members is None else jnp.where(members, counted, 0))
+    return BatchNormState(**fields) if isinstance(node, BatchNormState) else type(node)(fields)
+
+
+def _copies(leaf: Array, stacked: bool) -> list[list[np.ndarray]]:
+    """List what must be equal: the entries of the first axis, or the copies of each shard."""
+    if stacked:
+        return [list(np.asarray(leaf))]
+    copies: dict[str, list[np.ndarray]] = {}
+    for shard in leaf.addressable_shards:
+        copies.setdefault(str(shard.index), []).append(np.asarray(shard.data))
+    return list(copies.values())
+
+
+def _same(copies: list[np.ndarray]) -> bool:
+    return all(np.array_equal(copies[0], copy, equal_nan=True) for copy in copies[1:])

@@ -1,0 +1,243 @@
+"""Local statistics put together: pooled means, the spread between devices, who agrees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from meshes import DEVICES, MAPPED, compiled, mesh, one_of, spread
+from oracles import F32_STATISTICS, assert_close, exact
+from strategies import values
+
+import jbn
+from jbn import centre
+
+C = 5
+GROUPS = [[6, 0, 3], [1, 2, 4, 5, 7]]
+
+
+def local_states(complex_mean=False):
+    """Return one state for each device: means far apart, so that the spread is most of var."""
+    rng = np.random.default_rng(0)
+    mean = rng.normal(10, 3, (DEVICES, C))
+    if complex_mean:
+        mean = mean + 1j * rng.normal(size=mean.shape)
+    return jbn.BatchNormState(
+        jnp.asarray(mean, jnp.complex64 if complex_mean else jnp.float32),
+        jnp.asarray(rng.uniform(0.5, 2, (DEVICES, C)), jnp.float32),
+        jnp.asarray(rng.integers(1, 9, DEVICES), jnp.int32),
+    )
+
+
+def pooled(state, counts, members=slice(None)):
+    """Pool in float64, over the devices of `members`."""
+    mean, var = exact(state.mean)[members], exact(state.var)[members]
+    n = np.broadcast_to(exact(counts).reshape(DEVICES, -1), (DEVICES, C))[members]
+    total = n.sum(0)
+    center = (n * mean).sum(0) / total
+    spread = (n * (var + np.abs(mean - center) ** 2)).sum(0) / total
+    return center, spread, int(np.asarray(state.count)[members].max())
+
+
+def run(mode, function, *sharded, replicated=True):
+    """Run `function(device's part of each) -> tree`; return the tree, or one for each device."""
+
+    # One row for each device, which split and shard_map leave as an axis of length 1.
+    def body(parts, whole):
+        parts = jax.tree.map(lambda leaf: leaf[0], parts)
+        return jnp.zeros(1), function(*parts)
+
+    mapped = spread(body, mode, replicated=replicated)
+    _, out = compiled(mapped, mode)(sharded, jnp.zeros(1))
+    return one_of(out, mode, replicated=replicated)
+
+
+def assert_pooled(got, want):
+    for name, a, b in zip(("mean", "var", "count"), got, want, strict=True):
+        # var is a sum of squares of means of size 10.
+        assert_close(a, b, F32_STATISTICS, name)
+
+
+@pytest.mark.parametrize("limit", [64, 2])
+@pytest.mark.parametrize("mode", MAPPED)
+def test_pools_means_and_their_spread(mode, limit, monkeypatch):
+    """By a gather, and by two sums as beyond 64 devices; shard_map proves the result replicated."""
+    monkeypatch.setattr(centre, "GATHER_LIMIT", limit)
+    state = local_states()
+
+    def function(state):
+        return jbn.synchronize(state, axis_name="d")
+
+    got = run(mode, function, state)
+    assert_pooled(got, pooled(state, state.count))
+    assert (exact(got.var) > exact(state.var).mean(0) + 1).all()  # An average has no spread.
+    for a, b in zip(got, state, strict=True):
+        assert a.dtype == b.dtype
+
+
+@pytest.mark.parametrize("kind", ["number", "features", "moments"])
+@pytest.mark.parametrize("mode", MAPPED)
+def test_counts_weigh_devices(mode, kind):
+    state = local_states()
+    counts = np.random.default_rng(1).integers(0, 5, (DEVICES, C)).astype(np.float32)
+    counts[2], counts[:, 3], counts[4, 3] = 0, 0, 2  # A device, and all but one for a feature.
+    if kind == "number":
+        counts = counts[:, 0]
+    given = jnp.asarray(counts)
+
+    def function(state, counts):
+        if kind == "moments":
+            counts = jbn.Moments(state.mean, state.var, counts)
+        return jbn.synchronize(state, counts, axis_name="d")
+
+    assert_pooled(run(mode, function, state, given), pooled(state, counts))
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_groups_pool_by_themselves(mode):
+    state = local_states()
+
+    def function(state):
+        return jbn.synchronize(state, axis_name="d", axis_index_groups=GROUPS)
+
+    got = run(mode, function, state, replicated=False)
+    for members in GROUPS:
+        want = pooled(state, state.count, members)
+        for i in members:
+            assert_pooled(jax.tree.map(lambda leaf, i=i: leaf[i], got), want)
+
+
+def test_devices_without_weight():
+    """One that absorbed nothing counts for nothing; if none did, they count alike."""
+    state = local_states()
+    some = state._replace(count=state.count.at[jnp.array([1, 5])].set(0))
+    assert_pooled(
+        run("shard_map", lambda s: jbn.synchronize(s, axis_name="d"), some),
+        (*pooled(state, some.count)[:2], int(some.count.max())),
+    )
+    none = state._replace(count=0 * state.count)
+    got = run("shard_map", lambda s: jbn.synchronize(s, axis_name="d"), none)
+    assert_pooled(got, (*pooled(state, np.ones(DEVICES))[:2], 0))
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_local_training_then_pooled_is_the_whole_batch(mode):
+    """One cumulative batch on each device, of different sizes by mask: the moments of all."""
+    x = values(0, (DEVICES, 12, C), mean=3.0) + jnp.arange(DEVICES)[:, None, None]
+    mask = jnp.arange(12)[None, :, None] <= jnp.arange(DEVICES)[:, None, None]
+    _, state = jbn.init(C)
+
+    def function(x, mask):
+        batch = jbn.moments(x, mask=mask)
+        local = jbn.update(state, batch, momentum=jbn.cumulative, unbiased=False)
+        return jbn.synchronize(local, batch, axis_name="d")
+
+    got = run(mode, function, x, mask)
+    inside = exact(x)[np.asarray(mask)[..., 0]]
+    assert_pooled(got, (inside.mean(0), inside.var(0), 1))
+
+
+def test_over_one_or_both_of_two_axes():
+    state = local_states()
+    for names, axes in ((("a", "b"), (0, 1)), ("a", (0,)), ("b", (1,))):
+        spec = P(*(name for name in ("a", "b") if name not in names))
+
+        def body(state, names=names, spec=spec):
+            own = jax.tree.map(lambda leaf: leaf[0], state)
+            new = jbn.synchronize(own, axis_name=names)
+            return jax.tree.map(lambda leaf: leaf.reshape((1,) * len(spec) + leaf.shape), new)
+
+        mapped = jax.shard_map(
+            body, mesh=mesh(("a", 4), ("b", 2)), in_specs=P(("a", "b")), out_specs=spec
+        )
+        got = jax.jit(mapped)(state)
+        cells = np.arange(DEVICES).reshape(4, 2)
+        rows = cells.reshape(-1, 1) if len(axes) == 2 else np.moveaxis(cells, axes[0], 0)
+        for i in range(rows.shape[1]):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], got) if len(axes) == 1 else got
+            assert_pooled(one, pooled(state, state.count, rows[:, i]))
+
+
+def test_pytrees_flax_collections_and_complex_means():
+    state, other = local_states(), local_states(complex_mean=True)
+    plain = {"mean": state.mean, "var": state.var}
+    tree = {"a": [state, other], "b": {"norm": plain}, "c": {"norm": state._asdict()}}
+    got = run("shard_map", lambda tree: jbn.synchronize(tree, axis_name="d"), tree)
+    assert jax.tree.structure(got) == jax.tree.structure(tree)
+    assert_pooled(got["a"][0], pooled(state, state.count))
+    assert_pooled(got["a"][1], pooled(other, other.count))
+    assert_pooled(jbn.BatchNormState(**got["c"]["norm"]), pooled(state, state.count))
+    alike = got["b"]["norm"]
+    assert_pooled((alike["mean"], alike["var"], 0), (*pooled(state, np.ones(DEVICES))[:2], 0))
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_is_synchronized_inside(mode):
+    state = local_states()
+    broken = state._replace(mean=state.mean.at[:, 1].set(jnp.nan))
+
+    def function(state, broken):
+        def agree(state, groups=None):
+            return jbn.is_synchronized(state, axis_name="d", axis_index_groups=groups)
+
+        return (
+            agree(state),
+            agree(jbn.synchronize(state, axis_name="d")),
+            agree(jbn.synchronize(broken, axis_name="d")),
+            agree(state, GROUPS),
+            agree(jbn.synchronize(state, axis_name="d", axis_index_groups=GROUPS), GROUPS),
+            agree(jbn.synchronize(state, axis_name="d", axis_index_groups=GROUPS)),
+        )
+
+    got = run(mode, function, state, broken)
+    assert [bool(value) for value in got] == [False, True, True, False, True, False]
+
+
+@pytest.mark.parametrize("leaf", ["mean", "var", "count"])
+def test_one_value_on_one_device_is_enough_to_differ(leaf):
+    _, state = jbn.init(C)
+    stack = jax.tree.map(lambda a: jnp.stack([a] * DEVICES), state)
+    agree = jax.vmap(lambda s: jbn.is_synchronized(s, axis_name="d"), axis_name="d")
+    assert agree(stack).all()
+    assert jbn.is_synchronized(stack, stacked=True) is True
+    moved = getattr(stack, leaf)
+    moved = moved.at[(7, *(0,) * (moved.ndim - 1))].add(1)
+    stack = stack._replace(**{leaf: moved})
+    assert not agree(stack).any()
+    assert jbn.is_synchronized(stack, stacked=True) is False
+
+
+def test_copies_that_claim_to_be_replicated():
+    """Without check_vma, out_specs=P() takes any device's word for all."""
+    state = local_states()
+
+    def local(state):
+        return jax.tree.map(lambda leaf: leaf[0], state)
+
+    def together(state):
+        return jbn.synchronize(local(state), axis_name="d")
+
+    for body, agree in ((local, False), (together, True)):
+        mapped = jax.shard_map(
+            body, mesh=mesh(("d", DEVICES)), in_specs=P("d"), out_specs=P(), check_vma=False
+        )
+        assert jbn.is_synchronized(jax.jit(mapped)(state)) is agree
+
+
+def test_errors():
+    _, state = jbn.init(C)
+    stack = jax.tree.map(lambda a: jnp.stack([a] * 2), state)
+
+    def over(function):
+        return jax.vmap(function, axis_name="d")(stack)
+
+    with pytest.raises(ValueError, match="axis_name"):
+        jbn.synchronize(state, axis_name=None)
+    with pytest.raises(ValueError, match="not"):
+        jbn.synchronize(state, axis_name="d")
+    with pytest.raises(ValueError, match=r"one per feature, got \(3,\)"):
+        over(lambda s: jbn.synchronize(s, jnp.ones(3), axis_name="d"))
+    with pytest.raises(TypeError, match="not the parameters"):
+        over(lambda s: jbn.synchronize([s.mean], axis_name="d"))
+    with pytest.raises(ValueError, match="exactly once"):
+        over(lambda s: jbn.is_synchronized(s, axis_name="d", axis_index_groups=[[0]]))
