@@ -114,7 +114,8 @@ def batch_norm(
         running statistics and the state comes back unchanged.
       axis_name: name, or tuple of names, of mapped axes (pmap, shard_map, vmap) to pool over. In
         jit over sharded arrays the batch is already global: leave it None.
-      axis_index_groups: partition of the indices along `axis_name`; pools within each group.
+      axis_index_groups: partition of the indices along `axis_name`; pools within each group. On
+        more than 64 devices a 2-D mesh, with the name of one axis, sends less.
 
     Returns:
       `(y, state)`: y of x's shape and dtype, state of the shapes and dtypes it came with.

@@ -36,15 +36,15 @@ class Pool(NamedTuple):
     def gather(self, x: Array) -> Array:
         """Stack x of all devices, `(D, *x.shape)`: the same on each of them."""
         slots = jnp.zeros((self.size, *x.shape), x.dtype)
-        return jax.lax.psum(slots.at[self._index()].set(x), self.names)
+        return self._psum(slots.at[self._index()].set(x))
 
     def sum(self, x: Array) -> Array:
         """Sum x over this device's group."""
         if self.group_of is None:
-            return jax.lax.psum(x, self.names)
+            return self._psum(x)
         slots = jnp.zeros((max(self.group_of) + 1, *x.shape), x.dtype)
         group = self._group()
-        return jax.lax.psum(slots.at[group].set(x), self.names)[group]
+        return self._psum(slots.at[group].set(x))[group]
 
     def of_first(self, x: Array) -> Array:
         """Return x of the first device of this device's group."""
@@ -55,6 +55,16 @@ class Pool(NamedTuple):
     def members(self) -> Array | None:
         """Which devices, `(D,)` bool, are in this device's group; None for all of them."""
         return None if self.group_of is None else jnp.asarray(self.group_of) == self._group()
+
+    def _psum(self, x: Array) -> Array:
+        try:
+            return jax.lax.psum(x, self.names)
+        except (AssertionError, ValueError) as error:  # JAX's own say nothing of the cause.
+            raise ValueError(
+                f"Expected axes of the mesh in `axis_name` inside shard_map, got {self.names}: JAX "
+                "has no psum over the name of a vmap there. Give that axis to the mesh, as in the "
+                "2-D mesh jax.make_mesh((D, V), ('d', 'v')), or use shard_map(check_vma=False)."
+            ) from error
 
     def _index(self) -> Array | int:
         # Name by name: axis_index of a tuple is lost where a derivative is taken after the axis is
@@ -76,7 +86,9 @@ def pool(
         if axis_index_groups is not None:
             raise ValueError(
                 f"Expected `axis_name` with axis_index_groups={axis_index_groups}, got None. "
-                "Name the axis whose indices the groups are of."
+                "Name the axis whose indices the groups are of. In jit over sharded arrays there "
+                "is none: use shard_map over a 2-D mesh and name one of its axes, or vmap over a "
+                "batch of shape (groups, N / groups, ...)."
             )
         return None
     names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)

@@ -2,28 +2,13 @@
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-DEVICES = 8
+from benchmarks.modes import DEVICES, join, mesh, split
+
 MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "vmap")
 MODES = (*MAPPED, "jit")
-
-
-def mesh(*sizes_and_names):
-    """Return a mesh of all devices: mesh(("d", 8)) or mesh(("a", 4), ("b", 2))."""
-    names, sizes = zip(*((n, s) for n, s in sizes_and_names), strict=True)
-    return Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), names)
-
-
-def split(tree, devices=DEVICES):
-    """Return every array's leading axis as (devices, rest)."""
-    return jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), tree)
-
-
-def join(tree):
-    """Undo `split`."""
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
 
 
 def spread(function, mode, *, replicated):
