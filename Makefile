@@ -3,11 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo demo-devices test lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.experiments  ## Fig. 1 of the paper on handwritten digits, about a minute
 	$(BIN)/python -m experiments mnist_mlp --preset quick
+
+demo-devices: .venv/.experiments  ## the same numbers from one device and from eight virtual ones
+	$(BIN)/python -m experiments mnist_mlp --preset smoke
+	$(BIN)/python -m experiments mnist_mlp --preset smoke --devices 8
 
 test: .venv/.dev  ## the whole suite
 	$(BIN)/python -m pytest -n 2 -q

@@ -83,13 +83,19 @@ def prepare(name: str, arguments: list[str], last_words: LastWords) -> Session:
 
     experiment = importlib.import_module(f"experiments.{name}")
     config, how = options.parse(name, experiment, arguments)
-    hosts.connect(how.coordinator, how.num_processes, how.process_id, how.devices)
-    if hosts.count() > 1:
+    wanted = hosts.expected(how.coordinator, how.num_processes, how.process_id)
+    if wanted.processes > 1:
         last_words.call_witness()
+        last_words.say(
+            f"Expected {wanted.processes} processes to connect and load the data, but not all did. "
+            "Start one on every host, with the same options but for --process-id."
+        )
+    hosts.connect(wanted, how.devices)
 
     config = record.to_config(experiment.Config, hosts.told_by_first(record.to_json(config)))
     devices = Devices(how.devices or hosts.default_devices(), how.parallel)
     dataset = hosts.everywhere(lambda: data.load(config.dataset, data_dir=how.data_dir))
+    hosts.check_same("examples", dataset.describe()["sha256"])
     environment = {**record.environment(), "data": dataset.describe(), "spread": str(devices)}
 
     def open_run() -> record.Run:

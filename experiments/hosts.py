@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -24,52 +24,61 @@ CONNECT_SECONDS = 120
 Result = TypeVar("Result")
 
 
-def connect(
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-    devices: int | None = None,
-) -> None:
-    """Connect the processes of a run, or do nothing where there is one; before JAX is used.
+class Hosts(NamedTuple):
+    """The processes of a run: how many, and what finds the first; None where JAX finds it."""
+
+    processes: int
+    coordinator: str | None = None
+    process_id: int | None = None
+
+
+def expected(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Hosts:
+    """Tell which processes a run has, by the options, or else by what launched them.
+
+    Raises: ValueError: a part of the three missing, or out of range.
+    """
+    if coordinator is None and num_processes is None and process_id is None:
+        return Hosts(processes_of_launcher(os.environ))
+    if coordinator is None or num_processes is None or process_id is None:
+        given = {"coordinator": coordinator, "num-processes": num_processes}
+        given["process-id"] = process_id
+        missing = [f"--{name}" for name, value in given.items() if value is None]
+        raise ValueError(
+            f"Expected --coordinator, --num-processes and --process-id, got no {missing[0]}. Start "
+            "one process on every host, with all three; --process-id counts from 0."
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"Expected --coordinator HOST:PORT, got {coordinator!r}.")
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"Expected --process-id from 0 to {num_processes - 1}, as --num-processes says, got "
+            f"{process_id}."
+        )
+    return Hosts(num_processes, coordinator, process_id)
+
+
+def connect(wanted: Hosts, devices: int | None = None) -> None:
+    """Connect the processes, or do nothing where there is but one; before JAX is used.
+
+    JAX ends this process if the others have not come after `CONNECT_SECONDS`.
 
     Args:
-      coordinator: address of the first process, host:port. None on TPU and under Slurm, where JAX
-        finds it, and for one process.
-      num_processes, process_id: how many there are, and which this is; with `coordinator`.
-      devices: how many devices the run takes in all, which on CPU makes as many virtual ones.
+      wanted: from `expected`.
+      devices: how many the run takes in all; on CPU, as many virtual ones are made.
 
-    Raises: ValueError: a part of the three missing or out of range; no connection.
+    Raises: ValueError: devices that the processes cannot share evenly.
     """
-    given = {
-        "--coordinator": coordinator,
-        "--num-processes": num_processes,
-        "--process-id": process_id,
-    }
-    missing = [name for name, value in given.items() if value is None]
-    processes, hint = 1, "Is each of the processes running, with the same --coordinator?"
-    if len(missing) < len(given):
-        if coordinator is None or num_processes is None or process_id is None:
-            raise ValueError(
-                f"Expected all of {', '.join(given)}, got no {' and no '.join(missing)}. "
-                "Start one process on every host: each with its own --process-id, counted from 0."
-            )
-        if not 0 <= process_id < num_processes:
-            raise ValueError(
-                f"Expected --process-id of 0 to {num_processes - 1} for --num-processes "
-                f"{num_processes}, got {process_id}."
-            )
-        if not coordinator.rpartition(":")[2].isdigit() or not coordinator.rpartition(":")[0]:
-            raise ValueError(f"Expected --coordinator HOST:PORT, got {coordinator!r}.")
-        processes = num_processes
-    elif launched := processes_of_launcher(os.environ):
-        processes, hint = launched, "Does the launcher run the same command on every host?"
+    processes, coordinator, process_id = wanted
     if devices is not None:
         if devices % processes:
             raise ValueError(
                 f"Expected --devices that {processes} processes can share evenly, got {devices}."
             )
-        set_cpu_devices(devices // processes)
-    on_tpu = missing and not launched and may_have_tpu()
+        # Too late where JAX was used before: those that it has remain.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", devices // processes)
+    on_tpu = processes == 1 and coordinator is None and may_have_tpu()
     if processes == 1 and not on_tpu:
         return
     # Its handler of SIGTERM would take the place of `last_words`, whose word `largest` spreads.
@@ -77,42 +86,32 @@ def connect(
     try:
         jax.distributed.initialize(
             coordinator,
-            num_processes,
+            processes if coordinator else None,
             process_id,
-            cluster_detection_method=None if missing else "deactivate",
+            cluster_detection_method="deactivate" if coordinator else None,
             initialization_timeout=CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except ValueError:
-        if not on_tpu:
+        if not on_tpu:  # A TPU of one host, or none: JAX found no coordinator.
             raise
-    except RuntimeError as error:
-        raise ValueError(f"Expected {processes} processes to connect: {error}. {hint}") from error
 
 
-def processes_of_launcher(environment: Mapping[str, str]) -> int | None:
-    """Read how many processes Slurm or Open MPI started; None if neither started several."""
+def processes_of_launcher(environment: Mapping[str, str]) -> int:
+    """Read how many processes Slurm or Open MPI started."""
     for count, rank in (
         ("SLURM_NTASKS", "SLURM_PROCID"),
         ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ):
-        if rank in environment and environment.get(count, "1") != "1":
+        if rank in environment and count in environment:
             return int(environment[count])
-    return None
+    return 1
 
 
 def may_have_tpu() -> bool:
     """Tell whether JAX may find a TPU here, and with it, perhaps, other hosts."""
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu")
-    return "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
-
-
-def set_cpu_devices(count: int) -> None:
-    """Make JAX show so many devices of a CPU; where it is too late, those that it has remain."""
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        return
+    platforms = os.environ.get("JAX_PLATFORMS") or "tpu"
+    return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 
 def count() -> int:
@@ -190,6 +189,20 @@ def told_by_first(value: Any) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
     padded = np.resize(data, size)  # Of the others, whose own value may be of another size.
     return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
+
+
+def check_same(what: str, value: Any) -> None:
+    """Refuse, on every host, a value that is not the first host's."""
+    first = told_by_first(value)
+
+    def check() -> None:
+        if value != first:
+            raise ValueError(
+                f"Expected the same {what} on every host, got others here than on process 0. Give "
+                "every host the same files and options."
+            )
+
+    everywhere(check)
 
 
 def arrays_of_first(tree: Any) -> Any:

@@ -1,0 +1,158 @@
+"""Checkpoints: what is read back is what was written by this run, whole, or nothing."""
+
+import dataclasses
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import record
+from experiments.checkpoints import MANIFEST, Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What makes one run another's foreigner."""
+
+    rate: float = 0.1
+
+
+def state(step):
+    return {
+        "w": jnp.full((2, 3), float(step)),
+        "half": jnp.ones(2, jnp.bfloat16) * step,
+        "nested": [jnp.arange(4, dtype=jnp.int32) + step, {"scalar": jnp.float32(step)}],
+        "zero": jnp.array([-0.0, jnp.nan]),
+    }
+
+
+def make(root, steps=(10, 20), config=Config()):
+    run = record.create(root, "demo", config)
+    with run, Checkpoints(run) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step))
+    return run.path
+
+
+def newest(path):
+    with record.open_run(path) as run, Checkpoints(run) as checkpoints:
+        return checkpoints.newest(state(0))
+
+
+def data_file(checkpoint):
+    """Return the largest file but the manifest."""
+    files = [p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST]
+    return max(files, key=lambda p: p.stat().st_size)
+
+
+def test_reads_back_what_was_written_bit_for_bit(tmp_path):
+    step, got = newest(make(tmp_path))
+    assert step == 20
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(state(20)), strict=True):
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert newest(make(tmp_path, ())) is None
+
+
+def test_keeps_two_and_no_leftovers(tmp_path):
+    path = make(tmp_path, (10, 20, 30))
+    (path / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()  # As a kill leaves it.
+    assert newest(path)[0] == 30
+    assert sorted(p.name for p in (path / "checkpoints").iterdir()) == ["20", "30"]
+    assert not (path / "refused").exists()
+
+
+def truncate(checkpoint):
+    file = data_file(checkpoint)
+    file.write_bytes(file.read_bytes()[:-7])
+    return f"its file {file.relative_to(checkpoint)} is changed"
+
+
+def flip(checkpoint):
+    file = data_file(checkpoint)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return f"its file {file.relative_to(checkpoint)} is changed"
+
+
+def lose(checkpoint):
+    file = data_file(checkpoint)
+    file.unlink()
+    return f"its file {file.relative_to(checkpoint)} is missing"
+
+
+def add(checkpoint):
+    (checkpoint / "stray").write_text("x")
+    return "its file stray is missing or not its own"
+
+
+def unfinished(checkpoint):
+    (checkpoint / MANIFEST).unlink()
+    return f"it has no readable {MANIFEST}"
+
+
+def scramble(checkpoint):
+    (checkpoint / MANIFEST).write_text('{"step": 20, ')
+    return f"it has no readable {MANIFEST}"
+
+
+def rename(checkpoint):
+    (checkpoint.parent / "10").rename(checkpoint.parent / "5")
+    shutil.copytree(checkpoint.parent / "5", checkpoint.parent / "10")
+    shutil.rmtree(checkpoint.parent / "5")
+    shutil.rmtree(checkpoint)
+    shutil.copytree(checkpoint.parent / "10", checkpoint)
+    return "it is step 10 of"
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, lose, add, unfinished, scramble, rename])
+def test_damaged_one_is_refused_by_name_and_the_one_before_used(tmp_path, capsys, damage):
+    path = make(tmp_path)
+    reason = damage(path / "checkpoints" / "20")
+    step, got = newest(path)
+    told = capsys.readouterr().err
+    assert step == 10
+    chex.assert_trees_all_close(got["w"], state(10)["w"])
+    assert f"{path / 'checkpoints' / '20'} is refused: {reason}" in told
+    assert "goes on from that of step 10" in told
+    assert (path / "refused" / "20.0").is_dir()
+    # What was refused is not in the way of the next one of that step, nor of its refusal.
+    with record.open_run(path) as run, Checkpoints(run) as checkpoints:
+        checkpoints.save(20, state(20))
+    assert newest(path)[0] == 20
+    truncate(path / "checkpoints" / "20")
+    assert newest(path)[0] == 10
+    assert (path / "refused" / "20.1").is_dir()
+
+
+def test_another_runs_checkpoint_is_refused(tmp_path, capsys):
+    path, foreign = make(tmp_path), make(tmp_path, (10, 20, 30), Config(rate=0.2))
+    shutil.copytree(foreign / "checkpoints" / "30", path / "checkpoints" / "30")
+    assert newest(path)[0] == 20
+    assert "30 is refused: it is step 30 of a run with another config" in capsys.readouterr().err
+
+
+def test_without_a_good_one_it_begins_anew(tmp_path, capsys):
+    path = make(tmp_path)
+    for step in ("10", "20"):
+        truncate(path / "checkpoints" / step)
+    assert newest(path) is None
+    assert capsys.readouterr().err.count("goes on from the beginning") == 2
+
+
+def test_nothing_is_decoded_before_its_checksum_is_known(tmp_path, monkeypatch):
+    """A manifest with the digests of files that were changed together with it is all there is."""
+    path = make(tmp_path)
+    manifest = json.loads((path / "checkpoints" / "20" / MANIFEST).read_text())
+    files = {
+        str(p.relative_to(path / "checkpoints" / "20"))
+        for p in (path / "checkpoints" / "20").rglob("*")
+        if p.is_file() and p.name != MANIFEST
+    }
+    assert set(manifest["files"]) == files
+    assert all(len(digest) == 64 for digest in manifest["files"].values())

@@ -1,0 +1,290 @@
+"""Several hosts: two processes of four virtual devices each, on the loopback interface."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import data, hosts, mnist_mlp, record
+from experiments.__main__ import main
+from experiments.devices import Devices
+from experiments.hosts import Hosts, expected, processes_of_launcher
+from experiments.train import Execution
+
+ROOT = Path(__file__).parents[1]
+# Gloo notices a dead peer at once; if not, JAX does after this time, and ends in some seconds.
+BOUND = hosts.HEARTBEAT_SECONDS + 30
+PERCENTILE = 1.01e-4  # Metrics have four decimals.
+
+
+@contextlib.contextmanager
+def processes(count, arguments, folder, environment=lambda i: {}):
+    """Start `count` processes with these arguments, their output going to out.0, out.1, ..."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JBN_DATA")}
+    started = []
+    for i in range(count):
+        with (folder / f"out.{i}").open("w") as out:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *arguments(i)],
+                    env={**inherited, "PYTHONPATH": str(ROOT), **environment(i)},
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    cwd=folder,
+                )
+            )
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def told(folder, i):
+    return (folder / f"out.{i}").read_text()
+
+
+def wait_all(started, folder, seconds=240):
+    """Wait for all to end; return their exit statuses."""
+    until = time.monotonic() + seconds
+    for i, process in enumerate(started):
+        try:
+            process.wait(until - time.monotonic())
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"process {i} did not end in {seconds} s:\n{told(folder, i)}")
+    return [process.returncode for process in started]
+
+
+def on_two_hosts(*options):
+    port = free_port()
+    return lambda i: [
+        *("-m", "experiments", "mnist_mlp", *options, "--devices", "8"),
+        *("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", str(i)),
+    ]
+
+
+# ---- Equal to one host ---------------------------------------------------------------------------
+
+CONFIG = {"dataset": "digits", "seeds": 2, "steps": 40, "evaluate_every": 20}
+WORK = f"""
+import json, sys
+from pathlib import Path
+import jax, numpy as np
+from experiments import data, hosts, mnist_mlp, record, train
+from experiments.devices import Devices
+
+hosts.connect(hosts.expected(None, None, None), 8)
+config = mnist_mlp.Config(population_batches=10, **{CONFIG})
+final = []
+of_train = mnist_mlp.train
+mnist_mlp.train = lambda *a, **k: final.append(of_train(*a, **k))
+run = record.create(Path("runs"), "mnist_mlp", config) if hosts.is_first() else None
+if run:
+    run.write("env.json", {{"data": {{"name": "digits"}}}})
+devices = Devices(8, sys.argv[1])
+execution = train.Execution(devices)
+mnist_mlp.run(config, data.load("digits", data_dir=None), run, execution)
+np.savez(f"state.{{jax.process_index()}}.npz", *jax.tree.leaves(final[0]))
+rows = hosts.told_by_first(list(record.read_rows(run.path / "metrics.jsonl")) if run else None)
+print(jax.process_count(), jax.local_device_count(), devices, len(rows))
+"""
+
+
+@pytest.mark.parametrize("way", ["shard_map", "pmap"])
+def test_two_hosts_equal_one(way, tmp_path):
+    """Found as under Slurm: the options of the command line are tried below."""
+    # JAX makes the port from the job's number.
+    job = free_port() % 4096
+    slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+
+    def environment(i):
+        return {**slurm, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_PLATFORMS": "cpu"}
+
+    with processes(2, lambda i: ["-c", WORK, way], tmp_path, environment) as started:
+        assert wait_all(started, tmp_path) == [0, 0], told(tmp_path, 0) + told(tmp_path, 1)
+    for i in range(2):
+        assert f"2 4 8 devices on 2 hosts, {way} 3" in told(tmp_path, i)
+    first, second = (np.load(tmp_path / f"state.{i}.npz") for i in range(2))
+    assert len(first.files) > 10
+    for name in first.files:
+        assert first[name].tobytes() == second[name].tobytes()
+
+    config = mnist_mlp.Config(population_batches=10, **CONFIG)
+    with record.create(tmp_path / "one", "mnist_mlp", config) as run:
+        run.write("env.json", {"data": {"name": "digits"}})
+        digits = data.load("digits", data_dir=None)
+        mnist_mlp.run(config, digits, run, Execution(Devices(8, way)))
+    (path,) = (tmp_path / "runs" / "mnist_mlp").iterdir()
+    assert_same(path, run.path)
+
+
+def assert_same(path, other):
+    """Compare metrics: accuracies exactly, percentiles to their last decimal."""
+    got, want = (list(record.read_rows(p / "metrics.jsonl")) for p in (path, other))
+    assert [row["step"] for row in got] == [row["step"] for row in want]
+    for a, b in zip(got, want, strict=True):
+        assert a["accuracy"] == b["accuracy"]
+        for name in b["percentiles"]:
+            np.testing.assert_allclose(
+                a["percentiles"][name], b["percentiles"][name], rtol=0, atol=PERCENTILE
+            )
+
+
+# ---- Death and resumption ------------------------------------------------------------------------
+
+LONG = ("--preset", "smoke", "--seeds", "1", "--steps", "200", "--checkpoint-every", "1")
+
+
+def await_checkpoint(path, started, folder, after=-1):
+    """Wait for a checkpoint later than the step `after`; return its step."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        steps = [int(p.parent.name) for p in path().glob("checkpoints/*/manifest.json")]
+        if max(steps, default=-1) > after:
+            return max(steps)
+        if any(process.poll() is not None for process in started):
+            break
+        time.sleep(0.05)
+    pytest.fail(f"no checkpoint:\n{told(folder, 0)}\n{told(folder, 1)}")
+
+
+def test_hosts_that_are_stopped_or_die(tmp_path):
+    """SIGTERM on one, then SIGKILL of each, then one host alone: to the end of one run."""
+    runs = tmp_path / "runs"
+
+    def path():
+        found = list((runs / "mnist_mlp").glob("*")) if runs.exists() else []
+        return found[0] if found else tmp_path / "none"
+
+    with processes(2, on_two_hosts(*LONG, "--runs", "runs"), tmp_path) as started:
+        await_checkpoint(path, started, tmp_path)
+        started[1].send_signal(signal.SIGTERM)
+        assert wait_all(started, tmp_path, BOUND) == [143, 143]
+    for i in range(2):
+        last = told(tmp_path, i).splitlines()[-1]
+        assert last.startswith("stopped; go on with: python -m experiments mnist_mlp --resume")
+        assert f"--process-id {i}" in last
+    steps = [row["step"] for row in record.read_rows(path() / "metrics.jsonl")]
+    done = await_checkpoint(path, [], tmp_path)
+    assert done == steps[-1] < 200  # One was written at the stop.
+
+    for victim in (1, 0):
+        resume = on_two_hosts("--resume", str(path()), "--checkpoint-every", "1")
+        with processes(2, resume, tmp_path) as started:
+            done = await_checkpoint(path, started, tmp_path, after=done)
+            started[victim].kill()
+            codes = wait_all(started, tmp_path, BOUND)
+        assert codes[victim] == -signal.SIGKILL
+        assert codes[1 - victim] not in (0, None)
+        wait_for_words(tmp_path, 1 - victim)
+        assert not (path() / "summary.json").exists()
+
+    assert main(["mnist_mlp", "--resume", str(path())]) == 0
+    assert main(["mnist_mlp", *LONG, "--runs", str(tmp_path / "one")]) == 0
+    (one,) = (tmp_path / "one" / "mnist_mlp").iterdir()
+    assert_same(path(), one)
+    assert len(list((runs / "mnist_mlp").iterdir())) == 1
+
+
+def wait_for_words(folder, i):
+    """Wait for the last words of a process that JAX ended: they come from its witness."""
+    until = time.monotonic() + 10
+    while "stopped; go on with: python -m experiments mnist_mlp" not in told(folder, i):
+        assert time.monotonic() < until, told(folder, i)
+        time.sleep(0.05)
+
+
+OTHER = """
+import dataclasses, sys
+from experiments import data
+from experiments.__main__ import main
+
+load = data.load
+
+def other(name, *, data_dir):
+    if {kind!r} == "missing":
+        raise FileNotFoundError("Expected the data files nowhere/mnist, found none there.")
+    found = load(name, data_dir=data_dir)
+    return dataclasses.replace(found, train_labels=found.train_labels[::-1])
+
+data.load = other
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "second"),
+    [
+        ("missing", "ended because process 1 did: see its own message", "nowhere/mnist"),
+        ("changed", "ended because process 1 did", "Expected the same examples on every host"),
+    ],
+)
+def test_host_without_the_data_ends_all(kind, first, second, tmp_path):
+    """With its own message, and on the other host one that names it."""
+    start = on_two_hosts("--preset", "smoke", "--runs", "runs")
+
+    def arguments(i):
+        return ["-c", OTHER.format(kind=kind), *start(i)[2:]] if i else start(i)
+
+    with processes(2, arguments, tmp_path) as started:
+        assert wait_all(started, tmp_path, 120) == [2, 2]
+    assert first in told(tmp_path, 0)
+    assert second in told(tmp_path, 1)
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- Options and launchers -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("h:1", 2, None), "got no --process-id"),
+        ((None, 2, 0), "got no --coordinator"),
+        (("h:1", None, 0), "got no --num-processes"),
+        (("h", 2, 0), "HOST:PORT, got 'h'"),
+        (("h:p", 2, 0), "HOST:PORT, got 'h:p'"),
+        (("h:1", 2, 2), "--process-id from 0 to 1"),
+        (("h:1", 2, -1), "--process-id from 0 to 1"),
+    ],
+)
+def test_hosts_that_cannot_be(given, message):
+    with pytest.raises(ValueError, match=message):
+        expected(*given)
+
+
+def test_devices_that_hosts_cannot_share():
+    with pytest.raises(ValueError, match="2 processes can share evenly, got 3"):
+        hosts.connect(Hosts(2, "h:1", 0), 3)
+
+
+def test_processes_of_launcher():
+    assert processes_of_launcher({}) == 1
+    assert processes_of_launcher({"SLURM_NTASKS": "4"}) == 1  # An allocation, not a step of it.
+    assert processes_of_launcher({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == 4
+    assert processes_of_launcher({"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2"}) == 3
+
+
+def test_one_host_needs_no_connection(monkeypatch):
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    hosts.connect(expected(None, None, None))
+    assert hosts.count() == 1
+    assert hosts.is_first()
+    assert hosts.told_by_first({"a": (1,)}) == {"a": (1,)}
+    assert hosts.largest(3) == 3
+    assert json.dumps(hosts.everywhere(lambda: 5)) == "5"

@@ -1,0 +1,85 @@
+"""Signals and sudden death: what is said, when the process ends, and with which status."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys, time
+from experiments.last_words import LastWords
+
+with LastWords() as last_words:
+    last_words.say("nothing was begun")
+    if "witness" in sys.argv:
+        last_words.call_witness()
+    last_words.say("go on with: this")
+    if "patient" in sys.argv:
+        with last_words.patience():
+            print("ready", flush=True)
+            while not last_words.told or "deaf" in sys.argv:
+                time.sleep(0.01)
+        print(f"told {last_words.told}", flush=True)
+    elif "done" in sys.argv:
+        print("ready", flush=True)
+    else:
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+def run(*words, signals=()):
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        for number in signals:
+            process.send_signal(number)
+            if number != signals[-1]:
+                assert "again, to stop at once" in process.stderr.readline() + (
+                    process.stderr.readline()
+                )
+        out, error = process.communicate(timeout=30)
+    return process.returncode, out, error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_process_with_the_last_words(number):
+    code, _, error = run(signals=[number])
+    assert code == 128 + number
+    assert error.strip() == "go on with: this"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_patient_loop_ends_itself(number):
+    code, out, error = run("patient", signals=[number])
+    assert code == 0
+    assert out == f"told {int(number)}\n"
+    assert "stopping after this chunk" in error
+
+
+def test_a_second_signal_does_not_wait():
+    code, _, error = run("patient", "deaf", signals=[signal.SIGTERM, signal.SIGINT])
+    assert code == 128 + signal.SIGINT
+    assert error.strip().endswith("go on with: this")
+
+
+def test_a_witness_speaks_for_the_killed():
+    code, _, error = run("witness", signals=[signal.SIGKILL])
+    assert code == -signal.SIGKILL
+    assert error.strip() == "go on with: this"
+
+
+@pytest.mark.parametrize("words", [("witness", "done"), ("done",)])
+def test_nothing_is_said_at_the_end(words):
+    assert run(*words) == (0, "", "")
+
+
+def test_a_witness_does_not_repeat_what_was_said():
+    code, _, error = run("witness", signals=[signal.SIGTERM])
+    assert code == 128 + signal.SIGTERM
+    assert error.strip() == "go on with: this"

@@ -1,0 +1,144 @@
+"""The trainer on eight devices: the metrics of one, from the same seed and order of examples."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, mnist_mlp, record
+from experiments.devices import WAYS, Devices, Share
+from experiments.last_words import LastWords, Stopped
+from experiments.train import Execution
+
+# Batches of 60 on 8 devices: slices of 8, the last one with four examples and four of padding.
+CONFIG = dataclasses.replace(mnist_mlp.PRESETS["smoke"], steps=60, evaluate_every=20)
+# Percentiles, of size 1, are written with four decimals; after 60 steps rounding is 1e-6.
+PERCENTILE = 1.01e-4
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The smallest data set."""
+    return data.load("digits", data_dir=None)
+
+
+def run_on(devices, config, dataset, root, last_words=None):
+    with record.create(root, "mnist_mlp", config) as run:
+        return carry_on(run, devices, config, dataset, last_words)
+
+
+def carry_on(run, devices, config, dataset, last_words=None):
+    if not (run.path / "env.json").exists():
+        run.write("env.json", {"data": {"name": "digits"}})
+    execution = Execution(devices, 10, last_words or LastWords())
+    mnist_mlp.run(config, dataset, run, execution)
+    return rows(run.path)
+
+
+def rows(path):
+    return list(record.read_rows(path / "metrics.jsonl"))
+
+
+def assert_same(got, want):
+    assert [row["step"] for row in got] == [row["step"] for row in want]
+    for a, b in zip(got, want, strict=True):
+        assert a["accuracy"] == b["accuracy"]
+        for name in b["percentiles"]:
+            np.testing.assert_allclose(
+                a["percentiles"][name], b["percentiles"][name], rtol=0, atol=PERCENTILE
+            )
+
+
+@pytest.fixture(scope="module")
+def one(digits, tmp_path_factory):
+    """The metrics of one device."""
+    return run_on(Devices(), CONFIG, digits, tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_eight_devices_have_the_metrics_of_one(way, one, digits, tmp_path):
+    assert_same(run_on(Devices(8, way), CONFIG, digits, tmp_path), one)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_more_devices_than_examples(way, digits, tmp_path):
+    """Two of eight devices have nothing but padding; one seed, without vmap.
+
+    In batches of three the network itself makes ten roundings of one, every step.
+    """
+    config = dataclasses.replace(CONFIG, batch_size=6, seeds=1, steps=20)
+    want = run_on(Devices(), config, digits, tmp_path)
+    assert_same(run_on(Devices(8, way), config, digits, tmp_path), want)
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 4), (4, 8)])
+def test_a_run_goes_on_with_other_devices(before, after, one, digits, tmp_path):
+    run = record.create(tmp_path, "mnist_mlp", CONFIG)
+    told = LastWords()
+    told.told = 15
+    with run, pytest.raises(Stopped):
+        carry_on(run, Devices(before), CONFIG, digits, told)
+    assert [row["step"] for row in rows(run.path)] == [0, 20]
+    with record.open_run(run.path) as run:
+        assert_same(carry_on(run, Devices(after, "pmap"), CONFIG, digits), one)
+
+
+def test_batch_without_padding_has_no_mask():
+    seen = []
+
+    def step(state, batch, share):
+        seen.append(share.mask)
+        return state
+
+    for batch_size, masked in ((16, False), (15, True)):
+        chunk = Devices(8).compile(step, batch_size)
+        chunk(jnp.zeros(1), jnp.arange(50.0), np.zeros((2, 1, batch_size), np.int32))
+        assert (seen[-1] is not None) == masked
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 13])
+def test_shares_of_mean_and_gradient_add_up(way, batch_size):
+    """Against the formula on one device: mean of x, and the gradient of mean((w x)^2)."""
+    x = np.random.default_rng(0).normal(size=50).astype(np.float32)
+    rows = np.random.default_rng(1).integers(0, 50, (1, 1, batch_size)).astype(np.int32)
+
+    def step(state, batch, share):
+        def loss(w):
+            return share.mean((w * batch) ** 2), None
+
+        gradient, _ = share.gradient(loss, state["w"])
+        return {"w": state["w"] - gradient}
+
+    devices = Devices(8, way)
+    state = devices.replicate({"w": jnp.ones((1, 1))[0]})
+    chunk = devices.compile(step, batch_size)
+    got = devices.one(chunk(state, devices.replicate(x), rows))
+    np.testing.assert_allclose(got["w"][0], 1 - 2 * np.mean(x[rows] ** 2), rtol=1e-5)
+
+
+def test_mean_without_mask_is_the_mean():
+    values = jnp.arange(5.0)
+    assert float(Share(5).mean(values)) == 2.0
+    assert float(Share(5, mask=jnp.arange(5) < 3).mean(values)) == pytest.approx(3 / 5)
+
+
+def test_devices_that_there_are_not():
+    with pytest.raises(ValueError, match=r"--devices of 1 to 8.*got 9"):
+        Devices(9)
+    with pytest.raises(ValueError, match="shard_map, pmap"):
+        Devices(2, "xmap")
+    assert str(Devices(8)) == "8 devices, shard_map"
+    assert str(Devices()) == "1 device"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_state_on_devices_is_replicated(way):
+    devices = Devices(8, way)
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "n": jnp.int32(4)}
+    placed = devices.replicate(tree)
+    assert all(len(leaf.addressable_shards) == 8 for leaf in jax.tree.leaves(placed))
+    for name, leaf in devices.one(placed).items():
+        np.testing.assert_array_equal(leaf, tree[name])
