@@ -1,0 +1,416 @@
+"""What batch normalization does inside a network: pure functions on pytrees, and one table of them.
+
+Layers are named by their path in the pytree, as "block_0/norm". Statistics may be `BatchNormState`
+or dicts with `mean` and `var`, as in a Flax `batch_stats` collection.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from jbn.types import BatchNormState
+
+Activation = Callable[[Array], Array]
+Loss = Callable[[Any], Float[Array, ""]]
+
+
+# ---- The gap between training and evaluation -----------------------------------------------------
+
+
+class Gap(NamedTuple):
+    """How far a layer's running statistics are from what they stand for.
+
+    All are numbers, `()`, the worst over the layer's features.
+
+    - mean: |running mean - true mean| in units of the true standard deviation.
+    - std: |log2(running std / true std)|: 1 where one is twice the other.
+    - noise: the same two, taken together, between the batch and the truth, where both are given.
+    - digits: bits that E[x^2] - E[x]^2 would lose of the 24 that float32 has, log2(1 + mean^2/var).
+    """
+
+    mean: Float[Array, ""]
+    std: Float[Array, ""]
+    noise: Float[Array, ""]
+    digits: Float[Array, ""]
+
+
+def train_eval_gap(
+    running: Any, batch: Any, population: Any | None = None, *, epsilon: ArrayLike = 1e-5
+) -> dict[str, Gap]:
+    """Compare running statistics with those that training uses, layer by layer.
+
+    Training normalises by the batch, evaluation by the running statistics. Where `population` is
+    given (from `jbn.population`) it is the truth, and the batch is compared with it as well; else
+    the batch is.
+
+    Args:
+      running: pytree of statistics, as training left them.
+      batch: of the same structure, from one batch: statistics moved with momentum 0.
+      population: of the same structure, averaged over many batches; None has none.
+      epsilon: that of the layers, added to every variance.
+
+    Returns: name of each layer -> Gap.
+    Raises: ValueError: other layers in one than in another; no statistics at all.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn import diagnostics
+      >>> trained = {"norm": {"mean": jnp.array([1.0]), "var": jnp.array([4.0])}}
+      >>> batch = {"norm": {"mean": jnp.array([5.0]), "var": jnp.array([16.0])}}
+      >>> gap = diagnostics.train_eval_gap(trained, batch)["norm"]
+      >>> round(float(gap.mean), 3), round(float(gap.std), 3)
+      (1.0, 1.0)
+    """
+    layers = statistics(running)
+    batches = _same_layers(layers, statistics(batch), "batch")
+    truths = batches
+    if population is not None:
+        truths = _same_layers(layers, statistics(population), "population")
+    gaps = {}
+    for name, (mean, var) in layers.items():
+        true_mean, true_var = truths[name]
+        shift, scale = _distance((mean, var), (true_mean, true_var), epsilon)
+        noise = jnp.maximum(*_distance(batches[name], (true_mean, true_var), epsilon))
+        lost = jnp.log2(1 + jnp.max(jnp.abs(true_mean) ** 2 / (true_var + epsilon)))
+        gaps[name] = Gap(shift, scale, noise, lost)
+    return gaps
+
+
+def effective_batches(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
+    """Compute how many batches an exponential average rests on, were they weighed alike.
+
+    (sum w)^2 / sum w^2 over the weights w_i = (1 - momentum) momentum^(count - i) of the batches
+    absorbed: (1 + momentum) / (1 - momentum) in the end, 199 for .99.
+
+    Args: count: batches absorbed. momentum: weight of the old value, in [0, 1).
+    Returns: float32; 0 at count 0.
+
+    Example:
+      >>> from jbn import diagnostics
+      >>> [round(float(diagnostics.effective_batches(t, 0.5)), 3) for t in (0, 1, 2, 100)]
+      [0.0, 1.0, 1.8, 3.0]
+
+    References: Kish, "Survey Sampling", 1965, section 8.2.
+    """
+    m, t = jnp.asarray(momentum, jnp.float32), jnp.asarray(count, jnp.float32)
+    kept = m**t
+    return (1 - kept) * (1 + m) / ((1 + kept) * (1 - m))
+
+
+def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
+    """Compute the weight that the initial mean 0, var 1 still has: momentum^count.
+
+    Running statistics are stale while it is large: at momentum .99 it is .37 after 100 batches.
+
+    Args: count: batches absorbed. momentum: weight of the old value.
+    Returns: float32, in [0, 1].
+
+    Example:
+      >>> from jbn import diagnostics
+      >>> round(float(diagnostics.initial_weight(100, 0.99)), 3)
+      0.366
+    """
+    return jnp.asarray(momentum, jnp.float32) ** jnp.asarray(count, jnp.float32)
+
+
+def statistics(tree: Any) -> dict[str, tuple[Array, Array]]:
+    """Find mean and var of every layer in a pytree, by its name.
+
+    Raises: ValueError: there are none.
+    """
+    found = {}
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_statistics)[0]:
+        if _is_statistics(node):
+            pair = node if isinstance(node, BatchNormState) else (node["mean"], node["var"])
+            found[_name(path)] = jnp.asarray(pair[0]), jnp.asarray(pair[1])
+    if not found:
+        raise ValueError(
+            "Expected BatchNormState or dicts with `mean` and `var`, found none. Pass the "
+            "statistics, such as variables['batch_stats'], not the parameters."
+        )
+    return found
+
+
+def _is_statistics(node: Any) -> bool:
+    is_dict = isinstance(node, Mapping) and {"mean", "var"} <= node.keys()
+    return isinstance(node, BatchNormState) or is_dict
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "layer"
+
+
+def _same_layers(
+    layers: Mapping[str, Any], others: dict[str, tuple[Array, Array]], what: str
+) -> dict[str, tuple[Array, Array]]:
+    if layers.keys() != others.keys():
+        raise ValueError(
+            f"Expected `{what}` with the layers {sorted(layers)}, got {sorted(others)}. "
+            "Take both from the same model."
+        )
+    return others
+
+
+def _distance(
+    one: tuple[Array, Array], true: tuple[Array, Array], epsilon: ArrayLike
+) -> tuple[Array, Array]:
+    """Compare means in units of the true std, and stds as |log2| of their ratio; the worst."""
+    std, true_std = (jnp.sqrt(var + epsilon) for _, var in (one, true))
+    shift = jnp.max(jnp.abs(one[0] - true[0]) / true_std)
+    return shift, jnp.max(jnp.abs(jnp.log2(std / true_std)))
+
+
+# ---- Gradients and activations -------------------------------------------------------------------
+
+
+def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, ""]]:
+    """Compute the L2 norm of the gradient of every layer.
+
+    Args:
+      gradient: pytree like the parameters.
+      depth: how many keys of the path name a layer: 1 for `params["dense_0"]`, leaves beyond.
+    Returns: name -> norm, float32 at least.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn import diagnostics
+      >>> norms = diagnostics.gradient_norms({"a": {"w": jnp.array([3.0]), "b": jnp.array([4.0])}})
+      >>> float(norms["a"])
+      5.0
+    """
+    layers: dict[str, list[Array]] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
+        wide = jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+        layers.setdefault(_name(path[:depth]), []).append(wide)
+    return {name: _norm(leaves) for name, leaves in layers.items()}
+
+
+def _norm(leaves: Sequence[Array]) -> Array:
+    """Compute the L2 norm of all together, scaled: the square of 1e-25 is 0 in float32."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit * jnp.sqrt(sum(jnp.sum(jnp.abs(leaf / unit) ** 2) for leaf in leaves))
+
+
+def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "..."]:
+    """Compute |activation'(x)|, value by value."""
+    x = jnp.asarray(x)
+    return jnp.abs(jax.jvp(activation, (x,), (jnp.ones_like(x),))[1])
+
+
+def saturation(
+    x: Float[ArrayLike, "N ..."], activation: Activation, *, threshold: float = 0.01
+) -> Float[Array, ""]:
+    """Compute the share of values at which the nonlinearity is flat: |activation'(x)| < threshold.
+
+    Args: x: what enters the nonlinearity. activation: elementwise. threshold: of the slope.
+    Returns: share, in [0, 1].
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jbn import diagnostics
+      >>> float(diagnostics.saturation(jnp.array([0.0, 9.0, -9.0, 1.0]), jax.nn.sigmoid))
+      0.5
+    """
+    return jnp.mean(slopes(x, activation) < threshold)
+
+
+def dead_units(x: Float[ArrayLike, "N ... C"], activation: Activation) -> Float[Array, ""]:
+    """Compute the share of units (last axis) whose slope is 0 for every value of the batch.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jbn import diagnostics
+      >>> float(diagnostics.dead_units(jnp.array([[1.0, -1.0], [2.0, -3.0]]), jax.nn.relu))
+      0.5
+    """
+    slope = slopes(x, activation)
+    return jnp.mean(jnp.all(slope == 0, axis=tuple(range(slope.ndim - 1))))
+
+
+def percentiles(
+    x: Float[ArrayLike, "N ... C"], q: Sequence[float] = (15, 50, 85)
+) -> Float[Array, "Q C"]:
+    """Compute percentiles of each unit (last axis) over the batch: a row of Fig. 1 (b, c).
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1.
+    """
+    x = jnp.asarray(x)
+    return jnp.percentile(x.reshape(-1, x.shape[-1]), jnp.asarray(q), axis=0)
+
+
+# ---- Shift ---------------------------------------------------------------------------------------
+
+
+class Drift(NamedTuple):
+    """How the distribution of each unit's input moves over training: means over units, `()`.
+
+    - median: largest |median - first median|.
+    - spread: largest / smallest distance from the lowest to the highest percentile.
+    """
+
+    median: Float[Array, ""]
+    spread: Float[Array, ""]
+
+
+def drift(over_training: Float[ArrayLike, "K Q C"]) -> Drift:
+    """Measure internal covariate shift as Ioffe & Szegedy show it: by percentiles over training.
+
+    Args: over_training: K rows of `percentiles`, Q odd, the median in the middle.
+    Returns: Drift.
+    Raises: ValueError: an even number of percentiles, which has no median in the middle.
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1, Fig. 1 (b, c).
+    """
+    values = jnp.asarray(over_training)
+    if values.ndim != 3 or values.shape[1] % 2 == 0:
+        raise ValueError(
+            f"Expected percentiles of shape (K, Q, C) with Q odd, got {values.shape}. "
+            "Stack rows of percentiles(x, (15, 50, 85))."
+        )
+    median, spread = values[:, values.shape[1] // 2], values[:, -1] - values[:, 0]
+    return Drift(
+        jnp.mean(jnp.max(jnp.abs(median - median[:1]), axis=0)),
+        jnp.mean(jnp.max(spread, axis=0) / jnp.min(spread, axis=0)),
+    )
+
+
+class GradientShift(NamedTuple):
+    """Change of a layer's gradient when the layers before it take their step.
+
+    - distance: ||G - G'||, and relative to ||G||: `relative`.
+    - cosine: of the angle between them: 1 where the earlier layers change nothing.
+    """
+
+    distance: Float[Array, ""]
+    relative: Float[Array, ""]
+    cosine: Float[Array, ""]
+
+
+def gradient_shift(
+    loss: Loss, params: Mapping[str, Any], moved: Mapping[str, Any], layers: Sequence[str]
+) -> dict[str, GradientShift]:
+    """Measure internal covariate shift as Santurkar et al. define it, layer by layer.
+
+    G is the gradient of the loss with respect to layer i; G' the same with the layers before it
+    already moved. Their difference is what layer i could not know of.
+
+    Args:
+      loss: params -> loss, on one batch.
+      params: before the step, a dict by layer.
+      moved: after it, of the same structure.
+      layers: names, from the input to the output.
+
+    Returns: name -> GradientShift; for the first layer there is none before it: 0, 0 and 1.
+    Raises: ValueError: a name that params do not have.
+
+    References: Santurkar, Tsipras, Ilyas, Madry, "How Does Batch Normalization Help
+      Optimization?", 2018, Definition 2.1.
+    """
+    missing = [name for name in layers if name not in params]
+    if missing:
+        raise ValueError(f"Expected layers among {sorted(params)}, got {missing}.")
+    here = jax.grad(loss)(dict(params))
+    shifts = {}
+    for i, name in enumerate(layers):
+        ahead = {**params, **{before: moved[before] for before in layers[:i]}}
+
+        def of_layer(own: Any, ahead: Any = ahead, name: str = name) -> Array:
+            return loss({**ahead, name: own})
+
+        g, g_ahead = jax.tree.leaves(here[name]), jax.tree.leaves(jax.grad(of_layer)(params[name]))
+        size, size_ahead = _norm(g), _norm(g_ahead)
+        distance = _norm([a - b for a, b in zip(g, g_ahead, strict=True)])
+        tiny = jnp.finfo(size.dtype).tiny
+        products = [
+            jnp.sum((a / jnp.maximum(size, tiny)) * (b / jnp.maximum(size_ahead, tiny)))
+            for a, b in zip(g, g_ahead, strict=True)
+        ]
+        cosine = jnp.sum(jnp.stack(products))
+        shifts[name] = GradientShift(distance, distance / jnp.maximum(size, tiny), cosine)
+    return shifts
+
+
+class Landscape(NamedTuple):
+    """The loss along one step: `(S,)` for S step sizes, and the effective smoothness, `()`.
+
+    - loss: at params - size * gradient.
+    - gradient_change: ||gradient there - gradient here||.
+    - smoothness: largest gradient_change / distance moved: a Lipschitz constant along the step.
+    """
+
+    loss: Float[Array, "S"]
+    gradient_change: Float[Array, "S"]
+    smoothness: Float[Array, ""]
+
+
+def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscape:
+    """Look along the gradient: how the loss and its gradient vary within one step.
+
+    Args:
+      loss: params -> loss, on one batch.
+      params: pytree.
+      sizes: step sizes, positive.
+    Returns: Landscape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn import diagnostics
+      >>> seen = diagnostics.landscape(lambda w: 2 * w**2, jnp.float32(1), jnp.array([0.1, 0.5]))
+      >>> [round(float(v), 3) for v in seen.loss], round(float(seen.smoothness), 3)
+      ([0.72, 2.0], 4.0)
+
+    References: Santurkar et al., "How Does Batch Normalization Help Optimization?", 2018, Fig. 4.
+    """
+    gradient = jax.grad(loss)(params)
+    length = _norm(jax.tree.leaves(gradient))
+
+    def along(size: Array) -> tuple[Array, Array]:
+        there = jax.tree.map(lambda p, g: p - size * g, params, gradient)
+        value, other = jax.value_and_grad(loss)(there)
+        change = jax.tree.map(lambda a, b: a - b, other, gradient)
+        return value, _norm(jax.tree.leaves(change))
+
+    sizes = jnp.asarray(sizes)
+    values, changes = jax.lax.map(along, sizes)  # One after the other: params may be large.
+    return Landscape(values, changes, jnp.max(changes / (sizes * length)))
+
+
+# ---- The table -----------------------------------------------------------------------------------
+
+
+def summarize(*, file: TextIO | None = None, **reports: Mapping[str, Any]) -> None:
+    """Print a table: a line for each layer, a column for each number.
+
+    Args:
+      file: where to; None is standard output.
+      **reports: by the name of their columns. Each gives a layer a number, or a NamedTuple of
+        numbers, such as `train_eval_gap`, `gradient_norms` and `gradient_shift` return.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn import diagnostics
+      >>> norms = diagnostics.gradient_norms({"a": jnp.ones(4), "b": jnp.ones(9)})
+      >>> diagnostics.summarize(gradient=norms, dead={"b": 0.25})
+      layer  gradient  dead
+      a             2
+      b             3  0.25
+    """
+    columns: dict[str, dict[str, str]] = {}
+    for name, report in reports.items():
+        for layer, values in report.items():
+            fields = values._asdict() if hasattr(values, "_asdict") else {"": values}
+            for field, value in fields.items():
+                header = f"{name}.{field}" if field else name
+                columns.setdefault(header, {})[layer] = f"{float(value):.3g}"
+    layers = dict.fromkeys(layer for report in reports.values() for layer in report)
+    lines = [["layer", *columns]]
+    lines += [[layer, *(column.get(layer, "") for column in columns.values())] for layer in layers]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for first, *rest in lines:
+        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        print("  ".join([first.ljust(widths[0]), *cells]).rstrip(), file=file or sys.stdout)
