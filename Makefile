@@ -28,6 +28,9 @@ format: .venv/.dev
 bench: .venv/.peers  ## jbn against its peers on this machine
 	$(BIN)/python -m benchmarks.op
 	$(BIN)/python -m benchmarks.fig1
+	$(BIN)/python -m benchmarks.modes
+	$(BIN)/python -m benchmarks.collectives
+	$(BIN)/python -m benchmarks.faults
 
 clean:
 	rm -rf .venv

@@ -1,0 +1,427 @@
+"""Kill a run at random moments and damage its checkpoints: resumed, does it end the same?
+
+The run is the smoke preset of `mnist_mlp` on digits, longer. Two that nothing disturbs come first:
+they must be identical, and tell how long a run lasts. Then SIGKILL strikes runs at moments drawn
+evenly from start to end, one in four while it writes a checkpoint, and one in four of them again
+after it was resumed. One that ended before its moment was not killed: it begins anew, and the
+moment comes as much earlier. Damage is done to copies of one killed run.
+
+Identical means bit for bit: metrics.jsonl, config.json, the figures, the state in the last
+checkpoint, summary.json but for seconds and commit, and no file left over or missing. A resumed run
+must also go on from the last whole checkpoint: one that began anew would end the same.
+
+SIGKILL loses nothing that was given to the kernel: what a power cut does is not tested.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+
+from benchmarks import common
+from experiments import data, mnist_mlp, record
+from experiments.checkpoints import MANIFEST, Checkpoints
+
+ROOT = Path(__file__).parents[1]
+AT_ONCE = 2  # Runs: each has work for about one core.
+CHECKPOINT_EVERY = 3  # Chunks.
+CHUNK = mnist_mlp.PRESETS["smoke"].evaluate_every
+STEPS = {"smoke": 300, "full": 1500}  # With 300, a moment seldom falls into the training.
+LONGEST = 300  # Seconds before a run is said to hang.
+TRIES = 4  # Until a run is killed before its end: moments at its very end may never come.
+POLL = 0.0005  # Seconds: a checkpoint is 40 ms in writing, then 3 without a manifest.
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How often to kill, and where to leave the result."""
+
+    preset: Literal["smoke", "full"] = "full"
+    """smoke: a short run, two kills and one damage, to see that all works"""
+    kills: int | None = None
+    """how many runs are killed; None takes 20 (smoke: 2)"""
+    seed: int = 0
+    """of the random moments"""
+    output: Path | None = None
+    """folder for JSON and Markdown; None is benchmarks/results for a full run, else none"""
+
+
+# ---- What is there -------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """The run in a folder: its checkpoints that have a manifest, and what else is beside them."""
+
+    path: Path | None = None
+    finished: bool = False
+    whole: Sequence[int] = ()
+    unsigned: Sequence[int] = ()  # In place, but without a manifest.
+    others: Sequence[str] = ()
+
+    @property
+    def checkpoint(self) -> int:
+        """The step to go on from."""
+        return max(self.whole, default=0)
+
+    @property
+    def what(self) -> str:
+        """Say it in a few words."""
+        if self.path is None or self.finished:
+            return "finished" if self.finished else "no run yet"
+        seen = [name for name, is_seen in SIGHTS.items() if is_seen(self)]
+        return seen[0] if seen else "a checkpoint" if self.whole else "no checkpoint"
+
+
+# What a run can be killed at, the more fleeting first.
+SIGHTS: dict[str, Callable[[Found], bool]] = {
+    "deleting the oldest": lambda found: any(step < found.checkpoint for step in found.unsigned),
+    "no manifest yet": lambda found: any(step > found.checkpoint for step in found.unsigned),
+    "writing a checkpoint": lambda found: bool(found.others),
+    "two checkpoints": lambda found: len(found.whole) > 1,
+}
+
+
+def look(folder: Path) -> Found:
+    """Look at the run in a folder; while it is at work, things may vanish meanwhile."""
+    # Killed before it has a config.json, a run cannot be resumed: another is begun beside it.
+    paths = sorted(path.parent for path in folder.glob("mnist_mlp/*/config.json"))
+    if not paths:
+        return Found()
+    checkpoints, names = paths[-1] / "checkpoints", []
+    with contextlib.suppress(FileNotFoundError):
+        names = sorted(os.listdir(checkpoints))
+    steps = {int(name) for name in names if name.isdigit()}
+    whole = {step for step in steps if (checkpoints / str(step) / MANIFEST).exists()}
+    others = [name for name in names if not name.isdigit()]
+    is_finished = (paths[-1] / "summary.json").exists()
+    return Found(paths[-1], is_finished, sorted(whole), sorted(steps - whole), others)
+
+
+def describe(found: Found) -> dict[str, Any]:
+    """Say what is there, and how many steps in metrics.jsonl will be done again."""
+    metrics = found.path / "metrics.jsonl" if found.path else None
+    whole = metrics.read_text().split("\n")[:-1] if metrics and metrics.exists() else []
+    row = json.loads(whole[-1])["step"] if whole else 0
+    again = 0 if found.finished else row - found.checkpoint
+    return {"what": found.what, "checkpoint": found.checkpoint, "row": row, "again": again}
+
+
+# ---- Identical or not ----------------------------------------------------------------------------
+
+
+def differences(want: Path, got: Path) -> list[str]:
+    """Name what is not bit for bit the same in two finished runs."""
+    sides = [{path.name for path in run.iterdir()} - {"refused"} for run in (want, got)]
+    found = [f"{name} on one side only" for name in sorted(sides[0] ^ sides[1])]
+    found += [f"checkpoints/{name} left over" for name in look(got.parents[1]).others]
+    compare: dict[str, Callable[[Path], Any]] = {
+        "summary.json": results,
+        "timing.jsonl": lambda path: [row["step"] for row in record.read_rows(path)],
+        "checkpoints": last_state,
+    }
+    for name in sorted(sides[0] & sides[1] - {"env.json", "lock"}):
+        content = compare.get(name, Path.read_bytes)
+        found += [] if content(want / name) == content(got / name) else [name]
+    return found
+
+
+def results(path: Path) -> dict[str, Any]:
+    """Read a summary without times, and without the commit, which may change meanwhile."""
+    summary = record.read_json(path)
+    del summary["seconds"], summary["environment"]["commit"]
+    return summary
+
+
+def last_state(path: Path) -> Any:
+    """Restore the last checkpoint of a run: its step, and name, dtype and bytes of each leaf."""
+    config = record.read_config(path.parent, "mnist_mlp", mnist_mlp.Config)
+    features = data.load(config.dataset).train_images[0].size
+    keys = jax.random.split(jax.random.key(0), config.seeds)
+    like = jax.eval_shape(jax.vmap(lambda key: mnist_mlp.init(config, key, features)), keys)
+    with record.open_run(path.parent) as run, Checkpoints(run) as checkpoints:
+        step, state = checkpoints.newest(like) or (None, {})
+    leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.asarray, state))
+    return step, [(str(name), str(leaf.dtype), leaf.tobytes()) for name, leaf in leaves]
+
+
+# ---- Runs and what strikes them ------------------------------------------------------------------
+
+
+class Strike(NamedTuple):
+    """A signal after so many seconds, or then at the first such sight if one is named."""
+
+    seconds: float = 0.0
+    sight: str = ""
+    number: int = signal.SIGKILL
+
+
+def carry_on(folder: Path, *options: str, strike: Strike | None = None) -> tuple[int, str]:
+    """Go on with a run, or begin one, to its end or until struck; return exit status and stderr."""
+    path = look(folder).path
+    command = [sys.executable, "-m", "experiments", "mnist_mlp", "--runs", str(folder)]
+    command += ["--checkpoint-every", str(CHECKPOINT_EVERY)]
+    command += ["--resume", str(path)] if path else ["--preset", "smoke", *options]
+    # Two at once would not both fit on a GPU, nor does a GPU promise the same bits.
+    settings: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}}
+    settings |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **settings)
+    try:
+        if strike:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(strike.seconds)
+            is_seen = SIGHTS.get(strike.sight, lambda found: True)
+            while process.poll() is None and not is_seen(look(folder)):
+                time.sleep(POLL)
+            process.send_signal(strike.number)
+        told = process.communicate(timeout=LONGEST)[1]
+        return process.returncode, told
+    finally:
+        process.kill()
+
+
+def began_at(told: str, unknown: int) -> int:
+    """Read after which step a process began to train: it tells of its first chunk."""
+    first = re.search(r"^step ([\d,]+) of", told, re.MULTILINE)
+    return int(first[1].replace(",", "")) - CHUNK if first else unknown
+
+
+def plan(kills: int, seed: int) -> list[list[Strike]]:
+    """Draw moments, from 0 to 1. Of four cases, one is killed at a sight, and another one twice."""
+    rng = np.random.default_rng(seed)
+    sights = ("writing a checkpoint", "no manifest yet", "deleting the oldest")
+    cases = []
+    for case in range(kills):
+        first, second = rng.uniform(0, 1, 2).tolist()
+        # From around the first checkpoint on, and not so late that no other is to come.
+        aimed = Strike(0.4 + 0.35 * first, sights[case // 4 % len(sights)])
+        kinds = ([Strike(first)], [aimed], [Strike(first)], [Strike(first), Strike(second)])
+        cases.append(kinds[case % 4])
+    return cases
+
+
+def kill(folder: Path, steps: int, moments: Sequence[Strike], life: float) -> dict[str, Any]:
+    """Disturb a run at these moments of its life, which is known only as well as machines allow."""
+    for attempt in range(TRIES):
+        strikes = [strike._replace(seconds=strike.seconds * life) for strike in moments]
+        case = disturb(folder / str(attempt), steps, strikes)
+        if case["strikes"][0]["status"]:
+            break
+        life = case["strikes"][0]["seconds"]
+    return case
+
+
+def disturb(folder: Path, steps: int, strikes: Sequence[Strike]) -> dict[str, Any]:
+    """Strike a run, go on with it, strike again, go on to the end; say what was there each time."""
+    rows: list[dict[str, Any]] = []
+    wrong = []
+    for strike in (*strikes, None):
+        before, started = look(folder), time.perf_counter()
+        if before.finished:
+            break
+        status, told = carry_on(folder, "--steps", str(steps), strike=strike)
+        seconds = round(time.perf_counter() - started, 2)
+        began = began_at(told, before.checkpoint if status else steps)
+        if status not in ((0, -signal.SIGKILL, 128 + signal.SIGTERM) if strike else (0,)):
+            wrong.append(f"exit status {status}: {told}")
+        if began != before.checkpoint:
+            wrong.append(f"went on from step {began}, not {before.checkpoint}")
+        if strike:
+            row = {"sight": strike.sight, "seconds": seconds, "status": status}
+            rows.append({**row, **describe(look(folder))})
+    return {"strikes": rows, "path": look(folder).path, "differences": wrong}
+
+
+def terminate(folder: Path, steps: int) -> dict[str, Any]:
+    """Send SIGTERM just after a checkpoint: there must be another, of the chunk that it was in."""
+    case = disturb(folder, steps, [Strike(sight="two checkpoints", number=signal.SIGTERM)])
+    (found,) = case["strikes"]
+    is_extra = found["checkpoint"] % (CHECKPOINT_EVERY * CHUNK) > 0 == found["again"]
+    if found["status"] != 128 + signal.SIGTERM or not is_extra:
+        case["differences"].append(f"exit status {found['status']}, extra checkpoint: {is_extra}")
+    return case
+
+
+# ---- Damage --------------------------------------------------------------------------------------
+
+
+def largest(checkpoint: Path) -> Path:
+    """Find the largest file."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def truncate(checkpoint: Path) -> None:
+    """Cut the largest file in half."""
+    os.truncate(largest(checkpoint), largest(checkpoint).stat().st_size // 2)
+
+
+def flip(checkpoint: Path) -> None:
+    """Flip a bit in the middle of the largest file."""
+    content = bytearray(largest(checkpoint).read_bytes())
+    content[len(content) // 2] ^= 1
+    largest(checkpoint).write_bytes(content)
+
+
+def unsign(checkpoint: Path) -> None:
+    """Remove the manifest."""
+    (checkpoint / MANIFEST).unlink()
+
+
+def exchange(checkpoint: Path) -> None:
+    """Put in the checkpoint of the same step of a run with another learning rate."""
+    folder = checkpoint.parents[3] / "foreign"
+    carry_on(folder, "--steps", checkpoint.name, "--learning-rate", "0.2")
+    (foreign,) = folder.glob(f"mnist_mlp/*/checkpoints/{checkpoint.name}")
+    shutil.rmtree(checkpoint)
+    foreign.rename(checkpoint)
+
+
+CHANGED, UNSIGNED = r"its file \S+ is changed", f"it has no readable {MANIFEST}"
+# What is done to the newest checkpoint, and to the one before, and the reasons to be given.
+DAMAGES: dict[str, Sequence[tuple[Callable[[Path], None], str]]] = {
+    "a file cut in half": [(truncate, CHANGED)],
+    "a bit flipped": [(flip, CHANGED)],
+    "no manifest": [(unsign, UNSIGNED)],
+    "of another learning rate": [(exchange, "of a run with another config")],
+    "both: cut in half, no manifest": [(truncate, CHANGED), (unsign, UNSIGNED)],
+}
+
+
+def damage(killed: Path, folder: Path, steps: int, name: str) -> dict[str, Any]:
+    """Damage the checkpoints of a copy of a killed run, go on with it, and read what it says."""
+    shutil.copytree(killed, folder)
+    (run,) = (folder / "mnist_mlp").iterdir()
+    newest_first = sorted(look(folder).whole, reverse=True)
+    left = [*newest_first, 0][len(DAMAGES[name])]
+    for (spoil, _), step in zip(DAMAGES[name], newest_first, strict=False):
+        spoil(run / "checkpoints" / str(step))
+    status, told = carry_on(folder)
+    source = f"that of step {left}" if left else "the beginning"
+    said, wrong = [], [f"exit status {status}: {told}"] if status else []
+    for (_, reason), step in zip(DAMAGES[name], newest_first, strict=False):
+        line = f"checkpoint {run}/checkpoints/{step} is refused: (.*{reason}.*). It is now in .*"
+        match = re.search(f"^{line}; the run goes on from {source}.$", told, re.MULTILINE)
+        said.append(f"{step}: {match[1]}" if match else "")
+        wrong += [] if match else [f"{step} not refused for {reason!r}: {told}"]
+    if (began := began_at(told, steps)) != left:
+        wrong.append(f"went on from step {began}, not {left}")
+    return {"damage": name, "said": said, "from": source, "path": run, "differences": wrong}
+
+
+# ---- Report --------------------------------------------------------------------------------------
+
+
+def tally(cases: Sequence[dict[str, Any]]) -> str:
+    """Count the identical ones."""
+    return f"{sum(case['identical'] == 'yes' for case in cases)} of {len(cases)}"
+
+
+def report(result: dict[str, Any]) -> str:
+    """Write the result as Markdown."""
+    (terminated,) = result["sigterm"]["strikes"]
+    kills = []
+    for number, case in enumerate(result["kills"], 1):
+        verdicts = ["killed again"] * (len(case["strikes"]) - 1) + [case["identical"]]
+        for found, last in zip(case["strikes"], verdicts, strict=True):
+            steps = [f"{found[name]:,}" for name in ("checkpoint", "row", "again")]
+            after = f"{found['seconds']:.2f}{' (aimed)' if found['sight'] else ''}"
+            kills.append([f"{number}: {found['what']}", after, *steps, last])
+    header = ["there was", "after s", "checkpoint", "last row", "steps again", "identical"]
+    damages = [
+        [f"{case['damage']}; {said}", case["from"], case["identical"]]
+        for case in result["damages"]
+        for said in case["said"]
+    ]
+    parts = [
+        "# Runs that are killed, and checkpoints that are damaged",
+        f"`python -m benchmarks.faults` on {common.describe(result['env'])}.",
+        f"`mnist_mlp --preset smoke --steps {result['steps']} --checkpoint-every "
+        f"{CHECKPOINT_EVERY}`, {CHUNK} steps a chunk, {AT_ONCE} runs at a time; undisturbed, "
+        f"{result['life']:.1f} s. What identical means is in the docstring of "
+        "`benchmarks/faults.py`.",
+        f"## SIGKILL: {tally(result['kills'])} identical to the undisturbed run",
+        f"Moments over the life of a process, from seed {result['seed']}; an aimed kill waits for "
+        "a sight. Rows after the checkpoint are done again, and the chunk that had none yet.",
+        common.table(header, kills),
+        f"## Damage: {tally(result['damages'])} identical",
+        "Done to a killed run with two checkpoints; beside it, what was said of each refused.",
+        common.table(["damage", "goes on from", "identical"], damages),
+        "## SIGTERM",
+        f"Sent just after a checkpoint was due: exit status {terminated['status']}, with another "
+        f"of step {terminated['checkpoint']:,}. Resumed, identical: "
+        f"{result['sigterm']['identical']}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Kill, damage, compare, print, write; return the result. Exit with an error if any differs."""
+    smoke, steps = options.preset == "smoke", STEPS[options.preset]
+    kills = (2 if smoke else 20) if options.kills is None else options.kills
+    with contextlib.ExitStack() as stack:
+        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jbn-faults-")))
+        pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
+        undisturbed = ("--steps", str(steps))
+        started = time.perf_counter()
+        list(pool.map(lambda name: carry_on(root / name, *undisturbed), ("one", "other")))
+        life = time.perf_counter() - started
+        want, other = (look(root / name).path or root for name in ("one", "other"))
+        if found := differences(want, other):
+            raise SystemExit(f"Expected two undisturbed runs to be identical, not so: {found}.")
+
+        strike = Strike(sight="two checkpoints")
+        killed = pool.submit(carry_on, root / "killed", *undisturbed, strike=strike)
+        struck = [
+            pool.submit(kill, root / f"kill_{i}", steps, moments, life)
+            for i, moments in enumerate(plan(kills, options.seed))
+        ]
+        terminated = pool.submit(terminate, root / "sigterm", steps)
+        killed.result()
+        damaged = [
+            pool.submit(damage, root / "killed", root / f"damage_{i}", steps, name)
+            for i, name in enumerate(list(DAMAGES)[: 1 if smoke else None])
+        ]
+
+        def judged(case: dict[str, Any]) -> dict[str, Any]:
+            wrong = case.pop("differences") + differences(want, case.pop("path"))
+            case["identical"] = "; ".join(wrong).replace("\n", " ") or "yes"
+            print(*case.values(), flush=True)
+            return case
+
+        result = {
+            "env": common.environment(),
+            "steps": steps,
+            "seed": options.seed,
+            "life": round(life, 2),
+            "kills": [judged(case.result()) for case in struck],
+            "sigterm": judged(terminated.result()),
+            "damages": [judged(case.result()) for case in damaged],
+        }
+    markdown = report(result)
+    print(f"\n{markdown}")
+    if output := options.output or (None if smoke else common.RESULTS):
+        common.write(output, "faults", result, markdown)
+    cases = [*result["kills"], result["sigterm"], *result["damages"]]
+    if any(case["identical"] != "yes" for case in cases):
+        raise SystemExit(f"Expected every run to end identical, got {tally(cases)}.")
+    return result
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    main(tyro.cli(Options, description=__doc__))
