@@ -6,6 +6,11 @@ from jbn.batch_norm import normalize as normalize
 from jbn.fold import fold as fold
 from jbn.moments import merge_moments as merge_moments
 from jbn.moments import moments as moments
+from jbn.norms import group_norm as group_norm
+from jbn.norms import instance_norm as instance_norm
+from jbn.norms import layer_norm as layer_norm
+from jbn.norms import weight_norm as weight_norm
+from jbn.norms import weight_norm_init as weight_norm_init
 from jbn.running import cumulative as cumulative
 from jbn.running import debiased as debiased
 from jbn.running import moving_average as moving_average
@@ -16,3 +21,9 @@ from jbn.synchronize import synchronize as synchronize
 from jbn.types import BatchNormParams as BatchNormParams
 from jbn.types import BatchNormState as BatchNormState
 from jbn.types import Moments as Moments
+from jbn.variants import batch_renorm as batch_renorm
+from jbn.variants import ghost_batch_norm as ghost_batch_norm
+from jbn.variants import normalize_with_example as normalize_with_example
+from jbn.whitening import Whitening as Whitening
+from jbn.whitening import apply_whitening as apply_whitening
+from jbn.whitening import whiten as whiten

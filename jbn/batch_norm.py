@@ -137,7 +137,7 @@ def batch_norm(
     """
     x = as_inexact(x)
     features = feature_axes(axis, x.ndim)
-    _check_features(x, features, params, state.mean, state.var)
+    check_features(x, features, params, state.mean, state.var)
     check_epsilon(epsilon)
     if not callable(momentum):
         check_momentum(momentum)
@@ -164,7 +164,7 @@ def batch_norm(
         shape = centred.pivot.shape
         remainder = jnp.where(has, remainder, state.mean.reshape(shape) - centred.pivot)
         var = jnp.where(has, var, state.var.reshape(shape))
-    y = centred.scale_and_shift(*_factors(remainder, var, params, epsilon))
+    y = centred.scale_and_shift(*factors(remainder, var, params, epsilon))
     batch = Moments(*(to_features(v, features) for v in centred.moments))
     return y.astype(x.dtype), update(state, batch, momentum=momentum, unbiased=unbiased)
 
@@ -202,17 +202,17 @@ def normalize(
     features = feature_axes(axis, x.ndim)
     params = BatchNormParams(None, None) if params is None else params
     mean, var = jnp.asarray(mean), jnp.asarray(var)
-    _check_features(x, features, params, mean, var)
+    check_features(x, features, params, mean, var)
     check_epsilon(epsilon)
     shape = [x.shape[a] if a in features else 1 for a in range(x.ndim)]
     deviation = x.astype(wide_dtype(x)) - mean.reshape(shape).astype(wide_dtype(x))
-    a, b = _factors(
+    a, b = factors(
         jnp.zeros_like(deviation, shape=(1,) * x.ndim), var.reshape(shape), params, epsilon
     )
     return (deviation * a + b).astype(x.dtype)
 
 
-def _factors(
+def factors(
     remainder: Array, var: Array, params: BatchNormParams, epsilon: ArrayLike
 ) -> tuple[Array, Array]:
     """Compute a and b of y = deviation * a + b."""
@@ -227,7 +227,7 @@ def _factors(
     return a, b
 
 
-def _check_features(
+def check_features(
     x: Array, features: tuple[int, ...], params: BatchNormParams, mean: Array, var: Array
 ) -> None:
     expected = tuple(x.shape[a] for a in features)

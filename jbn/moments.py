@@ -142,11 +142,11 @@ def centre_features(
             "Skip the step, or pad the batch and mask the padding."
         )
     axes = tuple(a for a in range(x.ndim) if a not in features)
-    weights = None if mask is None else _weights(mask, x)
+    weights = None if mask is None else as_weights(mask, x)
     return centre(x, axes, weights, pool(axis_name, axis_index_groups))
 
 
-def _weights(mask: ArrayLike, x: Array) -> Array:
+def as_weights(mask: ArrayLike, x: Array) -> Array:
     """Give the mask x's rank: bool as it is, weights in the dtype of var."""
     mask = jnp.asarray(mask)
     if not (mask.dtype == jnp.bool_ or jnp.issubdtype(mask.dtype, jnp.floating)):

@@ -1,0 +1,187 @@
+"""Whitening: the ideal that batch normalization approximates one feature at a time."""
+
+from numbers import Real
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from jbn.centre import wide_dtype
+from jbn.moments import as_inexact, centre_features
+from jbn.norms import along_features, check_values, group_width, one_feature_axis
+
+
+class Whitening(NamedTuple):
+    """What `whiten` did: y_i = sum_j matrix[g, i, j] (x_j - mean_j) in each group g of features."""
+
+    mean: Float[Array, "C"]
+    matrix: Float[Array, "groups width width"]
+
+
+def whiten(
+    x: Float[ArrayLike, "..."],
+    *,
+    axis: int = -1,
+    groups: int = 1,
+    epsilon: ArrayLike = 1e-5,
+    method: Literal["zca", "cholesky"] = "zca",
+) -> tuple[Array, Whitening]:
+    """Decorrelate the features of a batch: y = W (x - mean) has covariance I, in each group.
+
+    What batch norm only approximates, one feature at a time. W^T W = (S + epsilon I)^-1 with S
+    the biased covariance of m values: for "zca" the symmetric root, which keeps y nearest to x; for
+    "cholesky" the triangular one, which is cheaper, and where y_i depends on x_1 to x_i.
+
+    It costs O(m d^2 + d^3) for each group of d features, where batch norm costs O(m d). From m <= d
+    values on S has rank m - 1 at most, and no W makes the covariance I: the directions that the
+    batch does not have stay 0 in y, and W has 1 / sqrt(epsilon) there, to blow up what other data
+    have in them. The rounding of float32 counts as 1e-7 of the largest eigenvalue; with
+    "cholesky" a smaller epsilon on a singular S gives NaN, with "zca" noise.
+
+    Args:
+      x: the batch, floating, any rank.
+      axis: the feature axis; all others are reduced.
+      groups: of C / groups consecutive features each, decorrelated among themselves.
+      epsilon: added to the eigenvalues of S, as batch norm adds it to var: the variance of y along
+        an eigenvector is lambda / (lambda + epsilon). May be traced, or 0 where m > d.
+      method: "zca" or "cholesky".
+
+    Returns: `(y, Whitening)`: y of x's shape and dtype; mean and W for `apply_whitening`, in
+      float32 at least. First derivatives are finite at equal eigenvalues, too; second derivatives
+      of "zca" are not.
+    Raises: TypeError: x not floating. ValueError: groups that do not divide C; epsilon negative, or
+      0 with no more values than features in a group; another method; one value per feature.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jbn
+      >>> x = jax.random.normal(jax.random.key(0), (50, 3)) @ jnp.array(
+      ...     [[2.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.5]])
+      >>> y, _ = jbn.whiten(x, epsilon=1e-9)
+      >>> bool(jnp.allclose(y.T @ y / 50, jnp.eye(3), atol=1e-4))
+      True
+
+    References: Kessy, Lewin, Strimmer, "Optimal Whitening and Decorrelation", 2018, section 2.
+      Huang et al., "Decorrelated Batch Normalization", 2018, section 3 (groups, ZCA).
+    """
+    x = as_inexact(x)
+    _check_real(x)
+    feature = one_feature_axis(x, axis)
+    width = group_width(x.shape[feature], groups)
+    if method not in ("zca", "cholesky"):
+        raise ValueError(
+            f"Expected `method` to be 'zca' or 'cholesky', got {method!r}. Name one of the two."
+        )
+    if isinstance(epsilon, Real) and not epsilon >= 0:
+        raise ValueError(f"Expected `epsilon` of at least 0, got {epsilon}. The usual one is 1e-5.")
+    values = check_values(x, (feature,))
+    if values <= width and isinstance(epsilon, Real) and epsilon == 0:
+        raise ValueError(
+            f"Expected more values than features in a group with epsilon=0, got {values} values of "
+            f"{width} features: their covariance has rank {values - 1} at most and no inverse. Use "
+            "a larger batch, more groups, or a positive epsilon."
+        )
+    centred = centre_features(x, (feature,), None, None, None)
+    deviation = centred.scale_and_shift(jnp.ones_like(centred.pivot), -centred.remainder)
+    rows = _rows(deviation, feature, groups)
+    # Highest: by default accelerators multiply in fewer bits, and W is the inverse of this.
+    covariance = jnp.einsum("mgi,mgj->gij", rows, rows, precision="highest") / values
+    ridge = jnp.asarray(epsilon, covariance.dtype)
+    if method == "zca":
+        matrix = _inverse_root(covariance, ridge)
+    else:
+        eye = jnp.broadcast_to(jnp.eye(width, dtype=covariance.dtype), covariance.shape)
+        root = jnp.linalg.cholesky(covariance + ridge * eye)
+        matrix = jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
+    y = _project(rows, matrix, x, feature)
+    return y, Whitening(centred.moments.mean.reshape(-1), matrix)
+
+
+def apply_whitening(
+    x: Float[ArrayLike, "..."], whitening: Whitening, *, axis: int = -1
+) -> Float[Array, "..."]:
+    """Whiten x by what `whiten` found on other data: y = W (x - mean), as inference does.
+
+    Args:
+      x: floating, any rank.
+      whitening: as `whiten` returned it, or averages of several.
+      axis: the feature axis.
+
+    Returns: y, of x's shape and dtype; computed in float32 at least.
+    Raises: TypeError: x not floating. ValueError: another number of features.
+
+    Example:
+      >>> import jax.numpy as jnp, jbn
+      >>> _, found = jbn.whiten(jnp.array([[0.0, 1.0], [2.0, 1.0], [1.0, 3.0], [1.0, 0.0]]))
+      >>> jbn.apply_whitening(found.mean[None], found).tolist()
+      [[0.0, 0.0]]
+    """
+    x = as_inexact(x)
+    _check_real(x)
+    feature = one_feature_axis(x, axis)
+    if whitening.mean.shape != (x.shape[feature],):
+        raise ValueError(
+            f"Expected x of the whitening's {whitening.mean.shape[0]} features, got "
+            f"x.shape={x.shape} with feature axis {axis}. Check `axis`."
+        )
+    mean = along_features(whitening.mean, x, (feature,)).astype(wide_dtype(x))
+    rows = _rows(x.astype(mean.dtype) - mean, feature, whitening.matrix.shape[0])
+    return _project(rows, whitening.matrix.astype(mean.dtype), x, feature)
+
+
+@jax.custom_jvp
+def _inverse_root(matrix: Array, ridge: Array) -> Array:
+    """Compute (matrix + ridge I)^(-1/2) of symmetric positive semidefinite matrices.
+
+    The derivative of the eigenvectors is infinite where eigenvalues are equal, that of the root is
+    not: in the eigenbasis, d root_ij = -d matrix_ij / (s_i s_j (s_i + s_j)), s the square roots of
+    the eigenvalues (Daleckii, Krein; Higham, "Functions of Matrices", 2008, section 3.2).
+    """
+    return _root(*_eigen(matrix, ridge))
+
+
+@_inverse_root.defjvp
+def _inverse_root_jvp(primals, tangents):
+    vectors, s = _eigen(*primals)
+    dmatrix, dridge = tangents
+    dmatrix = dmatrix + dridge * jnp.broadcast_to(
+        jnp.eye(s.shape[-1], dtype=s.dtype), dmatrix.shape
+    )
+    rows, columns = s[..., :, None], s[..., None, :]
+    inner = _congruence("...ki,...kl,...lj->...ij", vectors, dmatrix)
+    inner = -inner / (rows * columns * (rows + columns))
+    return _root(vectors, s), _congruence("...ik,...kl,...jl->...ij", vectors, inner)
+
+
+def _eigen(matrix: Array, ridge: Array) -> tuple[Array, Array]:
+    """Compute eigenvectors and the roots of the eigenvalues, which rounding may make negative."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return vectors, jnp.sqrt(jnp.maximum(values, 0) + ridge)
+
+
+def _root(vectors: Array, s: Array) -> Array:
+    return jnp.einsum("...ik,...k,...jk->...ij", vectors, 1 / s, vectors, precision="highest")
+
+
+def _congruence(indices: str, vectors: Array, inner: Array) -> Array:
+    return jnp.einsum(indices, vectors, inner, vectors, precision="highest")
+
+
+def _rows(x: Array, feature: int, groups: int) -> Array:
+    """Reshape x to (values, groups, width)."""
+    x = jnp.moveaxis(x, feature, -1)
+    return x.reshape(-1, groups, x.shape[-1] // groups)
+
+
+def _project(rows: Array, matrix: Array, x: Array, feature: int) -> Array:
+    """Multiply each group by its matrix, and undo `_rows`."""
+    y = jnp.einsum("mgj,gij->mgi", rows, matrix, precision="highest")
+    shape = (*x.shape[:feature], *x.shape[feature + 1 :], x.shape[feature])
+    return jnp.moveaxis(y.reshape(shape), -1, feature).astype(x.dtype)
+
+
+def _check_real(x: Array) -> None:
+    if jnp.iscomplexobj(x):
+        raise TypeError(
+            f"Expected floating x, got {x.dtype}. Stack real and imaginary parts as features."
+        )
