@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jaxtyping import Array, ArrayLike, Shaped
 
+from jbn import running
 from jbn.batch_norm import batch_norm
 from jbn.moments import feature_axes
-from jbn.running import Schedule
+from jbn.running import Schedule, State
 from jbn.types import BatchNormParams, BatchNormState
 
 Initializer = Callable[..., Array]
@@ -116,20 +117,15 @@ class BatchNorm(nn.Module):
             bias = self.param("bias", self.bias_init, shape, self.param_dtype)
 
         y_dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
-        if mask is not None and not jnp.issubdtype(jnp.result_type(mask), jnp.floating):
-            mask = jnp.asarray(mask, bool)
         if initializing and mask is None:
             mask = jnp.ones((1,) * x.ndim, bool)  # init with a batch of one is no mistake.
-        state = BatchNormState(
-            # A checkpoint from Flax holds less precise, or real, statistics than x may need.
-            mean=mean.value.astype(jnp.promote_types(mean.value.dtype, kept)),
-            var=var.value.astype(jnp.promote_types(var.value.dtype, jnp.finfo(kept).dtype)),
-            count=jnp.zeros((), jnp.int32) if count is None else count.value,
-        )
-        y, state = batch_norm(
-            x.astype(jnp.promote_types(x.dtype, y_dtype)),
+        y, state = apply_batch_norm(
+            self.operation(),
+            x,
             BatchNormParams(scale, bias),
-            state,
+            BatchNormState(mean.value, var.value, jnp.int32(0) if count is None else count.value),
+            kept=kept,
+            y_dtype=y_dtype,
             training=training,
             axis=features,
             momentum=self.momentum,
@@ -143,4 +139,114 @@ class BatchNorm(nn.Module):
             mean.value, var.value = state.mean, state.var
             if count is not None:
                 count.value = state.count
-        return y.astype(y_dtype)
+        return y
+
+    def operation(self) -> Callable[..., tuple[Array, BatchNormState]]:
+        """Return the function that normalises; variants have another one."""
+        return batch_norm
+
+
+def population(step: Callable[[State, Any], State], batch_stats: State, batches: Any) -> State:
+    """Recompute `batch_stats` as averages over batches and calls: Algorithm 2, precise BN.
+
+    `jbn.population`, for models that call a layer several times in one forward pass as well: each
+    call counts as a batch of its own, and the average is over all calls of all batches. For layers
+    of `jbn.linen`, of Flax, and any other with `momentum` and with `mean` and `var` in
+    `batch_stats`. Neither the model nor its parameters change.
+
+    Args:
+      step: `(batch_stats, batch) -> batch_stats`, one forward pass in training mode.
+      batch_stats: the collection.
+      batches: pytree of arrays with a leading axis of K batches.
+
+    Returns:
+      A collection like the one given. A statistic that nothing moved stays as it was, and so does
+      what is neither mean, var nor an integer count.
+
+    Raises: ValueError: no batches, or leading axes that differ; a `step` that returns another tree.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> from jbn.linen import population
+      >>> model = nn.BatchNorm(use_running_average=False)  # Flax's own
+      >>> batches = jnp.array([[[0.0], [2.0]], [[4.0], [8.0]]])
+      >>> variables = model.init(jax.random.key(0), batches[0])
+      >>> def step(batch_stats, x):
+      ...     variables_now = {**variables, "batch_stats": batch_stats}
+      ...     return model.apply(variables_now, x, mutable="batch_stats")[1]["batch_stats"]
+      >>> stats = population(step, variables["batch_stats"], batches)
+      >>> float(stats["mean"][0]), float(stats["var"][0])
+      (3.5, 2.5)
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
+    """
+
+    def step_apart(batch_stats: State, batch: Any) -> State:
+        with nn.intercept_methods(_apart):
+            return step(batch_stats, batch)
+
+    return running.population_by_call(step_apart, batch_stats, batches)
+
+
+def _apart(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Run one call from fresh statistics with momentum 0, and enter what it leaves."""
+    module = context.module
+    if context.method_name != "__call__" or not _has_statistics(module):
+        return call(*args, **kwargs)
+    ledgers = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
+    for name, ledger in ledgers.items():
+        module.put_variable("batch_stats", name, running.untouched(ledger))
+    momentum = module.momentum
+    # A bound module is frozen for its users; this one is put back as it was.
+    object.__setattr__(module, "momentum", running.forgetful(momentum))
+    try:
+        y = call(*args, **kwargs)
+    finally:
+        object.__setattr__(module, "momentum", momentum)
+    for name, ledger in ledgers.items():
+        left = module.get_variable("batch_stats", name)
+        module.put_variable("batch_stats", name, running.enter(ledger, left))
+    return y
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    names = ("mean", "var")
+    return hasattr(module, "momentum") and all(module.has_variable("batch_stats", n) for n in names)
+
+
+def apply_batch_norm(
+    operation: Callable[..., tuple[Array, BatchNormState]],
+    x: Shaped[Array, "..."],
+    params: BatchNormParams,
+    state: BatchNormState,
+    *,
+    kept: Any,
+    y_dtype: Any,
+    mask: ArrayLike | None,
+    **options: Any,
+) -> tuple[Array, BatchNormState]:
+    """Call the operation by the rules for dtypes and masks that Flax's layers share.
+
+    Args:
+      operation: `jbn.batch_norm` or a variant.
+      x: the batch; integers too.
+      params: scale and bias.
+      state: running statistics. A checkpoint may hold less precise, or real, ones than x needs.
+      kept: dtype of the mean at least.
+      y_dtype: of y.
+      mask: boolean or float weights as in `jbn.batch_norm`; of any other dtype, != 0.
+      options: of the operation.
+
+    Returns: y in `y_dtype`, and the state.
+    """
+    if mask is not None and not jnp.issubdtype(jnp.result_type(mask), jnp.floating):
+        mask = jnp.asarray(mask, bool)
+    real = jnp.finfo(kept).dtype
+    state = BatchNormState(
+        mean=state.mean.astype(jnp.promote_types(state.mean.dtype, kept)),
+        var=state.var.astype(jnp.promote_types(state.var.dtype, real)),
+        count=state.count,
+    )
+    x = x.astype(jnp.promote_types(x.dtype, y_dtype))
+    y, state = operation(x, params, state, mask=mask, **options)
+    return y.astype(y_dtype), state

@@ -183,6 +183,11 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     momentum, library or layer moved it: the model stays as it is. Batches without weight (w = 1)
     count for nothing.
 
+    A layer that one step calls k times moves its statistics k times; what is read off is then
+    sum_i w^(k-i) batch_i / sum_i w^(k-i): all calls count, late ones by up to w^(1-k) more (1.01
+    for two calls at w = .99). `jbn.cumulative` weighs them alike, and so do
+    `jbn.linen.population` and `jbn.nnx.population`, whatever the momentum.
+
     Args:
       step: `(state, batch) -> state`, one forward pass in training mode with parameters frozen.
         Its float leaves are the statistics; integer leaves (counts) are carried along.
@@ -247,14 +252,22 @@ def _population(step: Callable[[State, Any], State], state: State, batches: Any)
 
         zeros = [jnp.zeros_like(leaf) for leaf in floats]
         ones = [jnp.ones_like(leaf) for leaf in floats]
-        new, slope, counts = jax.jvp(moved, (zeros,), (ones,), has_aux=True)
+        new, slope, counted = jax.jvp(moved, (zeros,), (ones,), has_aux=True)
+        # A layer that stops the gradient of what it writes, as Flax nnx's does, has slope 0 here.
+        # Then it is a difference, whose rounding is 1e-7; XLA computes what both passes share once.
+        steps = [jnp.maximum(1, jnp.abs(leaf)).astype(leaf.dtype) for leaf in new]
+        far, _ = moved(steps)
+        slope = [
+            jnp.where(w == 0, (up - leaf) / by, w)
+            for w, up, leaf, by in zip(slope, far, new, steps, strict=True)
+        ]
         moved_by_batch = [w != 1 for w in slope]
         totals = [
             total + jnp.where(is_moved, leaf / jnp.where(is_moved, 1 - w, 1), 0)
             for total, leaf, w, is_moved in zip(totals, new, slope, moved_by_batch, strict=True)
         ]
         absorbed = [n + is_moved for n, is_moved in zip(absorbed, moved_by_batch, strict=True)]
-        return (totals, absorbed, counts), None
+        return (totals, absorbed, counted), None
 
     zeros = [jnp.zeros_like(leaf) for leaf in floats]
     none = [jnp.zeros(leaf.shape, jnp.int32) for leaf in floats]
@@ -265,3 +278,69 @@ def _population(step: Callable[[State, Any], State], state: State, batches: Any)
         for total, n, old in zip(totals, absorbed, floats, strict=True)
     ]
     return join(averages, counts)
+
+
+# Calls apart: what `jbn.linen.population` and `jbn.nnx.population` share. While a step runs, each
+# statistic holds a ledger instead, (..., 2): the sum of what calls left, and how many moved it.
+# Every call reads `untouched` values and has momentum 0, so what it leaves is its batch's own.
+
+
+def population_by_call(step: Callable[[State, Any], State], state: State, batches: Any) -> State:
+    """Average over all calls of all batches, where `step` moves ledgers in place of statistics.
+
+    Args:
+      step: `(state, batch) -> state`, with a ledger for each leaf named mean or var; it passes them
+        to `untouched` before a call and to `enter` after it.
+      state, batches: as in `population`; state a tree of dicts.
+
+    Returns:
+      State like the one given: averages over the calls of each batch, then over the batches, so a
+      batch in which a mask left some calls without weight counts like any other. Leaves that are
+      no statistics stay, but for counts.
+    """
+
+    def averaged(state: State, batch: Any) -> State:
+        opened = jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _ledger(leaf) if _is_statistic(path) else leaf, state
+        )
+        entered = step(opened, batch)
+
+        def close(path: Any, old: Array, new: Array) -> Array:
+            if _is_statistic(path):
+                calls = new[..., 1].real
+                return jnp.where(calls > 0, new[..., 0] / jnp.maximum(calls, 1), old)
+            return old if jnp.issubdtype(jnp.result_type(old), jnp.inexact) else new
+
+        return jax.tree_util.tree_map_with_path(close, state, entered)
+
+    return population(averaged, state, batches)
+
+
+def untouched(ledger: Array) -> Array:
+    """Make what a call reads: values that no batch has, so that unmoved ones are told by them."""
+    value = 1.5 * jnp.finfo(ledger.dtype).tiny
+    return jnp.full(ledger.shape[:-1], value, ledger.dtype)
+
+
+def enter(ledger: Array, left: Array) -> Array:
+    """Add what a call left in place of `untouched`."""
+    has_moved = left != untouched(ledger).astype(left.dtype)
+    entry = jnp.stack([jnp.where(has_moved, left, 0), has_moved.astype(left.dtype)], -1)
+    return ledger + entry.astype(ledger.dtype)
+
+
+def forgetful(momentum: ArrayLike | Schedule) -> ArrayLike | Schedule:
+    """Give the momentum 0 in the form of this one: a schedule keeps its layer's count moving."""
+    return _zero if callable(momentum) else 0.0
+
+
+def _zero(count: Int[ArrayLike, ""]) -> float:
+    return 0.0
+
+
+def _ledger(leaf: Array) -> Array:
+    return jnp.zeros((*jnp.shape(leaf), 2), jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _is_statistic(path: Any) -> bool:
+    return path[-1].key in ("mean", "var")

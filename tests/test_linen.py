@@ -9,6 +9,8 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
@@ -166,6 +168,28 @@ def test_checkpoint_of_one_loads_in_the_other(writer, reader):
     chex.assert_trees_all_close(got, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("writer", "reader"), [(nn.BatchNorm, BatchNorm), (BatchNorm, nn.BatchNorm)]
+)
+def test_orbax_checkpoint_of_one_restores_in_the_other(writer, reader, tmp_path):
+    x = sample((16, 3))
+    variables = Network(writer).init(jax.random.key(0), x, training=False)
+    _, moved = Network(writer).apply(variables, x, training=True, mutable=["batch_stats"])
+    variables = {**variables, **moved}
+    blank = Network(reader).init(jax.random.key(1), x, training=False)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "variables", variables)
+        checkpointer.wait_until_finished()
+        restored = checkpointer.restore(tmp_path / "variables", blank)
+    chex.assert_trees_all_equal(restored, variables)
+    for training in (False, True):  # Values are equal, and training goes on alike.
+        results = [
+            Network(norm).apply(tree, x, training=training, mutable=["batch_stats"])
+            for norm, tree in ((writer, variables), (reader, restored))
+        ]
+        chex.assert_trees_all_close(*results, rtol=2e-5, atol=2e-5)
+
+
 def test_automatic_name_is_flaxs():
     class Plain(nn.Module):
         norm: type[nn.Module]
@@ -304,3 +328,147 @@ def test_many_steps_are_one_trace():
         moved = step(variables, x)
         chex.assert_trees_all_equal_shapes_and_dtypes(moved, variables)
         variables = moved
+
+
+def test_batch_without_weight_leaves_everything_as_it_was():
+    layer = BatchNorm(use_running_average=False, momentum=jbn.debiased(0.9))
+    variables = layer.init(jax.random.key(0), sample((8, 3)))
+    masked = {"mask": jnp.zeros((8, 1), bool), "mutable": ["batch_stats"]}
+    y, moved = layer.apply(variables, sample((8, 3)), **masked)
+    assert np.isfinite(y).all()
+    chex.assert_trees_all_equal(moved["batch_stats"], variables["batch_stats"])
+
+
+def test_sync_weighs_devices_by_their_counts():
+    x = sample((8, 4, 3))
+    mask = jnp.arange(4)[None, :, None] < jnp.array([0, 1, 2, 3, 4, 4, 1, 0])[:, None, None]
+    layer = BatchNorm(use_running_average=False, axis_name="batch", momentum=0.0)
+    variables = layer.init(jax.random.key(0), x[0])
+
+    def apply(x, mask):
+        return layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
+
+    y, moved = jax.vmap(apply, axis_name="batch")(x, mask)
+    mean, var, _ = oracles.moments(x, mask=mask)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"][3], mean, rtol=1e-5)
+    np.testing.assert_allclose(moved["batch_stats"]["var"][3], var, rtol=1e-5)
+    oracles.assert_close(y, oracles.normalize(x, mean, var), 1e-5)
+
+
+# Transforms: statistics move once per forward pass ----------------------------------------------
+
+
+class Block(nn.Module):
+    """As wide as its input; gives the carry and nothing else, as scan asks."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(3)(x)
+        norm = BatchNorm(
+            use_running_average=False, momentum=jbn.cumulative, axis_name=self.axis_name
+        )
+        return norm(x), None
+
+
+def train(model, variables, x, **options):
+    """Return loss, gradient and what moved."""
+
+    def loss(params):
+        (y, _), moved = model.apply(
+            {**variables, "params": params}, x, mutable=["batch_stats"], **options
+        )
+        return jnp.sum(y**3), moved["batch_stats"]
+
+    (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return value, gradient, moved
+
+
+def counts(batch_stats):
+    paths = jax.tree_util.tree_leaves_with_path(batch_stats)
+    return [leaf.tolist() for path, leaf in paths if path[-1].key == "count"]
+
+
+@pytest.mark.parametrize("transform", [nn.remat, nn.jit])
+def test_statistics_move_once_under(transform):
+    """Recomputing the forward pass for the gradient does not move them again."""
+    x = sample((8, 3))
+    # The automatic name of a lifted class tells how it was lifted; the block is the model here.
+    variables = Block().init(jax.random.key(0), x)
+    want = train(Block(), variables, x)
+    got = train(transform(Block)(), variables, x)
+    chex.assert_trees_all_close(got, want, rtol=2e-5, atol=2e-5)
+    assert counts(got[2]) == [1]
+
+
+def test_scan_over_layers_moves_each_once():
+    x = sample((8, 3))
+    axes = {"params": 0, "batch_stats": 0}
+    stack = nn.scan(Block, variable_axes=axes, split_rngs={"params": True}, length=4)()
+    variables = stack.init(jax.random.key(0), x)
+    assert counts(variables) == [[0] * 4]
+    _, _, got = train(stack, variables, x)
+    assert counts(got) == [[1] * 4]
+    y = x
+    for i in range(4):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], variables)
+        (y, _), moved = Block().apply(one, y, mutable=["batch_stats"])
+        part = jax.tree.map(lambda leaf, i=i: leaf[i], got)
+        chex.assert_trees_all_close(part, moved["batch_stats"], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scan_over_steps_moves_once_per_step(remat):
+    """A shared layer whose statistics are carried: three calls, three moves."""
+    x = sample((8, 3))
+    kind = nn.remat(Block, prevent_cse=False) if remat else Block
+    steps = nn.scan(
+        kind,
+        variable_broadcast="params",
+        variable_carry="batch_stats",
+        split_rngs={"params": False},
+        length=3,
+    )()
+    variables = Block().init(jax.random.key(0), x)
+    _, _, got = train(steps, variables, x)
+    assert counts(got) == [3]
+    y, stats = x, variables["batch_stats"]
+    for _ in range(3):
+        tree = {**variables, "batch_stats": stats}
+        (y, _), moved = Block().apply(tree, y, mutable=["batch_stats"])
+        stats = moved["batch_stats"]
+    chex.assert_trees_all_close(got, stats, rtol=2e-5, atol=2e-5)
+
+
+def test_vmap_over_an_ensemble_moves_each_once():
+    x = sample((8, 3))
+    ensemble = nn.vmap(
+        Block,
+        in_axes=None,
+        axis_size=4,
+        variable_axes={"params": 0, "batch_stats": 0},
+        split_rngs={"params": True},
+    )()
+    variables = ensemble.init(jax.random.key(0), x)
+    _, _, got = train(ensemble, variables, x)
+    assert counts(got) == [[1] * 4]
+    one = jax.tree.map(lambda leaf: leaf[2], variables)
+    _, _, want = train(Block(), one, x)
+    part = jax.tree.map(lambda leaf: leaf[2], got)
+    chex.assert_trees_all_close(part, want, rtol=2e-5, atol=2e-5)
+
+
+def test_vmap_over_shards_pools_them_and_moves_once():
+    x = sample((4, 8, 3))
+    shards = nn.vmap(
+        Block,
+        variable_axes={"params": None, "batch_stats": None},
+        split_rngs={"params": False},
+        axis_name="batch",
+    )(axis_name="batch")
+    variables = Block().init(jax.random.key(0), x[0])
+    want = train(Block(), variables, x)
+    got = train(shards, variables, x)
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-4)
+    assert counts(got[2]) == [1]

@@ -1,0 +1,260 @@
+"""BatchNorm for Flax nnx: a drop-in for `flax.nnx.BatchNorm`, with jbn's arithmetic."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jaxtyping import Array, ArrayLike, Shaped
+
+from jbn import running
+from jbn.batch_norm import batch_norm, init
+from jbn.linen import Initializer, apply_batch_norm
+from jbn.moments import feature_axes
+from jbn.running import Schedule
+from jbn.types import BatchNormParams, BatchNormState
+
+
+class BatchNorm(nnx.Module):
+    """Normalise by the batch in training, by running statistics otherwise.
+
+    y = scale * (x - mean) / sqrt(var + epsilon) + bias, by `jbn.batch_norm`. Arguments, defaults
+    and variables (`Param`: scale, bias; `BatchStat`: mean, var) are those of `flax.nnx.BatchNorm`,
+    so a checkpoint of one loads in the other; `train`, `eval`, `set_attributes` and `nnx.view`
+    switch the mode as there.
+
+    What differs: one value per feature in training is an error; a batch without any unmasked
+    position is no NaN; named axes are pooled by count; float masks are weights; statistics are
+    never rounded to `dtype`.
+
+    Args:
+      num_features: C, or one size per feature axis, in the order of x's axes.
+      use_running_average: normalise by the statistics kept, and leave them.
+      axis: feature axis or axes; all others are reduced.
+      momentum: weight of the *old* statistics (PyTorch's momentum is 1 - this), or a schedule of
+        it such as `jbn.cumulative`; then the layer has a `count` beside mean and var.
+      epsilon: added to var.
+      dtype: of y; None infers it from x, the statistics and the parameters.
+      param_dtype: of scale and bias.
+      use_bias, use_scale: have a bias (beta), a scale (gamma).
+      bias_init, scale_init: their initialisers.
+      axis_name: mapped axis or axes to pool over; in jit over sharded arrays leave it None.
+      axis_index_groups: partition of the indices along `axis_name`.
+      use_fast_variance: accepted and ignored: the variance is exact and takes one pass.
+      promote_dtype: Flax's rule for the dtype of y: takes `(x, mean, var, scale, bias)` and
+        `dtype`. Only the dtypes of what it returns count: the arithmetic is float32 at least in
+        any case.
+      unbiased: the running var takes Bessel's factor n / (n - 1), as in the paper. Flax has none,
+        hence the default.
+      rngs: keys for the initialisers.
+      bias_metadata, scale_metadata: metadata of the two variables.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jbn.nnx import BatchNorm
+      >>> layer = BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
+      >>> y = layer(jnp.arange(8.0).reshape(4, 2))
+      >>> [round(float(m), 3) for m in layer.mean[...]]
+      [0.3, 0.4]
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2.
+    """
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        use_running_average: bool | None = False,
+        axis: int | Sequence[int] = -1,
+        momentum: ArrayLike | Schedule = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Initializer = nnx.initializers.zeros,
+        scale_init: Initializer = nnx.initializers.ones,
+        axis_name: str | Sequence[str] | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
+        unbiased: bool = False,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        _, state = init(num_features, param_dtype=param_dtype)
+        shape = state.mean.shape
+        self.mean = nnx.BatchStat(state.mean)
+        self.var = nnx.BatchStat(state.var)
+        if callable(momentum):
+            self.count = nnx.BatchStat(state.count)
+        # Scale before bias, one key each: layers made after this one get the keys they get in Flax.
+        self.scale: Any = nnx.data(None)
+        if use_scale:
+            value = scale_init(rngs.params(), shape, param_dtype)
+            self.scale = nnx.Param(value, **scale_metadata)
+        self.bias: Any = nnx.data(None)
+        if use_bias:
+            value = bias_init(rngs.params(), shape, param_dtype)
+            self.bias = nnx.Param(value, **bias_metadata)
+
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        self.axis_index_groups = axis_index_groups
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.unbiased = unbiased
+
+    def __call__(
+        self,
+        x: Shaped[ArrayLike, "..."],
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+    ) -> Array:
+        """Normalise x; in training, move the statistics.
+
+        Args:
+          x: the batch, any rank.
+          use_running_average: overrules the layer's; one of the two must be given.
+          mask: boolean, or weights, broadcastable to x: what is masked counts for nothing in the
+            statistics; y is still computed there.
+
+        Returns: y, of x's shape.
+        Raises: ValueError: no `use_running_average` given; see also `jbn.batch_norm`.
+        """
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average is None:
+            raise ValueError(
+                "Expected `use_running_average` to be True or False, got None in the constructor "
+                "and in the call. Give it in one of them, or call model.train() or model.eval()."
+            )
+        x = jnp.asarray(x)
+        mean, var = self.mean[...], self.var[...]
+        scale = None if self.scale is None else self.scale[...]
+        bias = None if self.bias is None else self.bias[...]
+        promoted = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
+        y_dtype = dtypes.canonicalize_dtype(promoted[0], promoted[3], promoted[4], dtype=self.dtype)
+        y, state = apply_batch_norm(
+            batch_norm,
+            x,
+            BatchNormParams(scale, bias),
+            BatchNormState(mean, var, self.count[...] if callable(self.momentum) else jnp.int32(0)),
+            kept=jnp.promote_types(x.dtype, jnp.float32),
+            y_dtype=y_dtype,
+            training=not use_running_average,
+            axis=feature_axes(self.axis, x.ndim),
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            unbiased=self.unbiased,
+            mask=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+        )
+        if not use_running_average:
+            # As in Flax, what is written aside has no part in the derivative: the variable may
+            # outlive the function that is differentiated. `set_value`, for mean[...] = mean would
+            # cast a complex or float64 mean to what is stored.
+            self.mean.set_value(jax.lax.stop_gradient(state.mean))
+            self.var.set_value(jax.lax.stop_gradient(state.var))
+            if callable(self.momentum):
+                self.count.set_value(state.count)
+        return y
+
+    def set_view(self, use_running_average: bool | None = None):
+        """Set the mode of a copy that `nnx.view` makes.
+
+        Args:
+          use_running_average: if True, normalise by the statistics kept, and leave them.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
+
+def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: Any) -> nnx.State:
+    """Recompute a model's `BatchStat` as averages over batches and calls: Algorithm 2, precise BN.
+
+    Each call of a layer counts as a batch of its own, and the average is over all calls of all
+    batches, so that a layer shared within the model is counted right. For layers of `jbn.nnx`, of
+    Flax, and any other module with `momentum` and with `mean` and `var` of type `BatchStat`. Works
+    on copies: the model stays as it is until it is given the result.
+
+    Args:
+      forward: `(model, batch)`, one forward pass of a copy in training mode; what it returns is
+        ignored.
+      model: in training mode, or put into it by `forward`.
+      batches: pytree of arrays with a leading axis of K batches.
+
+    Returns:
+      The state for `nnx.update(model, state)`. A statistic that nothing moved stays as it was, and
+      so does every BatchStat that is neither mean, var nor an integer count.
+
+    Raises: ValueError: no batches, or leading axes that differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jbn.nnx import population
+      >>> model = nnx.BatchNorm(1, rngs=nnx.Rngs(0))  # Flax's own
+      >>> batches = jnp.array([[[0.0], [2.0]], [[4.0], [8.0]]])
+      >>> nnx.update(model, population(lambda model, x: model(x), model, batches))
+      >>> float(model.mean[0]), float(model.var[0])
+      (3.5, 2.5)
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
+    """
+    graphdef, state, rest = nnx.split(model, nnx.BatchStat, ...)
+
+    def step(stats: Any, batch: Any) -> Any:
+        copy = nnx.merge(graphdef, _filled(state, stats), rest, copy=True)
+        for _, module in nnx.iter_modules(copy):
+            _keep_calls_apart(module)
+        forward(copy, batch)
+        return _values(nnx.state(copy, nnx.BatchStat))
+
+    return _filled(state, running.population_by_call(step, _values(state), batches))
+
+
+def _values(state: nnx.State) -> dict[str, Any]:
+    """Take the arrays out, as they are stored."""
+    return nnx.to_pure_dict(state, lambda variable: variable.get_raw_value())
+
+
+def _filled(state: nnx.State, values: dict[str, Any]) -> nnx.State:
+    """Put arrays into a copy of the state, whose variables may be the model's own."""
+    copy = jax.tree.map(lambda leaf: leaf, state)
+    nnx.replace_by_pure_dict(copy, values)
+    return copy
+
+
+def _keep_calls_apart(module: Any) -> None:
+    """Give a layer that keeps statistics momentum 0, and ledgers that enter what each call left."""
+    kept = [getattr(module, name, None) for name in ("mean", "var")]
+    if not hasattr(module, "momentum") or not all(isinstance(v, nnx.BatchStat) for v in kept):
+        return
+    module.momentum = running.forgetful(module.momentum)
+    for variable in (module.mean, module.var):  # A new dict: the model's own has the old one.
+        hooks = {"on_get_value": _untouched, "on_set_value": _enter}
+        variable.set_metadata({**variable.get_metadata(), **hooks})
+
+
+def _untouched(variable: nnx.Variable, ledger: Array) -> Array:
+    return running.untouched(ledger)
+
+
+def _enter(variable: nnx.Variable, left: Array) -> Array:
+    return running.enter(variable.get_raw_value(), left)
