@@ -1,3 +1,18 @@
-"""Models in Flax linen: init and apply over explicit variables, the library's own shape."""
+"""Flax networks to compare normalisations on."""
 
+from jbn.models.cnn import CNN as CNN
+from jbn.models.inception import BNInception as BNInception
+from jbn.models.inception import Inception as Inception
+from jbn.models.inception import InceptionNet as InceptionNet
+from jbn.models.inception import SmallBNInception as SmallBNInception
+from jbn.models.inception import SmallInception as SmallInception
 from jbn.models.mlp import MLP as MLP
+from jbn.models.recurrent import GRU as GRU
+from jbn.models.recurrent import LSTM as LSTM
+from jbn.models.recurrent import RNN as RNN
+from jbn.models.resnet import ResNet as ResNet
+from jbn.models.resnet import resnet18 as resnet18
+from jbn.models.resnet import resnet20 as resnet20
+from jbn.models.resnet import resnet50 as resnet50
+from jbn.models.resnet import resnet56 as resnet56
+from jbn.models.resnet import resnet110 as resnet110

@@ -1,9 +1,12 @@
-"""Multilayer perceptron, with or without a normalisation before each nonlinearity."""
+"""Multilayer perceptron, with or without a normalisation around each nonlinearity."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
+
+from jbn.models.units import Activation, Initializer, Norm, Placement, unit
 
 
 class MLP(nn.Module):
@@ -17,16 +20,15 @@ class MLP(nn.Module):
       outputs: number of outputs.
       activation: the nonlinearity.
       kernel_init: initialiser of every W.
-      norm: makes the normalisation of a hidden layer, called as
-        `norm(use_running_average=..., name=...)`, such as `jbn.linen.BatchNorm`; None for none.
+      norm, placement: of every hidden layer, see `jbn.models.units.unit`: a name such as "batch",
+        or a function such as `jbn.linen.BatchNorm`; None for none.
 
     What enters each nonlinearity is sown in `intermediates` as `activation_input_0`, `..._1`, ...
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jbn.linen import BatchNorm
       >>> from jbn.models import MLP
-      >>> model = MLP(hidden=(100, 100), norm=BatchNorm)
+      >>> model = MLP(hidden=(100, 100), norm="batch")
       >>> variables = model.init(jax.random.key(0), jnp.ones((1, 784)), training=False)
       >>> model.apply(variables, jnp.ones((60, 784)), training=False).shape
       (60, 10)
@@ -36,9 +38,10 @@ class MLP(nn.Module):
 
     hidden: Sequence[int] = (100, 100, 100)
     outputs: int = 10
-    activation: Callable[[Array], Array] = nn.sigmoid
-    kernel_init: Callable[..., Array] = nn.initializers.normal(0.1)
-    norm: Callable[..., nn.Module] | None = None
+    activation: Activation = nn.sigmoid
+    kernel_init: Initializer = nn.initializers.normal(0.1)
+    norm: Norm = None
+    placement: Placement = "before"
 
     @nn.compact
     def __call__(
@@ -48,21 +51,18 @@ class MLP(nn.Module):
         training: bool,
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
-        """Compute the outputs, `(N, outputs)`, of inputs `(N, F)`.
-
-        `mask` tells which of the rows are examples; the others count for nothing in `norm`, which
-        then takes a `mask`.
-        """
-        masked = {} if mask is None else {"mask": mask[:, None]}
+        """Compute the outputs; `mask` tells which rows count for the statistics."""
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(
-                width,
-                use_bias=self.norm is None,
-                kernel_init=self.kernel_init,
+            x = unit(
+                functools.partial(nn.Dense, width, kernel_init=self.kernel_init),
+                x,
+                training=training,
                 name=f"dense_{i}",
-            )(x)
-            if self.norm is not None:
-                x = self.norm(use_running_average=not training, name=f"norm_{i}")(x, **masked)
-            self.sow("intermediates", f"activation_input_{i}", x)
-            x = self.activation(x)
+                norm=self.norm,
+                norm_name=f"norm_{i}",
+                activation=self.activation,
+                placement=self.placement,
+                mask=None if mask is None else mask[:, None],
+                sow=functools.partial(self.sow, "intermediates", f"activation_input_{i}"),
+            )
         return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(x)

@@ -1,0 +1,67 @@
+"""Plain convolutional network for MNIST, Fashion-MNIST and CIFAR."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jbn.models.units import Activation, Initializer, Norm, Placement, unit
+
+
+class CNN(nn.Module):
+    """3x3 convolutions, two to a stage, a max pool after each stage, then the mean over space.
+
+    Attributes:
+      widths: features of each stage.
+      outputs: number of outputs.
+      norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
+      kernel_init: initialiser of every kernel.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jbn.models import CNN
+      >>> model = CNN(norm="batch")
+      >>> variables = model.init(jax.random.key(0), jnp.ones((1, 28, 28, 1)), training=False)
+      >>> model.apply(variables, jnp.ones((4, 28, 28, 1)), training=False).shape
+      (4, 10)
+    """
+
+    widths: Sequence[int] = (32, 64, 128)
+    outputs: int = 10
+    norm: Norm = None
+    activation: Activation = nn.relu
+    placement: Placement = "before"
+    kernel_init: Initializer = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "N H W in"],
+        *,
+        training: bool,
+        mask: Bool[Array, "N"] | None = None,
+    ) -> Float[Array, "N outputs"]:
+        """Compute the outputs; `mask` tells which images count for the statistics."""
+        pixels = None if mask is None else mask[:, None, None, None]
+        for stage, width in enumerate(self.widths):
+            conv = functools.partial(nn.Conv, width, (3, 3), kernel_init=self.kernel_init)
+            for i in range(2):
+                x = unit(
+                    conv,
+                    x,
+                    training=training,
+                    name=f"conv_{stage}_{i}",
+                    norm=self.norm,
+                    norm_name=f"norm_{stage}_{i}",
+                    activation=self.activation,
+                    placement=self.placement,
+                    mask=pixels,
+                    sow=functools.partial(
+                        self.sow, "intermediates", f"activation_input_{stage}_{i}"
+                    ),
+                )
+            x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+        x = jnp.mean(x, (1, 2))
+        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(x)

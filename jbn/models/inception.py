@@ -1,0 +1,180 @@
+"""Inception of the paper's section 4.2 and Fig. 5, with batch normalization and without."""
+
+import functools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from jbn.models.units import Activation, Initializer, Norm, Placement, unit
+
+
+class Block(NamedTuple):
+    """A row of Fig. 5: features of each path, and how it pools.
+
+    A block that halves the space has no 1x1 path and lets the pooled input pass as it is.
+    """
+
+    name: str
+    one: int
+    reduce_3: int
+    three: int
+    reduce_double: int
+    double: int
+    pool: Literal["average", "max"]
+    projection: int
+    stride: int = 1
+
+
+def plan(pool_of_4cd: int = 128) -> tuple[Block, ...]:
+    """Return Fig. 5's blocks; with pool 128 in 4c and 4d, as printed, they have 608 features.
+
+    The output sizes printed there, 576, need a pool of 96.
+    """
+    return (
+        Block("3a", 64, 64, 64, 64, 96, "average", 32),
+        Block("3b", 64, 64, 96, 64, 96, "average", 64),
+        Block("3c", 0, 128, 160, 64, 96, "max", 0, stride=2),
+        Block("4a", 224, 64, 96, 96, 128, "average", 128),
+        Block("4b", 192, 96, 128, 96, 128, "average", 128),
+        Block("4c", 160, 128, 160, 128, 160, "average", pool_of_4cd),
+        Block("4d", 96, 128, 192, 160, 192, "average", pool_of_4cd),
+        Block("4e", 0, 128, 192, 192, 256, "max", 0, stride=2),
+        Block("5a", 352, 192, 320, 160, 224, "average", 128),
+        Block("5b", 352, 192, 320, 192, 224, "max", 128),
+    )
+
+
+class InceptionNet(nn.Module):
+    """A stem, the blocks, the mean over space, dropout, one dense layer.
+
+    Attributes:
+      blocks: the rows of the plan, see `plan`.
+      stem: "full", a 7x7 convolution with stride 2; "separable", 7x7 with eight filters for each
+        colour, then 1x1, as in the paper; "small", one 3x3 convolution, for images of 32x32.
+      width: what every number of features is divided by.
+      outputs: number of outputs.
+      local_response: normalise responses locally around the second convolution, as the original.
+      dropout: share of the last features that is dropped in training, which needs a `dropout` rng.
+      norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
+      kernel_init: initialiser of every kernel.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jbn.models import BNInception
+      >>> model, x = BNInception(), jnp.ones((1, 224, 224, 3))
+      >>> variables = jax.eval_shape(
+      ...     lambda x: model.init(jax.random.key(0), x, training=False), x)
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+      11285224
+
+    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2 and Fig. 5.
+    """
+
+    blocks: Sequence[Block] = plan()
+    stem: Literal["full", "separable", "small"] = "full"
+    width: int = 1
+    outputs: int = 1000
+    local_response: bool = False
+    dropout: float = 0.0
+    norm: Norm = None
+    activation: Activation = nn.relu
+    placement: Placement = "before"
+    kernel_init: Initializer = nn.initializers.he_normal()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "N H W in"],
+        *,
+        training: bool,
+        mask: Bool[Array, "N"] | None = None,
+    ) -> Float[Array, "N outputs"]:
+        """Compute the outputs; `mask` tells which images count for the statistics."""
+        pixels = None if mask is None else mask[:, None, None, None]
+
+        def conv(x: Array, features: int, size: int, name: str, stride: int = 1) -> Array:
+            layer = functools.partial(
+                nn.Conv,
+                features // self.width,
+                (size, size),
+                (stride, stride),
+                kernel_init=self.kernel_init,
+            )
+            return unit(
+                layer,
+                x,
+                training=training,
+                name=name,
+                norm=self.norm,
+                norm_name=f"{name}_norm",
+                activation=self.activation,
+                placement=self.placement,
+                mask=pixels,
+            )
+
+        if self.stem == "small":
+            x = conv(x, 192, 3, "stem")
+        else:
+            if self.stem == "separable":
+                colours = x.shape[-1]
+                x = nn.Conv(
+                    8 * colours,
+                    (7, 7),
+                    (2, 2),
+                    feature_group_count=colours,
+                    use_bias=False,
+                    kernel_init=self.kernel_init,
+                    name="stem_depthwise",
+                )(x)
+                x = conv(x, 64, 1, "stem")
+            else:
+                x = conv(x, 64, 7, "stem", stride=2)
+            x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
+            x = local_response_norm(x) if self.local_response else x
+            x = conv(conv(x, 64, 1, "reduce"), 192, 3, "conv")
+            x = local_response_norm(x) if self.local_response else x
+            x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
+
+        for block in self.blocks:
+            name, stride = f"block_{block.name}", block.stride
+            paths = [conv(x, block.one, 1, f"{name}_one")] if block.one else []
+            h = conv(x, block.reduce_3, 1, f"{name}_reduce_3")
+            paths.append(conv(h, block.three, 3, f"{name}_three", stride))
+            h = conv(x, block.reduce_double, 1, f"{name}_reduce_double")
+            h = conv(h, block.double, 3, f"{name}_double_0")
+            paths.append(conv(h, block.double, 3, f"{name}_double_1", stride))
+            pool = nn.max_pool if block.pool == "max" else nn.avg_pool
+            h = pool(x, (3, 3), (stride, stride), padding="SAME")
+            paths.append(conv(h, block.projection, 1, f"{name}_pool") if block.projection else h)
+            x = jnp.concatenate(paths, -1)
+        x = jnp.mean(x, (1, 2))
+        x = nn.Dropout(self.dropout, deterministic=not training)(x) if self.dropout else x
+        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(x)
+
+
+def local_response_norm(
+    x: Float[Array, "N H W C"],
+    *,
+    radius: int = 2,
+    bias: float = 1.0,
+    alpha: float = 2e-5,
+    beta: float = 0.75,
+) -> Float[Array, "N H W C"]:
+    """Divide by (bias + alpha sum of squares over the 2 radius + 1 nearest features)^beta.
+
+    References: Krizhevsky, Sutskever, Hinton, "ImageNet Classification", 2012, section 3.3.
+    """
+    window = (1, 1, 1, 2 * radius + 1)
+    squares = lax.reduce_window(x * x, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")
+    return x * (bias + alpha * squares) ** -beta
+
+
+Inception = functools.partial(InceptionNet, local_response=True, dropout=0.4)
+BNInception = functools.partial(InceptionNet, norm="batch")
+# For images of 32x32: the same blocks, an eighth of the features, no early pooling.
+SmallInception = functools.partial(InceptionNet, stem="small", width=8, outputs=10, dropout=0.4)
+SmallBNInception = functools.partial(InceptionNet, stem="small", width=8, outputs=10, norm="batch")

@@ -1,0 +1,351 @@
+"""Networks: parameter counts, shapes, what norm and placement change, one training step each."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jbn import linen_norms, models
+from jbn.models import inception
+from jbn.models.units import NORMS, WEIGHT
+
+DIGIT, COLOUR, PHOTO, SEQUENCE = (28, 28, 1), (32, 32, 3), (224, 224, 3), (7, 3)
+KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+
+
+def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def shapes(model, shape):
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init, training=False), KEYS, x)
+
+
+def batch(shape, n=8):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(n, *shape)), jnp.float32)
+    return x, jnp.asarray(rng.integers(0, 3, n), jnp.int32)
+
+
+def step(model, variables, x, labels, mask=None):
+    """Take one step of SGD; return the loss, gradient and new variables."""
+    state = {name: value for name, value in variables.items() if name != "params"}
+
+    def loss(params):
+        y, moved = model.apply(
+            {"params": params, **state},
+            x,
+            training=True,
+            mask=mask,
+            rngs={"dropout": KEYS["dropout"]},
+            mutable=[*state] or ["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(y, labels)
+        return losses.mean(), moved
+
+    params = variables["params"]
+    (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    return value, gradient, {"params": params, **moved}
+
+
+# ---- Counts and shapes ---------------------------------------------------------------------------
+
+# ImageNet's: torchvision's resnet18 and resnet50. BN-Inception's: public ports, with 128 and with
+# 96 features after the pools of 4c and 4d. CIFAR's: the sum over Table 6 of He et al. by hand.
+COUNTS = {
+    "BNInception": (models.BNInception(), PHOTO, 1000, 11_285_224),
+    "separable, 96": (
+        models.BNInception(blocks=inception.plan(96), stem="separable"),
+        PHOTO,
+        1000,
+        11_188_288,
+    ),
+    "resnet18": (models.resnet18(norm="batch"), PHOTO, 1000, 11_689_512),
+    "resnet50": (models.resnet50(norm="batch"), PHOTO, 1000, 25_557_032),
+    "resnet20": (models.resnet20(norm="batch"), COLOUR, 10, 269_722),
+    "resnet56": (models.resnet56(norm="batch"), COLOUR, 10, 853_018),
+    "resnet110": (models.resnet110(norm="batch"), COLOUR, 10, 1_727_962),
+    # Of 784-100-100-100-10: 784*100 + 2*100*100 + 100*10, and biases.
+    "MLP": (models.MLP(), (784,), 10, 78_400 + 20_000 + 1_000 + 310),
+    # Hidden 100, 3 features: 1, 3, 4 gates.
+    "RNN": (models.RNN(), SEQUENCE, 10, 1 * (300 + 100 + 10_000) + 1_010),
+    "GRU": (models.GRU(), SEQUENCE, 10, 3 * (300 + 100 + 10_000) + 1_010),
+    "LSTM": (models.LSTM(), SEQUENCE, 10, 4 * (300 + 100 + 10_000) + 1_010),
+}
+
+
+def cifar(depth):
+    """Count by hand: kernels, two vectors for each convolution, the last layer."""
+    n, widths = (depth - 2) // 6, (16, 32, 64)
+    total = 3 * 9 * 16 + 2 * 16
+    before = 16
+    for width in widths:
+        total += 9 * before * width + (2 * n - 1) * 9 * width**2 + 2 * n * 2 * width
+        before = width
+    return total + 64 * 10 + 10
+
+
+@pytest.mark.parametrize("name", list(COUNTS))
+def test_parameter_counts_and_output(name):
+    model, shape, outputs, count = COUNTS[name]
+    variables = shapes(model, shape)
+    assert size(variables["params"]) == count
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    y = jax.eval_shape(functools.partial(model.apply, training=False), variables, x)
+    assert y.shape == (2, outputs)
+
+
+def test_counts_of_cifar_are_those_by_hand():
+    for depth in (20, 56, 110):
+        assert COUNTS[f"resnet{depth}"][-1] == cifar(depth)
+
+
+def test_skip_connections_have_no_parameters_where_they_pad():
+    assert shapes(models.resnet20(norm="batch", skip=False), COLOUR) == shapes(
+        models.resnet20(norm="batch"), COLOUR
+    )
+
+
+@pytest.mark.parametrize("stem", ["full", "separable", "small"])
+def test_inception_without_norm_has_biases_instead(stem):
+    make = functools.partial(models.InceptionNet, stem=stem, width=8)
+    plain, normalised = (shapes(make(norm=norm), PHOTO) for norm in (None, "batch"))
+    convolutions = [name for name in plain["params"] if name not in ("output", "stem_depthwise")]
+    assert all("bias" in plain["params"][name] for name in convolutions)
+    assert all("bias" not in normalised["params"][name] for name in convolutions)
+    assert size(normalised["params"]) - size(plain["params"]) == sum(
+        plain["params"][name]["bias"].size for name in convolutions
+    )
+
+
+# ---- One training step ---------------------------------------------------------------------------
+
+SMALL = {
+    "MLP": (functools.partial(models.MLP, hidden=(8, 8), outputs=3), (12,)),
+    "CNN": (functools.partial(models.CNN, widths=(4, 8), outputs=3), (8, 8, 1)),
+    "ResNet": (
+        functools.partial(models.ResNet, blocks=(1, 1), widths=(4, 8), outputs=3),
+        (8, 8, 3),
+    ),
+    "bottleneck": (
+        functools.partial(
+            models.ResNet,
+            blocks=(1, 1),
+            widths=(4, 8),
+            bottleneck=True,
+            stem="imagenet",
+            shortcut="project",
+            outputs=3,
+        ),
+        (32, 32, 3),
+    ),
+    "Inception": (
+        functools.partial(
+            models.InceptionNet, blocks=inception.plan()[:1], stem="small", width=8, outputs=3
+        ),
+        (8, 8, 3),
+    ),
+    "RNN": (functools.partial(models.RNN, hidden=6, outputs=3), SEQUENCE),
+    "GRU": (functools.partial(models.GRU, hidden=6, outputs=3), SEQUENCE),
+    "LSTM": (functools.partial(models.LSTM, hidden=6, outputs=3), SEQUENCE),
+}
+
+
+def run_step(make, shape, norm, **options):
+    model = make(norm=norm, **options)
+    x, labels = batch(shape)
+    variables = model.init(KEYS, x, training=False)
+    taken = jax.jit(functools.partial(step, model))
+    value, gradient, new = taken(variables, x, labels)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient, new)))
+    after, _, _ = taken(new, x, labels)
+    assert float(after) < float(value)
+    return variables, gradient, new
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("name", list(SMALL))
+def test_one_training_step(name, norm):
+    """The loss falls, every parameter has a gradient, statistics move."""
+    variables, gradient, new = run_step(*SMALL[name], norm)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    stats = variables.get("batch_stats", {})
+    assert bool(stats) == (norm == "batch")
+    for before, after in zip(
+        jax.tree.leaves(stats), jax.tree.leaves(new.get("batch_stats", {})), strict=True
+    ):
+        assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("norm", [*NORMS, WEIGHT])
+@pytest.mark.parametrize("name", ["MLP", "CNN"])
+def test_every_norm(name, norm):
+    if norm == "instance" and name == "MLP":
+        pytest.skip("one value per example and feature: nothing to normalise")
+    make, shape = SMALL[name]
+    if norm == "ghost":
+        norm = functools.partial(linen_norms.GhostBatchNorm, batch_size=4)
+    if norm == "group":
+        norm = functools.partial(linen_norms.GroupNorm, groups=2)
+    run_step(make, shape, norm)
+
+
+@pytest.mark.parametrize("name", ["MLP", "CNN", "ResNet"])
+def test_placement_after_the_nonlinearity(name):
+    """The bias stays: it comes before a nonlinearity, and is no constant after it."""
+    make, shape = SMALL[name]
+    variables, _, _ = run_step(make, shape, "batch", placement="after")
+    layers = [v for v in variables["params"].values() if "kernel" in v]
+    assert all("bias" in layer for layer in layers)
+
+
+@pytest.mark.parametrize("name", ["BNInception", "separable, 96", "resnet50", "resnet20"])
+def test_training_step_of_the_large_ones_has_shapes(name):
+    """Traced, with its gradient, and not compiled: that would take minutes."""
+    model, shape, _, _ = COUNTS[name]
+    variables = shapes(model, shape)
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+    value, gradient, new = jax.eval_shape(functools.partial(step, model), variables, x, labels)
+    assert value.shape == ()
+    assert gradient == variables["params"]
+    assert jax.tree.structure(new) == jax.tree.structure(variables)
+
+
+@pytest.mark.parametrize("name", ["CNN", "ResNet", "LSTM"])
+def test_masked_examples_count_for_nothing(name):
+    """Statistics with half of the examples masked are those of the other half."""
+    make, shape = SMALL[name]
+    model = make(norm="batch")
+    x, _ = batch(shape)
+    variables = model.init(KEYS, x, training=False)
+
+    def moved(x, mask=None):
+        _, new = model.apply(variables, x, training=True, mask=mask, mutable=["batch_stats"])
+        return new
+
+    garbage = x.at[4:].set(1e3)
+    want, got = moved(x[:4]), moved(garbage, jnp.arange(8) < 4)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+# ---- The parts -----------------------------------------------------------------------------------
+
+
+def test_inception_drops_out_and_normalises_responses():
+    model = models.SmallInception(blocks=inception.plan()[:1], outputs=3)
+    x, _ = batch((8, 8, 3))
+    variables = model.init(KEYS, x, training=False)
+    calm, again = (model.apply(variables, x, training=False) for _ in range(2))
+    np.testing.assert_array_equal(calm, again)
+    one, other = (
+        model.apply(variables, x, training=True, rngs={"dropout": jax.random.key(i)})
+        for i in range(2)
+    )
+    assert not np.allclose(one, other)
+    assert models.Inception().local_response
+    assert models.Inception().dropout == 0.4
+    assert not models.BNInception().local_response
+    assert not models.BNInception().dropout
+
+
+def test_local_response_norm_is_torchs():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    x = np.random.default_rng(0).normal(0, 30, (2, 3, 4, 9)).astype(np.float32)
+    # torch divides alpha by the window's size.
+    want = torch.nn.functional.local_response_norm(
+        torch.from_numpy(x.transpose(0, 3, 1, 2)), 5, alpha=5 * 2e-5, beta=0.75, k=1.0
+    )
+    got = inception.local_response_norm(jnp.asarray(x))
+    np.testing.assert_allclose(got, want.numpy().transpose(0, 2, 3, 1), rtol=2e-5)
+
+
+def test_skip_adds_what_came_in():
+    """With kernels of zero a block with skip is the identity, and without it nothing."""
+    x = jnp.abs(batch((8, 8, 3))[0])
+    for skip in (True, False):
+        model = models.ResNet(blocks=(2,), widths=(4,), outputs=3, skip=skip)
+        variables = model.init(KEYS, x, training=False)
+        params = {
+            name: jax.tree.map(jnp.zeros_like, value) if name.startswith("block") else value
+            for name, value in variables["params"].items()
+        }
+        y = model.apply({"params": params}, x, training=False)
+        stem = nn.relu(nn.Conv(4, (3, 3)).apply({"params": params["stem"]}, x))
+        kernel, bias = params["output"]["kernel"], params["output"]["bias"]
+        want = stem.mean((1, 2)) @ kernel + bias[None]
+        np.testing.assert_allclose(y, want if skip else 0 * want + bias[None], atol=1e-5)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_recurrent_cells_by_hand(cell):
+    model = models.recurrent.Recurrent(cell=cell, hidden=4, outputs=2, forget_bias=0.7)
+    x, _ = batch(SEQUENCE, 3)
+    variables = model.init(KEYS, x, training=False)
+    got, sown = model.apply(variables, x, training=False, mutable=["intermediates"])
+    params = jax.tree.map(np.float64, variables["params"])
+    w, b = params["input"]["kernel"], params["input"]["bias"]
+    u = [params[f"recurrent_{i}"] for i in range(len(params) - 2)]
+    h = c = np.zeros((3, 4))
+    for t in range(SEQUENCE[0]):
+        z = np.split(np.float64(x)[:, t] @ w + b, len(u), axis=1)
+        if cell == "rnn":
+            h = np.tanh(z[0] + h @ u[0])
+        elif cell == "gru":
+            keep = sigmoid(z[0] + h @ u[0] + 0.7)
+            reset = sigmoid(z[1] + h @ u[1])
+            h = keep * h + (1 - keep) * np.tanh(z[2] + (reset * h) @ u[2])
+        else:
+            i, f, g, o = (z[k] + h @ u[k] for k in range(4))
+            c = sigmoid(f + 0.7) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+    np.testing.assert_allclose(sown["intermediates"]["states"][0][:, -1], h, atol=1e-5)
+    output = params["output"]
+    np.testing.assert_allclose(got, h @ output["kernel"] + output["bias"], atol=1e-5)
+
+
+def test_recurrent_input_is_normalised_over_examples_and_time():
+    model = models.LSTM(hidden=4, norm="batch")
+    x, _ = batch(SEQUENCE)
+    variables = model.init(KEYS, x, training=False)
+    _, moved = model.apply(variables, x, training=True, mutable=["batch_stats"])
+    inputs = np.float64(x).reshape(-1, SEQUENCE[1]) @ variables["params"]["input"]["kernel"]
+    mean = moved["batch_stats"]["input_norm"]["mean"]
+    np.testing.assert_allclose(mean, 0.01 * inputs.mean(0), atol=1e-6)
+
+
+def test_what_cannot_be_is_refused():
+    x, _ = batch((12,))
+    for options, message in (
+        ({"norm": "bach"}, "batch, ghost, renorm"),
+        ({"norm": "batch", "placement": "behind"}, "'before' or 'after'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.MLP(**options).init(KEYS, x, training=False)
+    with pytest.raises(ValueError, match="'lstm'"):
+        models.recurrent.Recurrent(cell="gpu").init(KEYS, batch(SEQUENCE)[0], training=False)
+
+
+def test_plan_is_the_papers_table():
+    """Output sizes as printed, with the pool of 96; 608 and 1056 with that of 128."""
+    for pool, sizes in (
+        (96, [256, 320, 576, 576, 576, 576, 576, 1024, 1024, 1024]),
+        (128, [256, 320, 576, 576, 576, 608, 608, 1056, 1024, 1024]),
+    ):
+        before, got = 192, []
+        for block in inception.plan(pool):
+            passed = block.projection or before
+            before = block.one + block.three + block.double + passed
+            got.append(before)
+        assert got == sizes
