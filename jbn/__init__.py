@@ -1,9 +1,12 @@
 """Batch normalization for JAX as pure functions over explicit state."""
 
+from jbn import convert as convert
+from jbn import diagnostics as diagnostics
 from jbn.batch_norm import batch_norm as batch_norm
 from jbn.batch_norm import init as init
 from jbn.batch_norm import normalize as normalize
 from jbn.fold import fold as fold
+from jbn.fold_model import fold_model as fold_model
 from jbn.moments import merge_moments as merge_moments
 from jbn.moments import moments as moments
 from jbn.norms import group_norm as group_norm

@@ -1,0 +1,36 @@
+"""Batch norm from PyTorch, Keras, Flax, Haiku and Equinox, and back.
+
+Each `from_...` returns `(params, state, options)`: the trees that `jbn.batch_norm` takes and, in
+jbn's convention, the hyper-parameters it needs to go on as the framework would:
+
+    params, state, options = jbn.convert.from_torch(model, "bn1")
+    y, state = jbn.batch_norm(x, params, state, training=True, **options._asdict())
+
+Each `to_...` makes the framework's own containers. What a format does not hold, it loses: Keras and
+Flax have no count, so it comes back 0; Haiku and Equinox keep sums that are debiased when read,
+which come back with a rounding. Everything else makes the round trip bit by bit.
+
+No framework is imported before a function that makes its objects is called.
+"""
+
+from jbn.convert.common import ConversionError as ConversionError
+from jbn.convert.common import Converted as Converted
+from jbn.convert.common import Options as Options
+from jbn.convert.common import many as many
+from jbn.convert.equinox import from_equinox as from_equinox
+from jbn.convert.equinox import to_equinox as to_equinox
+from jbn.convert.flax import from_linen as from_linen
+from jbn.convert.flax import from_nnx as from_nnx
+from jbn.convert.flax import to_linen as to_linen
+from jbn.convert.flax import to_nnx as to_nnx
+from jbn.convert.haiku import from_haiku as from_haiku
+from jbn.convert.haiku import to_haiku as to_haiku
+from jbn.convert.keras import from_keras as from_keras
+from jbn.convert.keras import to_keras as to_keras
+from jbn.convert.options import Debiased as Debiased
+from jbn.convert.options import FirstBatch as FirstBatch
+from jbn.convert.options import layer_arguments as layer_arguments
+from jbn.convert.torch import from_torch as from_torch
+from jbn.convert.torch import from_torch_kernel as from_torch_kernel
+from jbn.convert.torch import to_torch as to_torch
+from jbn.convert.torch import to_torch_kernel as to_torch_kernel

@@ -1,0 +1,153 @@
+"""Equinox: `eqx.nn.BatchNorm` and its `State`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jbn.convert.common import (
+    ConversionError,
+    Converted,
+    Options,
+    Reader,
+    as_array,
+    check_layer,
+)
+from jbn.convert.options import Debiased, FirstBatch
+from jbn.types import BatchNormParams, BatchNormState
+
+_KEYS = {field: field for field in ("mean", "var", "count")} | {"scale": "weight", "bias": "bias"}
+
+
+def from_equinox(
+    layer: Any,
+    state: Any,
+    *,
+    num_features: int | None = None,
+    options: Options | None = None,
+) -> Converted:
+    """Convert a batch norm of Equinox and its part of the state.
+
+    `mode="batch"` keeps sums that are divided by 1 - momentum^count when read: `Debiased`. From
+    count 1 on jbn goes on exactly so. Equinox' sum of variances starts at 1 instead of 0, which
+    jbn does not repeat: a layer converted before its first step has the right variance after it.
+    `mode="ema"` takes the first batch as it is: `FirstBatch`; the state says only whether there was
+    one, so count is 0 or 1. In training it normalises by the running statistics, which
+    `batch_norm` never does: there only evaluation and the statistics' moves are the same.
+
+    Args:
+      layer: `eqx.nn.BatchNorm`.
+      state: `eqx.nn.State` of it, or of the model that has it.
+      num_features: C, if it should be checked.
+      options: what you expect; anything else is an error.
+
+    Returns: `(params, state, options)`. Arrays are copies. The running variance is biased.
+    Raises: ConversionError: lists every missing part, wrong shape and unexpected option.
+
+    Example:
+      >>> import types, numpy as np, jbn
+      >>> layer = types.SimpleNamespace(weight=None, bias=None, mode="ema", momentum=0.9, eps=1e-5,
+      ...     ema_first_time_index="first", ema_state_index="statistics")  # eqx.nn.BatchNorm(...)
+      >>> state = {"first": np.array(False), "statistics": (np.zeros(3), np.ones(3))}
+      >>> params, state, options = jbn.convert.from_equinox(layer, state)
+      >>> int(state.count), options.momentum
+      (1, FirstBatch(decay=0.9))
+
+    References: https://docs.kidger.site/equinox/api/nn/normalisation/
+    """
+    reader = Reader("Equinox layer", _KEYS)
+    arrays: dict[str, Any] = {"weight": layer.weight, "bias": layer.bias}
+    momentum = float(layer.momentum)
+    if layer.mode == "ema":
+        mean, var = state.get(layer.ema_state_index)
+        count = ~as_array(state.get(layer.ema_first_time_index))
+        schedule = FirstBatch(momentum)
+    else:
+        mean, var = (as_array(value) for value in state.get(layer.batch_state_index))
+        count = as_array(state.get(layer.batch_counter))
+        missing = _missing(momentum, count, mean.dtype)
+        mean, var = mean / missing, var / missing
+        schedule = Debiased(momentum)
+    reader.read(arrays | {"mean": mean, "var": var, "count": count}, *_KEYS, required=False)
+    own = Options(schedule, float(layer.eps), unbiased=False)
+    return reader.finish(own, own, options, num_features)
+
+
+def _missing(momentum: float, count: Array, dtype: Any) -> Array:
+    """What Equinox divides by, in its own precision, so that evaluation is the same."""
+    scale = jnp.where(count == 0, 1, 1 - momentum**count)
+    return scale.astype(dtype)
+
+
+def to_equinox(
+    params: BatchNormParams,
+    state: BatchNormState,
+    layer: Any,
+    eqx_state: Any,
+    *,
+    options: Options | None = None,
+) -> tuple[Any, Any]:
+    """Put a layer into a batch norm of Equinox and its state.
+
+    `mode="ema"` keeps the statistics bit by bit, and of the count whether it is 0. `mode="batch"`
+    keeps the count, and the statistics times 1 - momentum^count: a rounding there and back.
+
+    Args:
+      params, state: of a layer with one feature axis.
+      layer: `eqx.nn.BatchNorm` to fill.
+      eqx_state: `eqx.nn.State` of it, or of the model that has it. It stays valid.
+      options: of the layer, if they should be checked against `layer`.
+
+    Returns: `(layer, eqx_state)`, new ones.
+    Raises: ConversionError: lists shapes and options that do not fit the layer.
+
+    Example: `layer, state = to_equinox(*jbn.init(3), *eqx.nn.make_with_state(eqx.nn.BatchNorm)(
+      3, axis_name="batch", mode="batch"))`.
+    """
+    import equinox as eqx
+
+    check_layer("to_equinox", params, state)
+    reader = Reader("Equinox layer", _KEYS)
+    own = from_equinox(layer, eqx_state, options=None).options
+    new = {"weight": params.scale, "bias": params.bias}
+    for name, array in new.items():
+        old = getattr(layer, name)
+        if (old is None) != (array is None):
+            reader.problems.append(
+                f"{reader.where}: {name} is {'there' if array is None else 'None'}, expected "
+                f"{'None' if array is None else 'one'} as in params. Make the layer with "
+                f"channelwise_affine={array is not None}."
+            )
+    if layer.input_size != jnp.size(state.mean):
+        reader.problems.append(
+            f"{reader.where}: input_size is {layer.input_size}, expected {jnp.size(state.mean)}."
+        )
+    if options is not None:
+        reader._check_options(own, options)
+    if reader.problems:
+        raise ConversionError(reader.problems)
+
+    # A model's state may be set only once, to guard its users; a copy leaves theirs valid.
+    eqx_state = jax.tree.unflatten(*reversed(jax.tree.flatten(eqx_state)))
+    if layer.mode == "ema":
+        old = eqx_state.get(layer.ema_state_index)
+        values = (state.mean, state.var)
+        eqx_state = eqx_state.set(layer.ema_first_time_index, state.count == 0)
+        index = layer.ema_state_index
+    else:
+        old = eqx_state.get(layer.batch_state_index)
+        missing = _missing(float(layer.momentum), state.count, old[0].dtype)
+        values = (state.mean * missing, state.var * missing)
+        # Equinox' counter starts as a Python int, weakly typed, and `set` wants it to stay so.
+        weak = eqx_state.get(layer.batch_counter).weak_type
+        count = jnp.asarray(int(state.count)) if weak else state.count
+        eqx_state = eqx_state.set(layer.batch_counter, count)
+        index = layer.batch_state_index
+    values = tuple(v.astype(o.dtype) for v, o in zip(values, old, strict=True))
+    eqx_state = eqx_state.set(index, values)
+    if params.scale is not None:
+        layer = eqx.tree_at(
+            lambda tree: (tree.weight, tree.bias), layer, (params.scale, params.bias)
+        )
+    return layer, eqx_state

@@ -1,0 +1,118 @@
+"""Hyper-parameters: the schedules other frameworks imply, and the arguments of their layers."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from jbn.convert.common import ConversionError, Options
+from jbn.running import cumulative, debiased
+
+
+@dataclasses.dataclass(frozen=True)
+class Debiased:
+    """`jbn.debiased(decay)` that can be compared, and tells its decay: Haiku's moving average.
+
+    Example:
+      >>> import jbn
+      >>> round(float(jbn.convert.Debiased(0.5)(1)), 4)
+      0.3333
+    """
+
+    decay: float
+
+    def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+        """Return the weight of the old value after `count` batches."""
+        return jnp.asarray(debiased(self.decay)(jnp.asarray(count)))
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstBatch:
+    """Weight 0 for the first batch, `decay` from then on: Equinox' `mode="ema"`.
+
+    Example:
+      >>> import jbn
+      >>> [float(jbn.convert.FirstBatch(0.5)(count)) for count in (0, 1, 2)]
+      [0.0, 0.5, 0.5]
+    """
+
+    decay: float
+
+    def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+        """Return the weight of the old value after `count` batches."""
+        return jnp.where(jnp.asarray(count) > 0, self.decay, 0.0)
+
+
+# What each framework calls its hyper-parameters, and whether its running variance is unbiased.
+_LAYERS = {
+    "torch": ("momentum", "eps", True),
+    "keras": ("momentum", "epsilon", False),
+    "linen": ("momentum", "epsilon", False),
+    "nnx": ("momentum", "epsilon", False),
+    "haiku": ("decay_rate", "eps", False),
+    "equinox": ("momentum", "eps", False),
+}
+
+
+def layer_arguments(options: Options, framework: str) -> dict[str, Any]:
+    """Translate options into the arguments of a framework's own batch norm.
+
+    Args:
+      options: in jbn's convention.
+      framework: "torch", "keras", "linen", "nnx", "haiku" or "equinox"; Flax's own layers are
+        meant: those of jbn take `**options._asdict()` as it is.
+
+    Returns:
+      Keyword arguments of the layer: {"momentum": 1 - m, "eps": e} for torch, where `cumulative`
+      is None; "decay_rate" for Haiku; "mode" beside the rest for Equinox.
+
+    Raises:
+      ConversionError: what the framework's layer cannot do: a schedule it has not, or a running
+        variance with (torch: without) Bessel's factor.
+      ValueError: no such framework.
+
+    Example:
+      >>> import jbn
+      >>> options = jbn.convert.Options(momentum=0.75, epsilon=1e-5, unbiased=True)
+      >>> jbn.convert.layer_arguments(options, "torch")
+      {'momentum': 0.25, 'eps': 1e-05}
+    """
+    if framework not in _LAYERS:
+        raise ValueError(
+            f"Expected `framework` to be one of {', '.join(_LAYERS)}, got {framework!r}."
+        )
+    momentum_name, epsilon_name, unbiased = _LAYERS[framework]
+    momentum, problems = options.momentum, []
+    arguments = {}
+    if framework == "torch" and momentum is cumulative:
+        momentum = None
+    elif framework == "haiku" and isinstance(momentum, Debiased):
+        momentum = momentum.decay
+    elif framework == "haiku":
+        problems.append(
+            f"haiku: its moving average is Debiased(decay_rate), got momentum={momentum!r}. "
+            "Choose Debiased, or give Haiku's own averages another decay by hand."
+        )
+    elif framework == "equinox" and isinstance(momentum, Debiased | FirstBatch):
+        arguments["mode"] = "batch" if isinstance(momentum, Debiased) else "ema"
+        momentum = momentum.decay
+    elif framework == "equinox":
+        problems.append(
+            f"equinox: it averages by Debiased or FirstBatch, got momentum={momentum!r}. "
+            "Choose one of them."
+        )
+    elif callable(momentum):
+        problems.append(
+            f"{framework}: its layer takes no schedule, got momentum={momentum!r}. Choose a float."
+        )
+    else:
+        momentum = 1 - momentum if framework == "torch" else momentum
+    if options.unbiased != unbiased:
+        problems.append(
+            f"{framework}: its running variance is {'un' if unbiased else ''}biased, got "
+            f"unbiased={options.unbiased}. Choose unbiased={unbiased}; evaluation does not change."
+        )
+    if problems:
+        raise ConversionError(problems)
+    return {momentum_name: momentum, epsilon_name: options.epsilon, **arguments}

@@ -1,0 +1,118 @@
+"""Linen's side of `fold_model`: calls seen by an interceptor, variables in nested dicts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from jbn.fold_model import (
+    CHANGED,
+    SEVERAL_AXES,
+    TRAINING,
+    Hook,
+    Site,
+    find_pairs,
+    fold_pair,
+    is_last_axis,
+)
+from jbn.types import BatchNormParams, BatchNormState
+
+# Exactly these: a subclass may do more than multiply and add.
+_LINEAR = (nn.Dense, nn.Conv, nn.ConvTranspose)
+_INPUTS = ("x", "inputs", "lhs")
+
+
+def fold_linen(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    args: tuple,
+    kwargs: dict,
+    layers: Sequence[str] | None,
+    keep_norms: bool,
+) -> dict[str, Any]:
+    """Do what `fold_model` says, for linen."""
+    variables = nn.meta.unbox(unfreeze(dict(variables)))
+    flat = flatten_dict(variables)
+    modules: dict[str, nn.Module] = {}
+
+    def run(hook: Hook, variables: dict[str, Any], args: tuple, kwargs: dict) -> Any:
+        def intercept(next_fun, args, kwargs, context):
+            module = context.module
+            if context.method_name != "__call__":
+                return next_fun(*args, **kwargs)
+            name = "/".join(module.path)
+            is_norm = _is_norm(module)
+            if not is_norm and type(module) not in _LINEAR:
+                return next_fun(*args, **kwargs)
+            x = args[0] if args else next(kwargs[k] for k in _INPUTS if k in kwargs)
+            if is_norm:
+                problem = _norm_problem(module, x, args[1:], kwargs)
+            else:
+                kernel = module.variables.get("params", {}).get("kernel")
+                mine = _at(variables["params"], (*module.path, "kernel"))
+                problem = None if kernel is mine else CHANGED
+            modules[name] = module
+            return hook(Site(name, is_norm, problem), lambda: next_fun(*args, **kwargs), x)
+
+        with nn.intercept_methods(intercept):
+            return model.apply(variables, *args, **kwargs)
+
+    pairs = find_pairs(run, variables, args, kwargs, layers, collections=True)
+    for pair in pairs:
+        layer, norm = modules[pair.layer], modules[pair.norm]
+        _fold_pair(flat, layer, norm, keep_norms)
+    return unflatten_dict(flat)
+
+
+def _fold_pair(flat: dict, layer: Any, norm: Any, keep_norm: bool) -> None:
+    """Fold one pair in flat variables, in place."""
+    here, there = ("params", *layer.path), ("params", *norm.path)
+    stats = ("batch_stats", *norm.path)
+    mean, var = flat[(*stats, "mean")], flat[(*stats, "var")]
+    kernel, bias = fold_pair(
+        flat[(*here, "kernel")],
+        flat.get((*here, "bias")),
+        BatchNormParams(flat.get((*there, "scale")), flat.get((*there, "bias"))),
+        BatchNormState(mean, var, jnp.zeros((), jnp.int32)),
+        epsilon=norm.epsilon,
+        transposed=getattr(layer, "transpose_kernel", False),
+    )
+    flat[(*here, "kernel")] = kernel
+    if not keep_norm:
+        flat[(*here, "bias")] = bias
+        for top in (there, stats):
+            for path in [path for path in flat if path[: len(top)] == top]:
+                del flat[path]
+        return
+    if (*here, "bias") in flat:
+        flat[(*here, "bias")], shift = bias, jnp.zeros_like(mean)
+    else:  # (x - mean) / sqrt(var + epsilon) is a shift, too.
+        shift = -bias.astype(mean.dtype)
+    flat[(*stats, "mean")], flat[(*stats, "var")] = shift, jnp.full_like(var, 1 - norm.epsilon)
+    for name, neutral in (("scale", jnp.ones_like), ("bias", jnp.zeros_like)):
+        if (*there, name) in flat:
+            flat[(*there, name)] = neutral(flat[(*there, name)])
+
+
+def _is_norm(module: nn.Module) -> bool:
+    stats = module.variables.get("batch_stats", {})
+    return {"mean", "var"} <= set(stats) and hasattr(module, "epsilon")
+
+
+def _norm_problem(module: Any, x: Array, rest: tuple, kwargs: dict) -> str | None:
+    average = rest[0] if rest else kwargs.get("use_running_average")
+    average = module.use_running_average if average is None else average
+    if not average:
+        return TRAINING
+    return None if is_last_axis(module.axis, x.ndim) else SEVERAL_AXES
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    """Return what is at a path; None if there is nothing."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree

@@ -1,0 +1,152 @@
+"""nnx's side of `fold_model`: a copy of the model whose layers report their calls."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from jbn.fold_model import (
+    CHANGED,
+    SEVERAL_AXES,
+    TRAINING,
+    Hook,
+    Run,
+    Site,
+    find_pairs,
+    fold_pair,
+    is_last_axis,
+)
+from jbn.types import BatchNormParams, BatchNormState
+
+# Exactly these: a subclass may do more than multiply and add.
+_LINEAR = (nnx.Linear, nnx.Conv, nnx.ConvTranspose)
+
+
+class Identity(nnx.Module):
+    """Takes the place of a batch norm that was folded: returns its input."""
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        """Return x; everything else is ignored."""
+        return x
+
+
+def fold_nnx(
+    model: nnx.Module,
+    args: tuple,
+    kwargs: dict,
+    layers: Sequence[str] | None,
+    keep_norms: bool,
+) -> nnx.Module:
+    """Do what `fold_model` says, for nnx."""
+    model = nnx.clone(model)
+    modules = _modules(model)
+    graphdef, state = nnx.split(model)
+    run = _runner(graphdef, modules)
+    pairs = find_pairs(run, state, args, kwargs, layers, collections=False)
+    for pair in pairs:
+        layer, norm = modules[pair.layer], modules[pair.norm]
+        mean, var = norm.mean[...], norm.var[...]
+        scale, shift = _value(norm, "scale"), _value(norm, "bias")
+        kernel, bias = fold_pair(
+            layer.kernel[...],
+            _value(layer, "bias"),
+            BatchNormParams(scale, shift),
+            BatchNormState(mean, var, jnp.zeros((), jnp.int32)),
+            epsilon=norm.epsilon,
+            transposed=getattr(layer, "transpose_kernel", False),
+        )
+        layer.kernel[...] = kernel
+        if layer.bias is None:
+            layer.bias, layer.use_bias = nnx.Param(bias), True
+        else:
+            layer.bias[...] = bias
+        if keep_norms:
+            norm.mean[...] = jnp.zeros_like(mean)
+            norm.var[...] = jnp.full_like(var, 1 - norm.epsilon)
+            if scale is not None:
+                norm.scale[...] = jnp.ones_like(scale)
+            if shift is not None:
+                norm.bias[...] = jnp.zeros_like(shift)
+        else:
+            _replace(model, norm, Identity())
+    return model
+
+
+def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
+    """Make the function that calls a copy of the model through a hook."""
+    owners = [id(v) for m in modules.values() for v in vars(m).values() if _is_variable(v)]
+    shared = {
+        name
+        for name, module in modules.items()
+        if any(owners.count(id(v)) > 1 for v in vars(module).values() if _is_variable(v))
+    }
+
+    def run(hook: Hook, state: Any, args: tuple, kwargs: dict) -> Any:
+        model = nnx.merge(graphdef, state)
+        for name, module in _modules(model).items():
+            if type(module) in _LINEAR or _is_norm(module):
+                # The copy alone calls the hook: nothing of Flax is patched.
+                module.__class__ = _reporting(hook, name, module, modules[name], name in shared)
+        return model(*args, **kwargs)
+
+    return run
+
+
+def _reporting(hook: Hook, name: str, module: Any, original: Any, is_shared: bool) -> type:
+    """Make a subclass of a layer's class whose calls go through the hook."""
+    kind, is_norm = type(module), _is_norm(module)
+
+    def call(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        if is_shared:
+            problem = "shares a parameter with another layer."
+        elif is_norm:
+            problem = _norm_problem(self, x, args, kwargs)
+        else:
+            # Inside nnx.vmap or nnx.scan a layer is a slice of the one that the model holds.
+            problem = None if self.kernel.shape == original.kernel.shape else CHANGED
+        return hook(
+            Site(name, is_norm, problem), lambda: kind.__call__(self, x, *args, **kwargs), x
+        )
+
+    return type(kind.__name__, (kind,), {"__call__": call})
+
+
+def _modules(model: nnx.Module) -> dict[str, Any]:
+    return {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, nnx.Variable)
+
+
+def _is_norm(module: Any) -> bool:
+    return hasattr(module, "epsilon") and all(
+        _is_variable(getattr(module, name, None)) for name in ("mean", "var")
+    )
+
+
+def _norm_problem(module: Any, x: Array, rest: tuple, kwargs: dict) -> str | None:
+    average = rest[0] if rest else kwargs.get("use_running_average")
+    average = module.use_running_average if average is None else average
+    if not average:
+        return TRAINING
+    return None if is_last_axis(module.axis, x.ndim) else SEVERAL_AXES
+
+
+def _value(module: Any, name: str) -> Array | None:
+    variable = getattr(module, name, None)
+    return None if variable is None else variable[...]
+
+
+def _replace(model: nnx.Module, old: nnx.Module, new: nnx.Module) -> None:
+    """Put `new` wherever the model holds `old`."""
+    for _, module in list(nnx.iter_modules(model)):
+        if isinstance(module, nnx.List):
+            for i, item in enumerate(module):
+                if item is old:
+                    module[i] = new
+        for name, value in list(vars(module).items()):
+            if value is old:
+                setattr(module, name, new)
