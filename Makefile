@@ -13,7 +13,7 @@ demo-devices: .venv/.experiments  ## the same numbers from one device and from e
 	$(BIN)/python -m experiments mnist_mlp --preset smoke
 	$(BIN)/python -m experiments mnist_mlp --preset smoke --devices 8
 
-test: .venv/.dev  ## the whole suite
+test: .venv/.dev .venv/.peers  ## the whole suite, against torch, Flax, Haiku, Equinox and Keras
 	$(BIN)/python -m pytest -n 2 -q
 
 lint: .venv/.dev  ## format, lint and types
