@@ -30,16 +30,26 @@ class Gap(NamedTuple):
     - std: |log2(running std / true std)|: 1 where one is twice the other.
     - noise: the same two, taken together, between the batch and the truth, where both are given.
     - digits: bits that E[x^2] - E[x]^2 would lose of the 24 that float32 has, log2(1 + mean^2/var).
+    - batches: `effective_batches` that the running statistics rest on.
+    - stale: `initial_weight`, what they still have of the initial 0 and 1.
     """
 
     mean: Float[Array, ""]
     std: Float[Array, ""]
     noise: Float[Array, ""]
     digits: Float[Array, ""]
+    batches: Float[Array, ""]
+    stale: Float[Array, ""]
 
 
 def train_eval_gap(
-    running: Any, batch: Any, population: Any | None = None, *, epsilon: ArrayLike = 1e-5
+    running: Any,
+    batch: Any,
+    population: Any | None = None,
+    *,
+    epsilon: ArrayLike = 1e-5,
+    momentum: ArrayLike | None = None,
+    count: ArrayLike | None = None,
 ) -> dict[str, Gap]:
     """Compare running statistics with those that training uses, layer by layer.
 
@@ -52,6 +62,9 @@ def train_eval_gap(
       batch: of the same structure, from one batch: statistics moved with momentum 0.
       population: of the same structure, averaged over many batches; None has none.
       epsilon: that of the layers, added to every variance.
+      momentum: that of the layers, in [0, 1); None leaves `batches` and `stale` NaN.
+      count: batches that running statistics absorbed, for those that do not count themselves; None
+        leaves the same two NaN there.
 
     Returns: name of each layer -> Gap.
     Raises: ValueError: other layers in one than in another; no statistics at all.
@@ -71,12 +84,17 @@ def train_eval_gap(
     if population is not None:
         truths = _same_layers(layers, statistics(population), "population")
     gaps = {}
-    for name, (mean, var) in layers.items():
-        true_mean, true_var = truths[name]
+    for name, (mean, var, absorbed) in layers.items():
+        true_mean, true_var, _ = truths[name]
+        absorbed = count if absorbed is None else absorbed
         shift, scale = _distance((mean, var), (true_mean, true_var), epsilon)
-        noise = jnp.maximum(*_distance(batches[name], (true_mean, true_var), epsilon))
+        noise = jnp.maximum(*_distance(batches[name][:2], (true_mean, true_var), epsilon))
         lost = jnp.log2(1 + jnp.max(jnp.abs(true_mean) ** 2 / (true_var + epsilon)))
-        gaps[name] = Gap(shift, scale, noise, lost)
+        effective = stale = jnp.asarray(jnp.nan)
+        if absorbed is not None and momentum is not None:
+            effective = effective_batches(absorbed, momentum)
+            stale = initial_weight(absorbed, momentum)
+        gaps[name] = Gap(shift, scale, noise, lost, effective, stale)
     return gaps
 
 
@@ -117,16 +135,25 @@ def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
     return jnp.asarray(momentum, jnp.float32) ** jnp.asarray(count, jnp.float32)
 
 
-def statistics(tree: Any) -> dict[str, tuple[Array, Array]]:
-    """Find mean and var of every layer in a pytree, by its name.
+class Statistics(NamedTuple):
+    """One layer's, wherever they were; count None where they do not count."""
+
+    mean: Array
+    var: Array
+    count: Array | None
+
+
+def statistics(tree: Any) -> dict[str, Statistics]:
+    """Find mean, var and count of every layer in a pytree, by its name.
 
     Raises: ValueError: there are none.
     """
     found = {}
     for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_statistics)[0]:
         if _is_statistics(node):
-            pair = node if isinstance(node, BatchNormState) else (node["mean"], node["var"])
-            found[_name(path)] = jnp.asarray(pair[0]), jnp.asarray(pair[1])
+            fields = node._asdict() if isinstance(node, BatchNormState) else node
+            mean, var = jnp.asarray(fields["mean"]), jnp.asarray(fields["var"])
+            found[_name(path)] = Statistics(mean, var, fields.get("count"))
     if not found:
         raise ValueError(
             "Expected BatchNormState or dicts with `mean` and `var`, found none. Pass the "
@@ -145,8 +172,8 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _same_layers(
-    layers: Mapping[str, Any], others: dict[str, tuple[Array, Array]], what: str
-) -> dict[str, tuple[Array, Array]]:
+    layers: Mapping[str, Any], others: dict[str, Statistics], what: str
+) -> dict[str, Statistics]:
     if layers.keys() != others.keys():
         raise ValueError(
             f"Expected `{what}` with the layers {sorted(layers)}, got {sorted(others)}. "

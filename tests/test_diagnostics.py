@@ -45,7 +45,8 @@ def test_gap_by_hand(with_population):
             max(distance(b)),
             np.log2(1 + np.max(truth["mean"] ** 2 / (truth["var"] + 0.1))),
         )
-        np.testing.assert_allclose(gaps[name], want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gaps[name][:4], want, rtol=1e-5, atol=1e-6)
+        assert np.isnan(gaps[name][4:]).all()
         assert (gaps[name].noise > 0) == with_population
 
 
@@ -59,6 +60,11 @@ def test_gap_of_states_and_what_it_finds():
     assert gap.mean == pytest.approx(3, rel=0.05)
     assert gap.std == pytest.approx(0, abs=1e-6)
     assert gap.digits == pytest.approx(20, abs=0.1)  # log2(1e6)
+    both = {"own": true._replace(count=jnp.int32(7)), "flax": {"mean": true.mean, "var": true.var}}
+    aged = diagnostics.train_eval_gap(both, both, momentum=0.9, count=50)
+    for name, absorbed in (("own", 7), ("flax", 50)):
+        assert aged[name].batches == diagnostics.effective_batches(absorbed, 0.9)
+        assert aged[name].stale == pytest.approx(0.9**absorbed, rel=1e-5)
     alone = diagnostics.train_eval_gap(true, true)
     assert list(alone) == ["layer"]
     assert float(alone["layer"].mean) == 0
@@ -218,14 +224,8 @@ def test_summary_has_a_line_for_each_layer():
         file=out,
     )
     header, *lines = out.getvalue().splitlines()
-    assert header.split() == [
-        "layer",
-        "gap.mean",
-        "gap.std",
-        "gap.noise",
-        "gap.digits",
-        "saturated",
-    ]
+    fields = ("mean", "std", "noise", "digits", "batches", "stale")
+    assert header.split() == ["layer", *(f"gap.{field}" for field in fields), "saturated"]
     assert [line.split()[0] for line in lines] == ["block/norm", "last", "more"]
     assert lines[1].endswith(" 0.5")
     assert lines[2].split() == ["more", "0.333"]

@@ -325,6 +325,17 @@ def test_recurrent_input_is_normalised_over_examples_and_time():
     np.testing.assert_allclose(mean, 0.01 * inputs.mean(0), atol=1e-6)
 
 
+def test_recurrent_states_are_normalised_where_the_norm_comes_after():
+    model = models.GRU(hidden=4, norm="batch", placement="after")
+    x, _ = batch(SEQUENCE)
+    variables = model.init(KEYS, x, training=False)
+    assert "bias" in variables["params"]["input"]
+    _, moved = model.apply(variables, x, training=True, mutable=["batch_stats", "intermediates"])
+    states = np.float64(moved["intermediates"]["states"][0]).reshape(-1, 4)
+    mean = moved["batch_stats"]["state_norm"]["mean"]
+    np.testing.assert_allclose(mean, 0.01 * states.mean(0), atol=1e-6)
+
+
 def test_what_cannot_be_is_refused():
     x, _ = batch((12,))
     for options, message in (

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, unit
+from jbn.models.units import Activation, Initializer, Norm, Placement, make_norm, unit
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
@@ -16,19 +16,21 @@ GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 class Recurrent(nn.Module):
     """One recurrent layer, and a dense one on its last output.
 
-    What comes from the input, W x_t, is normalised over examples and time at once; what comes from
-    the past, U h, is not: its statistics differ from step to step.
+    What comes from the input, W x_t, is normalised over examples and time at once, or, placed
+    after the nonlinearity, the states that the output reads; what comes from the past, U h, is
+    not: its statistics differ from step to step.
 
     Attributes:
       cell: "rnn", h' = activation(W x + U h + b); "gru"; "lstm".
       hidden: H, width of the state.
       outputs: number of outputs.
-      norm: of W x, see `jbn.models.units.unit`; its bias is then that of all gates.
+      norm, placement: "before" normalises W x, see `jbn.models.units.unit`, and its bias is then
+        that of all gates; "after" the states.
       activation: the nonlinearity of "rnn", and of the candidates of the others.
       forget_bias: added to the LSTM's forget gate, and to the GRU's update gate, which keeps.
       kernel_init, recurrent_init: initialisers of W and U.
 
-    What enters the output layer is sown in `intermediates` as `last`, all states as `states`.
+    The states, `(N, T, H)`, are sown in `intermediates` as `states`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -48,6 +50,7 @@ class Recurrent(nn.Module):
     hidden: int = 100
     outputs: int = 10
     norm: Norm = None
+    placement: Placement = "before"
     activation: Activation = nn.tanh
     forget_bias: float = 0.0
     kernel_init: Initializer = nn.initializers.xavier_normal()
@@ -65,14 +68,16 @@ class Recurrent(nn.Module):
         if self.cell not in GATES:
             raise ValueError(f"Expected `cell` 'rnn', 'gru' or 'lstm', got {self.cell!r}.")
         size, gates = self.hidden, GATES[self.cell]
+        sequences = None if mask is None else mask[:, None, None]
         inputs = unit(
             functools.partial(nn.Dense, gates * size, kernel_init=self.kernel_init),
             x,
             training=training,
             name="input",
-            norm=self.norm,
+            norm=self.norm if self.placement == "before" else None,
             norm_name="input_norm",
-            mask=None if mask is None else mask[:, None, None],
+            placement=self.placement,
+            mask=sequences,
         )
         kernels = [
             self.param(f"recurrent_{i}", self.recurrent_init, (size, size)) for i in range(gates)
@@ -103,8 +108,13 @@ class Recurrent(nn.Module):
         start = (zeros, zeros) if self.cell == "lstm" else zeros
         step: Any = {"rnn": rnn, "gru": gru, "lstm": lstm}[self.cell]
         _, states = jax.lax.scan(step, start, jnp.swapaxes(inputs, 0, 1))
-        self.sow("intermediates", "states", jnp.swapaxes(states, 0, 1))
-        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(states[-1])
+        states = jnp.swapaxes(states, 0, 1)
+        self.sow("intermediates", "states", states)
+        norm = make_norm(self.norm) if self.placement == "after" else None
+        if norm is not None:
+            masked = {} if mask is None else {"mask": sequences}
+            states = norm(use_running_average=not training, name="state_norm")(states, **masked)
+        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(states[:, -1])
 
 
 RNN = functools.partial(Recurrent, cell="rnn")
