@@ -9,7 +9,7 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from jbn.fold_model import (
+from jbn.fold_pairs import (
     CHANGED,
     SEVERAL_AXES,
     TRAINING,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from jbn.fold_model import (
+from jbn.fold_pairs import (
     CHANGED,
     SEVERAL_AXES,
     TRAINING,
