@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from jbn.types import BatchNormState
+from jbn.types import BatchNormState, is_statistics
 
 Activation = Callable[[Array], Array]
 Loss = Callable[[Any], Float[Array, ""]]
@@ -149,8 +149,8 @@ def statistics(tree: Any) -> dict[str, Statistics]:
     Raises: ValueError: there are none.
     """
     found = {}
-    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_statistics)[0]:
-        if _is_statistics(node):
+    for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_statistics)[0]:
+        if is_statistics(node):
             fields = node._asdict() if isinstance(node, BatchNormState) else node
             mean, var = jnp.asarray(fields["mean"]), jnp.asarray(fields["var"])
             found[_name(path)] = Statistics(mean, var, fields.get("count"))
@@ -160,11 +160,6 @@ def statistics(tree: Any) -> dict[str, Statistics]:
             "statistics, such as variables['batch_stats'], not the parameters."
         )
     return found
-
-
-def _is_statistics(node: Any) -> bool:
-    is_dict = isinstance(node, Mapping) and {"mean", "var"} <= node.keys()
-    return isinstance(node, BatchNormState) or is_dict
 
 
 def _name(path: tuple[Any, ...]) -> str:

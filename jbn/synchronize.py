@@ -4,7 +4,7 @@ A run may choose local statistics: no `axis_name` in training, no collective. It
 different states, and evaluating or saving one of them forgets what the others saw.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool
 
 from jbn.centre import pooled
 from jbn.collectives import AxisName, Pool, pool
-from jbn.types import BatchNormState, Moments
+from jbn.types import BatchNormState, Moments, is_statistics
 
 State = TypeVar("State")
 
@@ -71,12 +71,12 @@ def synchronize(
 
     def together(node: Any) -> Any:
         nonlocal found
-        if not _is_statistics(node):
+        if not is_statistics(node):
             return node
         found += 1
         return _together(node, counts, devices)
 
-    state = jax.tree.map(together, state, is_leaf=_is_statistics)
+    state = jax.tree.map(together, state, is_leaf=is_statistics)
     if not found:
         raise TypeError(
             f"Expected BatchNormState or dicts with `mean` and `var` in `state`, got {state!r}. "
@@ -123,11 +123,6 @@ def is_synchronized(
         differ |= jnp.any((leaf != first) & ((leaf == leaf) | (first == first)))
     everyone = devices._replace(group_of=None)
     return everyone.sum(differ.astype(jnp.int32)) == 0
-
-
-def _is_statistics(node: Any) -> bool:
-    is_dict = isinstance(node, Mapping) and {"mean", "var"} <= node.keys()
-    return isinstance(node, BatchNormState) or is_dict
 
 
 def _together(node: Any, counts: Moments | ArrayLike | None, devices: Pool) -> Any:

@@ -4,7 +4,8 @@ Shape letters, used in every signature: N batch, H W space, C features, D device
 C stands for the shape of the feature axes: `(64,)` for one axis, `(28, 64)` for two.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Complex, Float, Inexact, Int
 
@@ -36,3 +37,12 @@ class Moments(NamedTuple):
     mean: Float[Array, "*C"] | Complex[Array, "*C"]
     var: Float[Array, "*C"]
     count: Float[Array, "*C"]
+
+
+def is_statistics(node: Any) -> bool:
+    """Tell one layer's statistics in a pytree: a BatchNormState, or a dict with mean and var.
+
+    The latter is what Flax keeps in `batch_stats`.
+    """
+    is_dict = isinstance(node, Mapping) and {"mean", "var"} <= node.keys()
+    return isinstance(node, BatchNormState) or is_dict

@@ -145,8 +145,7 @@ def test_without_a_good_one_it_begins_anew(tmp_path, capsys):
     assert capsys.readouterr().err.count("goes on from the beginning") == 2
 
 
-def test_nothing_is_decoded_before_its_checksum_is_known(tmp_path, monkeypatch):
-    """A manifest with the digests of files that were changed together with it is all there is."""
+def test_the_manifest_has_the_digest_of_every_file(tmp_path):
     path = make(tmp_path)
     manifest = json.loads((path / "checkpoints" / "20" / MANIFEST).read_text())
     files = {
