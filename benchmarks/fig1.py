@@ -64,7 +64,7 @@ class Options:
 
 def jbn_run(config: Config, dataset: Dataset, names: tuple[str, ...]) -> Run:
     """Train the networks of these names in one scan, as the experiment does."""
-    images, labels = mnist_mlp.binary(dataset.train_images), dataset.train_labels
+    images, labels = data.binary(dataset.train_images), dataset.train_labels
     examples = jax.device_put((images, labels))
     init = jax.jit(jax.vmap(lambda key: mnist_mlp.init(config, key, images.shape[1])))
     every = init(jax.random.key(0)[None])
@@ -85,7 +85,7 @@ def jbn_run(config: Config, dataset: Dataset, names: tuple[str, ...]) -> Run:
 
 def flax_run(config: Config, dataset: Dataset, name: str) -> Run:
     """Train one network step by step from Python with Flax and optax."""
-    images = mnist_mlp.binary(dataset.train_images).astype(np.float32)
+    images = data.binary(dataset.train_images).astype(np.float32)
     labels = dataset.train_labels.astype(np.int32)
     norm = functools.partial(linen.BatchNorm, momentum=config.momentum)
     model = MLP(
@@ -129,7 +129,7 @@ def torch_run(config: Config, dataset: Dataset, name: str) -> Run:
     """Train one network in torch, eagerly, on the CPU."""
     import torch
 
-    images = torch.from_numpy(mnist_mlp.binary(dataset.train_images).astype(np.float32))
+    images = torch.from_numpy(data.binary(dataset.train_images).astype(np.float32))
     labels = torch.from_numpy(dataset.train_labels.astype(np.int64))
     layers: list[torch.nn.Module] = []
     width = images.shape[1]

@@ -213,3 +213,8 @@ def load_digits() -> Dataset:
     return Dataset(
         "digits", "scikit-learn", images[train], labels[train], images[test], labels[test]
     )
+
+
+def binary(images: UInt8[np.ndarray, "N H W"]) -> UInt8[np.ndarray, "N features"]:
+    """Turn grey levels into 0 and 1, in one row of pixels for each image."""
+    return (images.reshape(len(images), -1) > 127).astype(np.uint8)

@@ -4,11 +4,49 @@ Colours: Okabe, Ito, "Color universal design", 2008; also apart in grey, with th
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
+import numpy as np
+from jaxtyping import ArrayLike, Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+ORANGE, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"
+
+
+class Look(NamedTuple):
+    """How a method is drawn, everywhere: `axes.plot(x, y, **METHODS["batch"]._asdict())`."""
+
+    color: str
+    linestyle: str
+    marker: str
+    label: str
+
+
+METHODS = {
+    "none": Look(VERMILION, "--", "s", "without BN"),
+    "batch": Look(BLUE, "-", "o", "with BN"),
+    "ghost": Look(SKY, "-.", "v", "ghost BN"),
+    "renorm": Look(GREEN, ":", "^", "batch renorm"),
+    "layer": Look(ORANGE, "-", "D", "layer norm"),
+    "group": Look(PURPLE, "--", "P", "group norm"),
+    "weight": Look(GREY, "-.", "X", "weight norm"),
+    "residual": Look(GREEN, ":", "^", "residual"),
+    "noisy": Look(SKY, "-.", "v", "noisy BN"),
+    "sigmoid": Look(VERMILION, "--", "s", "sigmoid"),
+    "tanh": Look(ORANGE, "-.", "D", "tanh"),
+    "relu": Look(BLUE, "-", "o", "ReLU"),
+    "leaky": Look(GREEN, ":", "^", "leaky ReLU"),
+    "rnn": Look(VERMILION, "--", "s", "RNN"),
+    "lstm": Look(BLUE, "-", "o", "LSTM"),
+    "gru": Look(GREEN, ":", "^", "GRU"),
+    "raw": Look(VERMILION, "--", "s", "raw"),
+    "standardised": Look(BLUE, "-", "o", "standardised"),
+    "whitened": Look(GREEN, ":", "^", "whitened"),
+}
+SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # Colour maps, for heat maps.
 
 STYLE = {
     "font.size": 10,
@@ -25,11 +63,18 @@ STYLE = {
 }
 
 
-def figure(columns: int = 1, *, width: float = 5.0, height: float = 3.6) -> Figure:
-    """Make a figure of panels side by side, without any global state of pyplot."""
-    made = Figure(figsize=(width * columns, height), layout="constrained")
-    made.subplots(1, columns)
+def figure(columns: int = 1, rows: int = 1, *, width: float = 5.0, height: float = 3.6) -> Figure:
+    """Make a figure of panels, without any global state of pyplot."""
+    made = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    made.subplots(rows, columns)
     return made
+
+
+def band(axes: Axes, x: ArrayLike, runs: Float[ArrayLike, "X runs"], method: str) -> None:
+    """Draw the mean over runs as a line and their range as a band, in the method's look."""
+    look, y = METHODS[method], np.asarray(runs)
+    axes.plot(x, y.mean(1), color=look.color, linestyle=look.linestyle, label=look.label)
+    axes.fill_between(x, y.min(1), y.max(1), color=look.color, alpha=0.2, linewidth=0)
 
 
 def save(made: Figure, path: Path) -> None:
@@ -37,3 +82,8 @@ def save(made: Figure, path: Path) -> None:
     with mpl.rc_context(STYLE):
         made.savefig(path.with_suffix(".png"), dpi=150)
         made.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def save_png(made: Figure, path: Path) -> None:
+    """Write a figure as `path`.png, small enough for a page of many."""
+    made.savefig(path.with_suffix(".png"), dpi=110)

@@ -20,7 +20,7 @@ Time on two CPU cores: smoke seconds, quick a minute, paper three or four minute
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -29,10 +29,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-import jbn
-from experiments import fig1
-from experiments.data import Dataset
+from experiments import fig1, networks
+from experiments.data import Dataset, binary
 from experiments.devices import Share, Step
+from experiments.networks import Network
+from experiments.options import preset_of
 from experiments.record import Run
 from experiments.train import Execution, batch_indices, train
 from jbn.linen import BatchNorm
@@ -85,14 +86,6 @@ PRESETS = {
 }
 
 
-class Network(NamedTuple):
-    """One network in training: Flax collections and the optimiser's state."""
-
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-
-
 # ---- Networks and training -----------------------------------------------------------------------
 
 
@@ -109,39 +102,24 @@ def models(config: Config, axis_name: str | None = None) -> dict[str, MLP]:
 
 def init(config: Config, key: PRNGKeyArray, features: int) -> dict[str, Network]:
     """Initialise both networks from the same random numbers, hence with the same weights."""
-    state = {}
-    for name, model in models(config).items():
-        variables = model.init(key, jnp.ones((1, features)), training=False)
-        params = variables["params"]
-        opt_state = optax.sgd(config.learning_rate).init(params)
-        state[name] = Network(params, variables.get("batch_stats", {}), opt_state)
-    return state
+    optimizer, x = optax.sgd(config.learning_rate), jnp.ones((1, features))
+    return {name: networks.init(model, optimizer, key, x) for name, model in models(config).items()}
 
 
 def make_step(config: Config) -> Step:
     """Make the training step of one seed: all networks in the state on the same batch."""
     optimizer = optax.sgd(config.learning_rate)
 
-    def advance(model: MLP, network: Network, x: Array, labels: Array, share: Share) -> Network:
-        def loss(params: Any) -> tuple[Array, Any]:
-            variables = {"params": params, "batch_stats": network.batch_stats}
-            logits, moved = model.apply(
-                variables, x, training=True, mask=share.mask, mutable=["batch_stats"]
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return share.mean(losses), moved.get("batch_stats", {})
-
-        gradient, batch_stats = share.gradient(loss, network.params)
-        updates, opt_state = optimizer.update(gradient, network.opt_state)
-        return Network(optax.apply_updates(network.params, updates), batch_stats, opt_state)
-
     def step(
         state: dict[str, Network], batch: tuple[Array, Array], share: Share
     ) -> dict[str, Network]:
-        networks = models(config, share.axis_name)
         images, labels = batch
         x = images.astype(jnp.float32)
-        return {name: advance(networks[name], net, x, labels, share) for name, net in state.items()}
+        return {
+            name: networks.advance(model, optimizer, state[name], x, labels, share=share)
+            for name, model in models(config, share.axis_name).items()
+            if name in state
+        }
 
     return step
 
@@ -155,7 +133,7 @@ def make_evaluate(
     test: tuple[UInt8[Array, "N features"], UInt8[Array, "N"]],
 ) -> Callable[[dict[str, Network]], dict[str, Any]]:
     """Make the function from the state of all seeds to a row of metrics."""
-    networks = models(config)
+    made = models(config)
     last = f"activation_input_{len(config.hidden) - 1}"
 
     def measure(state: dict[str, Network], population: Array, test: tuple[Array, Array]) -> Any:
@@ -164,24 +142,15 @@ def make_evaluate(
 
         def apply(name: str, batch_stats: Any) -> tuple[Array, Array]:
             variables = {"params": state[name].params, "batch_stats": batch_stats}
-            logits, sown = networks[name].apply(
-                variables, x, training=False, mutable=["intermediates"]
-            )
+            logits, sown = made[name].apply(variables, x, training=False, mutable=["intermediates"])
             (inputs,) = sown["intermediates"][last]
             return jnp.mean(logits.argmax(-1) == labels), inputs
 
-        def absorb(batch_stats: Any, images: Array) -> Any:
-            variables = {"params": state["with"].params, "batch_stats": batch_stats}
-            batch = images.astype(jnp.float32)
-            _, moved = networks["with"].apply(
-                variables, batch, training=True, mutable=["batch_stats"]
-            )
-            return moved["batch_stats"]
-
         exponential = state["with"].batch_stats
+        batches = population.astype(jnp.float32)
         both = jax.tree.map(
             lambda *leaves: jnp.stack(leaves),
-            jbn.population(absorb, exponential, population),
+            networks.population(made["with"], state["with"], batches),
             exponential,
         )
         without, inputs_without = apply("without", {})
@@ -222,11 +191,6 @@ def percentiles(inputs: Float[np.ndarray, "seeds N units"]) -> Float[np.ndarray,
     return np.moveaxis(ordered[..., ranks], 1, 2)
 
 
-def binary(images: UInt8[np.ndarray, "N H W"]) -> UInt8[np.ndarray, "N features"]:
-    """Turn grey levels into 0 and 1, in one row of pixels for each image."""
-    return (images.reshape(len(images), -1) > 127).astype(np.uint8)
-
-
 # ---- The experiment ------------------------------------------------------------------------------
 
 
@@ -257,7 +221,7 @@ def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution)
     )
     if run is None:
         return ""
-    summary = fig1.summarise(run)
+    summary = {"preset": preset_of(PRESETS, config), **fig1.summarise(run)}
     fig1.draw(run, summary)
     run.write("summary.json", summary)  # Last: it marks the run as finished.
     return fig1.table(summary)

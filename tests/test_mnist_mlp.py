@@ -207,7 +207,7 @@ def test_figures_need_only_the_files_of_the_run(finished, tmp_path):
     for name in ("config.json", "env.json", "metrics.jsonl", "timing.jsonl"):
         shutil.copy(finished / name, tmp_path)
     with record.open_run(tmp_path) as run:
-        summary = fig1.summarise(run)
+        summary = {"preset": "smoke", **fig1.summarise(run)}
         fig1.draw(run, summary)
     assert summary == record.read_json(finished / "summary.json")
     for name in FIGURES:

@@ -1,0 +1,91 @@
+"""Networks in training: a scan is many steps, vmap is one by one, statistics are Algorithm 2's."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import networks
+from experiments.train import batch_indices
+from jbn.linen import BatchNorm
+from jbn.models import MLP
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(40, 5)), jnp.float32)
+LABELS = jnp.asarray(np.random.default_rng(1).integers(0, 3, 40))
+MODEL = MLP(
+    hidden=(8, 8), outputs=3, norm=functools.partial(BatchNorm, momentum=0.9, unbiased=True)
+)
+BATCHES = batch_indices(0, 0, 12, 10, 40)
+
+
+def train(key, rate, **options):
+    optimizer = optax.sgd(rate)
+    network = networks.init(MODEL, optimizer, key, X[:1])
+
+    def step(network, batch, i):
+        return networks.advance(MODEL, optimizer, network, *batch)
+
+    return networks.fit(step, network, (X, LABELS), BATCHES, **options)
+
+
+def test_fit_is_step_after_step():
+    fitted, _ = jax.jit(train)(jax.random.key(0), 0.1)
+    optimizer = optax.sgd(0.1)
+    network = networks.init(MODEL, optimizer, jax.random.key(0), X[:1])
+    for rows in BATCHES:
+        network = networks.advance(MODEL, optimizer, network, X[rows], LABELS[rows])
+    chex.assert_trees_all_close(fitted, network, atol=1e-5)
+
+
+def test_observations_come_before_the_first_step_and_after_every_chunk():
+    observe = functools.partial(jax.tree.map, jnp.sum)
+    _, seen = jax.jit(functools.partial(train, observe=observe, every=4))(jax.random.key(0), 0.1)
+    for steps, at in ((0, 0), (4, 1), (12, 3)):
+        part = observe(train_steps(steps))
+        chex.assert_trees_all_close(jax.tree.map(lambda s, i=at: s[i], seen), part, atol=1e-4)
+    with pytest.raises(ValueError, match="`every` to divide 12 steps, got 5"):
+        train(jax.random.key(0), 0.1, every=5)
+
+
+def train_steps(steps):
+    optimizer = optax.sgd(0.1)
+    network = networks.init(MODEL, optimizer, jax.random.key(0), X[:1])
+    for rows in BATCHES[:steps]:
+        network = networks.advance(MODEL, optimizer, network, X[rows], LABELS[rows])
+    return network
+
+
+def test_vmap_over_seeds_and_rates_is_one_by_one():
+    keys, rates = jax.vmap(jax.random.key)(jnp.arange(2)), jnp.array([0.1, 0.5])
+    both, _ = jax.jit(jax.vmap(train))(keys, rates)
+    for i in range(2):
+        alone, _ = jax.jit(train)(keys[i], rates[i])
+        mine = jax.tree.map(lambda leaf, i=i: leaf[i], both)
+        chex.assert_trees_all_close(mine, alone, atol=1e-4)
+
+
+def test_population_is_the_mean_over_batches():
+    network = networks.init(MODEL, optax.sgd(0.1), jax.random.key(0), X[:1])
+    stats = networks.population(MODEL, network, X.reshape(4, 10, 5))
+    first = X @ network.params["dense_0"]["kernel"]
+    parts = np.asarray(first, np.float64).reshape(4, 10, 8)
+    np.testing.assert_allclose(stats["norm_0"]["mean"], parts.mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(stats["norm_0"]["var"], parts.var(1, ddof=1).mean(0), rtol=1e-5)
+
+
+def test_penalty_and_accuracy():
+    optimizer = optax.sgd(0.1)
+    network = networks.init(MODEL, optimizer, jax.random.key(0), X[:1])
+    plain = networks.advance(MODEL, optimizer, network, X, LABELS)
+    decayed = networks.advance(
+        MODEL, optimizer, network, X, LABELS, penalty=lambda p: jnp.sum(p["output"]["kernel"] ** 2)
+    )
+    difference = plain.params["output"]["kernel"] - decayed.params["output"]["kernel"]
+    np.testing.assert_allclose(difference, 0.2 * network.params["output"]["kernel"], atol=1e-6)
+    outputs = MODEL.apply(network.variables, X, training=False)
+    expected = np.mean(np.argmax(outputs, -1) == np.asarray(LABELS))
+    assert float(networks.accuracy(MODEL, network.variables, X, LABELS)) == pytest.approx(expected)
