@@ -5,7 +5,7 @@ Where runs share a seed, pass their differences (or ratios) seed by seed: the in
 paired.
 """
 
-from collections.abc import Sequence
+import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -70,6 +70,20 @@ def ratio(values: ArrayLike) -> Estimate:
     )
 
 
+def paired(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
+    """Estimate the mean of ours - theirs, where the runs share a seed, one by one.
+
+    Example:
+      >>> from experiments import estimates
+      >>> estimates.paired([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]).value
+      1.0
+    """
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"Expected runs in pairs, got shapes {a.shape} and {b.shape}.")
+    return mean(a - b)
+
+
 def share(outcomes: ArrayLike) -> Estimate:
     """Estimate in what share of runs something happens, by Wilson's interval.
 
@@ -111,9 +125,14 @@ def exact(value: Any) -> Estimate:
     return Estimate(x, x, x, 0, "exact", (x,))
 
 
+def to_json(estimate: Estimate) -> dict[str, Any]:
+    """Turn an estimate into what a JSON file holds."""
+    return {**estimate._asdict(), "values": list(estimate.values)}
+
+
 def from_json(content: dict[str, Any]) -> Estimate:
-    """Read an estimate from what `_asdict` wrote to a JSON file."""
-    return Estimate(**{**content, "values": tuple(content["values"])})
+    """Read an estimate from what `to_json` made of it."""
+    return Estimate(**content)._replace(values=tuple(content["values"]))
 
 
 def _finite_runs(values: ArrayLike) -> np.ndarray:
@@ -152,26 +171,20 @@ def pretty(number: float) -> str:
 
 
 def words(estimate: Estimate) -> str:
-    """Write an estimate with its interval.
+    """Write an estimate with its interval, to the digits that the interval leaves meaning.
 
     Example:
       >>> from experiments import estimates
       >>> estimates.words(estimates.mean([1.0, 2.0, 3.0])), estimates.words(estimates.exact(0.25))
-      ('2 (-0.484 to 4.48)', '0.25')
+      ('2.0 (-0.5 to 4.5)', '0.25')
     """
-    value, low, high = (pretty(x) for x in (estimate.value, estimate.low, estimate.high))
-    return value if low == value == high else f"{value} ({low} to {high})"
-
-
-def paired(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """Estimate the mean of ours - theirs, where the runs share a seed, one by one.
-
-    Example:
-      >>> from experiments import estimates
-      >>> estimates.paired([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]).value
-      1.0
-    """
-    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"Expected runs in pairs, got shapes {a.shape} and {b.shape}.")
-    return mean(a - b)
+    numbers = (estimate.value, estimate.low, estimate.high)
+    width = estimate.high - estimate.low
+    if width == 0:
+        return pretty(estimate.value)
+    decimals = max(0, 2 + math.floor(-math.log10(width / 2)))
+    if decimals > 6:
+        value, low, high = (pretty(x) for x in numbers)
+    else:
+        value, low, high = (f"{x:,.{decimals}f}" for x in numbers)
+    return f"{value} ({low} to {high})"

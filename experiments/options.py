@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -11,18 +12,30 @@ import tyro
 from experiments import record
 
 NEWEST = "newest"
+OWN = "own options"
 
 
 @dataclasses.dataclass(frozen=True)
-class Carrying:
-    """How a run is carried out: nothing here changes its results, but for rounding."""
+class Keeping:
+    """Where data come from and results go: nothing here changes them."""
 
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """folder with mnist/*.gz; else JBN_DATA, else a download"""
+    """folder with mnist/*.gz and the like; else JBN_DATA, else a download"""
     runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
     """where run directories go"""
     resume: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None
     """go on with a run that was stopped: this one, or the newest with these options"""
+
+    @property
+    def run(self) -> Path | None:
+        """The run to resume, where one is named."""
+        return None if self.resume in (None, NEWEST) else Path(self.resume)
+
+
+@dataclasses.dataclass(frozen=True)
+class Carrying(Keeping):
+    """How training is carried out: nothing here changes its results, but for rounding."""
+
     checkpoint_every: Annotated[int, tyro.conf.arg(metavar="K")] = 10
     """evaluations from one checkpoint to the next; Ctrl-C and SIGTERM write one more"""
     devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -46,11 +59,6 @@ class Carrying:
                     f"Expected --{name.replace('_', '-')} to be at least 1, got {value}."
                 )
 
-    @property
-    def run(self) -> Path | None:
-        """The run to resume, where one is named."""
-        return None if self.resume in (None, NEWEST) else Path(self.resume)
-
 
 class Options(NamedTuple):
     """What is run, and how."""
@@ -59,7 +67,9 @@ class Options(NamedTuple):
     carrying: Carrying
 
 
-def parse(name: str, experiment: Any, arguments: list[str]) -> Options:
+def parse(
+    name: str, experiment: Any, arguments: list[str], kind: type[Keeping] = Carrying
+) -> Options:
     """Parse the options: the preset sets their defaults, or the run that is to be resumed does."""
     first = argparse.ArgumentParser(
         prog=f"python -m experiments {name}", add_help=False, allow_abbrev=False
@@ -80,15 +90,15 @@ def parse(name: str, experiment: Any, arguments: list[str]) -> Options:
     fields = {
         "preset": (Annotated[str, presets], known.preset or "quick"),
         "config": (Annotated[experiment.Config, tyro.conf.arg(name="")], base),
-        "carrying": (Annotated[Carrying, tyro.conf.arg(name="")], Carrying(resume=known.resume)),
+        "carrying": (Annotated[kind, tyro.conf.arg(name="")], kind(resume=known.resume)),
     }
-    kind = dataclasses.make_dataclass("Options", [(key, of) for key, (of, _) in fields.items()])
+    whole = dataclasses.make_dataclass("Options", [(key, of) for key, (of, _) in fields.items()])
     parsed = tyro.cli(
-        kind,
+        whole,
         prog=f"python -m experiments {name}",
         description=experiment.__doc__,
         args=rest,
-        default=kind(**{key: default for key, (_, default) in fields.items()}),
+        default=whole(**{key: default for key, (_, default) in fields.items()}),
     )
     if resumed is not None and parsed.config != resumed:
         raise ValueError(
@@ -98,7 +108,12 @@ def parse(name: str, experiment: Any, arguments: list[str]) -> Options:
     return Options(parsed.config, parsed.carrying)
 
 
-def to_go_on(name: str, path: str, carrying: Carrying) -> str:
+def preset_of(presets: Mapping[str, Any], config: Any) -> str:
+    """Name the preset that a config is, "own options" where it is none."""
+    return next((name for name, preset in presets.items() if preset == config), OWN)
+
+
+def to_go_on(name: str, path: str, carrying: Keeping) -> str:
     """Write the command that goes on with a run in the same way."""
     words = ["python", "-m", "experiments", name, "--resume", path]
     for field in dataclasses.fields(carrying):

@@ -100,6 +100,17 @@ def open_run(path: Path) -> Run:
         raise ValueError(f"Expected an idle run, but a process is at work in {path}.") from None
 
 
+def newest_finished(root: Path, experiment: str, config: Any = None) -> Path | None:
+    """Find the newest finished run of this experiment, and of this config where one is given."""
+    for path in sorted((root / experiment).glob("*/"), reverse=True):
+        if not (path / "summary.json").is_file():
+            continue
+        wanted = {"experiment": experiment, **to_json(config)} if config else None
+        if wanted is None or read_json(path / "config.json") == wanted:
+            return path
+    return None
+
+
 def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
     """Hold the newest run of this experiment and config that neither finished nor is running.
 
@@ -200,16 +211,16 @@ def keep_environment(run: Run, environment: dict[str, Any]) -> None:
         run.write("env.json", environment)
         return
     before = run.read("env.json")
-    if before["data"]["sha256"] != environment["data"]["sha256"]:
+    if "data" in before and before["data"]["sha256"] != environment["data"]["sha256"]:
         raise ValueError(
             f"Expected the examples that {run.path} began with, {before['data']['name']}, got "
             f"{environment['data']['name']}. Pass the same --data-dir."
         )
     for part in ("versions", "device", "machine", "spread"):
-        if before.get(part) != environment[part]:
+        if before.get(part) != environment.get(part):
             print(
                 f"{part} differ from those this run began with: its metrics may do so in the last "
-                f"digits. Then: {before.get(part)}; now: {environment[part]}",
+                f"digits. Then: {before.get(part)}; now: {environment.get(part)}",
                 file=sys.stderr,
             )
 

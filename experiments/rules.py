@@ -9,7 +9,7 @@ where some are, and does not hold where none is. No verdict comes from fewer tha
 import math
 from typing import Literal, NamedTuple
 
-from experiments.estimates import Estimate, pretty
+from experiments.estimates import Estimate
 
 MINIMUM_RUNS = 3
 
@@ -37,10 +37,10 @@ class Check(NamedTuple):
     def rule(self) -> str:
         """Write the comparison."""
         if self.low == -math.inf:
-            return f"< {pretty(self.high)}"
+            return f"< {self.high:.5g}"
         if self.high == math.inf:
-            return f"> {pretty(self.low)}"
-        return f"between {pretty(self.low)} and {pretty(self.high)}"
+            return f"> {self.low:.5g}"
+        return f"between {self.low:.5g} and {self.high:.5g}"
 
 
 def above(metric: str, bound: float, words: str, *, expected: float | None = None) -> Check:
@@ -69,6 +69,7 @@ class Claim(NamedTuple):
     - experiment: which measures it.
     - checks: the rule; all of them for "holds".
     - instead: what to say instead or besides, known before from the paper or from arithmetic.
+    - figure: name of the figure that shows it; empty for the experiment's first.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Claim(NamedTuple):
     experiment: str
     checks: tuple[Check, ...]
     instead: str = ""
+    figure: str = ""
 
 
 def outcome(check: Check, estimate: Estimate | None) -> Outcome:

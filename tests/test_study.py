@@ -1,0 +1,201 @@
+"""Studies: parts that are kept, numbers, what is refused; `all`, and a study that is killed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import estimates, everything, ledger, record
+from experiments.__main__ import EXPERIMENTS, main
+from experiments.claims import CLAIMS
+from experiments.study import Study
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seeds: int = 3
+
+
+@pytest.fixture
+def run(tmp_path):
+    with record.create(tmp_path, "gradients", Config()) as made:
+        record.keep_environment(made, record.environment())
+        yield made
+
+
+# ---- A study -------------------------------------------------------------------------------------
+
+
+def test_part_is_measured_once_and_kept_exactly(run):
+    values = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"x": values, "best": 7}
+
+    for study in (Study("gradients", run), Study("gradients", run)):
+        found = study.part("depth", measure)
+        np.testing.assert_array_equal(found["x"], values)
+        assert found["x"].dtype == np.float32
+        assert int(found["best"]) == 7
+    assert len(calls) == 1
+
+
+def test_part_that_fails_leaves_nothing(run):
+    study = Study("gradients", run)
+    with pytest.raises(ZeroDivisionError):
+        study.part("depth", lambda: {"x": 1 / 0})
+    assert not list((run.path / "parts").glob("*.npz"))
+    assert study.part("depth", lambda: {"x": 1})["x"] == 1
+
+
+def test_a_number_is_reported_once(run):
+    study = Study("gradients", run)
+    study.report("factor", estimates.exact(1))
+    with pytest.raises(ValueError, match="once, got 'factor' again"):
+        study.report("factor", estimates.exact(2))
+
+
+def test_summary_gives_the_estimates_back(run):
+    study = Study("gradients", run, preset="smoke")
+    study.part("depth", lambda: {"x": 1})
+    study.report("factor", estimates.mean([1.0, 2.0, 4.0]))
+    study.report("share", estimates.share([True, False, True]))
+    study.finish()
+    result = ledger.Result(run.path, run.read("summary.json"))
+    assert result.estimates == study.estimates
+    assert result.preset == "smoke"
+    assert set(result.summary["seconds"]) == {"depth"}
+
+
+def test_other_examples_are_refused_when_a_study_goes_on(run):
+    Study("gradients", run).describe_data("mnist", {"name": "mnist", "sha256": "a"})
+    Study("gradients", run).describe_data("mnist", {"name": "mnist", "sha256": "a"})
+    with pytest.raises(ValueError, match=r"Expected the examples .* Pass the same --data-dir"):
+        Study("gradients", run).describe_data("mnist", {"name": "digits", "sha256": "b"})
+
+
+def test_killed_study_goes_on_after_its_last_part(tmp_path):
+    """Killed in the second part: the first is not measured again; the same results in the end."""
+    command = [sys.executable, "-m", "experiments", "identities", "--preset", "smoke"]
+    command += ["--runs", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(tmp_path.rglob("layer.npz")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (path,) = (tmp_path / "identities").iterdir()
+    kept = (path / "parts" / "layer.npz").stat().st_mtime_ns
+    assert not (path / "summary.json").exists()
+    assert main(["identities", "--preset", "smoke", "--runs", str(tmp_path), "--resume"]) == 0
+    assert (path / "parts" / "layer.npz").stat().st_mtime_ns == kept
+    assert main(["identities", "--preset", "smoke", "--runs", str(tmp_path)]) == 0
+    other = record.newest_finished(tmp_path, "identities")
+    one, two = (record.read_json(p / "summary.json")["metrics"] for p in (path, other))
+    assert one == two
+
+
+# ---- The registry --------------------------------------------------------------------------------
+
+
+def test_claims_are_named_once_and_have_an_experiment():
+    ids = [claim.id for claim in CLAIMS]
+    assert len(ids) == len(set(ids))
+    assert {claim.experiment for claim in CLAIMS} == set(EXPERIMENTS)
+    sources = {"000", "001", "002", "003", "004", "paper", "later"}
+    for claim in CLAIMS:
+        assert set() < set(claim.notes) <= sources, claim.id
+        assert claim.text.endswith("."), claim.id
+        assert claim.checks, claim.id
+    for note in sources:
+        assert any(note in claim.notes for claim in CLAIMS)
+
+
+def test_every_rule_can_fail_and_can_hold():
+    """A bound on one side at least; bounds in order."""
+    for claim in CLAIMS:
+        for check in claim.checks:
+            assert check.low < check.high, check
+            assert np.isfinite([check.low, check.high]).any(), check
+
+
+def test_list_shows_every_claim(capsys):
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(claim.id in shown and claim.text in shown for claim in CLAIMS)
+
+
+# ---- All of them ---------------------------------------------------------------------------------
+
+
+def test_all_goes_on_after_one_that_fails(tmp_path, capsys):
+    asked = []
+
+    def one(name, words):
+        asked.append(name)
+        if name == "titanic":
+            raise RuntimeError("no such ship")
+        return 0
+
+    arguments = ["--preset", "smoke", "--runs", str(tmp_path)]
+    assert everything.carry_out(("titanic", "gradients"), arguments, one) == 1
+    assert asked == ["titanic", "gradients"]
+    shown = capsys.readouterr()
+    assert "no such ship" in shown.err
+    assert "failed: titanic" in shown.err
+    assert everything.carry_out(("titanic", "gradients"), ["--only", "gradients"], one) == 0
+    assert everything.carry_out(("titanic",), ["--only", "nothing"], one) == 2
+
+
+def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
+    from experiments import identities
+
+    config = identities.PRESETS["smoke"]
+    with record.create(tmp_path, "identities", config):
+        pass
+    asked = []
+
+    def one(name, words):
+        asked.append(words)
+        return 0
+
+    arguments = ["--preset", "smoke", "--runs", str(tmp_path), "--resume"]
+    everything.carry_out(("identities",), arguments, one)
+    assert "--resume" in asked[0]
+    with record.create(tmp_path, "identities", config) as run:
+        run.write("summary.json", {})
+    everything.carry_out(("identities",), arguments, one)
+    assert len(asked) == 1
+
+
+def test_all_smoke_measures_every_number_that_a_claim_asks_for(tmp_path):
+    """The whole way: every experiment at its smallest, in a process of its own."""
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "experiments", "all"]
+    command += ["--preset", "smoke", "--runs", str(tmp_path)]
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JBN_DATA")}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    results = ledger.collect(tmp_path, kept=tmp_path)
+    wanted = {(claim.experiment, check.metric) for claim in CLAIMS for check in claim.checks}
+    measured = {(name, metric) for name, result in results.items() for metric in result.estimates}
+    assert wanted - measured == set()
+    for name, result in results.items():
+        for figure in result.summary["figures"]:
+            assert (result.path / figure["file"]).stat().st_size > 5_000, (name, figure)
+            assert len(figure["alt"]) > 40, (name, figure)
+        for metric, estimate in result.estimates.items():
+            json.dumps(estimate.value, allow_nan=False)
+            assert estimate.low <= estimate.value <= estimate.high, (name, metric)
