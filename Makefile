@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-devices test peers lint format bench clean
+.PHONY: demo demo-devices ledger report notebooks test peers browser lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.experiments  ## Fig. 1 of the paper on handwritten digits, about a minute
@@ -12,6 +12,17 @@ demo: .venv/.experiments  ## Fig. 1 of the paper on handwritten digits, about a 
 demo-devices: .venv/.experiments  ## the same numbers from one device and from eight virtual ones
 	$(BIN)/python -m experiments mnist_mlp --preset smoke
 	$(BIN)/python -m experiments mnist_mlp --preset smoke --devices 8
+
+ledger: .venv/.experiments  ## every claim measured: 45 minutes on two cores; stopped, it goes on
+	$(BIN)/python -m experiments all --preset quick --resume
+	$(BIN)/python -m experiments report
+
+report: .venv/.experiments  ## the ledger as pages, from your runs and else from ours
+	$(BIN)/python -m experiments report
+
+notebooks: .venv/.dev  ## each notebook from the script beside it, executed
+	$(BIN)/jupytext --to ipynb notebooks/*.py
+	PYTHONPATH=. $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 test: .venv/.dev  ## the whole suite; what compares with a peer is skipped where it is not installed
 	$(BIN)/python -m pytest -n 2 -q
@@ -26,6 +37,8 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 
 peers: .venv/.peers  ## torch, Haiku, Equinox and Keras, to compare with: torch is large
+
+browser: .venv/.browser  ## playwright, to drive the Chromium that is installed
 
 bench: .venv/.peers  ## jbn against its peers on this machine
 	$(BIN)/python -m benchmarks.op
@@ -43,7 +56,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/.experiments .venv/.dev .venv/.peers: .venv/.%: .venv/.base pyproject.toml constraints.txt
+.venv/.experiments .venv/.dev .venv/.peers .venv/.browser: .venv/.%: .venv/.base pyproject.toml constraints.txt
 	@echo "installing jbn[$*] from the pinned versions (once)"
 	$(PIP) --editable '.[$*]'
 	@touch $@
