@@ -1,0 +1,98 @@
+"""The experiment on batches: how they are drawn, and what their means and all-data steps are."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import batches, networks
+from experiments.networks import cross_entropy
+from jbn.models import MLP
+
+CONFIG = batches.Config(batch_size=10, examples=200, steps=70, hidden=(4,))
+LABELS = np.random.default_rng(0).integers(10, size=500).astype(np.uint8)
+
+
+def test_every_order_draws_from_the_same_examples():
+    rows = set(batches.choose(200, LABELS, 3))
+    for drawn in batches.draw_batches(CONFIG, LABELS, 3).values():
+        assert drawn.shape == (70, 10)
+        assert set(drawn.ravel()) <= rows
+
+
+def test_shuffled_anew_and_fixed():
+    drawn = batches.draw_batches(CONFIG, LABELS, 0)
+    epochs = {name: drawn[name][:60].reshape(3, 20, 10) for name in ("shuffled", "fixed")}
+    for of in epochs.values():
+        assert all(len(np.unique(epoch)) == 200 for epoch in of)
+    compositions = {
+        name: [{frozenset(batch) for batch in epoch} for epoch in of] for name, of in epochs.items()
+    }
+    assert compositions["fixed"][0] == compositions["fixed"][1] == compositions["fixed"][2]
+    assert not compositions["shuffled"][0] & compositions["shuffled"][1]
+    assert not np.array_equal(epochs["fixed"][0], epochs["fixed"][1])  # In another order.
+
+
+def test_sorted_batches_are_of_two_classes_in_halves():
+    rows, rng = np.arange(500), np.random.default_rng(0)
+    pairs = []
+    for _ in range(2):
+        epoch = batches.sorted_epoch(rows, LABELS, 10, rng)
+        assert len(np.unique(epoch)) == epoch.size
+        for batch in epoch:
+            classes, counts = np.unique(LABELS[batch], return_counts=True)
+            assert len(classes) == 2
+            assert counts.tolist() == [5, 5]
+        assert set(LABELS[epoch].ravel()) == set(range(10))
+        pairs.append({tuple(np.unique(LABELS[batch])) for batch in epoch})
+    assert pairs[0] != pairs[1]
+
+
+def test_loss_of_rows_is_their_mean():
+    outputs = jnp.asarray(np.random.default_rng(0).normal(size=(20, 5)), jnp.float32)
+    labels, rows = jnp.arange(20) % 5, jnp.array([3, 7, 11, 2])
+    weighted = jnp.mean(batches.loss_of(rows, 20)(outputs, labels))
+    np.testing.assert_allclose(weighted, cross_entropy(outputs, labels)[rows].mean(), rtol=1e-6)
+
+
+def test_all_data_is_the_batch_where_the_batch_is_all_data():
+    model, optimizer = MLP((4,), norm="batch"), optax.sgd(0.1)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(12, 6)), jnp.float32)
+    labels = jnp.arange(12) % 10
+    network = networks.init(model, optimizer, jax.random.key(0), x)
+    advance = functools.partial(networks.advance, model, optimizer, network, x, labels)
+    weighted = advance(loss=batches.loss_of(jnp.arange(12), 12))
+    chex.assert_trees_all_close(weighted, advance(), rtol=1e-5, atol=1e-6)
+
+
+def test_mean_error_and_its_exponent():
+    inputs = jnp.asarray(3 + 2 * np.random.default_rng(0).normal(size=(5000, 40)), jnp.float32)
+    sizes = np.array([4, 64])
+    found = [float(batches.mean_error(inputs, m, 400, jax.random.key(0))) for m in sizes]
+    # Mean of |N(0, 1/m)|; 400 batches of 40 units leave .006 of it to chance.
+    np.testing.assert_allclose(found, np.sqrt(2 / np.pi / sizes), rtol=0.03)
+    errors = np.array([[3.0], [5.0]]) * sizes[None] ** np.array([[-0.5], [-0.4]])
+    np.testing.assert_allclose(batches.exponents(sizes, errors), [-0.5, -0.4], rtol=1e-12)
+
+
+def test_renorm_is_judged_by_statistics_of_plain_bn():
+    models = batches.make_models(CONFIG)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 10, 6)), jnp.float32)
+    judged = []
+    for name in ("batch", "renorm"):
+        network = networks.init(models[name], optax.sgd(0.1), jax.random.key(0), x[0])
+        judged.append(batches.judged_by(CONFIG, network, x))
+    chex.assert_trees_all_close(*judged)
+    stats = judged[0]["batch_stats"]["norm_0"]
+    inputs = np.asarray(x @ judged[0]["params"]["dense_0"]["kernel"], np.float64)
+    np.testing.assert_allclose(stats["mean"], inputs.mean((0, 1)), atol=1e-5)
+    np.testing.assert_allclose(stats["var"], inputs.var(1, ddof=1).mean(0), rtol=1e-5)
+
+
+def test_refuses_examples_that_are_no_whole_batches():
+    with pytest.raises(ValueError, match="Expected an even `batch_size` that divides `examples`"):
+        batches.Config(batch_size=60, examples=100)

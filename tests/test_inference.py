@@ -1,0 +1,144 @@
+"""The experiment on inference: its averages, its batches, and what must come out in any case."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import data, inference, networks
+from experiments.networks import Network
+from jbn.linen import BatchNorm
+from jbn.models import MLP
+
+CONFIG = inference.PRESETS["smoke"]
+ROUNDING = 2e-6  # Of float32, over a hundred steps of an average.
+
+
+@pytest.fixture(scope="module")
+def digits():
+    dataset = data.load("digits")
+    return dataset, inference.prepare(CONFIG, dataset)
+
+
+@pytest.fixture(scope="module")
+def untrained(digits):
+    _, prepared = digits
+    network = networks.init(
+        inference.make_model(CONFIG), optax.sgd(0.1), jax.random.key(0), prepared.test[:1]
+    )
+    batches = prepared.train[prepared.drawn[0, :5]]
+    variables = inference.estimated(CONFIG, network.variables, batches)
+    return {"params": variables["params"], "population": variables["batch_stats"]}
+
+
+def test_averages_are_those_of_all_steps_and_of_layers():
+    steps, rng = inference.WINDOW + 7, np.random.default_rng(0)
+    examples = jnp.asarray(rng.normal(size=(40, 4)), jnp.float32), jnp.arange(40) % 3
+    batches = rng.integers(40, size=(steps, 8))
+    optimizer, key = optax.sgd(0.5), jax.random.key(0)
+
+    def network_of(momentum):
+        model = MLP((3,), norm=functools.partial(BatchNorm, momentum=momentum, unbiased=True))
+        return model, networks.init(model, optimizer, key, examples[0][:1])
+
+    @jax.jit
+    def with_averages(batches):
+        model, first = network_of(0.0)
+
+        def step(state, batch, i):
+            network = networks.advance(model, optimizer, state.network, *batch)
+            return inference.follow(state, network, i)
+
+        return networks.fit(
+            step,
+            inference.begin(first),
+            examples,
+            batches,
+            observe=lambda state: inference.seen(state.network),
+            every=1,
+        )
+
+    @jax.jit
+    def of_layer(batches):
+        model, first = network_of(0.99)
+
+        def step(network, batch, i):
+            return networks.advance(model, optimizer, network, *batch)
+
+        return networks.fit(step, first, examples, batches)[0].batch_stats
+
+    state, seen = with_averages(batches)
+    history = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), seen)
+
+    def exponential(rows, decay):
+        return functools.reduce(lambda old, new: decay * old + (1 - decay) * new, rows)
+
+    def debiased(rows):
+        weights = 0.99 ** np.arange(steps)[::-1]
+        return np.average(rows[1:], axis=0, weights=weights)
+
+    # The first row is the initial value, which all but the plain exponential averages forget.
+    expected = {
+        "exponential_0.9": lambda rows: exponential(rows, 0.9),
+        "exponential_0.999": lambda rows: exponential(rows, 0.999),
+        "debiased": debiased,
+        "cumulative": lambda rows: rows[1:].mean(0),
+    }
+    close = functools.partial(np.testing.assert_allclose, rtol=ROUNDING, atol=ROUNDING)
+    for name, of in expected.items():
+        jax.tree.map(close, state.averages[name], jax.tree.map(of, history))
+    window = jax.tree.map(lambda ring: ring.mean(0), state.ring)
+    jax.tree.map(close, window, jax.tree.map(lambda r: r[-inference.WINDOW :].mean(0), history))
+    jax.tree.map(close, state.averages["exponential_0.99"]["statistics"], of_layer(batches))
+
+
+def test_test_batches_are_whole_and_sorted_ones_of_one_class():
+    labels = np.random.default_rng(0).integers(10, size=2000).astype(np.uint8)
+    for name, rows in inference.cut_test_batches(labels).items():
+        kind, size = name.split("_")
+        assert len(np.unique(rows)) == rows.size
+        smallest = np.bincount(labels).min() if kind == "sorted" else len(labels)
+        assert rows.shape[1] == min(int(size), smallest)
+        if kind == "sorted":
+            assert np.all(labels[rows] == labels[rows[:, :1]])
+            assert set(labels[rows[:, 0]]) == set(range(10))
+
+
+def test_an_image_alone_is_always_of_the_same_class(digits, untrained):
+    dataset, prepared = digits
+    without_batches = prepared._replace(test_batches={})
+    found = inference.judge_test_batches(CONFIG, untrained, prepared.drawn[0], without_batches)
+    shares = np.bincount(dataset.test_labels, minlength=10) / len(dataset.test_labels)
+    assert np.isclose(float(found["alone"]), shares, rtol=1e-6).any()
+
+
+def test_statistics_estimated_again_undo_contrast_and_brightness(digits, untrained):
+    _, prepared = digits
+    found = inference.judge_shifted(CONFIG, untrained, prepared.drawn[0], prepared)
+    images = len(prepared.test[::2])
+    # BN(W(ax + b)) = BN(Wx) but for epsilon, which may turn the odd image.
+    assert abs(found["contrast"]["estimated"] - found["unchanged"]["estimated"]) <= 2 / images
+
+
+def test_population_of_one_batch_is_that_batch(untrained, digits):
+    _, prepared = digits
+    batch = prepared.train[:60]
+    variables = {"params": untrained["params"], "batch_stats": untrained["population"]}
+    stats = inference.estimated(CONFIG, variables, batch[None])["batch_stats"]["norm_0"]
+    kernel = np.asarray(untrained["params"]["dense_0"]["kernel"], np.float64)
+    inputs = np.asarray(batch, np.float64) @ kernel
+    np.testing.assert_allclose(stats["mean"], inputs.mean(0), atol=1e-5)
+    np.testing.assert_allclose(stats["var"], inputs.var(0, ddof=1), rtol=1e-5)
+
+
+def test_refuses_fewer_steps_than_the_window():
+    with pytest.raises(ValueError, match="Expected `steps` of at least 100, got 50"):
+        inference.Config(steps=50)
+
+
+def test_only_normalising_layers_are_averaged(untrained):
+    network = Network(untrained["params"], untrained["population"], ())
+    assert inference.seen(network)["affine"].keys() == {"norm_0"}
