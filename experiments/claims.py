@@ -161,7 +161,7 @@ IDENTITIES = (
         "The slope of the sigmoid is 1/4 at most, at 0; a few layers make it almost nothing.",
         "identities",
         (
-            within("sigmoid_slope", 0.25 - 1e-6, 0.25 + 1e-6, "largest slope", expected=0.25),
+            within("sigmoid_slope", 0.2499, 0.2501, "largest slope", expected=0.25),
             below("sigmoid_slope_10", 1e-6, "the largest, to the 10th", expected=9.54e-7),
         ),
     ),
@@ -218,19 +218,19 @@ GRADIENTS = (
             below(
                 "sigmoid_factor",
                 0.9,
-                "gradient norm per layer backwards, sigmoid, Xavier, 20 layers",
+                "gradient by a layer's sums, factor of its norm per layer backwards, sigmoid, Xavier, 20 layers",
                 expected=0.236,
             ),
             below(
                 "tanh_factor",
                 0.99,
-                "gradient norm per layer backwards, tanh, Xavier, 20 layers",
+                "the same, tanh, Xavier",
                 expected=0.93,
             ),
             below(
                 "sigmoid_ends",
                 1e-3,
-                "gradient norm of the first layer / the last, sigmoid, 20 layers",
+                "gradient norm at the first layer / at the last, sigmoid, Xavier, 20 layers",
             ),
         ),
     ),
@@ -241,14 +241,18 @@ GRADIENTS = (
         "gradients",
         (
             within(
-                "relu_he_factor", 0.95, 1.05, "gradient norm per layer, ReLU, He", expected=0.999
+                "relu_he_factor",
+                0.95,
+                1.05,
+                "gradient by a layer's sums, factor of its norm per layer backwards, ReLU, He",
+                expected=0.999,
             ),
             above("relu_over_sigmoid", 1, "factor of ReLU / of sigmoid, both Xavier", expected=3.0),
             within(
                 "relu_xavier_factor",
                 0.95,
                 1.05,
-                "gradient norm per layer, ReLU, Xavier",
+                "the same, ReLU, Xavier",
                 expected=0.707,
             ),
         ),
@@ -263,7 +267,7 @@ GRADIENTS = (
             above(
                 "relu_large_factor",
                 1.2,
-                "gradient norm per layer, ReLU, weights twice He's",
+                "gradient by a layer's sums, factor of its norm per layer backwards, ReLU, weights twice He's",
                 expected=2.0,
             ),
         ),
@@ -274,15 +278,20 @@ GRADIENTS = (
         "BN prevents vanishing and exploding gradients.",
         "gradients",
         (
-            within("bn_sigmoid_factor", 0.5, 2, "gradient norm per layer, sigmoid, BN"),
-            within("bn_relu_factor", 0.5, 2, "gradient norm per layer, ReLU, BN", expected=1.211),
+            within(
+                "bn_sigmoid_factor",
+                0.5,
+                2,
+                "gradient by a layer's sums, factor of its norm per layer backwards, sigmoid, BN",
+            ),
+            within("bn_relu_factor", 0.5, 2, "the same, ReLU, BN", expected=1.211),
             within(
                 "bn_factor_by_scale", 0.9, 1.1, "factor with weights times 10 / times .1, ReLU, BN"
             ),
             below(
                 "bn_relu_growth_50",
                 10,
-                "gradient norm of the first layer / the last, ReLU, BN, 50 layers",
+                "gradient norm 50 layers before the last / at the last, ReLU, BN, 56 layers",
             ),
         ),
         "Whatever the scale of the weights; but with ReLU it grows by 21 % a layer at initialisation.",
@@ -297,7 +306,7 @@ GRADIENTS = (
                 "bn_relu_squared",
                 1.40,
                 1.54,
-                "squared gradient norm per layer, ReLU, BN",
+                "mean squared gradient, factor per layer, ReLU, BN, width 256, batches of 128",
                 expected=1.467,
             ),
             within(
@@ -314,7 +323,7 @@ GRADIENTS = (
             below(
                 "first_update",
                 0.1,
-                "relative update |dW|/|W| of the first layer / of the last, sigmoid",
+                "relative update |dW|/|W| of the first layer between hidden ones / of the last, sigmoid, Xavier, 20 layers, 100 steps",
             ),
             below("first_update_relu", 1, "the same, ReLU, He"),
         ),
@@ -352,7 +361,7 @@ GRADIENTS = (
             above(
                 "dead_relu",
                 0.1,
-                "share of ReLU units dead on all images, after training at a high rate",
+                "share of ReLU units dead on all images, at the highest rate at which every ReLU network stays finite",
             ),
             below("dead_leaky", 0.001, "share of leaky units with zero gradient on all images"),
             above("leaky_gain", 0, "test accuracy of leaky - ReLU at that rate"),
@@ -367,10 +376,14 @@ GRADIENTS = (
             above(
                 "residual_gain_20",
                 1,
-                "first layer's gradient, residual / plain, ReLU, Xavier, 20 layers",
+                "gradient by the first layer's sums, residual / plain, ReLU, Xavier, 20 layers",
             ),
             above("residual_gain_56", 1, "the same, 56 layers"),
-            above("residual_accuracy_56", 0, "test accuracy, residual - plain, 56 layers"),
+            above(
+                "residual_accuracy_56",
+                0,
+                "test accuracy, residual - plain, 56 layers without BN, each at its best rate, 150 steps",
+            ),
         ),
     ),
     Claim(
@@ -379,7 +392,13 @@ GRADIENTS = (
         "The right initial weights keep the variance from layer to layer.",
         "gradients",
         (
-            within("he_variance", 0.9, 1.1, "mean square per layer, ReLU, He", expected=1),
+            within(
+                "he_variance",
+                0.9,
+                1.1,
+                "mean square of a layer's sums, factor per layer, ReLU, He, 20 layers",
+                expected=1,
+            ),
             within("xavier_variance", 0.9, 1.1, "the same, linear, Xavier", expected=1),
             within("xavier_tanh_variance", 0.9, 1.1, "the same, tanh, Xavier"),
         ),
@@ -392,7 +411,9 @@ GRADIENTS = (
         (
             below("clipped_norm", 1.0001, "largest clipped norm / threshold"),
             above(
-                "diverged_unclipped", 0.5, "share of deep networks with large weights that diverge"
+                "diverged_unclipped",
+                0.5,
+                "share of 20-layer ReLU networks with weights twice He's whose loss is not finite after 100 steps at rate .01",
             ),
             below("diverged_clipped", 0.5, "the same with clipping"),
         ),
@@ -889,10 +910,14 @@ INFERENCE = (
             above(
                 "training_difference",
                 1e-3,
-                "difference of one image's output in two batches, training mode",
+                "largest difference of one image's outputs (logits) in two batches of 60, training mode",
             ),
             below("inference_difference", 1e-12, "the same in inference"),
-            below("one_by_one", 1e-5, "difference of images alone and in a batch, inference"),
+            below(
+                "one_by_one",
+                1e-5,
+                "largest difference of outputs of 60 images alone and in a batch, inference",
+            ),
         ),
     ),
     Claim(
@@ -924,7 +949,7 @@ INFERENCE = (
                 "exponential",
                 -0.005,
                 0.005,
-                "test accuracy, exponential average (.99) - population",
+                "test accuracy, exponential average (.99) - population statistics of all training images",
             ),
             within("debiased", -0.005, 0.005, "the same, debiased exponential average"),
             within("window", -0.005, 0.005, "the same, mean of the last 100 batches"),
@@ -936,7 +961,13 @@ INFERENCE = (
         ("002",),
         "At test, gamma and beta are the averages of those of the mini-batches.",
         "inference",
-        (above("averaged", 0, "test accuracy, gamma and beta averaged over training - the last"),),
+        (
+            above(
+                "averaged",
+                0,
+                "test accuracy, gamma and beta averaged over all training steps - the last, population statistics made for each",
+            ),
+        ),
         "Mean and variance are averaged; gamma and beta are the last, like all weights.",
     ),
     Claim(
@@ -949,7 +980,7 @@ INFERENCE = (
                 "population_1000",
                 -0.003,
                 0.003,
-                "test accuracy, statistics of 1,000 examples - of 20,000",
+                "test accuracy, statistics of 1,020 examples (17 batches of 60) - of 20,040",
             ),
             below("population_60", -0.003, "the same, of 60 examples"),
         ),
@@ -963,7 +994,7 @@ INFERENCE = (
             below(
                 "contrast_loss",
                 0,
-                "test accuracy at lowered contrast and raised brightness - unchanged",
+                "test accuracy on images of grey levels .5 x + .3 - unchanged, x from 0 to 1",
             ),
             below("rotation_loss", 0, "test accuracy on images rotated by 30 degrees - unchanged"),
         ),
@@ -974,7 +1005,11 @@ INFERENCE = (
         "Statistics estimated again on the shifted data win accuracy back.",
         "inference",
         (
-            above("contrast_recovered", 0, "test accuracy won back, contrast and brightness"),
+            above(
+                "contrast_recovered",
+                0,
+                "test accuracy won back by statistics of other test images shifted alike, contrast and brightness",
+            ),
             above("rotation_recovered", 0, "the same, rotation"),
         ),
     ),
@@ -1100,10 +1135,16 @@ BATCHES = (
         "Mini-batches must be well mixed, so that each stands for all the data.",
         "batches",
         (
-            below("sorted", 0, "test accuracy with BN, batches of two classes - shuffled"),
-            below("sorted_excess", 0, "that loss beyond the loss without BN"),
             below(
-                "fixed", 0, "test accuracy with BN, the same batches every epoch - shuffled anew"
+                "sorted",
+                0,
+                "test accuracy with BN, batches of two classes (paired anew every epoch) - shuffled",
+            ),
+            below("sorted_excess", 0, "that difference - the same without BN"),
+            below(
+                "fixed",
+                0,
+                "test accuracy with BN, the same batches every epoch in new order - shuffled anew",
             ),
         ),
     ),
@@ -1117,13 +1158,13 @@ BATCHES = (
                 "mean_exponent",
                 -0.55,
                 -0.45,
-                "power of m that |mean of the batch - mean| goes with",
+                "power of m that |mean of the batch - mean| goes with, batches drawn with replacement",
                 expected=-0.5,
             ),
             above(
                 "all_data_gain",
                 0,
-                "test accuracy, normalised by (estimates of) all data - by the batch",
+                "test accuracy, normalised by all 1,020 training images (with gradient) - by the batch of 60",
             ),
         ),
     ),
@@ -1132,7 +1173,13 @@ BATCHES = (
         ("later",),
         "Batch renormalization rescues batches that are not well mixed (Ioffe, 2017).",
         "batches",
-        (above("renorm_gain", 0, "test accuracy, renorm - BN, batches of two classes"),),
+        (
+            above(
+                "renorm_gain",
+                0,
+                "test accuracy, renorm (r_max to 3, d_max to 5, Ioffe's schedule scaled to the run) - BN, batches of two classes",
+            ),
+        ),
     ),
 )
 
