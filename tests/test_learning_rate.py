@@ -1,0 +1,93 @@
+"""Learning rate: what is counted, against cases worked by hand; training from a setting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import data, learning_rate, mnist_settings
+from experiments.mnist_settings import Setting
+from jbn.models import MLP
+
+
+def test_steps_are_counted_up_to_the_first_look_that_shows_the_goal():
+    accuracy = np.array([[0.1, 0.9, 0.5, 0.95], [0.95, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.89]])
+    np.testing.assert_array_equal(learning_rate.steps_to(accuracy, 50), [100, 50, 200])
+
+
+def test_the_largest_rate_is_that_of_each_seed():
+    rates = (0.1, 0.3, 1.0)
+    accuracy = np.array([[0.95, 0.1, 0.91], [0.9, 0.5, 0.1], [0.1, 0.1, 0.1]])
+    found = learning_rate.largest_rate(accuracy, rates)
+    np.testing.assert_allclose(found, [1.0, 0.1, 0.1**2 / 0.3])
+
+
+def test_likeness_sees_one_unit_that_differs_and_the_rank():
+    column = np.arange(1.0, 5.0)[:, None]
+    params = {
+        "dense_0": {"kernel": np.tile(column, 3), "bias": np.ones(3)},
+        "output": {"kernel": np.tile([[1.0, 2.0]], (3, 1)), "bias": np.zeros(2)},
+    }
+    assert learning_rate.likeness(params) == (0, 1)
+    params["output"]["kernel"][2, 1] += 0.5
+    assert learning_rate.likeness(params) == (0.5, 2)
+
+
+def test_a_grid_without_the_rate_that_a_claim_names_is_refused():
+    with pytest.raises(ValueError, match="rates"):
+        learning_rate.Config(rates=(0.1, 1.0))
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return mnist_settings.split(data.load_digits(), held_out=100, population_batches=2)
+
+
+def test_held_out_images_are_not_trained_on(examples):
+    digits = data.load_digits()
+    count = len(digits.train_labels) - 100
+    assert len(examples.train[1]) == count
+    assert len(examples.held_out[1]) == 100
+    np.testing.assert_array_equal(examples.held_out[1], digits.train_labels[count:])
+
+
+def test_settings_side_by_side_train_as_plain_descent_does(examples):
+    settings, steps, seeds = [Setting(0.1, 0.1), Setting(0.5, 0.3, 2.0)], 4, 2
+    found = mnist_settings.train(
+        examples, "sigmoid", "none", settings, steps, seeds=seeds, hidden=(8,), every=2
+    )
+    assert found["test"].shape == (seeds, len(settings), 2)
+
+    images, labels = examples.train
+    batches = mnist_settings.batch_indices(1, 0, steps, mnist_settings.BATCH_SIZE, len(labels))
+    model = MLP((8,), kernel_init=jax.nn.initializers.normal(0.3))
+    x = jnp.asarray(images, jnp.float32)
+    params = model.init(jax.random.key(1), x[:1], training=False)["params"]
+    for i, rows in enumerate(batches):
+
+        def loss(params, rows=rows):
+            outputs = model.apply({"params": params}, x[rows], training=True)
+            return optax.softmax_cross_entropy_with_integer_labels(outputs, labels[rows]).mean()
+
+        rate = 0.5 * 0.5 ** (i / 2)  # Halved every two steps.
+        slope = jax.grad(loss)(params)
+        params = jax.tree.map(lambda w, dw, rate=rate: w - rate * dw, params, slope)
+    jax.tree.map(
+        lambda ours, plain: np.testing.assert_allclose(ours[1, 1], plain, rtol=1e-4, atol=1e-6),
+        found["params"],
+        dict(params),
+    )
+
+
+def test_looks_do_not_change_training_and_bn_is_judged_without_it(examples):
+    train = {"settings": [Setting(0.3, 0.1)], "steps": 4, "seeds": 1, "hidden": (8,)}
+    once = mnist_settings.train(examples, "relu", "batch", **train)
+    often = mnist_settings.train(examples, "relu", "batch", **train, every=2)
+    assert often["test"].shape == (1, 1, 2)
+    np.testing.assert_allclose(once["test"][..., -1], often["test"][..., -1], atol=0.01)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        once["params"],
+        often["params"],
+    )
