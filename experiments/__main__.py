@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 def carry_out(name: str, arguments: list[str], last_words: LastWords) -> int:
     """Run one experiment; return the exit status."""
-    from experiments import session  # Slow to import.
+    from experiments import data, session  # Slow to import.
 
     try:
         made = session.prepare(name, arguments, last_words)
@@ -79,6 +79,9 @@ def carry_out(name: str, arguments: list[str], last_words: LastWords) -> int:
         except Stopped as stopped:
             print(f"\n{last_words.words}", file=sys.stderr)
             return 128 + stopped.number
+        except (data.WrongData, FileNotFoundError) as error:  # A study loads its data late.
+            print(f"{name}: {error}", file=sys.stderr)
+            return 2
         if made.run:
             print(f"{results}\n\nrun: {made.path}")
             print("figures:", *sorted(path.name for path in made.run.path.glob("*.png")))

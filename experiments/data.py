@@ -52,6 +52,10 @@ MIRRORS = {
 DOWNLOAD_TIMEOUT = 5.0  # Seconds to connect and between bytes: without a network we soon know.
 
 
+class WrongData(ValueError):
+    """A file is not the official one, or the examples are not those that a run began with."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Labelled images, grey levels 0 (background) to 255, and where they came from."""
@@ -130,7 +134,7 @@ def check_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         got = hashlib.file_digest(file, "sha256").hexdigest()
     if got != expected:
-        raise ValueError(
+        raise WrongData(
             f"Expected {path} with sha256 {expected}, got {got} ({path.stat().st_size} bytes): it "
             "is truncated, damaged or another file. Remove it and download it again."
         )

@@ -18,7 +18,7 @@ from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
 from experiments import data, figures
-from experiments.data import Dataset
+from experiments.data import Dataset, WrongData
 from experiments.estimates import Estimate, to_json
 from experiments.record import Run, read_rows
 
@@ -66,7 +66,7 @@ class Study:
     def dataset(self, name: str) -> Dataset:
         """Load a data set, see `experiments.data.load`.
 
-        Raises: ValueError: not the examples that the run began with.
+        Raises: WrongData: not the examples that the run began with.
         """
         if name not in self.datasets:
             loaded = data.load(name, data_dir=self.data_dir)
@@ -77,7 +77,7 @@ class Study:
     def describe_data(self, name: str, description: Mapping[str, Any]) -> None:
         """Keep what the examples are; for a run that goes on, compare.
 
-        Raises: ValueError: not the examples that the run began with.
+        Raises: WrongData: not the examples that the run began with.
         """
         file = f"data_{name}.json"
         if not (self.run.path / file).exists():
@@ -85,7 +85,7 @@ class Study:
             return
         before = self.run.read(file)
         if before["sha256"] != description["sha256"]:
-            raise ValueError(
+            raise WrongData(
                 f"Expected the examples that {self.run.path} began with, {before['name']}, got "
                 f"{description['name']}. Pass the same --data-dir."
             )
