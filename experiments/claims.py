@@ -1062,11 +1062,15 @@ SHIFT = (
         "BN reduces internal covariate shift.",
         "shift",
         (
-            below("drift", 0, "drift of the medians of the last layer's inputs, BN - without"),
+            below(
+                "drift",
+                0,
+                "drift from step 1,000 on of the medians of the last hidden layer's inputs, BN - without",
+            ),
             below(
                 "gradient_shift",
                 0,
-                "relative change of a layer's gradient by the step before it, BN - without",
+                "relative change of a layer's gradient once the layers before it took their step, mean over layers and training, BN - without",
             ),
         ),
         "By the first measure; by that of Santurkar et al. (2018) it need not. That BN solves it is disputed.",
@@ -1078,7 +1082,11 @@ SHIFT = (
         "shift",
         (
             above("noisy_gain", 0, "test accuracy, noisy BN - without BN"),
-            above("noisy_drift", 0, "drift of the medians, noisy BN - without BN"),
+            above(
+                "noisy_drift",
+                0,
+                "drift of the medians from step 1,000 on, noise included, noisy BN - without BN",
+            ),
         ),
     ),
     Claim(
@@ -1087,11 +1095,15 @@ SHIFT = (
         "BN makes the loss smoother along the gradient (Santurkar et al., 2018).",
         "shift",
         (
-            below("loss_range", 1, "range of the loss along the step, BN / without"),
+            below(
+                "loss_range",
+                1,
+                "range of the loss from half a step to four along the gradient, same rate, BN / without",
+            ),
             below(
                 "gradient_change",
                 1,
-                "largest change of the gradient along it, relative, BN / without",
+                "largest change of the gradient there, relative to its length, BN / without",
             ),
         ),
     ),
@@ -1104,7 +1116,7 @@ SHIFT = (
             below(
                 "full_batch_drift",
                 0.1,
-                "drift without BN under full-batch descent / under mini-batches, equal steps",
+                "drift from step 1,000 to 2,000 without BN, 500 examples, full batch / mini-batches of 60",
             ),
         ),
         "It comes from the layers before, which change at every step, whatever the batch.",
@@ -1115,7 +1127,11 @@ SHIFT = (
         "The trouble adds up with depth; ReLU, dropout and L2 only evade it, BN solves it.",
         "shift",
         (
-            below("sigmoid_depth", 0, "test accuracy at 20 layers - at 3, sigmoid, without BN"),
+            below(
+                "sigmoid_depth",
+                0,
+                "test accuracy at 20 hidden layers - at 3 after 500 steps, sigmoid, without BN, best rate each",
+            ),
             above("bn_over_relu", 0, "test accuracy at 20 layers, sigmoid with BN - ReLU without"),
             above("bn_over_dropout", 0, "the same - sigmoid with dropout"),
             above("bn_over_l2", 0, "the same - sigmoid with L2"),
@@ -1131,10 +1147,12 @@ SHIFT = (
             above(
                 "amplification",
                 1,
-                "relative change of the output, 20 layers / 2, W1 changed by 1 %, ReLU, He",
+                "relative change of the last W x, 20 layers / 2, W1 changed by 1 %, ReLU, He, untrained",
             ),
             below(
-                "amplification_bn", 1, "relative change of the output at 20 layers, BN / without"
+                "amplification_bn",
+                1,
+                "relative change of the last W x at 20 layers, untrained, BN / without",
             ),
         ),
     ),
@@ -1147,7 +1165,7 @@ SHIFT = (
             above(
                 "outlier_growth",
                 1.02,
-                "growth per layer of (deviation with outliers / without), ReLU",
+                "growth per layer of (deviation of the nonlinearity's inputs with outliers / without), ReLU, untrained",
             ),
             within("outlier_bn", 0.9, 1.1, "deviation with outliers / without, last layer, BN"),
         ),
