@@ -1,0 +1,85 @@
+"""What the recurrent experiment measures with: Jacobians, the adding problem, gates, rates."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import recurrent
+from jbn.models.recurrent import Recurrent
+
+DRAW = np.random.default_rng(0)
+
+
+def test_jacobian_is_the_product_of_the_steps_even_where_float32_would_be_zero():
+    step = 0.2 * np.linalg.qr(DRAW.normal(size=(4, 4)))[0] @ np.diag([1.0, 0.9, 0.8, 0.7])
+    log, product = recurrent.jacobian(
+        lambda h, x: jnp.asarray(step, jnp.float32) @ h + x,
+        jnp.ones(4),
+        jnp.ones((100, 4)),
+        every=50,
+    )
+    for i, steps in enumerate((0, 50, 100)):
+        exact = np.linalg.matrix_power(step, steps)
+        norm = np.linalg.norm(exact)
+        np.testing.assert_allclose(log[i], np.log(norm), rtol=1e-5, atol=1e-5 if steps else 2)
+        seen = np.asarray(product[i], np.float64)
+        np.testing.assert_allclose(seen / np.linalg.norm(seen), exact / norm, atol=1e-4)
+    assert norm < np.finfo(np.float32).tiny
+
+
+def test_jacobian_sees_the_nonlinearity():
+    kernel = DRAW.normal(size=(3, 3)).astype(np.float32)
+    inputs = jnp.asarray(DRAW.normal(size=(2, 3)), jnp.float32)
+
+    def move(h, x):
+        return jnp.tanh(kernel @ h + x)
+
+    log, product = recurrent.jacobian(move, jnp.zeros(3), inputs, every=1)
+    whole = jax.jacobian(lambda h: move(move(h, inputs[0]), inputs[1]))(jnp.zeros(3))
+    np.testing.assert_allclose(np.exp(log[2]) * product[2], whole, atol=1e-6)
+
+
+def test_adding_marks_one_value_in_each_half():
+    x, y = recurrent.adding(0, 500, 11)
+    marked = x[..., 1] == 1
+    assert np.all(marked[:, :5].sum(1) == 1)
+    assert np.all(marked[:, 5:].sum(1) == 1)
+    np.testing.assert_allclose(y, x[..., 0][marked].reshape(-1, 2).sum(1), rtol=1e-6)
+    assert np.mean((y - 1) ** 2) == pytest.approx(recurrent.CHANCE, abs=0.02)
+
+
+def test_every_example_is_seen_once_and_none_that_is_held_out():
+    config = recurrent.PRESETS["smoke"]
+    (x, _), (held_out, _), batches = recurrent.sequences(config, 2, 3, 10)
+    assert sorted(batches.ravel()) == list(range(x.shape[1]))
+    assert batches.shape == (3, config.batch_size)
+    assert held_out.shape == (2, 2 * config.held_out, 10, 2)
+    assert not np.array_equal(x[0], x[1])
+
+
+@pytest.mark.parametrize("kind", ["lstm", "lstm_1"])
+def test_gates_open_and_close_as_initialised(kind):
+    length, size = 50, 200
+    model = Recurrent(cell="lstm", hidden=size, outputs=1)
+    params = model.init(jax.random.key(0), jnp.ones((1, 1, 2)), training=False)["params"]
+    made = recurrent.set_gates(params, jax.random.key(1), kind, length)
+    inward, forget, candidate, outward = np.split(made["input"]["bias"], 4)
+    assert not np.any(candidate)
+    assert not np.any(outward)
+    if kind == "lstm_1":
+        assert np.all(forget == 1)
+        assert not np.any(inward)
+    else:
+        lasts = np.exp(np.float64(forget))
+        assert lasts.min() >= 1
+        assert lasts.max() <= length - 1
+        assert lasts.mean() == pytest.approx(length / 2, rel=0.15)
+        np.testing.assert_array_equal(inward, -forget)
+
+
+def test_best_rate_is_chosen_on_one_set_and_reported_on_the_other():
+    errors = np.array([[[[0.9, 0.9], [0.2, 0.0]]], [[[0.9, 0.9], [0.1, 0.3]]]])
+    np.testing.assert_array_equal(recurrent.at_best_rate(errors), [[0.9, 0.3]])
+    errors[1, 0, 1] = np.nan
+    np.testing.assert_array_equal(recurrent.at_best_rate(errors), [[0.9, recurrent.CHANCE]])
