@@ -825,10 +825,14 @@ REGULARIZATION = (
         "L1, L2 and dropout are remedies against overfitting.",
         "regularization",
         (
-            below("gap_l1", 0, "gap, with L1 - without"),
-            below("gap_l2", 0, "gap, with L2 - without"),
-            below("gap_dropout", 0, "gap, with dropout - without"),
-            above("sparsity_l1", 0.1, "share of weights that L1 brings near zero, - without"),
+            below("gap_l1", 0, "gap, with the best L1 by validation - without, no BN"),
+            below("gap_l2", 0, "the same, L2"),
+            below("gap_dropout", 0, "the same, dropout"),
+            above(
+                "sparsity_l1",
+                0.1,
+                "share of weights below .001 in size, with the best L1 - without",
+            ),
             below("norm_l2", 1, "norm of the weights, with L2 / without"),
         ),
     ),
@@ -851,9 +855,13 @@ REGULARIZATION = (
             below(
                 "gap_small_batch",
                 0,
-                "gap of BN with statistics of 16 - of 256 examples, equal gradient batches",
+                "gap of BN with statistics of 16 - of 256 examples, gradient batches of 256",
             ),
-            above("gap_noise_free", 0, "gap of noise-free BN (statistics of all) - of BN"),
+            above(
+                "gap_noise_free",
+                0,
+                "gap of noise-free BN (statistics of all 512 training images) - of BN, batches of 64",
+            ),
             below("test_noise_free", 0, "test accuracy of noise-free BN - of BN"),
         ),
     ),
@@ -866,7 +874,7 @@ REGULARIZATION = (
             above(
                 "flipped_fitted",
                 0.5,
-                "share of flipped training labels that the network learns, 40 % flipped",
+                "share of flipped training labels that the network learns, 40 % flipped, without BN",
             ),
             below("test_flipped", 0, "test accuracy, 40 % flipped - clean"),
             below("test_flipped_level", 0.5, "test accuracy at 40 % flipped labels"),
@@ -882,9 +890,13 @@ BATCH_SIZE = (
         "batch_size",
         (
             below("one_output", 1e-6, "largest |y - beta| for a batch of one"),
-            below("one_gradient", 1e-6, "largest |dL/dW| for a batch of one"),
+            below("one_gradient", 1e-6, "largest |dL/dW| for a batch of one, float64"),
             within(
-                "two_output", 0.999, 1.001, "|xhat| for a batch of two, whatever x", expected=1.0
+                "two_output",
+                0.999,
+                1.001,
+                "|xhat| for a batch of two, the farthest from 1, epsilon 1e-20",
+                expected=1.0,
             ),
         ),
     ),
@@ -927,7 +939,11 @@ BATCH_SIZE = (
                 "test accuracy of BN, batches of 4096 - of 64, equal examples seen",
             ),
             below("huge_excess", 0, "that loss beyond the loss without BN"),
-            below("huge_steps", 0, "the same with equal steps and rate"),
+            below(
+                "huge_steps",
+                0,
+                "test accuracy of BN, batches of 4096 - of 64, equal steps and rate",
+            ),
         ),
         "Fewer steps explain the loss, not the mixture: with equal steps it should vanish.",
     ),
@@ -947,7 +963,7 @@ BATCH_SIZE = (
             below(
                 "examples_ratio",
                 1,
-                "examples seen until a loss, batches of 64 / full batch, each at its best rate",
+                "examples seen until a training loss of .3, batches of 64 / all 1,024 images, without BN, each at its best rate",
             ),
         ),
     ),
@@ -956,7 +972,13 @@ BATCH_SIZE = (
         ("later",),
         "Batch renormalization mends small batches (Ioffe, 2017).",
         "batch_size",
-        (above("renorm_gain_2", 0, "test accuracy at batches of 2, renorm - BN"),),
+        (
+            above(
+                "renorm_gain_2",
+                0,
+                "test accuracy at batches of 2, renorm (running statistics) - BN (population statistics)",
+            ),
+        ),
     ),
 )
 

@@ -1,0 +1,58 @@
+"""Batches of one and of two examples, which leave BN nothing, and one bit, of them."""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+import jbn
+
+
+def batch_of_one(
+    x: Array, kernel: Array, params: jbn.BatchNormParams, dy: Array
+) -> tuple[Array, Array]:
+    """Normalise W x of one example, by the formula: the largest |y - beta|, and |dL/dW|.
+
+    `jbn.batch_norm` refuses a batch of one. Over a mapped axis it does not know the number of
+    examples beforehand, and computes: an axis of length one gives what the formula gives.
+    """
+    _, state = jbn.init(kernel.shape[1], param_dtype=kernel.dtype)
+
+    def normalised(kernel: Array) -> Array:
+        operation = functools.partial(jbn.batch_norm, training=True, axis_name="batch")
+        return jax.vmap(lambda x: operation(x @ kernel, params, state)[0], axis_name="batch")(x)
+
+    y, pull = jax.vjp(normalised, kernel)
+    (gradient,) = pull(dy)
+    return jnp.abs(y - jnp.asarray(params.bias)[None, None]).max(), jnp.abs(gradient).max()
+
+
+def batch_of_two(pair: Float[Array, "2 features"]) -> Float[Array, "2 features"]:
+    """Compute |xhat| of two examples, with a tiny epsilon."""
+    params, state = jbn.init(pair.shape[1])
+    return jnp.abs(jbn.batch_norm(pair, params, state, training=True, epsilon=1e-20)[0])
+
+
+def one_and_two() -> dict[str, np.ndarray]:
+    """Take a hundred batches of one, in float64 and float32; of two, at scales from 1e-2 to 1e4.
+
+    The gradient of a batch of one is 0 by the formula, and what compiled code's rounding leaves of
+    it is multiplied by 1 / sqrt(epsilon), as the variance is 0. So float64 tells of the formula,
+    float32 of the rounding.
+    """
+    random = np.random.default_rng(0)
+    x, kernel, dy = (
+        random.normal(size=(100, *shape)) for shape in ((1, 1, 20), (20, 10), (1, 1, 10))
+    )
+    params = jbn.BatchNormParams(*random.normal(size=(2, 100, 10)))
+    pairs = random.normal(size=(2, 700)) * np.repeat(10.0 ** np.arange(-2, 5), 100)
+    found = {"two": np.asarray(batch_of_two(jnp.asarray(pairs, jnp.float32)))}
+    with jax.enable_x64(True):
+        for name, dtype in (("one", np.float64), ("one_float32", np.float32)):
+            given = jax.tree.map(operator.methodcaller("astype", dtype), (x, kernel, params, dy))
+            output, gradient = map(np.asarray, jax.jit(jax.vmap(batch_of_one))(*given))
+            found |= {f"{name}_output": output, f"{name}_gradient": gradient}
+    return found

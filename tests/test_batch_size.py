@@ -1,0 +1,55 @@
+"""What `experiments.batch_size` measures with, against exact arithmetic and NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import batch_size
+from experiments.batch_size import PRESETS, draw_images, examples_until, make_model
+from experiments.data import load_digits
+from experiments.tiny_batches import one_and_two
+
+CONFIG = PRESETS["smoke"]
+
+
+def test_one_and_two():
+    found = one_and_two()
+    assert found["one_output"].max() == 0
+    assert found["one_gradient"].max() < 1e-10  # Float64's rounding, times 1 / sqrt(epsilon).
+    np.testing.assert_allclose(found["two"], 1, atol=1e-6)
+
+
+def test_examples_until_the_first_look_at_the_target():
+    losses = np.array([[3.0, 1.0, 0.2, 0.4], [3.0, 2.0, 1.0, 0.9], [3.0, np.nan, np.nan, np.nan]])
+    np.testing.assert_array_equal(examples_until(losses, 0.5, 10), [20, 30, 30])
+
+
+@pytest.mark.parametrize(("share", "r", "d"), [(0, 1, 0), (5 / 160, 1, 0), (0.25, 3, 5), (1, 3, 5)])
+def test_renorm_is_bn_first_and_relaxed_as_published(share, r, d):
+    limits = make_model(CONFIG, "renorm", 1000).norm.keywords
+    count = jnp.asarray(1000 * share)
+    np.testing.assert_allclose(limits["r_max"](count), r, rtol=1e-6)
+    np.testing.assert_allclose(limits["d_max"](count), d, atol=1e-6)
+
+
+def test_population_is_that_of_algorithm_2():
+    model = make_model(CONFIG, "batch")
+    train, _, _ = draw_images(CONFIG, load_digits())
+    network = batch_size.start(model, 2, train.x.shape[-1])
+    batches = train.x[:, :40].reshape(2, 5, 8, -1)
+    found = batch_size.with_population(model, network, batches).batch_stats["norm_0"]
+    kernel = np.asarray(network.params["dense_0"]["kernel"], np.float64)
+    inputs = np.einsum("sknf,sfu->sknu", np.asarray(batches, np.float64), kernel)
+    np.testing.assert_allclose(found["mean"], inputs.mean((1, 2)), atol=1e-4)
+    np.testing.assert_allclose(found["var"], inputs.var(2, ddof=1).mean(1), rtol=1e-4)
+
+
+def test_rates_are_not_chosen_on_training_images():
+    config = batch_size.Config(seeds=2, train=1000, held_out=200)
+    dataset = load_digits()
+    train, held_out, test = draw_images(config, dataset)
+    assert train.x.shape[:2] == (2, 1000)
+    assert len(test.x) == len(dataset.test_labels)
+    for seed in range(2):  # Of binary digits, few are the same twice.
+        seen = {row.tobytes() for row in np.asarray(train.x[seed])}
+        assert sum(row.tobytes() in seen for row in np.asarray(held_out.x[seed])) < 10

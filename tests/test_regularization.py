@@ -1,0 +1,103 @@
+"""What `experiments.regularization` measures with: the step, dropout, and labels that are wrong."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments import networks
+from experiments.data import load_digits
+from experiments.regularization import (
+    PRESETS,
+    Config,
+    Dropout,
+    Kind,
+    Setting,
+    draw_images,
+    given_labels,
+    kernels,
+    make_model,
+    make_step,
+)
+
+CONFIG = PRESETS["smoke"]
+TOLERANCE = 1e-5  # float32, of a step of weights around 0.1.
+
+
+@functools.cache
+def images():
+    return draw_images(CONFIG, load_digits(), 0)
+
+
+def start(kind):
+    model = make_model(CONFIG, kind)
+    return networks.init(model, optax.sgd(1.0), jax.random.key(0), images().x[:1])
+
+
+def step(kind, rows, network, **setting):
+    made = make_step(CONFIG, kind, Setting(0.1, **setting), images(), jax.random.key(1))
+    return made(network, jnp.asarray(rows), jnp.asarray(0)).params
+
+
+def largest(a, b):
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), a, b)))
+
+
+def test_noise_free_is_the_batchs_loss_under_the_statistics_of_all():
+    kind = Kind(16, 32, 1, "all")
+    network, rows = start(kind), np.arange(40, 72)
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": network.batch_stats}
+        outputs, _ = make_model(CONFIG, kind).apply(
+            variables, images().x, training=True, mutable=["batch_stats"]
+        )
+        return networks.cross_entropy(outputs[rows], images().labels[rows]).mean()
+
+    gradient = jax.grad(loss)(network.params)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, network.params, gradient)
+    assert largest(step(kind, rows, network), expected) < TOLERANCE
+
+
+def test_noise_free_is_bn_where_the_batch_is_all():
+    network, rows = start(Kind(16, 128, 1, "all")), np.arange(128)
+    ours, theirs = (step(Kind(16, 128, 1, n), rows, network) for n in ("all", 128))
+    assert largest(ours, theirs) < TOLERANCE
+
+
+def test_penalties_move_kernels_alone():
+    kind = Kind(16, 32, 1, None)
+    network, rows = start(kind), np.arange(32)
+    without = step(kind, rows, network)
+    for setting, expected in (({"l1": 0.3}, jnp.sign), ({"l2": 0.3}, lambda w: 2 * w)):
+        moved = step(kind, rows, network, **setting)
+        pull = kernels(without) - kernels(moved)
+        np.testing.assert_allclose(pull, 0.03 * expected(kernels(network.params)), atol=TOLERANCE)
+        np.testing.assert_array_equal(moved["output"]["bias"], without["output"]["bias"])
+
+
+def test_dropout_keeps_the_mean():
+    x, layer = jnp.ones((100, 1000)), Dropout(0.4)
+    y = np.asarray(layer.apply({}, x, rngs={"dropout": jax.random.key(0)}))
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.6], rtol=1e-6)
+    assert abs((y == 0).mean() - 0.4) < 5 * np.sqrt(0.24 / y.size)
+    none = nn.apply(lambda module: module(x), Dropout(0.0))({}, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_array_equal(none, x)
+
+
+def test_flipped_labels_are_wrong_and_nested():
+    few, many = (np.asarray(given_labels(images(), share)) for share in (0.3, 0.6))
+    true, luck = np.asarray(images().labels), np.asarray(images().luck)
+    np.testing.assert_array_equal(few != true, luck < 0.3)
+    np.testing.assert_array_equal(many[few != true], few[few != true])
+    assert few.min() >= 0
+    assert few.max() <= 9
+
+
+def test_config_refuses_ragged_epochs():
+    with pytest.raises(ValueError, match="to divide `train`, got 100"):
+        Config(train=100)
