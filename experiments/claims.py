@@ -1329,7 +1329,7 @@ SATURATION = (
             below(
                 "saturated_difference",
                 0,
-                "share saturated after training, BN - without, large initial weights",
+                "share saturated after training, BN - without, initial weights of standard deviation 1, rate .1",
             ),
             below("saturated_scale_10", 0.05, "share saturated with gamma 10", expected=0.65),
         ),
@@ -1341,12 +1341,16 @@ SATURATION = (
         "Gamma and beta restore what normalisation takes from the nonlinearity.",
         "saturation",
         (
-            above("gain_scale_bias", 0, "test accuracy, gamma and beta learned - neither, sigmoid"),
+            above(
+                "gain_scale_bias",
+                0,
+                "test accuracy, gamma and beta learned - neither, sigmoid, each at its best rate",
+            ),
             above("gain_scale_bias_relu", 0, "the same, ReLU"),
             above(
                 "slope_range",
                 0,
-                "deviation from linearity of the sigmoids over their inputs, learned - neither",
+                "1 - R2 of the best line to the sigmoids over their inputs, mean over units, learned - neither",
             ),
         ),
     ),
@@ -1356,8 +1360,8 @@ SATURATION = (
         "The network learns which distribution is best, by gamma and beta.",
         "saturation",
         (
-            above("scale_spread", 0.05, "standard deviation of the learned gammas"),
-            above("bias_spread", 0.05, "standard deviation of the learned betas"),
+            above("scale_spread", 0.05, "standard deviation of the learned gammas, sigmoid"),
+            above("bias_spread", 0.05, "standard deviation of the learned betas, sigmoid"),
         ),
     ),
     Claim(
@@ -1367,7 +1371,7 @@ SATURATION = (
         "saturation",
         (
             within("active_first", 0.48, 0.52, "share of active ReLUs at the start", expected=0.5),
-            below("active_error", 0.05, "mean |active share - Phi(beta/gamma)| after training"),
+            below("active_error", 0.05, "mean |active share - Phi(beta / |gamma|)| after training"),
             above("active_last", 0.52, "share of active ReLUs after training"),
         ),
     ),
@@ -1398,7 +1402,9 @@ PLACEMENT = (
         "placement",
         (
             above(
-                "before_sigmoid", 0, "test accuracy, BN before - after the nonlinearity, sigmoid"
+                "before_sigmoid",
+                0,
+                "test accuracy, BN before - after the nonlinearity, sigmoid, each at its best rate",
             ),
             above("before_relu", 0, "the same, ReLU"),
             above("before_tanh", 0, "the same, tanh"),
@@ -1409,7 +1415,14 @@ PLACEMENT = (
         ("000", "002", "paper"),
         "Nothing is lost by leaving the bias out before BN.",
         "placement",
-        (within("bias_gain", -0.002, 0.002, "test accuracy gained by keeping the bias"),),
+        (
+            within(
+                "bias_gain",
+                -0.002,
+                0.002,
+                "test accuracy gained by keeping the bias, mean of sigmoid, tanh and ReLU",
+            ),
+        ),
     ),
     Claim(
         "lrn-unneeded",
@@ -1417,7 +1430,11 @@ PLACEMENT = (
         "With BN, local response normalisation is not needed.",
         "placement",
         (
-            below("lrn_gain_bn", 0.005, "test accuracy gained by LRN in a small CNN, with BN"),
+            below(
+                "lrn_gain_bn",
+                0.005,
+                "test accuracy gained by LRN after every ReLU of a small CNN, with BN",
+            ),
             above("lrn_gain", 0, "the same, without BN"),
         ),
     ),
@@ -1433,7 +1450,7 @@ TRANSFER = (
             below(
                 "steps_ratio",
                 1,
-                "steps to 80 % on Fashion-MNIST, pretrained on MNIST / from scratch",
+                "steps to 80 % on Fashion-MNIST (looked at every 10), pretrained on MNIST / from scratch",
             ),
             above("last_gain", 0, "last test accuracy, pretrained - from scratch"),
         ),
@@ -1452,7 +1469,7 @@ TRANSFER = (
             above(
                 "trained_gain",
                 0,
-                "test accuracy, gamma and beta trained as well - statistics alone",
+                "test accuracy of a new last layer, gamma and beta trained as well - statistics alone",
             ),
         ),
     ),

@@ -1,0 +1,53 @@
+"""What experiments/placement.py trains with, against NumPy and Flax."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import placement
+from jbn.models import MLP
+
+
+def test_local_response_agrees_with_its_formula():
+    x = np.random.default_rng(0).normal(size=(2, 3, 7)) * 100
+    expected = np.empty_like(x)
+    for i in range(7):
+        near = x[..., max(0, i - 2) : i + 3]
+        expected[..., i] = x[..., i] / (2 + 1e-4 * np.sum(near**2, -1)) ** 0.75
+    np.testing.assert_allclose(placement.local_response(jnp.asarray(x)), expected, rtol=1e-5)
+
+
+def test_patch_conv_is_a_convolution():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
+    patches = placement.PatchConv(4)
+    variables = patches.init(jax.random.key(1), x)
+    dense = variables["params"]["patches"]
+    kernel = {"kernel": dense["kernel"].reshape(3, 3, 3, 4), "bias": dense["bias"] + 1}
+    variables["params"]["patches"]["bias"] += 1
+    expected = nn.Conv(4, (3, 3)).apply({"params": kernel}, x)
+    np.testing.assert_allclose(patches.apply(variables, x), expected, atol=1e-5)
+
+
+def test_halved_averages_squares():
+    images = np.arange(30, dtype=np.uint8).reshape(1, 5, 6)
+    expected = [[[3.5, 5.5, 7.5], [15.5, 17.5, 19.5]]]
+    np.testing.assert_array_equal(placement.halved(images), expected)
+
+
+def test_a_bias_held_at_zero_is_none():
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    models = [MLP((4,), norm=norm) for norm in ("batch", placement.with_bias)]
+    without, biased = (model.init(jax.random.key(1), x, training=False) for model in models)
+    assert "bias" not in without["params"]["dense_0"]
+    assert not np.any(biased["params"]["dense_0"]["bias"])
+    outputs = (
+        model.apply(variables, x, training=True, mutable=["batch_stats"])[0]
+        for model, variables in zip(models, (without, biased), strict=True)
+    )
+    np.testing.assert_array_equal(*outputs)
+    assert placement.is_hidden_bias(biased["params"]) == {
+        "dense_0": {"kernel": False, "bias": True},
+        "norm_0": {"scale": False, "bias": False},
+        "output": {"kernel": False, "bias": False},
+    }

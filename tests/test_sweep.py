@@ -1,0 +1,96 @@
+"""Sweeps against training one network after another, and exact choices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import data, networks, sweep
+from experiments.train import batch_indices
+from jbn.models import MLP
+
+MODEL = MLP(hidden=(4,), norm="batch")
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 6)).astype(np.float32)
+    return jnp.asarray(x), jnp.asarray(rng.integers(0, 10, 50), jnp.int32)
+
+
+def build(setting):
+    optimizer = optax.chain(optax.sgd(setting["rate"]), sweep.scaled("norm", setting["learned"]))
+    return MODEL, optimizer
+
+
+def test_train_is_one_network_after_another():
+    x, y = examples()
+    starts = sweep.start(MODEL, 2, x)
+    settings = sweep.grid(learned=[0.0, 1.0], rate=[0.1, 0.5])
+    seen = sweep.train(
+        build,
+        settings,
+        sweep.Split((x, y), (x, y), (x, y)),
+        starts,
+        steps=6,
+        batch_size=10,
+        observe=lambda model, network, split: network.params,
+        looks=2,
+        before=True,
+    )
+    optimizer = optax.sgd(0.5)
+    network = networks.init(MODEL, optimizer, jax.random.key(1), x[:1])
+    step = jax.jit(functools.partial(networks.advance, MODEL, optimizer))
+    for rows in batch_indices(1, 0, 6, 10, 50):
+        network = step(network, x[rows], y[rows])
+    last = jax.tree.map(lambda leaf: leaf[3, 1, 2], seen)  # Learned at .5, second seed, the end.
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5),
+        last,
+        network.params,
+    )
+    assert seen["dense_0"]["kernel"].shape == (4, 2, 3, 6, 4)
+    assert np.all(seen["norm_0"]["scale"][:2] == 1)  # Held.
+    assert not np.any(seen["norm_0"]["scale"][2:, :, -1] == 1)  # Learned.
+
+
+def test_starts_may_depend_on_the_setting():
+    x, y = examples()
+    starts = sweep.start(MODEL, 2, x)
+    seen = sweep.train(
+        lambda factor: (MODEL, optax.sgd(0.1)),
+        jnp.array([1.0, 2.0]),
+        sweep.Split((x, y), (x, y), (x, y)),
+        lambda factor: starts._replace(params=jax.tree.map(lambda p: p * factor, starts.params)),
+        steps=1,
+        batch_size=10,
+        observe=lambda model, network, split: network.params["output"]["kernel"],
+        before=True,
+    )
+    np.testing.assert_array_equal(seen[1, :, 0], 2 * seen[0, :, 0])
+
+
+def test_split_shares_nothing():
+    digits = data.load_digits()
+    split = sweep.split(digits, 300, data.binary)
+    assert [len(y) for _, y in split] == [len(digits.train_labels) - 300, 300, 359]
+    np.testing.assert_array_equal(split.validation[1], digits.train_labels[-300:])
+    np.testing.assert_array_equal(split.validation[0], data.binary(digits.train_images[-300:]))
+
+
+def test_at_best_chooses_by_validation_alone():
+    validation = np.array([[[0.0, 0.6], [0.0, 0.6]], [[0.0, 0.9], [0.0, 0.4]]])  # Means .6, .65.
+    test = np.array([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.1], [0.0, 0.2]]])
+    best = sweep.at_best({"validation": validation, "test": test})
+    assert best["test"][:, -1].tolist() == [0.1, 0.2]
+
+
+def test_statistics_for_the_test_are_those_of_the_batch():
+    x, _ = examples()
+    network = networks.init(MODEL, optax.identity(), jax.random.key(0), x[:1])
+    found = sweep.for_test(MODEL, network, x).batch_stats["norm_0"]
+    inputs = np.asarray(x, np.float64) @ np.asarray(network.params["dense_0"]["kernel"], np.float64)
+    np.testing.assert_allclose(found["mean"], inputs.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found["var"] / inputs.var(0), 1, atol=0.03)  # m/(m-1) or not.

@@ -1,0 +1,39 @@
+"""What experiments/transfer.py measures with: what is held stays, what is counted is counted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import networks, transfer
+
+CONFIG = transfer.PRESETS["smoke"]
+
+
+def test_arrivals():
+    accuracy = np.array([[0.1, 0.8, 0.7], [0.9, 0.1, 0.9], [0.1, 0.2, 0.3]])
+    # Who does not arrive counts as arriving at the last look.
+    assert transfer.arrivals(accuracy, 0.8, 10).tolist() == [20, 10, 30]
+
+
+def test_permuted_moves_pixels_of_all_images_alike():
+    images = np.random.default_rng(0).integers(0, 256, (4, 5, 5)).astype(np.uint8)
+    plain, moved = transfer.grey(images), transfer.permuted(images)
+    assert not np.array_equal(plain, moved)
+    columns = {tuple(column) for column in plain.T}
+    assert {tuple(column) for column in moved.T} == columns
+
+
+def test_held_network_trains_by_its_statistics_and_leaves_them():
+    x = jax.random.normal(jax.random.key(0), (8, 3)) + 2
+    held, moving = transfer.make(CONFIG, transfer.Held), transfer.make(CONFIG)
+    optimizer = optax.sgd(0.1)
+    network = networks.init(held, optimizer, jax.random.key(1), x)
+    np.testing.assert_array_equal(
+        held.apply(network.variables, x, training=True),
+        moving.apply(network.variables, x, training=False),
+    )
+    step = jax.jit(lambda network: networks.advance(held, optimizer, network, x, jnp.zeros(8, int)))
+    after = step(network)
+    jax.tree.map(np.testing.assert_array_equal, after.batch_stats, network.batch_stats)
+    assert np.any(after.params["output"]["kernel"] != network.params["output"]["kernel"])
