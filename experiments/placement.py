@@ -41,8 +41,11 @@ from experiments.study import Study
 from experiments.sweep import Split
 from jbn.linen import BatchNorm
 from jbn.models import MLP
+from jbn.models.inception import local_response_norm
 from jbn.models.units import Norm, Placement, unit
 
+# As Krizhevsky et al., 2012, section 3.3: over five features, k 2, beta .75.
+LRN = functools.partial(local_response_norm, bias=2.0, alpha=1e-4)
 ACTIVATIONS = {"sigmoid": nn.sigmoid, "tanh": nn.tanh, "relu": nn.relu}
 
 
@@ -155,25 +158,7 @@ def train(
     )
 
 
-# ---- Local response normalisation ----------------------------------------------------------------
-
-
-def local_response(
-    x: Float[Array, "... C"],
-    *,
-    k: float = 2.0,
-    n: int = 5,
-    alpha: float = 1e-4,
-    beta: float = 0.75,
-) -> Float[Array, "... C"]:
-    """Divide by (k + alpha * sum of squares over the n nearest features)^beta.
-
-    References: Krizhevsky, Sutskever, Hinton, 2012, section 3.3.
-    """
-    features, half = x.shape[-1], n // 2
-    squares = jnp.pad(x**2, [(0, 0)] * (x.ndim - 1) + [(half, n - 1 - half)])
-    near = sum(squares[..., i : i + features] for i in range(n))
-    return x / (k + alpha * near) ** beta
+# ---- A small CNN, with LRN and without -----------------------------------------------------------
 
 
 class PatchConv(nn.Module):
@@ -238,7 +223,7 @@ def convolutional(config: Config, split: Split, norm: Norm) -> dict[str, np.ndar
     """
 
     def build(setting: dict[str, Array]) -> tuple[nn.Module, optax.GradientTransformation]:
-        activation = sweep.one_of([nn.relu, lambda x: local_response(nn.relu(x))], setting["lrn"])
+        activation = sweep.one_of([nn.relu, lambda x: LRN(nn.relu(x))], setting["lrn"])
         return SmallCNN(config.widths, norm, activation), optax.adam(setting["rate"])
 
     settings = sweep.grid(lrn=[0, 1], rate=config.conv_learning_rates)

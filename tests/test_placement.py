@@ -9,13 +9,13 @@ from experiments import placement
 from jbn.models import MLP
 
 
-def test_local_response_agrees_with_its_formula():
-    x = np.random.default_rng(0).normal(size=(2, 3, 7)) * 100
+def test_local_response_norm_is_krizhevskys():
+    x = np.random.default_rng(0).normal(size=(2, 3, 3, 7)) * 100
     expected = np.empty_like(x)
     for i in range(7):
         near = x[..., max(0, i - 2) : i + 3]
         expected[..., i] = x[..., i] / (2 + 1e-4 * np.sum(near**2, -1)) ** 0.75
-    np.testing.assert_allclose(placement.local_response(jnp.asarray(x)), expected, rtol=1e-5)
+    np.testing.assert_allclose(placement.LRN(jnp.asarray(x)), expected, rtol=1e-5)
 
 
 def test_patch_conv_is_a_convolution():
