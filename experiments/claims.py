@@ -94,6 +94,7 @@ IDENTITIES = (
             below("uncorrected_2", 0.97, "uncorrected / true variance, batches of 2", expected=0.5),
         ),
         "The factor is 2, 1.25, 1.032, 1.017 at m = 2, 5, 32, 60.",
+        figure="bessel",
     ),
     Claim(
         "convolution",
@@ -233,6 +234,7 @@ GRADIENTS = (
                 "gradient norm at the first layer / at the last, sigmoid, Xavier, 20 layers",
             ),
         ),
+        figure="depth",
     ),
     Claim(
         "relu-and-initialisation",
@@ -257,6 +259,7 @@ GRADIENTS = (
             ),
         ),
         "ReLU needs He's variance: with Xavier's it loses the factor .707 per layer.",
+        figure="layers",
     ),
     Claim(
         "exploding",
@@ -271,6 +274,7 @@ GRADIENTS = (
                 expected=2.0,
             ),
         ),
+        figure="layers",
     ),
     Claim(
         "bn-keeps-gradients",
@@ -295,6 +299,7 @@ GRADIENTS = (
             ),
         ),
         "Whatever the scale of the weights; but with ReLU it grows by 21 % a layer at initialisation.",
+        figure="depth",
     ),
     Claim(
         "bn-relu-growth",
@@ -313,6 +318,7 @@ GRADIENTS = (
                 "bn_linear_squared", 1.25, 1.42, "the same, linear, batches of 6", expected=1.333
             ),
         ),
+        figure="depth",
     ),
     Claim(
         "early-layers",
@@ -327,6 +333,7 @@ GRADIENTS = (
             ),
             below("first_update_relu", 1, "the same, ReLU, He"),
         ),
+        figure="depth",
     ),
     Claim(
         "chain-rule",
@@ -351,6 +358,7 @@ GRADIENTS = (
             above("relu_slope_left", 0, "ReLU's slope at -1"),
         ),
         "One to the right, zero to the left.",
+        figure="dying",
     ),
     Claim(
         "dying-relu",
@@ -366,6 +374,7 @@ GRADIENTS = (
             below("dead_leaky", 0.001, "share of leaky units with zero gradient on all images"),
             above("leaky_gain", 0, "test accuracy of leaky - ReLU at that rate"),
         ),
+        figure="dying",
     ),
     Claim(
         "residual",
@@ -385,6 +394,7 @@ GRADIENTS = (
                 "test accuracy, residual - plain, 56 layers without BN, each at its best rate, 150 steps",
             ),
         ),
+        figure="residual",
     ),
     Claim(
         "variance-kept",
@@ -402,6 +412,7 @@ GRADIENTS = (
             within("xavier_variance", 0.9, 1.1, "the same, linear, Xavier", expected=1),
             within("xavier_tanh_variance", 0.9, 1.1, "the same, tanh, Xavier"),
         ),
+        figure="layers",
     ),
     Claim(
         "clipping",
@@ -439,6 +450,7 @@ RECURRENT = (
                 "mean squared error in the adding problem, T = 200, RNN (chance: .167)",
             ),
         ),
+        figure="memory",
     ),
     Claim(
         "lstm-preserves",
@@ -459,6 +471,7 @@ RECURRENT = (
             below("adding_lstm_100", 0.05, "the same, T = 100"),
             below("adding_lstm_200", 0.05, "the same, T = 200"),
         ),
+        figure="adding",
     ),
     Claim(
         "forget-bias",
@@ -470,6 +483,7 @@ RECURRENT = (
             above("kept_bias_5", 0.4, "sigmoid(5) to the 100th", expected=0.51),
             above("bias_5_over_1", 10, "|dc_100/dc_0| at initialisation, forget bias 5 / with 1"),
         ),
+        figure="memory",
     ),
     Claim(
         "clipping-recurrent",
@@ -515,6 +529,7 @@ WHITENING = (
             ),
             below("time_exponent_bn", 1.5, "power of d that BN's time grows with"),
         ),
+        figure="time",
     ),
     Claim(
         "whitening-singular",
@@ -544,6 +559,7 @@ WHITENING = (
             below("loss_change", 1e-6, "change of the loss meanwhile"),
             below("bias_inside", 1e-6, "|bias| after as many steps with BN inside the gradient"),
         ),
+        figure="outside",
     ),
     Claim(
         "scale-grows",
@@ -556,6 +572,7 @@ WHITENING = (
             ),
             below("scale_growth_inside", 2, "the same with BN inside the gradient"),
         ),
+        figure="outside",
     ),
     Claim(
         "normalised-inputs",
@@ -575,6 +592,7 @@ WHITENING = (
                 "share of runs that end more than .5 nats above the lowest training loss, raw - standardised",
             ),
         ),
+        figure="descent",
     ),
     Claim(
         "whitened-faster",
@@ -588,6 +606,7 @@ WHITENING = (
                 "steps to the same loss, whitened / standardised, each at its best rate",
             ),
         ),
+        figure="descent",
     ),
 )
 
@@ -614,6 +633,7 @@ TITANIC = (
             above("gain_standardised_sigmoid", 0, "the same, sigmoid", expected=-0.003),
         ),
         "Scaling the inputs does as much or more; one split of 179 has a standard error of 3.4 points.",
+        figure="accuracy",
     ),
     Claim(
         "titanic-steadier",
@@ -628,6 +648,7 @@ TITANIC = (
             ),
             below("unsteadiness_standardised_relu", 1, "the same, standardised inputs"),
         ),
+        figure="steadiness",
     ),
     Claim(
         "titanic-epochs",
@@ -640,6 +661,7 @@ TITANIC = (
             ),
             above("gain_epochs_standardised_relu", 0, "the same, standardised inputs"),
         ),
+        figure="epochs",
     ),
 )
 
@@ -658,6 +680,7 @@ LEARNING_RATE = (
             ),
             below("chance_with", 1_000, "the same with BN, looked at every 50 steps"),
         ),
+        figure="plateau",
     ),
     Claim(
         "small-rate",
@@ -672,6 +695,7 @@ LEARNING_RATE = (
             ),
             above("diverged_large", 0.5, "the same at rate 1"),
         ),
+        figure="grid",
     ),
     Claim(
         "higher-rate",
@@ -690,6 +714,7 @@ LEARNING_RATE = (
                 "the same, sigmoid: at least, as BN reaches the end of the grid",
             ),
         ),
+        figure="grid",
     ),
     Claim(
         "less-care",
@@ -710,6 +735,7 @@ LEARNING_RATE = (
                 expected=0.466,
             ),
         ),
+        figure="grid",
     ),
     Claim(
         "faster",
@@ -726,6 +752,7 @@ LEARNING_RATE = (
                 "the same, each at its best rate of .1 to 3, chosen on held-out images",
             ),
         ),
+        figure="speed",
     ),
     Claim(
         "low-rate-equal",
@@ -743,6 +770,7 @@ LEARNING_RATE = (
                 "gain_from_high_rate", 0, "the same network with BN, best rate of .1 to 3 - rate .1"
             ),
         ),
+        figure="speed",
     ),
     Claim(
         "small-rates-slow",
@@ -757,6 +785,7 @@ LEARNING_RATE = (
             ),
             above("slowness_with", 1, "the same, with BN"),
         ),
+        figure="speed",
     ),
     Claim(
         "slower-decay",
@@ -803,6 +832,7 @@ REGULARIZATION = (
             ),
             above("test_gain_bn", 0, "test accuracy, BN - without"),
         ),
+        figure="regularisers",
     ),
     Claim(
         "dropout-unneeded",
@@ -818,6 +848,7 @@ REGULARIZATION = (
             above("bn_minus_dropout", 0, "test accuracy, BN without dropout - dropout without BN"),
         ),
         "The paper says removed or reduced.",
+        figure="regularisers",
     ),
     Claim(
         "remedies",
@@ -835,6 +866,7 @@ REGULARIZATION = (
             ),
             below("norm_l2", 1, "norm of the weights, with L2 / without"),
         ),
+        figure="regularisers",
     ),
     Claim(
         "width-overfits",
@@ -864,6 +896,7 @@ REGULARIZATION = (
             ),
             below("test_noise_free", 0, "test accuracy of noise-free BN - of BN"),
         ),
+        figure="noise",
     ),
     Claim(
         "bad-data",
@@ -910,6 +943,7 @@ BATCH_SIZE = (
             below("bn_4", 0, "the same, batches of 4"),
             below("bn_excess_2", 0, "that loss at 2, beyond the loss without BN"),
         ),
+        figure="sizes",
     ),
     Claim(
         "alternatives",
@@ -926,6 +960,7 @@ BATCH_SIZE = (
             below("weight_modes", 1e-7, "the same, weight norm"),
             above("layer_minus_bn_32", -0.005, "test accuracy at batches of 32, layer norm - BN"),
         ),
+        figure="sizes",
     ),
     Claim(
         "huge-batches",
@@ -946,6 +981,7 @@ BATCH_SIZE = (
             ),
         ),
         "Fewer steps explain the loss, not the mixture: with equal steps it should vanish.",
+        figure="huge",
     ),
     Claim(
         "ghost-batches",
@@ -953,6 +989,7 @@ BATCH_SIZE = (
         "Statistics of small parts of a large batch close its gap (Hoffer et al., 2017).",
         "batch_size",
         (above("ghost_gain", 0, "test accuracy at batches of 4096, ghost BN of 64 - BN"),),
+        figure="huge",
     ),
     Claim(
         "mini-batches",
@@ -979,6 +1016,7 @@ BATCH_SIZE = (
                 "test accuracy at batches of 2, renorm (running statistics) - BN (population statistics)",
             ),
         ),
+        figure="sizes",
     ),
 )
 
@@ -1001,6 +1039,7 @@ INFERENCE = (
                 "largest difference of outputs of 60 images alone and in a batch, inference",
             ),
         ),
+        figure="test_batches",
     ),
     Claim(
         "test-batch-statistics",
@@ -1013,6 +1052,7 @@ INFERENCE = (
             below("batch_500", 0, "the same, batches of 500"),
             below("batch_sorted", 0, "the same, batches of 32 of one class each"),
         ),
+        figure="test_batches",
     ),
     Claim(
         "wrong-mode",
@@ -1020,6 +1060,7 @@ INFERENCE = (
         "Forgetting to switch to inference gives wrong results.",
         "inference",
         (below("mode_1", 0.2, "test accuracy image by image in training mode (by the formula)"),),
+        figure="test_batches",
     ),
     Claim(
         "moving-statistics",
@@ -1037,6 +1078,7 @@ INFERENCE = (
             within("window", -0.005, 0.005, "the same, mean of the last 100 batches"),
             within("cumulative", -0.005, 0.005, "the same, mean of all batches since the start"),
         ),
+        figure="statistics",
     ),
     Claim(
         "average-gamma-beta",
@@ -1051,6 +1093,7 @@ INFERENCE = (
             ),
         ),
         "Mean and variance are averaged; gamma and beta are the last, like all weights.",
+        figure="statistics",
     ),
     Claim(
         "population-size",
@@ -1066,6 +1109,7 @@ INFERENCE = (
             ),
             below("population_60", -0.003, "the same, of 60 examples"),
         ),
+        figure="statistics",
     ),
     Claim(
         "shift-hurts",
@@ -1080,6 +1124,7 @@ INFERENCE = (
             ),
             below("rotation_loss", 0, "test accuracy on images rotated by 30 degrees - unchanged"),
         ),
+        figure="shift",
     ),
     Claim(
         "shift-mended",
@@ -1094,6 +1139,7 @@ INFERENCE = (
             ),
             above("rotation_recovered", 0, "the same, rotation"),
         ),
+        figure="shift",
     ),
 )
 
@@ -1116,6 +1162,7 @@ SHIFT = (
             ),
         ),
         "By the first measure; by that of Santurkar et al. (2018) it need not. That BN solves it is disputed.",
+        figure="shift",
     ),
     Claim(
         "noisy-bn",
@@ -1130,6 +1177,7 @@ SHIFT = (
                 "drift of the medians from step 1,000 on, noise included, noisy BN - without BN",
             ),
         ),
+        figure="shift",
     ),
     Claim(
         "smoother",
@@ -1148,6 +1196,7 @@ SHIFT = (
                 "largest change of the gradient there, relative to its length, BN / without",
             ),
         ),
+        figure="landscape",
     ),
     Claim(
         "mini-batches-cause-shift",
@@ -1179,6 +1228,7 @@ SHIFT = (
             above("bn_over_l2", 0, "the same - sigmoid with L2"),
             above("relu_bn_over_relu", 0, "test accuracy at 20 layers, ReLU with BN - without"),
         ),
+        figure="depth",
     ),
     Claim(
         "amplified",
@@ -1197,6 +1247,7 @@ SHIFT = (
                 "relative change of the last W x at 20 layers, untrained, BN / without",
             ),
         ),
+        figure="untrained",
     ),
     Claim(
         "outlier-weights",
@@ -1211,6 +1262,7 @@ SHIFT = (
             ),
             within("outlier_bn", 0.9, 1.1, "deviation with outliers / without, last layer, BN"),
         ),
+        figure="untrained",
     ),
     Claim(
         "variance-by-depth",
@@ -1225,6 +1277,7 @@ SHIFT = (
             ),
             within("growth_with", 0.95, 1.05, "the same with BN"),
         ),
+        figure="untrained",
     ),
 )
 
@@ -1247,6 +1300,7 @@ BATCHES = (
                 "test accuracy with BN, the same batches every epoch in new order - shuffled anew",
             ),
         ),
+        figure="orders",
     ),
     Claim(
         "all-data-ideal",
@@ -1267,6 +1321,7 @@ BATCHES = (
                 "test accuracy, normalised by all 1,020 training images (with gradient) - by the batch of 60",
             ),
         ),
+        figure="means",
     ),
     Claim(
         "renorm-rescues",
@@ -1280,6 +1335,7 @@ BATCHES = (
                 "test accuracy, renorm (r_max to 3, d_max to 5, Ioffe's schedule scaled to the run) - BN, batches of two classes",
             ),
         ),
+        figure="orders",
     ),
 )
 
@@ -1295,6 +1351,7 @@ SATURATION = (
             above("slope_ratio", 0.75, "slope at 1.96 / at 0", expected=0.432),
         ),
         "A line explains it well, but the slope falls to less than half.",
+        figure="zone",
     ),
     Claim(
         "minus-one-to-one",
@@ -1334,6 +1391,7 @@ SATURATION = (
             below("saturated_scale_10", 0.05, "share saturated with gamma 10", expected=0.65),
         ),
         "Two moments are fixed, not the range; gamma and beta can saturate again.",
+        figure="saturated",
     ),
     Claim(
         "gamma-beta-restore",
@@ -1353,6 +1411,7 @@ SATURATION = (
                 "1 - R2 of the best line to the sigmoids over their inputs, mean over units, learned - neither",
             ),
         ),
+        figure="learned",
     ),
     Claim(
         "gamma-beta-choose",
@@ -1363,6 +1422,7 @@ SATURATION = (
             above("scale_spread", 0.05, "standard deviation of the learned gammas, sigmoid"),
             above("bias_spread", 0.05, "standard deviation of the learned betas, sigmoid"),
         ),
+        figure="learned",
     ),
     Claim(
         "relu-half",
@@ -1409,6 +1469,7 @@ PLACEMENT = (
             above("before_relu", 0, "the same, ReLU"),
             above("before_tanh", 0, "the same, tanh"),
         ),
+        figure="order",
     ),
     Claim(
         "bias-left-out",
@@ -1423,6 +1484,7 @@ PLACEMENT = (
                 "test accuracy gained by keeping the bias, mean of sigmoid, tanh and ReLU",
             ),
         ),
+        figure="order",
     ),
     Claim(
         "lrn-unneeded",
@@ -1437,6 +1499,7 @@ PLACEMENT = (
             ),
             above("lrn_gain", 0, "the same, without BN"),
         ),
+        figure="local_response",
     ),
 )
 
@@ -1454,6 +1517,7 @@ TRANSFER = (
             ),
             above("last_gain", 0, "last test accuracy, pretrained - from scratch"),
         ),
+        figure="race",
     ),
     Claim(
         "statistics-transfer",
@@ -1472,6 +1536,7 @@ TRANSFER = (
                 "test accuracy of a new last layer, gamma and beta trained as well - statistics alone",
             ),
         ),
+        figure="ways",
     ),
 )
 
@@ -1492,6 +1557,7 @@ INCEPTION = (
                 "baseline_gain", 0, "best test accuracy, BN-Baseline - Inception", expected=0.005
             ),
         ),
+        figure="variants",
     ),
     Claim(
         "bn-x5",
@@ -1508,6 +1574,7 @@ INCEPTION = (
             above("x5_gain", 0, "best test accuracy, BN-x5 - Inception", expected=0.008),
         ),
         "A miniature of 1,280 steps cannot show 14 times; the rule asks for 5.",
+        figure="variants",
     ),
     Claim(
         "bn-x30",
@@ -1524,6 +1591,7 @@ INCEPTION = (
             above("x30_gain", 0, "best test accuracy, BN-x30 - BN-x5", expected=0.018),
         ),
         "11.5 times faster than Inception to 72.2 %, not 6 times.",
+        figure="variants",
     ),
     Claim(
         "inception-x5",
@@ -1531,6 +1599,7 @@ INCEPTION = (
         "Inception without BN cannot bear five times the rate.",
         "inception",
         (below("plain_x5", 0, "last test accuracy, Inception at 5 times the rate - at its own"),),
+        figure="variants",
     ),
     Claim(
         "sigmoid-trains",
@@ -1545,6 +1614,7 @@ INCEPTION = (
                 "best test accuracy of the original with sigmoids, without BN",
             ),
         ),
+        figure="variants",
     ),
     Claim(
         "seven-changes",
@@ -1564,6 +1634,7 @@ INCEPTION = (
             below("fixed_batches", 0, "the same, with the same batches in every epoch"),
             below("strong_distortion", 0, "the same, with strong distortion"),
         ),
+        figure="changes",
     ),
 )
 

@@ -71,6 +71,16 @@ def measure(config: Config, study: Study) -> None:
     difference = np.abs(1 - drawn["glorot_uniform"].mean() / drawn["glorot_normal"].mean())
     study.report("variance_difference", estimates.exact(difference))
 
+    equalities = {**layer, **single}
+    equalities.pop("parameters_per_map")
+    study.figure(
+        "errors",
+        lambda: draw_errors({name: np.max(errors) for name, errors in equalities.items()}),
+        title="What should be equal, and by how much it is not",
+        alt="The largest error of each equality over all draws, on a logarithmic scale: "
+        + ", ".join(f"{name} {np.max(errors):.0e}" for name, errors in equalities.items())
+        + ".",
+    )
     study.figure(
         "bessel",
         lambda: draw_bessel(bessel),
@@ -247,6 +257,23 @@ def initial(config: Config, key: Array) -> dict[str, Array]:
         "he_normal": (nn.initializers.he_normal(), he),
     }
     return {name: jnp.var(make(key, shape)) / formula for name, (make, formula) in draws.items()}
+
+
+def draw_errors(errors: dict[str, float]) -> Figure:
+    """Draw the largest error of each equality."""
+    made = figures.figure(width=6.5)
+    axes, names = made.axes[0], sorted(errors, key=errors.__getitem__)
+    smallest = np.finfo(np.float64).eps / 16  # An error of 0 is drawn here.
+    axes.scatter(
+        [max(errors[name], smallest) for name in names], range(len(names)), color=figures.BLUE
+    )
+    axes.axvline(1e-6, color=figures.VERMILION, linestyle="--", label="bound of most rules")
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_xscale("log")
+    axes.set_xlabel("largest error")
+    axes.set_title("float64, the identity map float32; 0 at the left edge")
+    axes.legend()
+    return made
 
 
 def draw_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
