@@ -188,6 +188,9 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     for two calls at w = .99). `jbn.cumulative` weighs them alike, and so do
     `jbn.linen.population` and `jbn.nnx.population`, whatever the momentum.
 
+    Not for layers whose output in training depends on the running statistics, as batch renorm's
+    does: those statistics are what they are to be used with.
+
     Args:
       step: `(state, batch) -> state`, one forward pass in training mode with parameters frozen.
         Its float leaves are the statistics; integer leaves (counts) are carried along.
