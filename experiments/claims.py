@@ -28,6 +28,7 @@ MNIST_MLP = (
             ),
         ),
         "Once the rate is good, the last difference is a point or less: the gain is speed.",
+        figure="fig1",
     ),
     Claim(
         "fig1-stable-inputs",
@@ -46,6 +47,7 @@ MNIST_MLP = (
                 "spread_with", 2, "largest / smallest spread over training, with BN", expected=1.56
             ),
         ),
+        figure="fig1",
     ),
 )
 
@@ -59,6 +61,7 @@ IDENTITIES = (
             below("bias_effect", 1e-6, "largest |BN(Wu + b) - BN(Wu)|"),
             below("bias_gradient", 1e-6, "largest |dL/db|, relative to |dL/dbeta|"),
         ),
+        figure="errors",
     ),
     Claim(
         "epsilon",
@@ -107,6 +110,7 @@ IDENTITIES = (
             ),
             within("parameters_per_map", 1.99, 2.01, "parameters per feature map", expected=2),
         ),
+        figure="errors",
     ),
     Claim(
         "scale-invariance",
@@ -118,6 +122,7 @@ IDENTITIES = (
             below("scaled_gradient", 1e-6, "largest |a dL/d(aW) - dL/dW|, relative"),
             below("radial_gradient", 1e-6, "|<W, dL/dW>|, relative"),
         ),
+        figure="errors",
     ),
     Claim(
         "extra-layer",
@@ -130,6 +135,7 @@ IDENTITIES = (
                 "difference_error", 1e-6, "largest |jbn's gradient - finite differences|, float64"
             ),
         ),
+        figure="errors",
     ),
     Claim(
         "identity-map",
@@ -145,6 +151,7 @@ IDENTITIES = (
             ),
         ),
         "Exactly so only with gamma = sqrt(var + epsilon); with the deviation itself, up to epsilon / (2 var).",
+        figure="errors",
     ),
     Claim(
         "products",
@@ -206,6 +213,7 @@ IDENTITIES = (
             ),
         ),
         "Not with BN, where an example's loss depends on the others in its batch.",
+        figure="errors",
     ),
 )
 
@@ -800,6 +808,7 @@ LEARNING_RATE = (
             ),
         ),
         "The paper decays it 6x faster, because the network trains faster.",
+        figure="speed",
     ),
     Claim(
         "zero-initialisation",
@@ -877,6 +886,7 @@ REGULARIZATION = (
             above("gap_wide", 0, "gap, widest - narrowest network"),
             below("test_wide", 0, "test accuracy, widest - narrowest network"),
         ),
+        figure="noise",
     ),
     Claim(
         "batch-noise",
@@ -912,6 +922,7 @@ REGULARIZATION = (
             below("test_flipped", 0, "test accuracy, 40 % flipped - clean"),
             below("test_flipped_level", 0.5, "test accuracy at 40 % flipped labels"),
         ),
+        figure="noise",
     ),
 )
 
@@ -1003,6 +1014,7 @@ BATCH_SIZE = (
                 "examples seen until a training loss of .3, batches of 64 / all 1,024 images, without BN, each at its best rate",
             ),
         ),
+        figure="huge",
     ),
     Claim(
         "renorm-small",
@@ -1211,6 +1223,7 @@ SHIFT = (
             ),
         ),
         "It comes from the layers before, which change at every step, whatever the batch.",
+        figure="shift",
     ),
     Claim(
         "depth",
@@ -1370,6 +1383,7 @@ SATURATION = (
             ),
         ),
         "Mean 0 and variance 1; a batch of m reaches sqrt(m - 1).",
+        figure="zone",
     ),
     Claim(
         "no-saturation",
@@ -1434,6 +1448,7 @@ SATURATION = (
             below("active_error", 0.05, "mean |active share - Phi(beta / |gamma|)| after training"),
             above("active_last", 0.52, "share of active ReLUs after training"),
         ),
+        figure="learned",
     ),
     Claim(
         "gaussian",
@@ -1451,6 +1466,7 @@ SATURATION = (
             below("kurtosis_after", 0.1, "their excess kurtosis after normalisation", expected=6.0),
         ),
         "The shape stays as it was: skewness and kurtosis do not change.",
+        figure="zone",
     ),
 )
 

@@ -20,6 +20,7 @@ import tyro
 
 from experiments import estimates, ledger, rules
 from experiments.claims import CLAIMS
+from experiments.gauges import gauge
 from experiments.ledger import Result, Row
 from experiments.rules import Claim
 
@@ -96,7 +97,7 @@ def write(results: Mapping[str, Result], folder: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(estimate=estimates.words, minutes=minutes)
+    environment.filters.update(estimate=estimates.words, minutes=minutes, gauge=gauge)
     common: dict[str, Any] = {
         "marks": MARKS,
         "notes": NOTES,
@@ -161,9 +162,8 @@ def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
 
 
 def figure_of(claim: Claim, figures: list[dict[str, str]]) -> dict[str, str] | None:
-    """Choose the figure that shows a claim: the one it names, else the experiment's first."""
-    named = [figure for figure in figures if figure["file"] == f"{claim.figure}.png"]
-    return next(iter(named or figures), None)
+    """Find the figure that a claim names; what takes none, its gauges show."""
+    return next((figure for figure in figures if figure["file"] == f"{claim.figure}.png"), None)
 
 
 def minutes(seconds: Mapping[str, float]) -> str:

@@ -69,7 +69,7 @@ class Claim(NamedTuple):
     - experiment: which measures it.
     - checks: the rule; all of them for "holds".
     - instead: what to say instead or besides, known before from the paper or from arithmetic.
-    - figure: name of the figure that shows it; empty for the experiment's first.
+    - figure: name of the figure that shows it; empty where the numbers alone do.
     """
 
     id: str

@@ -8,9 +8,10 @@ import shutil
 import pytest
 from markupsafe import escape
 
-from experiments import estimates, figures, ledger, record, report
+from experiments import estimates, figures, ledger, record, report, rules
 from experiments.__main__ import main
 from experiments.claims import CLAIMS
+from experiments.gauges import gauge
 from experiments.study import Study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -44,7 +45,8 @@ def finished(runs, name, estimate):
         for claim in CLAIMS:
             for check in claim.checks if claim.experiment == name else ():
                 study.report(check.metric, estimate(check))
-        study.figure("first", figures.figure, title=HOSTILE, alt=f"Axes with nothing. {HOSTILE}")
+        for figure in sorted({claim.figure for claim in CLAIMS if claim.experiment == name} - {""}):
+            study.figure(figure, figures.figure, title=HOSTILE, alt=f"Axes alone. {HOSTILE}")
         study.finish()
     return run.path
 
@@ -94,7 +96,7 @@ def test_rows_carry_value_rule_outcome_and_command(pages):
         assert escape(check.words) in row
         assert escape(check.rule) in row
         assert estimates.words(outside(check)) in row
-    assert row.count("refuted") == len(claim.checks)
+    assert row.count(">refuted<") == len(claim.checks)
     assert "python -m experiments run titanic --preset quick" in row
     assert "expected 0.063, differs by" in row
 
@@ -149,6 +151,25 @@ def test_kept_ledger_is_that_of_the_kept_results():
     names = {claim.figure for claim in CLAIMS if claim.figure}
     kept = {path.stem for path in ledger.KEPT.glob("*/*.png")}
     assert names <= kept
+
+
+@pytest.mark.parametrize(
+    ("estimate", "inside"),
+    [
+        (estimates.mean([0.5, 0.6, 0.7]), True),
+        (estimates.mean([1.5, 1.6, 1.7]), False),
+        (estimates.exact(0.0), True),
+        (estimates.Estimate(1e-9, 1e-10, 1e-8, 5, "ratio"), True),
+    ],
+)
+def test_gauge_draws_the_value_where_the_rule_says(estimate, inside):
+    check = rules.below("x", 1, 'so-called "x" {0}')
+    drawn = str(gauge(ledger.Finding(check, estimate, rules.outcome(check, estimate))))
+    left, width = map(float, re.search(r'<rect.* x="(.+?)".* width="(.+?)"', drawn).groups())
+    x = float(re.search(r'<circle cx="([^"]+)"', drawn)[1])
+    assert (left <= x <= left + width) == inside
+    assert 0 <= x <= 320
+    assert "so-called &#34;x&#34; {0}" in drawn
 
 
 # ---- In a browser --------------------------------------------------------------------------------
