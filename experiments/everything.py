@@ -62,12 +62,11 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
 @contextlib.contextmanager
 def _compiling_fast() -> Generator[None]:
     """Compile with few optimizations: a smoke run takes most of its time for compiling."""
-    before = jax.config.jax_disable_most_optimizations  # type: ignore[attr-defined]
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+        jax.config.update("jax_disable_most_optimizations", False)  # Its default.
 
 
 def _one(name: str, how: Options, one: CarryOut) -> int:
