@@ -23,6 +23,7 @@ Time on two CPU cores: smoke ten seconds, quick two minutes, paper a quarter of 
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -37,7 +38,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from experiments import estimates, networks
 from experiments.data import Dataset, binary
 from experiments.figures import METHODS
-from experiments.regularization_figures import Line, draw, gap
+from experiments.regularization_figures import Line, draw, draw_combined, gap
 from experiments.study import Study
 from experiments.train import batch_indices
 from jbn.linen_norms import GhostBatchNorm
@@ -86,6 +87,8 @@ class Config:
     """strengths: times the sum of all |w|"""
     l2: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
     """strengths: times the sum of all w^2"""
+    combined: tuple[float, float, float] = (0.1, 1e-5, 1e-4)
+    """dropout, L1 and L2 that are combined, each with each and with none"""
     flips: tuple[float, ...] = (0.2, 0.4, 0.6)
     """shares of training labels that are replaced by wrong ones; the claim is about .4"""
     near_zero: float = 1e-3
@@ -343,7 +346,25 @@ def measure(config: Config, study: Study) -> None:
         label = f"BN, batches of {kind.batch_size}"
         lines["statistics", method] = Line((*sizes, config.train), found, label)
 
+    chosen = list(itertools.product(*((0.0, value) for value in config.combined)))
+    combined = {
+        method: part(f"combined_{method}", [kind], *(Setting(rates[method], *on) for on in chosen))
+        for method, kind in kinds.items()
+    }
+    regularisers = np.array(["dropout", "L1", "L2"])
+    names = [" + ".join(regularisers[np.array(on) > 0]) or "none" for on in chosen]
+
     report(config, study, {key: line.found for key, line in lines.items()})
+    for i, name in enumerate(names):
+        gained = estimates.paired(combined["batch"]["test"][i], combined["none"]["test"][i])
+        study.report(f"test_gain_bn_with_{name.lower().replace(' + ', '_')}", gained)
+    study.figure(
+        "combined",
+        functools.partial(draw_combined, names, combined),
+        title="Dropout, L1 and L2, each with each, without and with BN",
+        alt="Test accuracy, left, and training - test accuracy, right (mean over seeds, 95 % "
+        "interval), for all eight combinations of dropout, L1 and L2, without and with BN.",
+    )
     shown = "Test accuracy, above, and training - test accuracy, below (mean over seeds, 95 %"
     study.figure(
         "regularisers",

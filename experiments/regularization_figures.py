@@ -53,3 +53,29 @@ def draw(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
             panels[0].set_ylabel(name)
             axes.legend(fontsize=8)
     return made
+
+
+def draw_combined(names: Sequence[str], found: dict[str, Found]) -> Figure:
+    """Draw test accuracy and gap of every combination of regularisers, without and with BN."""
+    made = figure(2, width=4.4, height=3.6)
+    kinds = {"test accuracy": lambda rows: rows["test"], "training - test accuracy": gap}
+    for axes, (label, kind) in zip(made.axes, kinds.items(), strict=True):
+        for shift, (method, rows) in zip((-0.12, 0.12), found.items(), strict=True):
+            look, guesses = METHODS[method], [estimates.mean(row) for row in kind(rows)]
+            center = np.array([one.value for one in guesses])
+            ends = np.array([[one.low, one.high] for one in guesses]).T
+            axes.errorbar(
+                center,
+                np.arange(len(names)) + shift,
+                xerr=abs(ends - center[None]),
+                color=look.color,
+                marker=look.marker,
+                linestyle="none",
+                capsize=2,
+                label=look.label,
+            )
+        axes.set_yticks(range(len(names)), names if axes is made.axes[0] else [""] * len(names))
+        axes.set_xlabel(label)
+        axes.invert_yaxis()
+    made.axes[0].legend(fontsize=8)
+    return made
