@@ -76,10 +76,11 @@ def _one(name: str, how: Options, one: CarryOut) -> int:
         words += ["--data-dir", str(keeping.data_dir)]
     if keeping.resume:
         config = import_module(f"experiments.{name}").PRESETS[how.preset]
-        finished = record.newest_finished(keeping.runs, name, config)
-        if finished:
-            print(f"{name}: finished in {finished}", file=sys.stderr)
-            return 0
+        wanted = {"experiment": name, **record.to_json(config)}
+        for path in record.finished(keeping.runs, name):
+            if record.read_json(path / "config.json") == wanted:
+                print(f"{name}: finished in {path}", file=sys.stderr)
+                return 0
         try:
             record.newest_unfinished(keeping.runs, name, config).__exit__()
             words += ["--resume"]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from experiments import estimates, record, rules
 from experiments.claims import CLAIMS
 from experiments.estimates import Estimate
+from experiments.options import OWN
 from experiments.rules import Check, Claim, Outcome, Verdict
 
 KEPT = Path(__file__).parents[1] / "docs" / "results" / "ledger"
@@ -54,7 +55,7 @@ class Result(NamedTuple):
     @property
     def preset(self) -> str:
         """Name the preset of its config, "own options" where it is none."""
-        return self.summary["preset"]
+        return self.summary.get("preset", OWN)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -81,15 +82,23 @@ def rows(results: Mapping[str, Result]) -> list[Row]:
 
 
 def collect(runs: Path, kept: Path = KEPT) -> dict[str, Result]:
-    """Find each experiment's newest finished run, else the result that the project keeps."""
+    """Find each experiment's newest finished run, else the result that the project keeps.
+
+    A smoke run gives no verdict, and stands only where there is nothing else.
+    """
     results = {}
     for name in dict.fromkeys(claim.experiment for claim in CLAIMS):
-        path = record.newest_finished(runs, name)
-        if path is None and (kept / name / "summary.json").is_file():
-            path = kept / name
-        if path is not None:
-            results[name] = Result(path, record.read_json(path / "summary.json"))
+        found = [result_of(path) for path in record.finished(runs, name)]
+        if (kept / name / "summary.json").is_file():
+            found.append(result_of(kept / name))
+        if found:
+            results[name] = next((r for r in found if r.preset != "smoke"), found[0])
     return results
+
+
+def result_of(path: Path) -> Result:
+    """Read what a finished run left."""
+    return Result(path, record.read_json(path / "summary.json"))
 
 
 def as_text(name: str, measured: Mapping[str, Estimate]) -> str:

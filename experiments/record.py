@@ -100,15 +100,10 @@ def open_run(path: Path) -> Run:
         raise ValueError(f"Expected an idle run, but a process is at work in {path}.") from None
 
 
-def newest_finished(root: Path, experiment: str, config: Any = None) -> Path | None:
-    """Find the newest finished run of this experiment, and of this config where one is given."""
-    for path in sorted((root / experiment).glob("*/"), reverse=True):
-        if not (path / "summary.json").is_file():
-            continue
-        wanted = {"experiment": experiment, **to_json(config)} if config else None
-        if wanted is None or read_json(path / "config.json") == wanted:
-            return path
-    return None
+def finished(root: Path, experiment: str) -> list[Path]:
+    """Find the finished runs of this experiment, newest first."""
+    paths = sorted((root / experiment).glob("*/"), reverse=True)
+    return [path for path in paths if (path / "summary.json").is_file()]
 
 
 def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from experiments import data, figures
 from experiments.data import Dataset, WrongData
 from experiments.estimates import Estimate, to_json
+from experiments.options import OWN
 from experiments.record import Run, read_rows
 
 
@@ -34,9 +35,7 @@ class Study:
             study.figure("depth", draw(found), title="Gradient by depth", alt="...")
     """
 
-    def __init__(
-        self, name: str, run: Run, *, preset: str = "own options", data_dir: Path | None = None
-    ):
+    def __init__(self, name: str, run: Run, *, preset: str = OWN, data_dir: Path | None = None):
         """Begin, or go on, in a run directory."""
         self.name, self.run, self.preset, self.data_dir = name, run, preset, data_dir
         self.datasets: dict[str, Dataset] = {}

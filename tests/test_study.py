@@ -102,7 +102,7 @@ def test_killed_study_goes_on_after_its_last_part(tmp_path):
     assert main(["identities", "--preset", "smoke", "--runs", str(tmp_path), "--resume"]) == 0
     assert (path / "parts" / "layer.npz").stat().st_mtime_ns == kept
     assert main(["identities", "--preset", "smoke", "--runs", str(tmp_path)]) == 0
-    other = record.newest_finished(tmp_path, "identities")
+    other, _ = record.finished(tmp_path, "identities")
     one, two = (record.read_json(p / "summary.json")["metrics"] for p in (path, other))
     assert one == two
 
@@ -135,6 +135,21 @@ def test_list_shows_every_claim(capsys):
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(claim.id in shown and claim.text in shown for claim in CLAIMS)
+
+
+def test_smoke_run_does_not_displace_what_gives_verdicts(tmp_path):
+    def run(preset):
+        with record.create(tmp_path / "runs", "gradients", Config()) as made:
+            made.write("summary.json", {"preset": preset, "metrics": {}, "figures": []})
+        return made.path
+
+    smoke = run("smoke")
+    assert ledger.collect(tmp_path / "runs", kept=tmp_path)["gradients"].path == smoke
+    kept = ledger.collect(tmp_path / "runs")["gradients"]
+    assert (kept.path, kept.preset) == (ledger.KEPT / "gradients", "quick")
+    quick = run("quick")
+    run("smoke")
+    assert ledger.collect(tmp_path / "runs")["gradients"].path == quick
 
 
 # ---- All of them ---------------------------------------------------------------------------------
