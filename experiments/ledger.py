@@ -114,10 +114,3 @@ def as_text(name: str, measured: Mapping[str, Estimate]) -> str:
             text = f"{finding.check.words}: {number}; {finding.outcome}: {finding.check.rule}"
             lines += textwrap.wrap(text, 96, initial_indent="    ", subsequent_indent="      ")
     return "\n".join(lines)
-
-
-def command(name: str, preset: str) -> str:
-    """Write the command that measures an experiment again."""
-    return f"python -m experiments run {name}" + (
-        f" --preset {preset}" if preset in ("smoke", "quick", "paper") else ""
-    )

@@ -22,6 +22,7 @@ from experiments import estimates, ledger, rules
 from experiments.claims import CLAIMS
 from experiments.gauges import gauge
 from experiments.ledger import Result, Row
+from experiments.options import OWN
 from experiments.rules import Claim
 
 HERE = Path(__file__).parent
@@ -146,7 +147,8 @@ def paragraphs(text: str) -> list[str]:
 
 def command(name: str, result: Result | None) -> str:
     """Write the command that measures an experiment, as it was measured."""
-    return ledger.command(name, result.preset if result else "quick")
+    preset = result.preset if result else "quick"
+    return f"python -m experiments run {name}" + f" --preset {preset}" * (preset != OWN)
 
 
 def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
