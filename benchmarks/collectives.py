@@ -32,7 +32,7 @@ from jaxtyping import Array
 
 import jbn
 from benchmarks import common
-from jbn import centre
+from jbn import _center
 
 MAPPED = ("pmap", "shard_map", "shard_map, unchecked")
 MODES = (*MAPPED, "jit")
@@ -115,7 +115,7 @@ def payload(
     here, where weights are differentiated. A sum over index groups has a slot for each group.
     """
     value = features * jnp.promote_types(dtype, jnp.float32).itemsize
-    gathered = devices <= centre.GATHER_LIMIT
+    gathered = devices <= _center.GATHER_LIMIT
     forward = devices * (4 if masked else 3) if gathered else groups * (2 + 3)
     return Payload(forward * value, groups * 2 * value)
 
@@ -360,7 +360,7 @@ def at_most(way: str, mode: str, devices: int, layers: int) -> str:
     """Say how many collectives the design allows."""
     if not way.startswith("jbn"):
         return ""
-    each = 3 if mode == "jit" or devices > centre.GATHER_LIMIT else 2
+    each = 3 if mode == "jit" or devices > _center.GATHER_LIMIT else 2
     return str(each * layers + 1)
 
 
@@ -390,7 +390,7 @@ def report(result: dict[str, Any]) -> str:
         "## Payload of the statistics of one layer",
         "Forward and backward, in bytes per device and step, by the number of devices.",
         by_devices(rows, layers),
-        f"Up to {centre.GATHER_LIMIT} devices jbn gathers the moments of all; beyond, it has two "
+        f"Up to {_center.GATHER_LIMIT} devices jbn gathers the moments of all; beyond, it has two "
         "sums of O(C). With index groups each sum has a slot for each group: groups that are rows "
         "of a mesh cost less as such, with the name of the mesh's inner axis.",
         f"The formula (`payload`) equals what was counted in {len(equal)} of {len(both)} cases.",

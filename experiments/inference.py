@@ -37,10 +37,10 @@ from experiments.data import Dataset
 from experiments.networks import Network
 from experiments.study import Study
 from experiments.train import batch_indices
+from jbn._schedules import Schedule
 from jbn.diagnostics import effective_batches, train_eval_gap
 from jbn.linen import BatchNorm
 from jbn.models import MLP
-from jbn.running import Schedule
 
 WINDOW = 100  # Batches in the simple moving average.
 POPULATION_EXAMPLES = 60, 300, 1000, 10_000, 20_000  # Rounded up to whole batches.

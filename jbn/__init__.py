@@ -2,6 +2,10 @@
 
 from jbn import convert as convert
 from jbn import diagnostics as diagnostics
+from jbn._population import population as population
+from jbn._schedules import cumulative as cumulative
+from jbn._schedules import debiased as debiased
+from jbn._schedules import moving_average as moving_average
 from jbn.batch_norm import batch_norm as batch_norm
 from jbn.batch_norm import init as init
 from jbn.batch_norm import normalize as normalize
@@ -14,10 +18,6 @@ from jbn.norms import instance_norm as instance_norm
 from jbn.norms import layer_norm as layer_norm
 from jbn.norms import weight_norm as weight_norm
 from jbn.norms import weight_norm_init as weight_norm_init
-from jbn.running import cumulative as cumulative
-from jbn.running import debiased as debiased
-from jbn.running import moving_average as moving_average
-from jbn.running import population as population
 from jbn.running import update as update
 from jbn.synchronize import is_synchronized as is_synchronized
 from jbn.synchronize import synchronize as synchronize

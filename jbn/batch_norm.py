@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
-from jbn.centre import wide_dtype
+from jbn._center import wide_dtype
+from jbn._schedules import Schedule
 from jbn.collectives import AxisName
 from jbn.moments import as_inexact, centre_features, feature_axes, to_features
-from jbn.running import Schedule, check_momentum, update
+from jbn.running import check_momentum, update
 from jbn.types import BatchNormParams, BatchNormState, Moments
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jaxtyping import Array, ArrayLike, Shaped
 
-from jbn import running
+from jbn import _population
+from jbn._population import State
+from jbn._schedules import Schedule
 from jbn.batch_norm import batch_norm
 from jbn.moments import feature_axes
-from jbn.running import Schedule, State
 from jbn.types import BatchNormParams, BatchNormState
 
 Initializer = Callable[..., Array]
@@ -185,7 +186,7 @@ def population(step: Callable[[State, Any], State], batch_stats: State, batches:
         with nn.intercept_methods(_apart):
             return step(batch_stats, batch)
 
-    return running.population_by_call(step_apart, batch_stats, batches)
+    return _population.population_by_call(step_apart, batch_stats, batches)
 
 
 def _apart(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -195,17 +196,17 @@ def _apart(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> An
         return call(*args, **kwargs)
     ledgers = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
     for name, ledger in ledgers.items():
-        module.put_variable("batch_stats", name, running.untouched(ledger))
+        module.put_variable("batch_stats", name, _population.untouched(ledger))
     momentum = module.momentum
     # A bound module is frozen for its users; this one is put back as it was.
-    object.__setattr__(module, "momentum", running.forgetful(momentum))
+    object.__setattr__(module, "momentum", _population.forgetful(momentum))
     try:
         y = call(*args, **kwargs)
     finally:
         object.__setattr__(module, "momentum", momentum)
     for name, ledger in ledgers.items():
         left = module.get_variable("batch_stats", name)
-        module.put_variable("batch_stats", name, running.enter(ledger, left))
+        module.put_variable("batch_stats", name, _population.enter(ledger, left))
     return y
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn.centre import Centred, centre, merge, wide_dtype
+from jbn._center import Centred, centre, merge, wide_dtype
 from jbn.collectives import AxisName, pool
 from jbn.types import Moments
 

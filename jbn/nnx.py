@@ -10,11 +10,11 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jaxtyping import Array, ArrayLike, Shaped
 
-from jbn import running
+from jbn import _population
+from jbn._schedules import Schedule
 from jbn.batch_norm import batch_norm, init
 from jbn.linen import Initializer, apply_batch_norm
 from jbn.moments import feature_axes
-from jbn.running import Schedule
 from jbn.types import BatchNormParams, BatchNormState
 
 
@@ -226,7 +226,7 @@ def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: A
         forward(copy, batch)
         return _values(nnx.state(copy, nnx.BatchStat))
 
-    return _filled(state, running.population_by_call(step, _values(state), batches))
+    return _filled(state, _population.population_by_call(step, _values(state), batches))
 
 
 def _values(state: nnx.State) -> dict[str, Any]:
@@ -246,15 +246,15 @@ def _keep_calls_apart(module: Any) -> None:
     kept = [getattr(module, name, None) for name in ("mean", "var")]
     if not hasattr(module, "momentum") or not all(isinstance(v, nnx.BatchStat) for v in kept):
         return
-    module.momentum = running.forgetful(module.momentum)
+    module.momentum = _population.forgetful(module.momentum)
     for variable in (module.mean, module.var):  # A new dict: the model's own has the old one.
         hooks = {"on_get_value": _untouched, "on_set_value": _enter}
         variable.set_metadata({**variable.get_metadata(), **hooks})
 
 
 def _untouched(variable: nnx.Variable, ledger: Array) -> Array:
-    return running.untouched(ledger)
+    return _population.untouched(ledger)
 
 
 def _enter(variable: nnx.Variable, left: Array) -> Array:
-    return running.enter(variable.get_raw_value(), left)
+    return _population.enter(variable.get_raw_value(), left)

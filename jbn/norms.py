@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact
 
+from jbn._center import Centred, abs_squared, wide_dtype
 from jbn.batch_norm import check_epsilon, factors
-from jbn.centre import Centred, abs_squared, wide_dtype
 from jbn.moments import as_inexact, centre_features, feature_axes, moments
 from jbn.types import BatchNormParams
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool
 
-from jbn.centre import pooled
+from jbn._center import pooled
 from jbn.collectives import AxisName, Pool, pool
 from jbn.types import BatchNormState, Moments, is_statistics
 

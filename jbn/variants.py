@@ -26,11 +26,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int
 
+from jbn._center import Centred, abs_squared, merge
+from jbn._schedules import Schedule
 from jbn.batch_norm import batch_norm, check_epsilon, check_features, factors
-from jbn.centre import Centred, abs_squared, merge
 from jbn.collectives import AxisName
 from jbn.moments import as_inexact, as_weights, centre_features, feature_axes, to_features
-from jbn.running import Schedule, check_momentum, update
+from jbn.running import check_momentum, update
 from jbn.types import BatchNormParams, BatchNormState, Moments
 
 Limit = ArrayLike | Callable[[Int[Array, ""]], ArrayLike]

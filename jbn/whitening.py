@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from jbn.centre import wide_dtype
+from jbn._center import wide_dtype
 from jbn.moments import as_inexact, centre_features
 from jbn.norms import along_features, check_values, group_width, one_feature_axis
 

@@ -21,7 +21,7 @@ from strategies import values
 import jbn
 from benchmarks import collectives
 from benchmarks.collectives import MODES, Collective, Layer, count, lower, parse, payload, with_jbn
-from jbn import centre
+from jbn import _center
 
 LAYERS, FEATURES = 3, 16
 SIZES = {"devices": DEVICES, "layers": LAYERS, "features": FEATURES}
@@ -33,7 +33,7 @@ LIMIT = {mode: (3 if mode == "jit" else 2) * LAYERS + 1 for mode in MODES}
 def two_sums(monkeypatch):
     """Let eight devices be too many to gather; what was traced otherwise must not be found."""
     forget()
-    monkeypatch.setattr(centre, "GATHER_LIMIT", 2)
+    monkeypatch.setattr(_center, "GATHER_LIMIT", 2)
     yield
     forget()
 
@@ -166,7 +166,7 @@ def test_payload_of_two_sums(mode, options, two_sums):
 
 @pytest.mark.parametrize("limit", [2, 64])
 def test_payload_is_of_float32_for_half_precision(limit, two_sums, monkeypatch):
-    monkeypatch.setattr(centre, "GATHER_LIMIT", limit)
+    monkeypatch.setattr(_center, "GATHER_LIMIT", limit)
 
     def half(features, name):
         layer = with_jbn(features, name)

@@ -10,7 +10,7 @@ from oracles import F32_STATISTICS, assert_close, exact
 from strategies import values
 
 import jbn
-from jbn import centre
+from jbn import _center
 
 C = 5
 GROUPS = [[6, 0, 3], [1, 2, 4, 5, 7]]
@@ -62,7 +62,7 @@ def assert_pooled(got, want):
 @pytest.mark.parametrize("mode", MAPPED)
 def test_pools_means_and_their_spread(mode, limit, monkeypatch):
     """By a gather, and by two sums as beyond 64 devices; shard_map proves the result replicated."""
-    monkeypatch.setattr(centre, "GATHER_LIMIT", limit)
+    monkeypatch.setattr(_center, "GATHER_LIMIT", limit)
     state = local_states()
 
     def function(state):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from jbn.running import Schedule
+from jbn._schedules import Schedule
 from jbn.types import BatchNormParams, BatchNormState
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from jbn._schedules import cumulative, debiased
 from jbn.convert.common import ConversionError, Options
-from jbn.running import cumulative, debiased
 
 
 @dataclasses.dataclass(frozen=True)

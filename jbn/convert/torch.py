@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
+from jbn._schedules import cumulative
 from jbn.convert.common import Converted, Options, Reader, as_array, check_layer
-from jbn.running import cumulative
 from jbn.types import BatchNormParams, BatchNormState
 
 DEFAULT = Options(momentum=1 - 0.1, epsilon=1e-5, unbiased=True)
