@@ -199,7 +199,7 @@ def mean_of_gradients(u: Array, w: Array, dy: Array) -> Array:
 def identity_errors(key: Array) -> dict[str, Array]:
     """Undo the normalisation by gamma and beta, at the default epsilon."""
     x = 0.5 + 1.5 * jax.random.normal(key, (60, MAPS))
-    mean, var, _ = jbn.moments(x)
+    mean, var, *_ = jbn.moments(x)
 
     def error(scale: Array) -> Array:
         return largest(batch_norm(x, jbn.BatchNormParams(scale, mean), epsilon=1e-5) - x)

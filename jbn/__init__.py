@@ -24,6 +24,7 @@ from jbn.synchronize import synchronize as synchronize
 from jbn.types import BatchNormParams as BatchNormParams
 from jbn.types import BatchNormState as BatchNormState
 from jbn.types import Moments as Moments
+from jbn.types import WeightedMoments as WeightedMoments
 from jbn.variants import batch_renorm as batch_renorm
 from jbn.variants import ghost_batch_norm as ghost_batch_norm
 from jbn.variants import normalize_with_example as normalize_with_example

@@ -1,10 +1,12 @@
 """A batch about its pivot: the sums over the batch, their derivative, their merge over devices.
 
 E[x^2] - E[x]^2 cancels when the mean is large: at mean/std 1e4 in float32 it is NaN. Here sums are
-taken of `deviation = x - pivot` with a pivot near the mean, and two rules keep that exact:
+taken of `deviation = x - pivot` with a pivot near the mean, and three rules keep that exact:
 - pivot and remainder (the mean of the deviation) are not rounded into one number before x is
-  normalised: (x - pivot) - remainder has an error of 1e-6 where x - (pivot + remainder) has 4e-3;
-- devices exchange (pivot, remainder, var, count) and merge those, not sums about zero.
+  normalized: (x - pivot) - remainder has an error of 1e-6 where x - (pivot + remainder) has 4e-3;
+- devices exchange (pivot, remainder, std, count) and merge those, not sums about zero;
+- neither y nor a gradient goes by a square or a cube in units of x, which float32 cannot hold
+  beyond 1e19 or 1e13: the variance is that of `deviation * rstd`, rstd = 1 / sqrt(var + epsilon).
 
 References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983: shifted
 sums, merge of parts. Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 1 and section 3.
@@ -16,52 +18,128 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, ArrayLike
 
 from jbn.collectives import Pool
-from jbn.types import Moments
+from jbn.types import Moments, WeightedMoments
 
 # A gather of all devices' moments is O(D*C). Beyond this D two sums of O(C) take its place.
 GATHER_LIMIT = 64
 
-# Sums about 0 are kept while mean^2 <= 2 var: the error of the normalised output is then at most
+# Sums about 0 are kept while mean^2 <= 2 var: the error of the normalized output is then at most
 # 3e-6; it is 4e-6 at mean = 2 std and grows with the square.
 WELL_CONDITIONED = 2.0
 
 
-class Centred(NamedTuple):
+# ---- What the callers get ------------------------------------------------------------------------
+
+
+class Centered(NamedTuple):
     """A batch about its pivot. Vectors keep x's rank, with 1 where an axis was reduced.
 
-    The batch's mean is pivot + remainder. A device's deviation is from its own pivot; `remainder`
-    is the mean of all devices seen from there, so `deviation - remainder` is exact everywhere.
-    `kept` stands for the deviation, see `_deviation`.
+    A device's deviation is from its own pivot; `remainder` is the mean of all devices minus that,
+    so `deviation - remainder` is exact on each of them, unlike x - mean.
+    `residual` stands for the deviation, see `_deviation`. `rstd` is 1 / sqrt(var + epsilon) up to
+    rounding, a constant to the derivative; y goes by `relative_var` = var rstd^2 instead of var.
     """
 
-    kept: Array
+    residual: Array
     pivot: Array
     remainder: Array
-    moments: Moments
+    rstd: Array
+    relative_var: Array
+    mean: Array
+    var: Array
+    count: Array
+    effective_count: Array | None
+
+    @property
+    def has_weight(self) -> Array:
+        """Where any value counts. NaN weights do: what they make of the statistics is NaN."""
+        return ~(self.count <= 0)
+
+    @property
+    def moments(self) -> Moments | WeightedMoments:
+        """Moments of all devices; 0, 0 and count 0 where nothing has weight."""
+        mean, var = (jnp.where(self.has_weight, v, 0) for v in (self.mean, self.var))
+        return _moments(mean, var, self.count, self.effective_count)
+
+    def or_running(self, mean: Array, var: Array, epsilon: ArrayLike) -> "Centered":
+        """Put running statistics, vectors, where nothing has weight."""
+        var = var.astype(self.rstd.dtype)
+        mean = mean.astype(self.pivot.dtype) - self.pivot
+        rstd = jnp.where(self.has_weight, self.rstd, jax.lax.stop_gradient(_rstd(var, epsilon)))
+        return self._replace(
+            remainder=jnp.where(self.has_weight, self.remainder, mean),
+            rstd=rstd,
+            relative_var=jnp.where(self.has_weight, self.relative_var, var * rstd * rstd),
+        )
+
+    def affine_coefficients(
+        self, scale: Array | None, bias: Array | None, epsilon: ArrayLike
+    ) -> tuple[Array, Array]:
+        """Compute a and b of y = (deviation * rstd) * a + b, from vectors scale and bias."""
+        dtype, rstd = self.pivot.dtype, self.rstd
+        # 1 but for the rounding of rstd.
+        relative = self.relative_var + jnp.asarray(epsilon, rstd.dtype) * rstd * rstd
+        a = jax.lax.rsqrt(relative).astype(dtype)
+        if scale is not None:
+            a = a * scale.astype(dtype)
+        b = -(self.remainder * rstd.astype(dtype)) * a
+        return a, b if bias is None else b + bias.astype(dtype)
 
     def scale_and_shift(self, a: Array, b: Array) -> Array:
-        """Compute deviation * a + b, keeping no more than `kept` and vectors for the backward."""
-        return _scale_and_shift(self.kept, self.pivot, a, b)
+        """Compute (deviation * rstd) * a + b, keeping `residual` and vectors for the backward."""
+        return _scale_and_shift(self.residual, self.pivot, self.rstd, a, b)
+
+    def normalize(self, scale: Array | None, bias: Array | None, epsilon: ArrayLike) -> Array:
+        """Compute y = scale * (x - mean) / sqrt(var + epsilon) + bias, from vectors."""
+        return self.scale_and_shift(*self.affine_coefficients(scale, bias, epsilon))
 
 
-def centre(x: Array, axes: tuple[int, ...], weights: Array | None, pool: Pool | None) -> Centred:
-    """Centre a batch about a pivot near its mean, with the moments of all devices.
+def center(
+    x: Array,
+    axes: tuple[int, ...],
+    weights: Array | None,
+    pool: Pool | None,
+    epsilon: ArrayLike = 1.0,
+) -> Centered:
+    """Center a batch about a pivot near its mean, with the moments of all devices.
 
     Args:
       x: floating or complex, not empty.
       axes: the axes to reduce.
-      weights: None, or boolean or float of x's rank, broadcastable to x.
+      weights: None, or boolean or float of x's rank, broadcastable to x. Float weights count by
+        their ratios, at any scale; a negative one counts as 0.
       pool: the devices that share statistics.
+      epsilon: what is added to var before its root. It need only be near where var alone is asked.
     """
-    if weights is not None:  # y is computed where x is masked; NaN there must not reach a gradient.
-        x = jnp.where((weights > 0) | jnp.isfinite(x), x, 0)
-    kept, local_pivot, pivot, remainder, var, count = _centre(x, weights, axes, pool)
-    local_pivot, pivot = jax.lax.stop_gradient((local_pivot, pivot))
-    seen_from_here = remainder if pool is None else (pivot - local_pivot) + remainder
-    return Centred(kept, local_pivot, seen_from_here, Moments(pivot + remainder, var, count))
+    unit = None
+    if weights is not None:
+        if weights.dtype != jnp.bool_:
+            weights = weights.astype(jnp.finfo(wide_dtype(x)).dtype)
+            weights = jnp.where(weights < 0, 0, weights)
+            largest = jnp.max(weights, axes, keepdims=True)
+            unit = jax.lax.stop_gradient(jnp.where(largest > 0, power_of_two(largest), 1))
+            weights = weights / unit
+        # y is computed where x is masked; NaN there must not reach a gradient.
+        x = jnp.where(_has(weights) | jnp.isfinite(x), x, 0)
+    epsilon = jnp.asarray(epsilon, jnp.finfo(wide_dtype(x)).dtype)
+    out = _center(x, weights, unit, jax.lax.stop_gradient(epsilon), axes, pool)
+    pivot, shared = jax.lax.stop_gradient((out.pivot, out.shared))
+    remainder = out.remainder if pool is None else (shared - pivot) + out.remainder
+    return Centered(
+        residual=out.residual,
+        pivot=pivot,
+        remainder=remainder,
+        rstd=jax.lax.stop_gradient(out.rstd),
+        relative_var=out.relative_var,
+        mean=shared + out.remainder,
+        var=out.var,
+        count=out.count,
+        effective_count=out.effective_count,
+    )
 
 
 def wide_dtype(x: Array) -> jnp.dtype:
@@ -69,89 +147,165 @@ def wide_dtype(x: Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _deviation(kept: Array, pivot: Array) -> Array:
-    """Deviation from the pivot: what is kept, or, for x in half precision, made anew from x.
+def rstd(var: Array, epsilon: ArrayLike) -> Array:
+    """Compute 1 / sqrt(var + epsilon), whose derivative is right wherever its value is.
+
+    That of rsqrt is the cube of its value, which float32 cannot hold beyond 1e13.
+    """
+    value = jax.lax.stop_gradient(_rstd(var, epsilon))
+    relative = var * value * value + jnp.asarray(epsilon, var.dtype) * value * value
+    return value * jax.lax.rsqrt(relative)
+
+
+def _rstd(var: Array, epsilon: ArrayLike) -> Array:
+    return 1 / jnp.hypot(jnp.sqrt(var), jnp.sqrt(jnp.asarray(epsilon, var.dtype)))
+
+
+def _deviation(residual: Array, pivot: Array) -> Array:
+    """Deviation from the pivot: the residual, or, for x in half precision, made anew from x.
 
     The deviation of a float16 or bfloat16 x is float32 and would take twice x's memory.
     """
-    return kept if kept.dtype == pivot.dtype else kept.astype(pivot.dtype) - pivot
+    return residual if residual.dtype == pivot.dtype else residual.astype(pivot.dtype) - pivot
 
 
 # Under `checkpoint` what is kept for the backward pass are the arguments, not the deviation.
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _scale_and_shift(kept: Array, pivot: Array, a: Array, b: Array) -> Array:
-    return _deviation(kept, pivot) * a + b
+def _scale_and_shift(residual: Array, pivot: Array, rstd: Array, a: Array, b: Array) -> Array:
+    return (_deviation(residual, pivot) * rstd.astype(pivot.dtype)) * a + b
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _centre(
-    x: Array, weights: Array | None, axes: tuple[int, ...], pool: Pool | None
-) -> tuple[Array, ...]:
-    """Compute kept, local pivot, pivot, remainder, var, count; the last four of all devices.
+# ---- The batch and its derivative ----------------------------------------------------------------
+
+
+class _Out(NamedTuple):
+    """What `_center` returns. pivot, residual and share are this device's, the rest is of all.
+
+    The mean of all is shared + remainder. `share` is what one unit of this device's weights has
+    of the total weight: 1 / n where all weigh 1.
+    """
+
+    residual: Array
+    pivot: Array
+    shared: Array
+    remainder: Array
+    rstd: Array
+    relative_var: Array
+    var: Array
+    count: Array
+    effective_count: Array | None
+    share: Array
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _center(
+    x: Array,
+    weights: Array | None,
+    unit: Array | None,
+    epsilon: Array,
+    axes: tuple[int, ...],
+    pool: Pool | None,
+) -> _Out:
+    """Center a batch, by weights that are given in units of `unit` and are not above 2.
 
     The derivative is that of the moments themselves, written about the pivot. Its transpose is
     the closed form dx = dy c1 + deviation c2 + c3 of the paper's section 3, so reverse mode keeps
     one array and vectors, and forward mode and second order come from the same few lines.
     """
-    kept, pivot, remainder, var = _local(x, weights, axes)
-    count = jnp.broadcast_to(_count(weights, x.shape, axes), var.shape).astype(var.dtype)
+    n = _count(weights, x, axes)
+    # A device without any weight takes its pivot from all values: y is computed there, too.
+    present = None if weights is None else jnp.where(_has(n), weights, jnp.ones_like(weights))
+    residual, *part = _local(x, present, epsilon, axes)
+    n = jnp.broadcast_to(n, part[-1].shape)
+    unit = jnp.ones_like(n) if unit is None else jnp.broadcast_to(unit, n.shape)
+    effective = None
+    if weights is not None and weights.dtype != jnp.bool_:
+        squares = _count(jnp.square(weights), x, axes)
+        effective = n * n / jnp.where(_has(squares), squares, 1)
     if pool is None:
-        return kept, pivot, pivot, remainder, var, count
-    return kept, pivot, *pooled(pool, pivot, remainder, var, count, weights is None)
+        whole = Pooled(*part, unit, n, effective)
+    else:
+        whole = pooled(pool, *part[:3], n * unit, effective, equal=weights is None)
+    rstd = 1 / jnp.hypot(whole.std, jnp.sqrt(epsilon))
+    total = jnp.where(_has(whole.relative_count), whole.relative_count, 1)
+    return _Out(
+        residual=residual,
+        pivot=part[0],
+        shared=whole.pivot,
+        remainder=whole.remainder,
+        rstd=rstd,
+        relative_var=jnp.square(whole.std * rstd),
+        var=whole.var,
+        count=whole.total,
+        effective_count=whole.effective_count,
+        share=unit / whole.count_unit / total,
+    )
 
 
-@_centre.defjvp
-def _centre_jvp(axes, pool, primals, tangents):
-    x, weights = primals
-    dx, dweights = tangents
-    out = _centre(x, weights, axes, pool)
-    kept, local_pivot, pivot, remainder, var, count = out
-    mean = remainder if pool is None else (pivot - local_pivot) + remainder
-    if weights is None or weights.dtype == jnp.bool_:
-        dweights = None
-    sums = jax.checkpoint(_tangent_sums, prevent_cse=False, static_argnums=7)(
-        dx, dweights, kept, local_pivot, mean, var, weights, axes
+@functools.partial(_center.defjvp, symbolic_zeros=True)
+def _center_jvp(axes, pool, primals, tangents):
+    x, weights, *_ = primals
+    dx, dweights, *_ = tangents
+    out = _center(*primals, axes, pool)
+    dx = jnp.zeros_like(x) if isinstance(dx, SymbolicZero) else dx
+    dweights = None if isinstance(dweights, SymbolicZero) else dweights
+    mean = out.remainder if pool is None else (out.shared - out.pivot) + out.remainder
+    sums = jax.checkpoint(_tangent_sums, prevent_cse=False, static_argnums=4)(
+        dx, dweights, out._replace(remainder=mean), weights, axes
     )
     if pool is not None:
         sums = pool.sum(sums)
-    n = jnp.where(count > 0, count, 1)
-    dcount = jnp.zeros_like(count) if dweights is None else sums[2].real
-    unmoved = jnp.zeros_like(local_pivot), jnp.zeros_like(pivot)
-    return out, (dx, *unmoved, sums[0] / n, sums[1].real / n, dcount)
+    dout = jax.tree.map(jnp.zeros_like, out)
+    dvar = sums[1].real * finite(jnp.square(1 / out.rstd))
+    dout = dout._replace(residual=dx, remainder=sums[0], relative_var=sums[1].real, var=dvar)
+    if dweights is not None:
+        grown, effective = sums[2].real, out.effective_count
+        dout = dout._replace(
+            count=out.count * grown,
+            effective_count=2 * effective * (grown - effective * sums[3].real),
+            share=-out.share * grown,
+        )
+    return out, dout
 
 
 def _tangent_sums(
-    dx: Array,
-    dweights: Array | None,
-    kept: Array,
-    pivot: Array,
-    mean: Array,
-    var: Array,
-    weights: Array | None,
-    axes: tuple[int, ...],
+    dx: Array, dweights: Array | None, out: _Out, weights: Array | None, axes: tuple[int, ...]
 ) -> Array:
-    """Compute n d mean and n d var, and d n where weights are differentiated, stacked.
+    """Compute d mean and d relative_var, stacked, as this device's part of the sums over all.
 
     d mean = sum(w dx) / n, d var = 2 sum(w dx (deviation - mean)) / n, with the mean taken out of
-    the sum: its factor is a vector.
+    the sum: its factor is a vector. Where weights are differentiated, d n / n and
+    sum(w dw) / n^2 as well.
     """
+    mean = out.remainder
     dx = dx.astype(mean.dtype)
-    deviation = _deviation(kept, pivot)
-    wdx = dx
+    rstd, share = out.rstd.astype(mean.dtype), out.share.astype(mean.dtype)
+    deviation = _deviation(out.residual, out.pivot)
+    wdx, weighed = dx, deviation
     if weights is not None:
-        wdx, deviation = _weigh(dx, weights), jnp.where(weights > 0, deviation, 0)
+        wdx, weighed = _weigh(dx, weights), jnp.where(_has(weights), deviation, 0)
     total = jnp.sum(wdx, axes, keepdims=True)
-    sums = [total, 2 * (_inner(deviation, wdx, axes) - (jnp.conj(mean) * total).real)]
+    products = _inner(weighed * rstd, wdx * rstd, axes)
+    sums = [total, 2 * (products - (jnp.conj(mean * rstd) * (total * rstd)).real)]
+    shares = [share, share]
     if dweights is not None and weights is not None:
-        dw = jnp.broadcast_to(jnp.where(weights > 0, dweights, 0), kept.shape)
-        sums[0] += jnp.sum(dw * (deviation - mean), axes, keepdims=True)
-        sums[1] += jnp.sum(dw * (abs_squared(deviation - mean) - var), axes, keepdims=True)
-        sums.append(jnp.sum(dw, axes, keepdims=True))
-    return jnp.stack([s.astype(mean.dtype) for s in sums])
+        dw, w = (jnp.broadcast_to(v, deviation.shape) for v in (dweights, weights))
+        centered = deviation - mean
+        spread = abs_squared(centered * rstd) - out.relative_var
+        sums[0] += jnp.sum(dw.astype(mean.dtype) * centered, axes, keepdims=True)
+        sums[1] += jnp.sum(dw * spread, axes, keepdims=True)
+        sums += [jnp.sum(v, axes, keepdims=True) for v in (dw, dw * w)]
+        shares += [share, share * share]
+    return jnp.stack([s.astype(mean.dtype) * k for s, k in zip(sums, shares, strict=True)])
 
 
-def _local(x: Array, weights: Array | None, axes: tuple[int, ...]) -> tuple[Array, ...]:
-    """Compute kept, pivot, remainder and var of this device's part.
+# ---- Sums over this device's part ----------------------------------------------------------------
+
+
+def _local(
+    x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]
+) -> tuple[Array, ...]:
+    """Compute residual, pivot, remainder, std and var of this device's part.
 
     Two ways, since what is cheap differs. On accelerators a subtraction inside a reduction is
     free and a branch on data is not. On CPU, XLA runs reductions of x itself as library kernels
@@ -160,43 +314,60 @@ def _local(x: Array, weights: Array | None, axes: tuple[int, ...]) -> tuple[Arra
     return jax.lax.platform_dependent(
         x,
         weights,
+        epsilon,
         cpu=functools.partial(_shift_if_needed, axes=axes),
         default=functools.partial(_shift, axes=axes),
     )
 
 
-def _shift(x: Array, weights: Array | None, axes: tuple[int, ...]) -> tuple[Array, ...]:
-    """Take sums about the mean."""
-    pivot = _as_pivot(_mean(x.astype(wide_dtype(x)), weights, axes))
-    kept, remainder, var = _about(pivot, x, weights, axes)
-    return kept, pivot, remainder, var
+def _shift(
+    x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]
+) -> tuple[Array, ...]:
+    """Take sums about the mean, in a unit in which no square overflows."""
+    wide = x.astype(wide_dtype(x))
+    n = _count(weights, x, axes)
+    # Divided first, for the sum may overflow where the mean does not.
+    mean = jnp.sum(_weigh(wide, weights) * (1 / n).astype(wide.dtype), axes, keepdims=True)
+    unit = _unit(wide, weights, epsilon, axes) if _may_overflow(x) else None
+    return _about(_as_pivot(mean), x, weights, axes, unit)
 
 
-def _shift_if_needed(x: Array, weights: Array | None, axes: tuple[int, ...]) -> tuple[Array, ...]:
+def _shift_if_needed(
+    x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]
+) -> tuple[Array, ...]:
     """Take sums about 0, and again about the mean if any feature would lose precision by it."""
     wide = x.astype(wide_dtype(x))
     mean = _mean(wide, weights, axes)
     second = _mean(wide, weights, axes, squared=True)
     var = jnp.maximum(second - abs_squared(mean), 0)
-    # isfinite: the squares overflow at 1e19, the deviations' need not.
-    calm = (abs_squared(mean) <= WELL_CONDITIONED * var) & jnp.isfinite(second)
-    cancels = _anywhere(jnp.any(~calm))
-    pivot = _as_pivot(mean)
-    # In this order: with the branches swapped, XLA copies x in the one that only returns it.
-    kept, remainder, var = jax.lax.cond(
-        cancels,
-        lambda x, mean, var: _about(pivot, x, weights, axes),
-        lambda x, mean, var: (x, mean, var),
-        x,
-        mean,
-        var,
-    )
-    return kept, jnp.where(cancels, pivot, 0), remainder, var
+    calm = abs_squared(mean) <= WELL_CONDITIONED * var
+    # Else the squares overflow, or vanish though epsilon is as small as they are.
+    in_range = jnp.isfinite(second) & (second + epsilon > jnp.finfo(second.dtype).tiny ** 0.5)
+
+    def about_zero(x: Array) -> tuple[Array, ...]:
+        return x, jnp.zeros_like(mean), mean, jnp.sqrt(var), var
+
+    def about_mean(x: Array) -> tuple[Array, ...]:
+        return _about(_as_pivot(mean), x, weights, axes, None)
+
+    def in_unit(x: Array) -> tuple[Array, ...]:
+        wide = x.astype(mean.dtype)
+        unit = _unit(wide, weights, epsilon, axes)
+        divisor = unit.astype(wide.dtype)
+        pivot = _as_pivot(_mean(wide / divisor, weights, axes) * divisor)
+        return _about(pivot, x, weights, axes, unit)
+
+    shifts = _anywhere(jnp.any(~(calm & in_range))).astype(jnp.int32)
+    # In this order: were the one that only returns x not the first, XLA would copy x in it.
+    if not _may_overflow(x):
+        return jax.lax.switch(shifts, [about_zero, about_mean], x)
+    scales = _anywhere(jnp.any(~in_range)).astype(jnp.int32)
+    return jax.lax.switch(shifts + scales, [about_zero, about_mean, in_unit], x)
 
 
 @jax.custom_batching.custom_vmap
 def _anywhere(predicate: Array) -> Array:
-    """Take a predicate for all of a vmapped batch at once, so that `cond` on it stays a branch."""
+    """Take a predicate for all of a vmapped batch at once, so that a branch on it stays one."""
     return predicate
 
 
@@ -219,31 +390,60 @@ def _as_pivot(mean: Array) -> Array:
     return jax.lax.reduce_precision(mean, **bits)
 
 
+def _may_overflow(x: Array) -> bool:
+    """Tell whether squares of x, in the dtype of statistics, may overflow or vanish."""
+    return jnp.finfo(x.dtype).nexp == jnp.finfo(wide_dtype(x)).nexp
+
+
+def _unit(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> Array:
+    """Choose a power of two near the largest |x|, or 1 where squares of x are in range."""
+    present = jnp.abs(x) if weights is None else jnp.where(_has(weights), jnp.abs(x), 0)
+    largest = jnp.max(present, axes, keepdims=True)
+    largest = jnp.maximum(largest, jnp.sqrt(epsilon))
+    info = jnp.finfo(largest.dtype)
+    in_range = (largest > info.tiny**0.25) & (largest < info.max**0.25)
+    return jnp.where(in_range, 1, power_of_two(largest))
+
+
+def power_of_two(x: Array) -> Array:
+    """Round to a power of two, whose inverse is finite, too."""
+    info = jnp.finfo(x.dtype)
+    within = jnp.clip(x, 4 * info.tiny, info.max / 4)
+    return jax.lax.reduce_precision(within, exponent_bits=info.nexp, mantissa_bits=0)
+
+
 def _about(
-    pivot: Array, x: Array, weights: Array | None, axes: tuple[int, ...]
-) -> tuple[Array, Array, Array]:
-    """Compute kept, remainder and var about a pivot."""
+    pivot: Array, x: Array, weights: Array | None, axes: tuple[int, ...], unit: Array | None
+) -> tuple[Array, ...]:
+    """Compute residual, pivot, remainder, std and var about a pivot, by sums in a unit of x."""
     deviation = x.astype(pivot.dtype) - pivot
-    remainder = _mean(deviation, weights, axes)
-    second = _mean(deviation, weights, axes, squared=True)
-    kept = deviation if x.dtype == pivot.dtype else x
-    return kept, remainder, jnp.maximum(second - abs_squared(remainder), 0)
+    inside = deviation if unit is None else deviation / unit.astype(pivot.dtype)
+    remainder = _mean(inside, weights, axes)
+    second = _mean(inside, weights, axes, squared=True)
+    var = jnp.maximum(second - abs_squared(remainder), 0)
+    residual, std = deviation if x.dtype == pivot.dtype else x, jnp.sqrt(var)
+    if unit is None:
+        return residual, pivot, remainder, std, var
+    return (
+        residual,
+        pivot,
+        remainder * unit.astype(pivot.dtype),
+        std * unit,
+        finite(var * unit * unit),
+    )
 
 
 def _mean(
     x: Array, weights: Array | None, axes: tuple[int, ...], *, squared: bool = False
 ) -> Array:
-    count = _count(weights, x.shape, axes)
-    if weights is None:
-        total = _inner(x, x, axes) if squared else jnp.sum(x, axes, keepdims=True)
-        return total / count
-    # `where` before the product: what is masked may be NaN.
-    total = (
-        _inner(jnp.where(weights > 0, x, 0), _weigh(x, weights), axes)
-        if squared
-        else (jnp.sum(_weigh(x, weights), axes, keepdims=True))
-    )
-    return total / jnp.where(count > 0, count, 1)
+    weighed = _weigh(x, weights)
+    if squared:
+        # `where` before the product: what is masked may be NaN.
+        other = x if weights is None else jnp.where(_has(weights), x, 0)
+        total = _inner(other, weighed, axes)
+    else:
+        total = jnp.sum(weighed, axes, keepdims=True)
+    return total / _count(weights, x, axes).astype(total.dtype)
 
 
 def _inner(x: Array, y: Array, axes: tuple[int, ...]) -> Array:
@@ -251,18 +451,28 @@ def _inner(x: Array, y: Array, axes: tuple[int, ...]) -> Array:
     return jnp.sum((jnp.conj(x) * y).real, axes, keepdims=True)
 
 
-def _weigh(x: Array, weights: Array) -> Array:
-    kept = jnp.where(weights > 0, x, 0)
-    return kept if weights.dtype == jnp.bool_ else kept * weights
-
-
-def _count(weights: Array | None, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array:
-    """Total weight per feature, summed over what varies and multiplied by what does not."""
+def _weigh(x: Array, weights: Array | None) -> Array:
     if weights is None:
-        return jnp.asarray(math.prod(shape[a] for a in axes), jnp.float32)
-    repeated = math.prod(shape[a] for a in axes if weights.shape[a] == 1)
-    dtype = jnp.promote_types(weights.dtype, jnp.float32)
-    return jnp.sum(weights, axes, keepdims=True, dtype=dtype) * repeated
+        return x
+    present = jnp.where(_has(weights), x, 0)
+    return present if weights.dtype == jnp.bool_ else present * weights.astype(x.dtype)
+
+
+def _has(weights: Array) -> Array:
+    """Where a weight, or a count, is not 0; NaN is not 0 either."""
+    return weights if weights.dtype == jnp.bool_ else ~(weights <= 0)
+
+
+def _count(weights: Array | None, x: Array, axes: tuple[int, ...]) -> Array:
+    """Total weight per feature, summed over what varies and multiplied by what does not."""
+    dtype = jnp.finfo(wide_dtype(x)).dtype
+    if weights is None:
+        return jnp.asarray(math.prod(x.shape[a] for a in axes), dtype)
+    repeated = math.prod(x.shape[a] for a in axes if weights.shape[a] == 1)
+    # As integers: a float32 that counts one by one ends at 2^24.
+    counted = jnp.int32 if weights.dtype == jnp.bool_ else dtype
+    total = jnp.sum(weights, axes, keepdims=True, dtype=counted)
+    return total.astype(dtype) * repeated
 
 
 def abs_squared(x: Array) -> Array:
@@ -270,46 +480,158 @@ def abs_squared(x: Array) -> Array:
     return (jnp.conj(x) * x).real
 
 
+def finite(x: Array) -> Array:
+    """Return the largest number of the dtype in place of infinity."""
+    return jnp.minimum(x, jnp.finfo(x.dtype).max)
+
+
+# ---- Parts put together --------------------------------------------------------------------------
+
+
+class Pooled(NamedTuple):
+    """Moments of several parts about one pivot. The total weight is count_unit * relative_count."""
+
+    pivot: Array
+    remainder: Array
+    std: Array
+    var: Array
+    count_unit: Array
+    relative_count: Array
+    effective_count: Array | None
+
+    @property
+    def total(self) -> Array:
+        """The total weight, at most the largest number of its dtype."""
+        return finite(self.count_unit * self.relative_count)
+
+
 def pooled(
-    pool: Pool, pivot: Array, remainder: Array, var: Array, count: Array, equal: bool
-) -> tuple[Array, ...]:
-    """Merge the parts of all devices into pivot, remainder, var and count, the same on each.
+    pool: Pool,
+    pivot: Array,
+    remainder: Array,
+    std: Array,
+    count: Array,
+    effective_count: Array | None = None,
+    *,
+    equal: bool = False,
+) -> Pooled:
+    """Merge the parts of all devices, with the same result on each.
 
-    `equal` says that counts are known to be the same everywhere, and need not travel.
+    `equal` says that counts are known to be the same everywhere, and need not travel;
+    `effective_count` travels where weights are float.
     """
-    if pool.size <= GATHER_LIMIT:
-        dtype = pivot.dtype
-        parts = [pivot, remainder, var.astype(dtype)] + ([] if equal else [count.astype(dtype)])
-        gathered = pool.gather(jnp.stack(parts))
-        counts = (
-            jnp.broadcast_to(count, (pool.size, *count.shape)) if equal else gathered[:, 3].real
-        )
-        members = pool.members()
-        if members is not None:
-            counts = jnp.where(members.reshape(-1, *(1,) * count.ndim), counts, 0)
-        return merge(gathered[:, 0], gathered[:, 1], gathered[:, 2].real, counts)
-
-    # Two sums of O(C): a pivot that all share, near the mean of all, then the moments about it.
-    has = (count > 0).astype(var.dtype)
-    near, devices = pool.sum(jnp.stack([has * (pivot + remainder), has.astype(pivot.dtype)]))
-    shared = _as_pivot(near / jnp.maximum(devices.real, 1))
-    delta = (pivot - shared) + remainder
-    sums = [count, count * delta, count * (var + abs_squared(delta))]
-    total, first, second = pool.sum(jnp.stack([s.astype(pivot.dtype) for s in sums]))
-    total = total.real
-    n = jnp.where(total > 0, total, 1)
-    mean = first / n
-    return shared, mean, jnp.maximum(second.real / n - abs_squared(mean), 0), total
+    together = _by_gather if pool.size <= GATHER_LIMIT else _by_sums
+    return together(pool, pivot, remainder, std, count, effective_count, equal)
 
 
-def merge(pivot: Array, remainder: Array, var: Array, count: Array) -> tuple[Array, ...]:
+def _by_gather(pool, pivot, remainder, std, count, effective_count, equal) -> Pooled:
+    parts = [pivot, remainder, std]
+    parts += [] if equal else [count]
+    parts += [] if effective_count is None else [effective_count]
+    gathered = pool.gather(jnp.stack([part.astype(pivot.dtype) for part in parts]))
+    gathered = [gathered[:, i] for i in range(len(parts))]
+    pivots, remainders, stds = gathered[0], gathered[1], gathered[2].real
+    counts = jnp.broadcast_to(count[None], stds.shape) if equal else gathered[3].real
+    effectives = None if effective_count is None else gathered[-1].real
+    members = pool.members()
+    if members is not None:
+        counts = jnp.where(members.reshape(-1, *(1,) * count.ndim), counts, 0)
+    size = jnp.where(_has(counts), jnp.abs(pivots) + jnp.abs(remainders) + stds, 0)
+    unit = power_of_two(jnp.max(size, 0))
+    wide = unit.astype(pivot.dtype)
+    merged = merge(
+        pivots / wide[None],
+        remainders / wide[None],
+        jnp.square(stds / unit[None]),
+        counts,
+        effectives,
+    )
+    return Pooled(
+        merged.pivot * wide,
+        merged.remainder * wide,
+        root(merged.var) * unit,
+        finite(merged.var * unit * unit),
+        *merged[3:],
+    )
+
+
+def _by_sums(pool, pivot, remainder, std, count, effective_count, equal) -> Pooled:
+    """Two sums of O(C): a pivot that all share, near the mean of all, then moments about it."""
+    real, dtype = std.dtype, pivot.dtype
+    devices = 2.0 ** math.ceil(math.log2(pool.size))  # A power of two: what it divides is exact.
+    has = _has(count).astype(real)
+    size = jnp.abs(pivot) / devices + jnp.abs(remainder) / devices + std / devices
+    near = (pivot + remainder) / devices
+    rows = [has * near, has * size, has] + ([] if equal else [count / devices])
+    near, size, present, *total = pool.sum(jnp.stack([row.astype(dtype) for row in rows]))
+    present = jnp.maximum(present.real, 1)
+    shared = _as_pivot(near * (devices / present).astype(dtype))
+    unit = power_of_two(size.real * (devices / present))
+    relative_count = total[0].real if total else count / devices * present
+    share = (count / devices) / jnp.where(_has(relative_count), relative_count, 1)
+    delta = ((pivot - shared) + remainder) / unit.astype(dtype)
+    rows = [share * delta, share * (jnp.square(std / unit) + abs_squared(delta))]
+    rows += [] if effective_count is None else [share * share / effective_count]
+    first, second, *squares = pool.sum(jnp.stack([row.astype(dtype) for row in rows]))
+    var = jnp.maximum(second.real - abs_squared(first), 0)
+    effective = 1 / jnp.where(squares[0].real > 0, squares[0].real, 1) if squares else None
+    return Pooled(
+        shared,
+        first * unit.astype(dtype),
+        root(var) * unit,
+        finite(var * unit * unit),
+        jnp.full_like(relative_count, devices),
+        relative_count,
+        effective,
+    )
+
+
+class Merged(NamedTuple):
+    """As `Pooled`, with a variance."""
+
+    pivot: Array
+    remainder: Array
+    var: Array
+    count_unit: Array
+    relative_count: Array
+    effective_count: Array | None
+
+    @property
+    def moments(self) -> Moments | WeightedMoments:
+        """Moments of the whole, each at most the largest number of its dtype."""
+        count = finite(self.count_unit * self.relative_count)
+        return _moments(self.pivot + self.remainder, finite(self.var), count, self.effective_count)
+
+
+def merge(
+    pivot: Array, remainder: Array, var: Array, count: Array, effective_count: Array | None
+) -> Merged:
     """Pool parts, stacked along the first axis, about the pivot of the first that is not empty."""
-    has = count > 0
+    has = _has(count)
     first = jnp.argmax(has, axis=0, keepdims=True)
     shared = jnp.take_along_axis(jnp.where(has, pivot, 0), first, axis=0)
     delta = jnp.where(has, (pivot - shared) + remainder, 0)
-    total = jnp.sum(count, axis=0)
-    n = jnp.where(total > 0, total, 1)
-    mean = jnp.sum(count * delta, axis=0) / n
+    largest = jnp.max(count, axis=0)
+    unit = jax.lax.stop_gradient(jnp.where(_has(largest), power_of_two(largest), 1))
+    relative = jnp.where(has, count / unit[None], 0)
+    total = jnp.sum(relative, axis=0)
+    share = relative / jnp.where(_has(total), total, 1)[None]
+    mean = jnp.sum(share.astype(delta.dtype) * delta, axis=0)
     spread = jnp.where(has, var, 0) + abs_squared(delta - mean[None])
-    return shared[0], mean, jnp.sum(count * spread, axis=0) / n, total
+    if effective_count is not None:
+        squares = jnp.sum(share * share / jnp.where(has, effective_count, 1), axis=0)
+        effective_count = 1 / jnp.where(_has(squares), squares, 1)
+    return Merged(shared[0], mean, jnp.sum(share * spread, axis=0), unit, total, effective_count)
+
+
+def _moments(
+    mean: Array, var: Array, count: Array, effective_count: Array | None
+) -> Moments | WeightedMoments:
+    if effective_count is None:
+        return Moments(mean, var, count)
+    return WeightedMoments(mean, var, count, effective_count)
+
+
+def root(x: Array) -> Array:
+    """Compute the square root, with derivative 0 where x is 0."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)

@@ -1,24 +1,43 @@
 """init, batch_norm, normalize: the operation itself.
 
-Everything that needs care with rounding or devices is in `centre`; here y = deviation * a + b, with
-a = scale / sqrt(var + epsilon) and b = bias - remainder * a, vectors of length C.
+Everything that needs care with rounding or devices is in `_center`.
 """
 
+from __future__ import annotations
+
+import functools
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact
 
-from jbn._center import wide_dtype
+from jbn._arguments import (
+    as_scalar,
+    check_epsilon,
+    check_flag,
+    check_momentum,
+    check_params,
+    check_state,
+    weight_of_old,
+)
+from jbn._axes import (
+    along_features,
+    as_inexact,
+    check_batch,
+    check_mask,
+    feature_axes,
+    reduction_axes,
+    to_features,
+)
+from jbn._center import Centered, center, rstd, wide_dtype
 from jbn._schedules import Schedule
-from jbn.collectives import AxisName
-from jbn.moments import as_inexact, centre_features, feature_axes, to_features
-from jbn.running import check_momentum, update
-from jbn.types import BatchNormParams, BatchNormState, Moments
+from jbn.collectives import AxisName, Pool, pool
+from jbn.running import update
+from jbn.types import BatchNormParams, BatchNormState, OptionalState
 
 
 def init(
@@ -50,6 +69,8 @@ def init(
       >>> params.scale.shape, state.mean.shape, int(state.count)
       ((64,), (64,), 0)
     """
+    if isinstance(num_features, np.ndarray) and num_features.ndim == 1:
+        num_features = tuple(num_features.tolist())
     shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
     for size in shape:
         if isinstance(size, bool) or not hasattr(size, "__index__"):
@@ -83,7 +104,7 @@ def init(
 def batch_norm(
     x: Inexact[ArrayLike, "..."],
     params: BatchNormParams,
-    state: BatchNormState,
+    state: OptionalState,
     *,
     training: bool,
     axis: int | Sequence[int] = -1,
@@ -93,36 +114,40 @@ def batch_norm(
     mask: ArrayLike | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
-) -> tuple[Array, BatchNormState]:
-    """Normalise x per feature, by the batch in training and by running statistics otherwise.
+) -> tuple[Array, OptionalState]:
+    """Normalize x per feature, by the batch in training and by running statistics otherwise.
 
     y = scale * (x - mean) / sqrt(var + epsilon) + bias. In training, mean and biased var are those
     of the batch, over all mapped devices of `axis_name`, and the state moves towards them (see
     `update`). They are computed about a pivot and never cancel: the error of y stays near 1e-6 in
-    float32 up to mean/std 1e5. Gradients pass through the statistics, in closed form.
+    float32 up to mean/std 1e5, at any scale at which x, mean and deviation are finite. Gradients
+    pass through the statistics, in closed form.
 
     Args:
       x: the batch, floating or complex, any rank.
       params: scale and bias, `(C,)`, or None for either.
-      state: running statistics, `(C,)`.
-      training: static; False returns the state as it came and ignores mask and axis_name.
+      state: running statistics, `(C,)`. None in training keeps none: batch statistics alone.
+      training: static. If False, returns `state` unchanged and ignores `mask` and `axis_name`.
       axis: feature axis or axes; all others are reduced.
       momentum: weight of the *old* statistics, or a schedule of it (see `update`). May be traced.
       epsilon: added to var, positive. May be traced.
       unbiased: running var takes Bessel's factor n / (n - 1), as in the paper.
-      mask: bool, or non-negative float weights, broadcastable to x: what is masked counts for
-        nothing in statistics and state; y is still computed there. With no weight left, y uses the
-        running statistics and the state comes back unchanged.
+      mask: bool, or non-negative float weights (see `moments`), of x's rank, with length 1 where
+        they do not vary. Masked values are excluded from the statistics and the state update; y is
+        still computed for them. With no weight left, y uses the running statistics and the state
+        comes back unchanged. Where a mask leaves one value of a feature, its variance is 0 and y
+        is the bias alone; the running mean moves, the running variance stays.
       axis_name: name, or tuple of names, of mapped axes (pmap, shard_map, vmap) to pool over. In
         jit over sharded arrays the batch is already global: leave it None.
       axis_index_groups: partition of the indices along `axis_name`; pools within each group. On
         more than 64 devices a 2-D mesh, with the name of one axis, sends less.
 
     Returns:
-      `(y, state)`: y of x's shape and dtype, state of the shapes and dtypes it came with.
+      `(y, state)`: y of x's shape and dtype, state of the shapes and dtypes it came with, or None.
 
     Raises:
-      TypeError: integer x; complex x with real statistics; a mask neither boolean nor floating.
+      TypeError: integer x; complex x with real statistics; a mask neither boolean nor floating;
+        params or state of another type.
       ValueError: features that do not fit params or state; one value per feature in training, where
         the variance would be 0; empty batch; mask, axis, momentum, epsilon or names out of range.
 
@@ -136,38 +161,52 @@ def batch_norm(
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2, section 3.
     """
-    x = as_inexact(x)
-    features = feature_axes(axis, x.ndim)
-    check_features(x, features, params, state.mean, state.var)
-    check_epsilon(epsilon)
-    if not callable(momentum):
-        check_momentum(momentum)
-    if not isinstance(training, bool):
-        raise TypeError(
-            f"Expected `training` to be True or False, got {training!r}. It decides what is "
-            "compiled: pass it to jax.jit as a static argument."
-        )
+    x, features = check_call(x, params, state, axis, epsilon)
+    training, unbiased = check_flag("training", training), check_flag("unbiased", unbiased)
+    check_momentum(momentum)
+    running: BatchNormState | None = state
     if not training:
-        y = normalize(x, state.mean, state.var, params, axis=axis, epsilon=epsilon)
-        return y, state
-    values = x.size // math.prod(x.shape[a] for a in features) if x.size else 0
-    if values == 1 and mask is None and axis_name is None:
-        raise ValueError(
-            f"Expected more than one value per feature in training, got x.shape={x.shape} with "
-            f"feature axis {axis}: the batch variance is 0 and y would be the bias alone. Use a "
-            "larger batch, pool devices with axis_name, or normalise with training=False."
-        )
+        if running is None:
+            raise TypeError(
+                "Expected `state` with training=False, got None: there are no running statistics "
+                "to normalize by. Pass one, or training=True for those of the batch."
+            )
+        mean, var = running.mean, running.var
+        return _normalize(x, mean, var, params, as_scalar(epsilon, x), features=features), state
+    devices = pool(axis_name, axis_index_groups)
+    check_values(x, features, mask, devices)
+    y, new_state = _batch_norm(
+        x,
+        params,
+        state,
+        check_mask(mask, x, features),
+        weight_of_old(momentum, None if running is None else running.count, x),
+        as_scalar(epsilon, x),
+        features=features,
+        pool=devices,
+        unbiased=unbiased,
+    )
+    return y, new_state
 
-    centred = centre_features(x, features, mask, axis_name, axis_index_groups)
-    remainder, var = centred.remainder, centred.moments.var
-    if mask is not None:  # Without any weight, the running statistics stand in.
-        has = centred.moments.count > 0
-        shape = centred.pivot.shape
-        remainder = jnp.where(has, remainder, state.mean.reshape(shape) - centred.pivot)
-        var = jnp.where(has, var, state.var.reshape(shape))
-    y = centred.scale_and_shift(*factors(remainder, var, params, epsilon))
-    batch = Moments(*(to_features(v, features) for v in centred.moments))
-    return y.astype(x.dtype), update(state, batch, momentum=momentum, unbiased=unbiased)
+
+@functools.partial(jax.jit, static_argnames=("features", "pool", "unbiased"))
+def _batch_norm(
+    x: Array,
+    params: BatchNormParams,
+    state: BatchNormState | None,
+    mask: Array | None,
+    momentum: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    features: tuple[int, ...],
+    pool: Pool | None,
+    unbiased: bool,
+) -> tuple[Array, BatchNormState | None]:
+    centered = center(x, reduction_axes(x, features), mask, pool, epsilon)
+    scale, bias = vectors(params, x, features)
+    used = centered if mask is None else or_running(centered, state, x, features, epsilon)
+    y = used.normalize(scale, bias, epsilon).astype(x.dtype)
+    return y, move(state, centered, features, momentum, unbiased)
 
 
 def normalize(
@@ -179,7 +218,7 @@ def normalize(
     axis: int | Sequence[int] = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> Array:
-    """Normalise x by given statistics: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
+    """Normalize x by given statistics: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
 
     Args:
       x: floating or complex, any rank.
@@ -199,33 +238,106 @@ def normalize(
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
     """
-    x = as_inexact(x)
-    features = feature_axes(axis, x.ndim)
     params = BatchNormParams(None, None) if params is None else params
+    x, features = check_call(x, params, None, axis, epsilon)
     mean, var = jnp.asarray(mean), jnp.asarray(var)
     check_features(x, features, params, mean, var)
+    return _normalize(x, mean, var, params, as_scalar(epsilon, x), features=features)
+
+
+@functools.partial(jax.jit, static_argnames="features")
+def _normalize(
+    x: Array,
+    mean: Array,
+    var: Array,
+    params: BatchNormParams,
+    epsilon: ArrayLike,
+    *,
+    features: tuple[int, ...],
+) -> Array:
+    dtype = wide_dtype(x)
+    mean, var = (along_features(v, x, features) for v in (mean, var))
+    scale, bias = vectors(params, x, features)
+    # Two products: scale / sqrt(var + epsilon) may be more than the dtype holds.
+    y = (x.astype(dtype) - mean.astype(dtype)) * rstd(var.astype(jnp.finfo(dtype).dtype), epsilon)
+    y = y if scale is None else y * scale.astype(dtype)
+    return (y if bias is None else y + bias.astype(dtype)).astype(x.dtype)
+
+
+# ---- What the variants share ---------------------------------------------------------------------
+
+
+def vectors(
+    params: BatchNormParams, x: Array, features: tuple[int, ...]
+) -> tuple[Array | None, Array | None]:
+    """Give scale and bias x's rank."""
+    scale, bias = (p if p is None else along_features(p, x, features) for p in params)
+    return scale, bias
+
+
+def or_running(
+    centered: Centered,
+    state: BatchNormState | None,
+    x: Array,
+    features: tuple[int, ...],
+    epsilon: ArrayLike,
+) -> Centered:
+    """Put running statistics where nothing has weight; without a state those of a fresh one."""
+    if state is None:
+        zero = jnp.zeros_like(centered.pivot)
+        return centered.or_running(zero, jnp.ones_like(centered.rstd), epsilon)
+    mean, var = (along_features(v, x, features) for v in (state.mean, state.var))
+    return centered.or_running(mean, var, epsilon)
+
+
+def move(
+    state: BatchNormState | None,
+    centered: Centered,
+    features: tuple[int, ...],
+    momentum: ArrayLike,
+    unbiased: bool,
+) -> BatchNormState | None:
+    """Move a state, if there is one, by the moments of a batch."""
+    if state is None:
+        return None
+    batch = to_features(centered.moments, features)
+    return update(state, batch, momentum=momentum, unbiased=unbiased)
+
+
+def check_call(
+    x: ArrayLike,
+    params: BatchNormParams,
+    state: BatchNormState | None,
+    axis: int | Sequence[int],
+    epsilon: ArrayLike,
+) -> tuple[Array, tuple[int, ...]]:
+    """Check what all share; return x and its feature axes."""
+    x = as_inexact(x)
+    features = feature_axes(axis, x.ndim)
+    check_params(params)
+    if state is not None:
+        check_state(state)
+        check_features(x, features, params, state.mean, state.var)
     check_epsilon(epsilon)
-    shape = [x.shape[a] if a in features else 1 for a in range(x.ndim)]
-    deviation = x.astype(wide_dtype(x)) - mean.reshape(shape).astype(wide_dtype(x))
-    a, b = factors(
-        jnp.zeros_like(deviation, shape=(1,) * x.ndim), var.reshape(shape), params, epsilon
-    )
-    return (deviation * a + b).astype(x.dtype)
+    return x, features
 
 
-def factors(
-    remainder: Array, var: Array, params: BatchNormParams, epsilon: ArrayLike
-) -> tuple[Array, Array]:
-    """Compute a and b of y = deviation * a + b."""
-    dtype = remainder.dtype
-    real = jnp.finfo(dtype).dtype
-    a = jax.lax.rsqrt(var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
-    if params.scale is not None:
-        a = a * params.scale.reshape(var.shape).astype(dtype)
-    b = -remainder * a
-    if params.bias is not None:
-        b = b + params.bias.reshape(var.shape).astype(dtype)
-    return a, b
+def check_values(
+    x: Array, features: tuple[int, ...], mask: ArrayLike | None, devices: Pool | None
+) -> None:
+    """Reject an empty batch, and one value per feature unless a mask may have left it."""
+    check_batch(x)
+    values = math.prod(x.shape[a] for a in reduction_axes(x, features))
+    if mask is None and values == 1 and (devices is None or devices.smallest_group == 1):
+        where = (
+            "" if devices is None else f" on each device, and groups of one along {devices.names}"
+        )
+        raise ValueError(
+            f"Expected more than one value per feature in training, got x.shape={x.shape} with "
+            f"feature axes {features}{where}: the batch variance is 0 and y would be the bias "
+            "alone. Use a larger batch, pool devices with axis_name, or normalize with "
+            "training=False."
+        )
 
 
 def check_features(
@@ -250,9 +362,3 @@ def check_features(
             f"Expected real scale and bias for x of {x.dtype}, got complex ones: y could not have "
             "x's dtype. Make them with jbn.init(..., param_dtype=x.dtype)."
         )
-
-
-def check_epsilon(epsilon: ArrayLike) -> None:
-    """Reject an epsilon that is not positive, where its value is known at trace time."""
-    if isinstance(epsilon, Real) and not epsilon > 0:
-        raise ValueError(f"Expected a positive `epsilon`, got {epsilon}. The usual one is 1e-5.")

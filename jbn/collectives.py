@@ -33,6 +33,13 @@ class Pool(NamedTuple):
         """D, the number of devices."""
         return math.prod(self.sizes)
 
+    @property
+    def smallest_group(self) -> int:
+        """How many devices the smallest group has."""
+        if self.group_of is None:
+            return self.size
+        return min(self.group_of.count(group) for group in self.group_of)
+
     def gather(self, x: Array) -> Array:
         """Stack x of all devices, `(D, *x.shape)`: the same on each of them."""
         slots = jnp.zeros((self.size, *x.shape), x.dtype)

@@ -1,13 +1,25 @@
-"""Moments of a batch, and of parts put together: checks of the arguments around `centre`."""
+"""Moments of a batch, and of parts put together."""
 
+from __future__ import annotations
+
+import functools
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn._center import Centred, centre, merge, wide_dtype
-from jbn.collectives import AxisName, pool
-from jbn.types import Moments
+from jbn._axes import (
+    as_inexact,
+    check_batch,
+    check_mask,
+    feature_axes,
+    reduction_axes,
+    to_features,
+)
+from jbn._center import center, merge
+from jbn.collectives import AxisName, Pool, pool
+from jbn.types import Moments, WeightedMoments
 
 
 def moments(
@@ -17,7 +29,7 @@ def moments(
     mask: ArrayLike | None = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
-) -> Moments:
+) -> Moments | WeightedMoments:
     """Compute mean, biased variance and count of a batch, per feature.
 
     mean = sum(w x) / sum(w), var = sum(w |x - mean|^2) / sum(w), count = sum(w), with w = 1 where
@@ -27,19 +39,22 @@ def moments(
     Args:
       x: the batch, floating or complex, any rank.
       axis: feature axis or axes; all others are reduced.
-      mask: bool, or non-negative float weights, broadcastable to x. Weights count as frequencies,
-        and the result can be differentiated with respect to them.
+      mask: bool, or non-negative float weights, of x's rank, with length 1 where they do not vary.
+        Weights are those of `numpy.cov(..., aweights=w)`: only their ratios count. A negative
+        weight counts as 0. The result can be differentiated with respect to them.
       axis_name: name, or tuple of names, of mapped axes to pool over, weighted by count.
       axis_index_groups: partition of the indices along `axis_name` (row-major over several names);
         pools within each group.
 
     Returns:
-      Moments of x's feature shape, float32 at least. Where no weight is left: 0, 0 and count 0.
+      Moments of x's feature shape, float32 at least; WeightedMoments where weights are float.
+        Where no weight is left: 0, 0 and count 0. What is beyond the dtype's largest number, as
+        the variance of values above 1e19 in float32, is that number.
 
     Raises:
       TypeError: integer or boolean x; a mask neither boolean nor floating.
-      ValueError: axis out of range or given twice; empty batch; mask that does not broadcast to x;
-        name not bound; groups that do not partition the axis.
+      ValueError: axis out of range or given twice; empty batch; a mask of another rank than x's, or
+        that does not broadcast to it; name not bound; groups that do not partition the axis.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -51,11 +66,20 @@ def moments(
     """
     x = as_inexact(x)
     features = feature_axes(axis, x.ndim)
-    centred = centre_features(x, features, mask, axis_name, axis_index_groups)
-    return Moments(*(to_features(v, features) for v in centred.moments))
+    check_batch(x)
+    devices = pool(axis_name, axis_index_groups)
+    return _moments(x, check_mask(mask, x, features), features=features, pool=devices)
 
 
-def merge_moments(*parts: Moments) -> Moments:
+@functools.partial(jax.jit, static_argnames=("features", "pool"))
+def _moments(
+    x: Array, mask: Array | None, *, features: tuple[int, ...], pool: Pool | None
+) -> Moments | WeightedMoments:
+    centered = center(x, reduction_axes(x, features), mask, pool)
+    return to_features(centered.moments, features)
+
+
+def merge_moments(*parts: Moments | WeightedMoments) -> Moments | WeightedMoments:
     """Pool moments of disjoint parts of a batch: exactly those of the whole.
 
     n = sum n_i, mean = sum n_i mean_i / n, var = sum n_i (var_i + |mean_i - mean|^2) / n. Parts of
@@ -74,94 +98,31 @@ def merge_moments(*parts: Moments) -> Moments:
 
     References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983.
     """
-    if not parts:
-        raise ValueError(
-            "Expected one or more Moments to merge, got none. Unpack them: merge_moments(*parts)."
+    wrong = next((part for part in parts if not isinstance(part, (Moments, WeightedMoments))), None)
+    if not parts or wrong is not None:
+        what = "none" if not parts else f"a {type(wrong).__name__}"
+        raise (TypeError if parts else ValueError)(
+            f"Expected one or more Moments to merge, got {what}. Unpack a list of them, "
+            "merge_moments(*parts), and take moments with jbn.moments(x)."
         )
-    shapes = {jnp.shape(leaf) for part in parts for leaf in part}
+    shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(parts)}
     if len(shapes) > 1:
         raise ValueError(
             f"Expected Moments of one feature shape, got {sorted(shapes)}. "
             "Give the parts that belong together, with mean, var and count of that shape."
         )
-    mean, var, count = (jnp.stack(leaves) for leaves in zip(*parts, strict=True))
-    pivot, remainder, var, count = merge(mean, jnp.zeros_like(mean), var, count)
-    return Moments(pivot + remainder, var, count)
+    return _merge_moments(parts)
 
 
-def as_inexact(x: ArrayLike) -> Array:
-    """Check that x is floating or complex."""
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.inexact):
-        raise TypeError(
-            f"Expected floating or complex x, got {dtype}. Convert it: x.astype(jnp.float32)."
-        )
-    return jnp.asarray(x)
+@jax.jit
+def _merge_moments(parts: tuple[Moments | WeightedMoments, ...]) -> Moments | WeightedMoments:
+    mean, var, count = (jnp.stack(leaves) for leaves in zip(*(p[:3] for p in parts), strict=True))
+    effective = None
+    if any(isinstance(part, WeightedMoments) for part in parts):
+        effective = jnp.stack([effective_count(part) for part in parts])
+    return merge(mean, jnp.zeros_like(mean), var, count, effective).moments
 
 
-def feature_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """Turn `axis` into non-negative axes in ascending order, the order of the statistics' shape."""
-    given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
-    if isinstance(axis, str) or not all(hasattr(a, "__index__") for a in given):
-        raise TypeError(
-            f"Expected `axis` to be an int or a tuple of ints, got {axis!r}. "
-            "Name the feature axis, which is -1 for channels last and 1 for channels first."
-        )
-    if ndim == 0:
-        raise ValueError("Expected x with a feature axis, got a scalar. Reshape it: x[None].")
-    if any(not -ndim <= a < ndim for a in given):
-        raise ValueError(
-            f"Expected `axis` within -{ndim} to {ndim - 1} for x of {ndim} axes, got {axis}. "
-            "Name the feature axis, which is -1 for channels last and 1 for channels first."
-        )
-    axes = tuple(sorted(a % ndim for a in given))
-    if len(set(axes)) != len(axes) or not axes:
-        raise ValueError(
-            f"Expected one or more different axes, got {axis} for x of {ndim} axes. "
-            "Name each feature axis once."
-        )
-    return axes
-
-
-def to_features(vector: Array, features: tuple[int, ...]) -> Array:
-    """Drop the axes of length 1 that stand for the reduced ones."""
-    return vector.reshape([vector.shape[a] for a in features])
-
-
-def centre_features(
-    x: Array,
-    features: tuple[int, ...],
-    mask: ArrayLike | None,
-    axis_name: AxisName | None,
-    axis_index_groups: Sequence[Sequence[int]] | None,
-) -> Centred:
-    """Check the arguments and centre the batch, per feature."""
-    if x.size == 0:
-        raise ValueError(
-            f"Expected at least one value per feature, got an empty batch of shape {x.shape}. "
-            "Skip the step, or pad the batch and mask the padding."
-        )
-    axes = tuple(a for a in range(x.ndim) if a not in features)
-    weights = None if mask is None else as_weights(mask, x)
-    return centre(x, axes, weights, pool(axis_name, axis_index_groups))
-
-
-def as_weights(mask: ArrayLike, x: Array) -> Array:
-    """Give the mask x's rank: bool as it is, weights in the dtype of var."""
-    mask = jnp.asarray(mask)
-    if not (mask.dtype == jnp.bool_ or jnp.issubdtype(mask.dtype, jnp.floating)):
-        raise TypeError(
-            f"Expected a boolean `mask` or float weights, got {mask.dtype}. Write mask != 0."
-        )
-    fits = mask.ndim <= x.ndim and all(
-        m in (1, n) for m, n in zip(mask.shape[::-1], x.shape[::-1], strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"Expected `mask` to broadcast to x.shape={x.shape}, got {mask.shape}. "
-            "Reshape it to x's rank, with 1 where it does not vary: (N, 1, 1, 1) per example."
-        )
-    mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
-    if mask.dtype == jnp.bool_:
-        return mask
-    return mask.astype(jnp.finfo(wide_dtype(x)).dtype)
+def effective_count(moments: Moments | WeightedMoments) -> Array:
+    """Return n of Bessel's factor."""
+    return moments.effective_count if isinstance(moments, WeightedMoments) else moments.count

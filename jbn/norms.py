@@ -1,19 +1,23 @@
 """What batch normalization is compared with: layer, group, instance and weight norm.
 
-Statistics come from `centre`, so that these are as precise as `batch_norm`: y's error stays near
+Statistics come from `_center`, so that these are as precise as `batch_norm`: y's error stays near
 1e-6 in float32 up to mean/std 1e5.
 """
 
+from __future__ import annotations
+
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn._center import Centred, abs_squared, wide_dtype
-from jbn.batch_norm import check_epsilon, factors
-from jbn.moments import as_inexact, centre_features, feature_axes, moments
+from jbn._arguments import as_scalar, check_epsilon, check_params
+from jbn._axes import along_features, as_inexact, feature_axes
+from jbn._center import Centered, abs_squared, center, wide_dtype
+from jbn.moments import moments
 from jbn.types import BatchNormParams
 
 
@@ -24,7 +28,7 @@ def layer_norm(
     axis: int | Sequence[int] = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> Array:
-    """Normalise over the feature axes, at every other position by itself.
+    """Normalize over the feature axes, at every other position by itself.
 
     y = scale * (x - mean) / sqrt(var + epsilon) + bias, with mean and biased var over `axis`. No
     running statistics: the same in training and inference, at any batch size.
@@ -32,7 +36,7 @@ def layer_norm(
     Args:
       x: floating or complex, any rank.
       params: scale and bias of x's shape along `axis`; None, or None for either, leaves them out.
-      axis: what to normalise over: -1 for the features of one token, (1, 2, 3) for a whole image.
+      axis: what to normalize over: -1 for the features of one token, (1, 2, 3) for a whole image.
       epsilon: added to var, positive. May be traced.
 
     Returns: y, of x's shape and dtype; computed in float32 at least.
@@ -61,7 +65,7 @@ def group_norm(
     axis: int = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> Array:
-    """Normalise each example over its positions and over each group of consecutive features.
+    """Normalize each example over its positions and over each group of consecutive features.
 
     Layer norm over a whole example at groups=1, instance norm at groups=C.
 
@@ -103,7 +107,7 @@ def instance_norm(
     axis: int | Sequence[int] = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> Array:
-    """Normalise each feature of each example over its positions.
+    """Normalize each feature of each example over its positions.
 
     Args:
       x: floating or complex, examples along the first axis.
@@ -165,9 +169,15 @@ def weight_norm(
     features = feature_axes(axis, kernel.ndim)
     scale = None if scale is None else jnp.asarray(scale)
     _check_params(kernel, BatchNormParams(scale, None), features)
+    _check_inputs(kernel, features)
+    return _weight_norm(kernel, scale, features=features)
+
+
+@functools.partial(jax.jit, static_argnames="features")
+def _weight_norm(kernel: Array, scale: Array | None, *, features: tuple[int, ...]) -> Array:
     unit, _ = _direction(kernel, features)
     if scale is not None:
-        unit = unit * along_features(scale, unit, features)
+        unit = unit * along_features(scale, unit, features).astype(unit.dtype)
     return unit.astype(kernel.dtype)
 
 
@@ -179,7 +189,7 @@ def weight_norm_init(
     feature_axis: int | Sequence[int] = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> BatchNormParams:
-    """Choose scale and bias of a weight-normalised layer from one batch: data-dependent init.
+    """Choose scale and bias of a weight-normalized layer from one batch: data-dependent init.
 
     scale = 1 / std[t], bias = -mean[t] / std[t] with t = v . x / ||v||, so that the layer's first
     outputs on this batch have mean 0 and variance 1 per feature, as batch norm's have.
@@ -215,11 +225,28 @@ def weight_norm_init(
             "Check `axis` of the kernel and `feature_axis` of the pre-activations."
         )
     check_values(pre, outputs)
-    length = _direction(kernel, features)[1].reshape(shape)
-    m = moments(pre, axis=feature_axis)
-    # Of t = pre / ||v||, with nothing divided that may be 0.
-    rstd = jax.lax.rsqrt(m.var + jnp.asarray(epsilon, m.var.dtype) * length**2)
-    return BatchNormParams(scale=length * rstd, bias=-m.mean * rstd)
+    _check_inputs(kernel, features)
+    epsilon = as_scalar(epsilon, pre)
+    return _weight_norm_init(kernel, pre, epsilon, features=features, outputs=outputs)
+
+
+@functools.partial(jax.jit, static_argnames=("features", "outputs"))
+def _weight_norm_init(
+    kernel: Array,
+    pre_activations: Array,
+    epsilon: ArrayLike,
+    *,
+    features: tuple[int, ...],
+    outputs: tuple[int, ...],
+) -> BatchNormParams:
+    m = moments(pre_activations, axis=outputs)
+    length = _direction(kernel, features)[1].reshape(m.var.shape).astype(m.var.dtype)
+    # Of t = pre / ||v||, with nothing divided that may be 0. Where v is 0, its direction is, and t.
+    root = jnp.sqrt(jnp.asarray(epsilon).astype(length.dtype))
+    spread = jnp.hypot(jnp.sqrt(m.var), root * length)
+    scale = jnp.where(length > 0, length / jnp.where(spread > 0, spread, 1), 1 / root)
+    bias = jnp.where(spread > 0, -m.mean / jnp.where(spread > 0, spread, 1).astype(m.mean.dtype), 0)
+    return BatchNormParams(scale=scale, bias=bias)
 
 
 # Layer, group and instance norm ------------------------------------------------------------------
@@ -233,29 +260,42 @@ def _standardize(
     features: tuple[int, ...],
     epsilon: ArrayLike,
 ) -> Array:
-    """Normalise x, reshaped to `split`, at each position along the axes `kept`."""
-    params = BatchNormParams(None, None) if params is None else params
+    """Normalize x, reshaped to `split`, at each position along the axes `kept`."""
+    params = check_params(BatchNormParams(None, None) if params is None else params)
     _check_params(x, params, features)
     check_epsilon(epsilon)
-    check_values(x.reshape(split), kept)
-    centred = centre_features(x.reshape(split), kept, None, None, None)
+    check_values(jax.ShapeDtypeStruct(split, x.dtype), kept)
+    if x.size == 0:
+        return x
+    epsilon = as_scalar(epsilon, x)
+    return _standardized(x, params, epsilon, split=split, kept=kept, features=features)
+
+
+@functools.partial(jax.jit, static_argnames=("split", "kept", "features"))
+def _standardized(
+    x: Array,
+    params: BatchNormParams,
+    epsilon: ArrayLike,
+    *,
+    split: tuple[int, ...],
+    kept: tuple[int, ...],
+    features: tuple[int, ...],
+) -> Array:
+    over = tuple(a for a in range(len(split)) if a not in kept)
+    centered = center(x.reshape(split), over, None, None, epsilon)
     scale, bias = (
-        None
-        if p is None
-        else along_features(jnp.asarray(p), x, features).astype(centred.pivot.dtype)
+        None if p is None else along_features(p, x, features).astype(centered.pivot.dtype)
         for p in params
     )
-    return _affine(centred, epsilon, scale, bias, x.shape).astype(x.dtype)
+    return _affine(centered, epsilon, scale, bias, x.shape).astype(x.dtype)
 
 
 # Under `checkpoint` the product with scale keeps no array of its own for the backward pass.
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
 def _affine(
-    centred: Centred, epsilon: ArrayLike, scale: Array | None, bias: Array | None, shape
+    centered: Centered, epsilon: ArrayLike, scale: Array | None, bias: Array | None, shape
 ) -> Array:
-    none = BatchNormParams(None, None)
-    y = centred.scale_and_shift(*factors(centred.remainder, centred.moments.var, none, epsilon))
-    y = y.reshape(shape)
+    y = centered.normalize(None, None, epsilon).reshape(shape)
     y = y if scale is None else y * scale
     return y if bias is None else y + bias
 
@@ -266,11 +306,6 @@ def _affine(
 def _direction(kernel: Array, features: tuple[int, ...]) -> tuple[Array, Array]:
     """Compute v / ||v|| and ||v||, of which the latter keeps v's rank."""
     axes = tuple(a for a in range(kernel.ndim) if a not in features)
-    if not axes or kernel.size == 0:
-        raise ValueError(
-            f"Expected a kernel with inputs to sum over, got shape {kernel.shape} with output "
-            f"axes {features}. Check `axis`."
-        )
     kernel = kernel.astype(wide_dtype(kernel))
     # A constant to the derivative: the direction does not depend on it, and in ||v|| it cancels.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(kernel), axes, keepdims=True))
@@ -281,6 +316,14 @@ def _direction(kernel: Array, features: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 # Checks ------------------------------------------------------------------------------------------
+
+
+def _check_inputs(kernel: Array, features: tuple[int, ...]) -> None:
+    if len(features) == kernel.ndim or kernel.size == 0:
+        raise ValueError(
+            f"Expected a kernel with inputs to sum over, got shape {kernel.shape} with output "
+            f"axes {features}. Check `axis`."
+        )
 
 
 def _check_params(x: Array, params: BatchNormParams, features: tuple[int, ...]) -> None:
@@ -300,14 +343,12 @@ def _check_params(x: Array, params: BatchNormParams, features: tuple[int, ...]) 
             )
 
 
-def check_values(x: Array, kept: tuple[int, ...]) -> int:
+def check_values(x: Array | jax.ShapeDtypeStruct, kept: tuple[int, ...]) -> int:
     """Count the values that one mean is over, of which there must be two."""
-    values = 1
-    for a, size in enumerate(x.shape):
-        values *= 1 if a in kept else size
-    if values < 2:
+    values = math.prod(size for a, size in enumerate(x.shape) if a not in kept)
+    if isinstance(values, int) and values < 2:  # Else it is a symbol of jax.export.
         raise ValueError(
-            f"Expected more than one value to normalise over, got {values} for shape {x.shape} "
+            f"Expected more than one value to normalize over, got {values} for shape {x.shape} "
             f"with one variance for each position along axes {kept}: it would be 0. Check `axis` "
             "and `groups`; without space, an example has one value per feature."
         )
@@ -334,8 +375,3 @@ def group_width(features: int, groups: int) -> int:
             "Choose a divisor, or pad the features."
         )
     return features // groups
-
-
-def along_features(vector: Array, x: Array, features: tuple[int, ...]) -> Array:
-    """Give a vector of the feature axes x's rank."""
-    return vector.reshape([x.shape[a] if a in features else 1 for a in range(x.ndim)])

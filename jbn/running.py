@@ -1,17 +1,22 @@
 """How running statistics move."""
 
-from numbers import Real
+from __future__ import annotations
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
+from jbn._arguments import check_flag, check_state, weight_of_old
 from jbn._schedules import Schedule
-from jbn.types import BatchNormState, Moments
+from jbn.moments import effective_count
+from jbn.types import BatchNormState, Moments, WeightedMoments
 
 
 def update(
     state: BatchNormState,
-    moments: Moments,
+    moments: Moments | WeightedMoments,
     *,
     momentum: ArrayLike | Schedule,
     unbiased: bool = True,
@@ -19,20 +24,25 @@ def update(
     """Move running statistics towards the moments of one batch.
 
     new = momentum * old + (1 - momentum) * batch, for mean and var, where the batch's var takes
-    Bessel's factor n / (n - 1) if `unbiased`. The only place where running statistics move.
+    Bessel's factor n / (n - 1) if `unbiased`, with n the effective count of float weights. The only
+    place where running statistics move.
 
     Args:
       state: running statistics, `(C,)`.
       moments: of the batch, `(C,)`; var biased.
       momentum: weight of the *old* value, in [0, 1] (PyTorch's momentum is 1 - this), or a
-        schedule of it: a function of `state.count`, such as `jbn.cumulative`. May be traced.
-      unbiased: correct var by n / (n - 1). Where n is 1 or less, var stays as it is.
+        schedule of it: a function of `state.count`, such as `jbn.cumulative`. May be traced. At 0
+        the old value is replaced, at 1 it stays, whatever the other one is, NaN included.
+      unbiased: correct var by n / (n - 1).
 
     Returns:
-      BatchNormState of the same shapes and dtypes, count one higher. A feature without any weight
-      keeps its statistics; if all are without, the state comes back unchanged.
+      BatchNormState of the same shapes and dtypes, count one higher, up to its dtype's largest
+      number. Where n is 1, one value says nothing of a variance: the mean moves and var stays.
+      A feature without any weight keeps its statistics; if all are without, the state comes back
+      unchanged. A variance that the dtype cannot hold counts as its largest number.
 
     Raises:
+      TypeError: state or moments of another type.
       ValueError: a momentum known at trace time outside [0, 1]; shapes that differ.
 
     Example:
@@ -45,33 +55,54 @@ def update(
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, section 3.1 and Algorithm 2.
     """
-    if jnp.shape(state.mean) != jnp.shape(moments.mean):
+    check_state(state)
+    unbiased = check_flag("unbiased", unbiased)
+    if not isinstance(moments, (Moments, WeightedMoments)):
+        raise TypeError(
+            f"Expected `moments` to be jbn.Moments, got {type(moments).__name__}. "
+            "Take them with jbn.moments(x)."
+        )
+    shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(moments)}
+    if shapes != {jnp.shape(state.mean)}:
         raise ValueError(
             f"Expected moments of the state's shape {jnp.shape(state.mean)}, got "
-            f"{jnp.shape(moments.mean)}. Make the state with jbn.init for these features."
+            f"{sorted(shapes)}. Make the state with jbn.init for these features."
         )
-    old_weight = momentum(state.count) if callable(momentum) else momentum
-    check_momentum(old_weight)
-    n = moments.count
-    bessel = jnp.where(n > 1, n / jnp.where(n > 1, n - 1, 1), 1) if unbiased else 1
-    has = n > 0
+    weight = weight_of_old(momentum, state.count, moments.mean)
+    return _update(state, moments, weight, unbiased=unbiased)
 
-    def moved(old: Array, batch: Array) -> Array:
+
+@functools.partial(jax.jit, static_argnames="unbiased")
+def _update(
+    state: BatchNormState,
+    moments: Moments | WeightedMoments,
+    momentum: ArrayLike,
+    *,
+    unbiased: bool,
+) -> BatchNormState:
+    count, n = moments.count, effective_count(moments)
+    has = ~(count <= 0)
+    # A single float weight has n = 1 up to rounding.
+    several = has & ~(n <= 1 + 4 * jnp.finfo(n.dtype).eps)
+    var = moments.var
+    if unbiased:
+        var = var * jnp.where(several, n / jnp.where(several, n - 1, 1), 1)
+    var = jnp.minimum(var, jnp.finfo(var.dtype).max)
+
+    def moved(old: Array, batch: Array, has: Array) -> Array:
         dtype = jnp.promote_types(old.dtype, batch.dtype)
-        weight = jnp.asarray(old_weight, jnp.finfo(dtype).dtype)
-        return jnp.where(has, weight * old + (1 - weight) * batch, old).astype(old.dtype)
+        weight = jnp.asarray(momentum).astype(jnp.finfo(dtype).dtype)
+        # What weighs nothing may be NaN.
+        old_part = jnp.where((weight == 0) & ~jnp.isfinite(old), 0, old.astype(dtype))
+        new_part = jnp.where((weight == 1) & ~jnp.isfinite(batch), 0, batch.astype(dtype))
+        new = weight.astype(dtype) * old_part + (1 - weight).astype(dtype) * new_part
+        return jnp.where(has, new.astype(old.dtype), old)
 
+    absorbed = jnp.any(has)
+    if jnp.issubdtype(state.count.dtype, jnp.integer):  # Where it would wrap, it stays.
+        absorbed = absorbed & (state.count < jnp.iinfo(state.count.dtype).max)
     return BatchNormState(
-        mean=moved(state.mean, moments.mean),
-        var=moved(state.var, moments.var * bessel),
-        count=state.count + jnp.any(has).astype(state.count.dtype),
+        mean=moved(state.mean, moments.mean, has),
+        var=moved(state.var, var, several),
+        count=state.count + absorbed.astype(state.count.dtype),
     )
-
-
-def check_momentum(momentum: ArrayLike) -> None:
-    """Reject a momentum outside [0, 1], where its value is known without waiting for a device."""
-    if isinstance(momentum, Real) and not 0 <= momentum <= 1:
-        raise ValueError(
-            f"Expected `momentum`, the weight of the old value, in [0, 1], got {momentum}. "
-            "PyTorch's momentum is 1 minus this one."
-        )

@@ -4,6 +4,8 @@ A run may choose local statistics: no `axis_name` in training, no collective. It
 different states, and evaluating or saving one of them forgets what the others saw.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool
 
-from jbn._center import pooled
+from jbn._center import pooled, root
 from jbn.collectives import AxisName, Pool, pool
 from jbn.types import BatchNormState, Moments, is_statistics
 
@@ -140,11 +142,10 @@ def _together(node: Any, counts: Moments | ArrayLike | None, devices: Pool) -> A
     wide = jnp.promote_types(mean.dtype, jnp.float32)
     n = jnp.broadcast_to(n, mean.shape).astype(jnp.finfo(wide).dtype)
     n = jnp.where(devices.sum(n) > 0, n, 1)
-    pivot, remainder, pooled_var, _ = pooled(
-        devices, mean.astype(wide), jnp.zeros(mean.shape, wide), var.astype(n.dtype), n, False
-    )
-    fields["mean"] = (pivot + remainder).astype(mean.dtype)
-    fields["var"] = pooled_var.astype(var.dtype)
+    std = root(var.astype(n.dtype))
+    whole = pooled(devices, mean.astype(wide), jnp.zeros(mean.shape, wide), std, n)
+    fields["mean"] = (whole.pivot + whole.remainder).astype(mean.dtype)
+    fields["var"] = whole.var.astype(var.dtype)
     if "count" in fields:
         counted, members = devices.gather(jnp.asarray(fields["count"])), devices.members()
         fields["count"] = jnp.max(counted if members is None else jnp.where(members, counted, 0))

@@ -4,17 +4,22 @@ Shape letters, used in every signature: N batch, H W space, C features, D device
 C stands for the shape of the feature axes: `(64,)` for one axis, `(28, 64)` for two.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Array, Complex, Float, Inexact, Int
 
+# Array, or None where a layer has no scale or no bias.
+Factor = TypeVar("Factor", bound=Inexact[Array, "*C"] | None)
 
-class BatchNormParams(NamedTuple):
-    """What training learns: gamma and beta of the paper; None where a factor is not used."""
 
-    scale: Inexact[Array, "*C"] | None
-    bias: Inexact[Array, "*C"] | None
+class BatchNormParams(NamedTuple, Generic[Factor]):
+    """What training learns: gamma and beta of the paper, `(C,)`; None where one is not used."""
+
+    scale: Factor
+    bias: Factor
 
 
 class BatchNormState(NamedTuple):
@@ -28,15 +33,32 @@ class BatchNormState(NamedTuple):
     count: Int[Array, ""]
 
 
+# A state, or None where none is kept.
+OptionalState = TypeVar("OptionalState", BatchNormState, None)
+
+
 class Moments(NamedTuple):
     """Moments of one batch: mean, *biased* variance, and how much data they rest on.
 
-    `count` is the number of values per feature, or their total weight where a mask weighs them.
+    `count` is the number of values per feature.
     """
 
     mean: Float[Array, "*C"] | Complex[Array, "*C"]
     var: Float[Array, "*C"]
     count: Float[Array, "*C"]
+
+
+class WeightedMoments(NamedTuple):
+    """Moments of one batch whose values float weights weigh: those of `numpy.cov`'s `aweights`.
+
+    `count` is the total weight, sum w. `effective_count` is Kish's effective sample size
+    (sum w)^2 / sum w^2, which takes the place of n in Bessel's factor n / (n - 1).
+    """
+
+    mean: Float[Array, "*C"] | Complex[Array, "*C"]
+    var: Float[Array, "*C"]
+    count: Float[Array, "*C"]
+    effective_count: Float[Array, "*C"]
 
 
 def is_statistics(node: Any) -> bool:

@@ -1,7 +1,7 @@
 """Batch normalization by statistics other than the whole batch's: ghost batches, renorm, blends.
 
-Each is `batch_norm` with other vectors: y = deviation * a + b about the pivot of `centre`, so all
-keep its precision and its one array for the backward pass.
+Each is `batch_norm` with other vectors: y = (deviation * rstd) * a + b about the pivot of
+`_center`, so all keep its precision and its one array for the backward pass.
 
 Two more need no function. *Frozen* statistics: `jbn.normalize(x, state.mean, state.var, params)`;
 the gradient passes to x, params and, if asked for, to mean and var, but not through them to a
@@ -18,21 +18,46 @@ al., "Improving robustness against common corruptions by covariate shift adaptat
   (2.0, 6.5)
 """
 
+from __future__ import annotations
+
+import functools
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int
 
-from jbn._center import Centred, abs_squared, merge
+from jbn._arguments import (
+    as_scalar,
+    check_flag,
+    check_momentum,
+    check_number,
+    check_state,
+    weight_of_old,
+)
+from jbn._axes import (
+    along_features,
+    check_batch,
+    check_mask,
+    reduction_axes,
+    to_features,
+)
+from jbn._center import abs_squared, center, merge, rstd
 from jbn._schedules import Schedule
-from jbn.batch_norm import batch_norm, check_epsilon, check_features, factors
-from jbn.collectives import AxisName
-from jbn.moments import as_inexact, as_weights, centre_features, feature_axes, to_features
-from jbn.running import check_momentum, update
-from jbn.types import BatchNormParams, BatchNormState, Moments
+from jbn.batch_norm import (
+    batch_norm,
+    check_call,
+    check_features,
+    check_values,
+    move,
+    or_running,
+    vectors,
+)
+from jbn.collectives import AxisName, Pool, pool
+from jbn.running import update
+from jbn.types import BatchNormParams, BatchNormState, OptionalState
 
 Limit = ArrayLike | Callable[[Int[Array, ""]], ArrayLike]
 
@@ -40,7 +65,7 @@ Limit = ArrayLike | Callable[[Int[Array, ""]], ArrayLike]
 def ghost_batch_norm(
     x: Inexact[ArrayLike, "N ..."],
     params: BatchNormParams,
-    state: BatchNormState,
+    state: OptionalState,
     *,
     training: bool,
     batch_size: int,
@@ -49,8 +74,8 @@ def ghost_batch_norm(
     epsilon: ArrayLike = 1e-5,
     unbiased: bool = True,
     mask: ArrayLike | None = None,
-) -> tuple[Array, BatchNormState]:
-    """Normalise each `batch_size` consecutive examples by their own moments, in training.
+) -> tuple[Array, OptionalState]:
+    """Normalize each `batch_size` consecutive examples by their own moments, in training.
 
     A large batch then has the noise of small ones, which Hoffer et al. find to generalise better.
     What is left over at the end is a group of its own. In inference as `batch_norm`.
@@ -63,12 +88,12 @@ def ghost_batch_norm(
     Args:
       x: the batch, examples along the first axis, floating or complex.
       params: scale and bias, `(C,)`, or None for either.
-      state: running statistics, `(C,)`.
-      training: static; False returns the state as it came and ignores batch_size and mask.
+      state: running statistics, `(C,)`. None in training keeps none.
+      training: static. If False, returns `state` unchanged and ignores `batch_size` and `mask`.
       batch_size: examples per group, static. As many as x has or more make one group.
       axis: feature axis or axes, not the first; all others are reduced.
       momentum, epsilon, unbiased: as for `batch_norm`.
-      mask: as for `batch_norm`. A group without any weight is normalised by the running
+      mask: as for `batch_norm`. A group without any weight is normalized by the running
         statistics; if all are without, the state comes back unchanged.
 
     Returns:
@@ -94,44 +119,83 @@ def ghost_batch_norm(
             f"Expected `batch_size` to be a positive int, got {batch_size!r}. "
             "Pass the number of examples per group, such as 32."
         )
-    if training is not True:
+    if not check_flag("training", training):
         return batch_norm(
-            x, params, state, training=training, axis=axis, momentum=momentum, epsilon=epsilon
+            x, params, state, training=False, axis=axis, momentum=momentum, epsilon=epsilon
         )
-    x, features = _checked(x, axis, params, state, momentum, epsilon)
+    x, features = check_call(x, params, state, axis, epsilon)
+    unbiased = check_flag("unbiased", unbiased)
+    check_momentum(momentum)
     _check_examples(features, axis)
-    examples = x.shape[0]
-    if x.size == 0:
-        centre_features(x, features, None, None, None)  # Says what to do with an empty batch.
-    size = min(int(batch_size), examples)
-    last = examples % size or size
-    if mask is None and last * _values(x, (0, *features)) == 1:
-        raise ValueError(
-            "Expected more than one value per feature in every group in training, got x.shape="
-            f"{x.shape} with batch_size={batch_size}, whose last group has one: its variance is 0 "
-            "and y would be the bias alone. Use a batch_size that leaves no single example, drop "
-            "that example, or mask it."
-        )
-
-    # The group is one more feature axis; padding completes the last one and weighs nothing.
-    weights = None if mask is None else as_weights(mask, x)
-    if weights is None and last < size:
-        weights = jnp.ones((1,) * x.ndim, bool)
-    grouped = _in_groups(x, size)
-    if weights is not None:
-        weights = _in_groups(jnp.broadcast_to(weights, (examples, *weights.shape[1:])), size)
-    centred = centre_features(grouped, (0, *(a + 1 for a in features)), weights, None, None)
-    mean, var = (v.reshape(1, *centred.pivot.shape[1:]) for v in (state.mean, state.var))
-    remainder, used = _or_running(centred, mean, var, weights is not None)
-    a, b = factors(remainder, used, BatchNormParams(None, None), epsilon)
-    y = centred.scale_and_shift(*_affine(a, b, params))
-
-    pivot, local, spread, count = merge(
-        centred.pivot, centred.remainder, centred.moments.var, centred.moments.count
+    check_batch(x)
+    mask = check_mask(mask, x, features)
+    running: BatchNormState | None = state
+    examples, size = x.shape[0], int(batch_size)
+    if isinstance(examples, int):  # Else it is a symbol of jax.export.
+        size = min(size, examples)
+        last = examples % size or size
+        if mask is None and last * math.prod(x.shape[a] for a in _space(x, features)) == 1:
+            raise ValueError(
+                "Expected more than one value per feature in every group in training, got x.shape="
+                f"{x.shape} with batch_size={batch_size}, whose last group has one: its variance "
+                "is 0 and y would be the bias alone. Use a batch_size that leaves no single "
+                "example, drop that example, or mask it."
+            )
+    return _ghost_batch_norm(
+        x,
+        params,
+        state,
+        mask,
+        weight_of_old(momentum, None if running is None else running.count, x),
+        as_scalar(epsilon, x),
+        size=size,
+        features=features,
+        unbiased=unbiased,
     )
-    batch = Moments(*(to_features(v, features) for v in (pivot + local, spread, count)))
-    state = update(state, batch, momentum=momentum, unbiased=unbiased)
-    return y.reshape(-1, *x.shape[1:])[:examples].astype(x.dtype), state
+
+
+@functools.partial(jax.jit, static_argnames=("size", "features", "unbiased"))
+def _ghost_batch_norm(
+    x: Array,
+    params: BatchNormParams,
+    state: BatchNormState | None,
+    mask: Array | None,
+    momentum: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    size: int,
+    features: tuple[int, ...],
+    unbiased: bool,
+) -> tuple[Array, BatchNormState | None]:
+    examples = x.shape[0]
+    missing = -examples % size
+    # Padding completes the last group and weighs nothing.
+    whole = isinstance(missing, int) and missing == 0
+    if mask is None and not whole:
+        mask = jnp.ones((1,) * x.ndim, bool)
+    grouped = _in_groups(x, size, missing)
+    if mask is not None:
+        mask = _in_groups(jnp.broadcast_to(mask, (examples, *mask.shape[1:])), size, missing)
+    # The group is one more feature axis.
+    centered = center(
+        grouped, reduction_axes(grouped, (0, *(a + 1 for a in features))), mask, None, epsilon
+    )
+    scale, bias = (v if v is None else v[None] for v in vectors(params, x, features))
+    used = centered
+    if mask is not None:
+        mean = jnp.zeros((1, *centered.pivot.shape[1:]), centered.pivot.dtype)
+        var = jnp.ones_like(mean, dtype=centered.rstd.dtype)
+        if state is not None:
+            mean, var = (along_features(v, x, features)[None] for v in (state.mean, state.var))
+        used = centered.or_running(mean, var, epsilon)
+    y = used.normalize(scale, bias, epsilon)
+    y = y.reshape(examples + missing, *x.shape[1:])[:examples].astype(x.dtype)
+    if state is None:
+        return y, None
+    m = centered.moments
+    merged = merge(centered.pivot, centered.remainder, m.var, m.count, centered.effective_count)
+    batch = to_features(merged.moments, features)
+    return y, update(state, batch, momentum=momentum, unbiased=unbiased)
 
 
 def batch_renorm(
@@ -150,7 +214,7 @@ def batch_renorm(
     axis_name: AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Array, BatchNormState]:
-    """Normalise x by the batch, corrected towards the running statistics, in training.
+    """Normalize x by the batch, corrected towards the running statistics, in training.
 
     y = scale * (xhat * r + d) + bias, with xhat of `batch_norm`, sigma = sqrt(var + epsilon),
     r = clip(sigma_batch / sigma_running, 1 / r_max, r_max) and
@@ -164,7 +228,7 @@ def batch_renorm(
       x: the batch, floating, any rank.
       params: scale and bias, `(C,)`, or None for either.
       state: running statistics, `(C,)`.
-      training: static; False returns the state as it came.
+      training: static. If False, returns `state` unchanged.
       r_max: limit of r, at least 1, or a schedule of it: a function of `state.count`. May be
         traced. Starting at 1 lets the running statistics settle first.
       d_max: limit of d, at least 0, or a schedule of it. May be traced.
@@ -188,45 +252,73 @@ def batch_renorm(
     References: Ioffe, "Batch Renormalization", 2017, Algorithm 1; section 4 for the schedules:
       r_max 1 to 3 over steps 5k to 40k, d_max 0 to 5 over steps 5k to 25k.
     """
-    r_limit = _limit(r_max, state.count, "r_max", 1)
-    d_limit = _limit(d_max, state.count, "d_max", 0)
-    if training is not True:
+    training = check_flag("training", training)
+    check_limit(r_max, "r_max", 1)
+    check_limit(d_max, "d_max", 0)
+    if not training:
         return batch_norm(
-            x, params, state, training=training, axis=axis, momentum=momentum, epsilon=epsilon
+            x, params, state, training=False, axis=axis, momentum=momentum, epsilon=epsilon
         )
-    x, features = _checked(x, axis, params, state, momentum, epsilon)
+    check_state(state)
+    x, features = check_call(x, params, state, axis, epsilon)
+    unbiased = check_flag("unbiased", unbiased)
+    check_momentum(momentum)
     if jnp.iscomplexobj(x):
         raise TypeError(
             f"Expected real x, got {x.dtype}: a complex d has no order to be clipped in. "
             "Use jbn.batch_norm, or stack real and imaginary parts as features."
         )
-    if mask is None and axis_name is None and _values(x, features) == 1:
-        raise ValueError(
-            f"Expected more than one value per feature in training, got x.shape={x.shape} with "
-            f"feature axis {axis}: the batch variance is 0 and y would not depend on x but through "
-            "d, which has no gradient. Use a larger batch, pool devices with axis_name, or "
-            "normalise with training=False."
-        )
-    centred = centre_features(x, features, mask, axis_name, axis_index_groups)
-    mean, var = (v.reshape(centred.pivot.shape) for v in (state.mean, state.var))
-    remainder, used = _or_running(centred, mean, var, mask is not None)
+    devices = pool(axis_name, axis_index_groups)
+    check_values(x, features, mask, devices)
+    return _batch_renorm(
+        x,
+        params,
+        state,
+        check_mask(mask, x, features),
+        (
+            _limit_at(r_max, state.count, x, "r_max", 1),
+            _limit_at(d_max, state.count, x, "d_max", 0),
+        ),
+        weight_of_old(momentum, state.count, x),
+        as_scalar(epsilon, x),
+        features=features,
+        pool=devices,
+        unbiased=unbiased,
+    )
 
-    real = used.dtype
-    rstd = jax.lax.rsqrt(var.astype(real) + jnp.asarray(epsilon, real))
-    r_limit, d_limit = jnp.asarray(r_limit, real), jnp.asarray(d_limit, real)
-    r = jnp.clip(jnp.sqrt(used + jnp.asarray(epsilon, real)) * rstd, 1 / r_limit, r_limit)
+
+@functools.partial(jax.jit, static_argnames=("features", "pool", "unbiased"))
+def _batch_renorm(
+    x: Array,
+    params: BatchNormParams,
+    state: BatchNormState,
+    mask: Array | None,
+    limits: tuple[ArrayLike, ArrayLike],
+    momentum: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    features: tuple[int, ...],
+    pool: Pool | None,
+    unbiased: bool,
+) -> tuple[Array, BatchNormState | None]:
+    centered = center(x, reduction_axes(x, features), mask, pool, epsilon)
+    used = centered if mask is None else or_running(centered, state, x, features, epsilon)
+    dtype = centered.pivot.dtype
+    mean, var = (along_features(v, x, features).astype(dtype) for v in (state.mean, state.var))
+    r_max, d_max = (jnp.asarray(limit).astype(dtype) for limit in limits)
+    running_rstd = rstd(var, epsilon)
+    batch_rstd = used.affine_coefficients(None, None, epsilon)[0] * used.rstd
+    r = jnp.clip(running_rstd / batch_rstd, 1 / r_max, r_max)
     # Both means seen from the pivot: rounded into one number first, d would lose its digits.
-    d = jnp.clip((remainder - (mean.astype(real) - centred.pivot)) * rstd, -d_limit, d_limit)
+    d = jnp.clip((used.remainder - (mean - used.pivot)) * running_rstd, -d_max, d_max)
     r, d = jax.lax.stop_gradient((r, d))
     # scale (xhat r + d) + bias is batch norm with other parameters.
-    scale, bias = (None if p is None else p.reshape(r.shape).astype(real) for p in params)
+    scale, bias = (v if v is None else v.astype(dtype) for v in vectors(params, x, features))
     shift = d if scale is None else d * scale
-    corrected = BatchNormParams(
-        r if scale is None else r * scale, shift if bias is None else shift + bias
+    y = used.normalize(
+        r if scale is None else r * scale, shift if bias is None else shift + bias, epsilon
     )
-    y = centred.scale_and_shift(*factors(remainder, used, corrected, epsilon))
-    batch = Moments(*(to_features(v, features) for v in centred.moments))
-    return y.astype(x.dtype), update(state, batch, momentum=momentum, unbiased=unbiased)
+    return y.astype(x.dtype), move(state, centered, features, momentum, unbiased)
 
 
 def normalize_with_example(
@@ -239,13 +331,13 @@ def normalize_with_example(
     axis: int | Sequence[int] = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> Array:
-    """Normalise x by given statistics mixed with each example's own: inference example weighing.
+    """Normalize x by given statistics mixed with each example's own: inference example weighing.
 
     With mean_x, var_x of one example over its positions and w = `weight`, the moments of the
     mixture: mean' = w mean_x + (1 - w) mean and
     var' = w var_x + (1 - w) var + w (1 - w) |mean_x - mean|^2, which is
     w E[x^2 of the example] + (1 - w) E[x^2] - mean'^2 without its cancellation. In training an
-    example is part of the batch that normalises it; this restores some of that in inference.
+    example is part of the batch that normalizes it; this restores some of that in inference.
 
     Args:
       x: floating or complex, examples along the first axis.
@@ -272,46 +364,53 @@ def normalize_with_example(
     References: Summers, Dinneen, "Four Things Everyone Should Know to Improve Batch
       Normalization", 2020, section 3.1.
     """
-    x = as_inexact(x)
-    features = feature_axes(axis, x.ndim)
-    _check_examples(features, axis)
     params = BatchNormParams(None, None) if params is None else params
+    x, features = check_call(x, params, None, axis, epsilon)
+    _check_examples(features, axis)
+    check_batch(x)
     mean, var = jnp.asarray(mean), jnp.asarray(var)
     check_features(x, features, params, mean, var)
-    check_epsilon(epsilon)
-    if isinstance(weight, Real) and not 0 <= weight <= 1:
+    known = check_number("weight", weight, "a number in [0, 1]")
+    if known is not None and not 0 <= known <= 1:
         raise ValueError(
             f"Expected `weight`, that of the example's own statistics, in [0, 1], got {weight}."
             " 0 uses the given statistics alone."
         )
-    centred = centre_features(x, (0, *features), None, None, None)
-    given, spread = (v.reshape(1, *centred.pivot.shape[1:]) for v in (mean, var))
-    own = centred.moments.var
-    # Not by `merge`, which is its value: at weight 0 that has no derivative by the weight.
-    w = jnp.asarray(weight, own.dtype)
-    given = given.astype(centred.pivot.dtype) - centred.pivot
-    gap = centred.remainder - given
-    spread = (1 - w) * spread.astype(own.dtype) + w * own + w * (1 - w) * abs_squared(gap)
-    a, b = factors(given + w * gap, spread, BatchNormParams(None, None), epsilon)
-    return centred.scale_and_shift(*_affine(a, b, params)).astype(x.dtype)
+    scalars = as_scalar(weight, x), as_scalar(epsilon, x)
+    return _normalize_with_example(x, mean, var, params, *scalars, features=features)
 
 
-def _checked(
-    x: ArrayLike,
-    axis: int | Sequence[int],
+@functools.partial(jax.jit, static_argnames="features")
+def _normalize_with_example(
+    x: Array,
+    mean: Array,
+    var: Array,
     params: BatchNormParams,
-    state: BatchNormState,
-    momentum: ArrayLike | Schedule,
+    weight: ArrayLike,
     epsilon: ArrayLike,
-) -> tuple[Array, tuple[int, ...]]:
-    """Check what all share; return x and its feature axes."""
-    x = as_inexact(x)
-    features = feature_axes(axis, x.ndim)
-    check_features(x, features, params, state.mean, state.var)
-    check_epsilon(epsilon)
-    if not callable(momentum):
-        check_momentum(momentum)
-    return x, features
+    *,
+    features: tuple[int, ...],
+) -> Array:
+    centered = center(x, reduction_axes(x, (0, *features)), None, None, epsilon)
+    dtype, real = centered.pivot.dtype, centered.rstd.dtype
+    mean = along_features(mean, x, features).astype(dtype) - centered.pivot
+    var = along_features(var, x, features).astype(real)
+    w = jnp.asarray(weight).astype(real)
+    # Not by `merge`, which is its value: at weight 0 that has no derivative by the weight.
+    gap = centered.remainder - mean
+    # All in units of the mixture's deviation, for squares may overflow.
+    share, rest = jnp.sqrt(jnp.abs(w)), jnp.sqrt(jnp.abs(1 - w))
+    std = jnp.hypot(share / centered.rstd, rest / rstd(var, epsilon))
+    per_unit = jax.lax.stop_gradient(1 / jnp.hypot(std, share * rest * jnp.abs(gap)))
+    own = centered.relative_var * jnp.square(per_unit / centered.rstd)
+    given = var * per_unit * per_unit
+    apart = abs_squared(gap * per_unit.astype(dtype))
+    mixed = centered._replace(
+        remainder=mean + w.astype(dtype) * gap,
+        rstd=per_unit,
+        relative_var=(1 - w) * given + w * own + w * (1 - w) * apart,
+    )
+    return mixed.normalize(*vectors(params, x, features), epsilon).astype(x.dtype)
 
 
 def _check_examples(features: tuple[int, ...], axis: int | Sequence[int]) -> None:
@@ -322,41 +421,31 @@ def _check_examples(features: tuple[int, ...], axis: int | Sequence[int]) -> Non
         )
 
 
-def _values(x: Array, kept: tuple[int, ...]) -> int:
-    """Count the values that are reduced for one position along the axes that are kept."""
-    return math.prod(size for a, size in enumerate(x.shape) if a not in kept)
+def _space(x: Array, features: tuple[int, ...]) -> tuple[int, ...]:
+    """List the axes that are neither examples nor features."""
+    return tuple(a for a in reduction_axes(x, features) if a != 0)
 
 
-def _limit(limit: Limit, count: Array, name: str, least: int) -> ArrayLike:
-    """Evaluate the schedule of r_max or d_max, and check it where its value is known."""
-    value = limit(count) if callable(limit) else limit
-    if isinstance(value, Real) and not value >= least:
+def check_limit(limit: Any, name: str, least: int) -> None:
+    """Check r_max or d_max where its value is known; a schedule passes."""
+    if callable(limit):
+        return
+    known = check_number(name, limit, f"a number of at least {least} or a schedule")
+    if known is not None and not known >= least:
         raise ValueError(
-            f"Expected `{name}` to be at least {least}, got {value}. "
+            f"Expected `{name}` to be at least {least}, got {limit}. "
             "r_max=1 with d_max=0 is plain batch norm; 3 and 5 are the paper's last values."
         )
-    return value
 
 
-def _affine(a: Array, b: Array, params: BatchNormParams) -> tuple[Array, Array]:
-    """Apply scale and bias, `(C,)`, to the factors of each group or example."""
-    scale, bias = (p if p is None else p.reshape(1, *a.shape[1:]).astype(a.dtype) for p in params)
-    a, b = (a, b) if scale is None else (a * scale, b * scale)
-    return a, b if bias is None else b + bias
+def _limit_at(limit: Limit, count: Array, x: Array, name: str, least: int) -> ArrayLike:
+    """Evaluate the schedule of r_max or d_max."""
+    value = limit(count) if callable(limit) else limit
+    check_limit(value, name, least)
+    return as_scalar(value, x)
 
 
-def _in_groups(x: Array, size: int) -> Array:
+def _in_groups(x: Array, size: int, missing: int) -> Array:
     """Reshape `(N, ...)` to `(groups, size, ...)`, completing the last group with zeros."""
-    missing = -x.shape[0] % size
-    if missing:
-        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    return x.reshape(-1, size, *x.shape[1:])
-
-
-def _or_running(centred: Centred, mean: Array, var: Array, masked: bool) -> tuple[Array, Array]:
-    """Return remainder and var, where nothing has weight those of the running statistics."""
-    remainder, own = centred.remainder, centred.moments.var
-    if not masked:
-        return remainder, own
-    has = centred.moments.count > 0
-    return jnp.where(has, remainder, mean - centred.pivot), jnp.where(has, own, var)
+    x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(x.shape[0] // size, size, *x.shape[1:])

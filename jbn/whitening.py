@@ -1,15 +1,16 @@
 """Whitening: the ideal that batch normalization approximates one feature at a time."""
 
-from numbers import Real
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from jbn._center import wide_dtype
-from jbn.moments import as_inexact, centre_features
-from jbn.norms import along_features, check_values, group_width, one_feature_axis
+from jbn._arguments import as_scalar, check_number
+from jbn._axes import along_features, as_inexact, reduction_axes
+from jbn._center import center, power_of_two, wide_dtype
+from jbn.norms import check_values, group_width, one_feature_axis
 
 
 class Whitening(NamedTuple):
@@ -72,29 +73,44 @@ def whiten(
         raise ValueError(
             f"Expected `method` to be 'zca' or 'cholesky', got {method!r}. Name one of the two."
         )
-    if isinstance(epsilon, Real) and not epsilon >= 0:
+    known = check_number("epsilon", epsilon, "a number of at least 0")
+    if known is not None and not known >= 0:
         raise ValueError(f"Expected `epsilon` of at least 0, got {epsilon}. The usual one is 1e-5.")
     values = check_values(x, (feature,))
-    if values <= width and isinstance(epsilon, Real) and epsilon == 0:
+    # A batch that is a symbol of jax.export is taken to be large enough.
+    if known == 0 and isinstance(values, int) and values <= width:
         raise ValueError(
             f"Expected more values than features in a group with epsilon=0, got {values} values of "
             f"{width} features: their covariance has rank {values - 1} at most and no inverse. Use "
             "a larger batch, more groups, or a positive epsilon."
         )
-    centred = centre_features(x, (feature,), None, None, None)
-    deviation = centred.scale_and_shift(jnp.ones_like(centred.pivot), -centred.remainder)
-    rows = _rows(deviation, feature, groups)
+    return _whiten(x, as_scalar(epsilon, x), feature=feature, groups=groups, method=method)
+
+
+@functools.partial(jax.jit, static_argnames=("feature", "groups", "method"))
+def _whiten(
+    x: Array, epsilon: ArrayLike, *, feature: int, groups: int, method: str
+) -> tuple[Array, Whitening]:
+    axes = reduction_axes(x, (feature,))
+    centered = center(x, axes, None, None, 1.0)
+    # In units of the largest deviation, whose square may overflow.
+    unit = jax.lax.stop_gradient(power_of_two(jnp.max(1 / centered.rstd)))
+    ones = jnp.broadcast_to(1 / (centered.rstd * unit), centered.pivot.shape)
+    shift = -centered.remainder / unit
+    rows = _rows(centered.scale_and_shift(ones, shift), feature, groups)
     # Highest: by default accelerators multiply in fewer bits, and W is the inverse of this.
-    covariance = jnp.einsum("mgi,mgj->gij", rows, rows, precision="highest") / values
-    ridge = jnp.asarray(epsilon, covariance.dtype)
+    covariance = jnp.einsum("mgi,mgj->gij", rows, rows, precision="highest") / rows.shape[0]
+    ridge = jnp.asarray(epsilon).astype(covariance.dtype) / unit / unit
     if method == "zca":
         matrix = _inverse_root(covariance, ridge)
     else:
-        eye = jnp.broadcast_to(jnp.eye(width, dtype=covariance.dtype), covariance.shape)
+        eye = jnp.broadcast_to(
+            jnp.eye(covariance.shape[-1], dtype=covariance.dtype), covariance.shape
+        )
         root = jnp.linalg.cholesky(covariance + ridge * eye)
         matrix = jax.lax.linalg.triangular_solve(root, eye, left_side=True, lower=True)
     y = _project(rows, matrix, x, feature)
-    return y, Whitening(centred.moments.mean.reshape(-1), matrix)
+    return y, Whitening(centered.moments.mean.reshape(-1), matrix / unit)
 
 
 def apply_whitening(
@@ -124,6 +140,11 @@ def apply_whitening(
             f"Expected x of the whitening's {whitening.mean.shape[0]} features, got "
             f"x.shape={x.shape} with feature axis {axis}. Check `axis`."
         )
+    return _apply_whitening(x, whitening, feature=feature)
+
+
+@functools.partial(jax.jit, static_argnames="feature")
+def _apply_whitening(x: Array, whitening: Whitening, *, feature: int) -> Array:
     mean = along_features(whitening.mean, x, (feature,)).astype(wide_dtype(x))
     rows = _rows(x.astype(mean.dtype) - mean, feature, whitening.matrix.shape[0])
     return _project(rows, whitening.matrix.astype(mean.dtype), x, feature)

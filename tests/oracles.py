@@ -92,21 +92,40 @@ def moments(x, *, axis=-1, mask=None):
     return mean.reshape(features), var.reshape(features), n.reshape(features)
 
 
-def bessel(count) -> np.ndarray:
+def effective_count(shape, *, axis=-1, mask=None):
+    """Return n of Bessel's factor: the count, or (sum w)^2 / sum w^2 of float weights.
+
+    That is what numpy.cov makes of its aweights.
+    """
+    w = rows(weights(mask, shape), axis)
+    n = w.sum(0)
+    if mask is not None and np.asarray(mask).dtype != bool:
+        squares = (w**2).sum(0)
+        n = n**2 / np.where(squares > 0, squares, 1)
+    return n.reshape(feature_shape(shape, axis))
+
+
+def is_several(n) -> np.ndarray:
+    """Return where n values have a variance; one float weight has n = 1 but for rounding."""
+    return np.asarray(n, dtype=np.float64) > 1 + 1e-9
+
+
+def bessel(n) -> np.ndarray:
     """Return n / (n - 1) where n > 1, else 1."""
-    count = np.asarray(count, dtype=np.float64)
-    return np.where(count > 1, count / np.where(count > 1, count - 1, 1), 1.0)
+    n = np.asarray(n, dtype=np.float64)
+    return np.where(is_several(n), n / np.where(is_several(n), n - 1, 1), 1.0)
 
 
-def moved(mean, var, count, batch, *, momentum, unbiased=True):
+def moved(mean, var, count, batch, *, momentum, unbiased=True, effective=None):
     """Return the running (mean, var, count) after one batch of moments."""
     batch_mean, batch_var, n = batch
+    effective = n if effective is None else effective
     mean, var = exact(mean), exact(var)
-    has = n > 0
-    new_var = batch_var * bessel(n) if unbiased else batch_var
+    has, several = n > 0, is_several(effective)
+    new_var = batch_var * bessel(effective) if unbiased else batch_var
     return (
         np.where(has, momentum * mean + (1 - momentum) * batch_mean, mean),
-        np.where(has, momentum * var + (1 - momentum) * new_var, var),
+        np.where(several, momentum * var + (1 - momentum) * new_var, var),
         int(count) + int(has.any()),
     )
 
@@ -145,6 +164,7 @@ class Problem:
             batch,
             momentum=self.momentum,
             unbiased=self.unbiased,
+            effective=effective_count(np.shape(self.x), axis=self.axis, mask=self.mask),
         )
         return y, new
 
@@ -177,12 +197,17 @@ class Problem:
         g = scale * dy
         to_mean = -rstd * g.sum(0)  # through the mean that normalises
         to_var = -0.5 * rstd**2 * (g * xhat).sum(0)
-        factor = bessel(n) if self.unbiased else np.ones_like(n)
-        slope = -1 / np.where(n > 1, n - 1, 1) ** 2 * (n > 1) if self.unbiased else 0.0
+        effective = effective_count(shape, axis=axis, mask=self.mask).reshape(-1)
+        several = is_several(effective)
+        all_dvar, dvar = dvar, np.where(several, dvar, 0.0)
+        factor = bessel(effective) if self.unbiased else np.ones_like(n)
+        # Of Bessel's factor by the effective count, and of that by each weight.
+        slope = -1 / np.where(several, effective - 1, 1) ** 2 if self.unbiased else 0.0
+        slope = slope * 2 * effective / safe * (1 - effective * w / safe)
         new = 1 - self.momentum
         all_mean = np.where(has, to_mean + new * dmean, 0.0)  # through the batch's mean
         all_var = np.where(has, to_var + new * factor * dvar, 0.0)
-        old = np.where(has, self.momentum, 1.0)
+        old, old_var = (np.where(moves, self.momentum, 1.0) for moves in (has, several))
 
         centred = v - batch_mean
         dx = g * rstd + w / safe * (all_mean + 2 * centred * all_var)
@@ -197,7 +222,7 @@ class Problem:
             "scale": (dy * xhat).sum(0).reshape(features),
             "bias": dy.sum(0).reshape(features),
             "mean": (old * dmean + np.where(has, 0.0, to_mean)).reshape(features),
-            "var": (old * dvar + np.where(has, 0.0, to_var)).reshape(features),
+            "var": (old_var * all_dvar + np.where(has, 0.0, to_var)).reshape(features),
             "mask": unrows(np.where(has, dw, 0.0), shape, axis),
             "epsilon": to_var.sum(),
             "momentum": dmomentum.sum(),

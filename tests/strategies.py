@@ -21,7 +21,6 @@ def values(seed: int, shape, dtype="float32", mean=0.0, std=1.0):
 
 def make_mask(full: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return a mask of `shape`, broadcastable to `full`, from the corner of `full`."""
-    full = full[(0,) * (full.ndim - len(shape))]
     return full[tuple(slice(size) for size in shape)]
 
 
@@ -93,8 +92,6 @@ class Drawn:
             "trailing": list(range(1, rank)),
         }[self.mask]
         shape = tuple(self.shape[a] if a in keep else 1 for a in range(rank))
-        if self.mask in ("scalar", "trailing"):
-            shape = shape[1:] if self.mask == "trailing" else ()
         rng = self.rng(1)
         mask = rng.random(shape) < 0.7
         if self.weighted:

@@ -1,0 +1,331 @@
+"""Any scale that float32 can hold: of x, of epsilon, of weights; and what is left where it cannot.
+
+Values against float64 NumPy, which gets the very float32 numbers that jbn gets.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from meshes import MAPPED, compiled, spread
+from oracles import assert_close
+
+import jbn
+
+# Rounding of float32 in sums of 64 values.
+ROUNDING = 2e-6
+# Of gradients, relative to the largest entry of each feature.
+GRADIENT = 4e-6
+# At 1e35 they are 1e-35, and their parts end where float32 does.
+AT_THE_END = 4e-5
+LARGEST = float(np.finfo(np.float32).max)
+
+SCALES = [(1e-30, 1e-5), (1e-13, 1e-30), (1e-10, 1e-24), (1e-5, 1e-5), (5e12, 1e-5)]
+SCALES += [(1e16, 1e-5), (1e18, 1e-5), (1e19, 1e-5), (1e25, 1e-5), (1e30, 1e-5), (1e35, 1e-5)]
+
+
+def draw(shape=(64, 5), seed=0, **options):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape, **options), jnp.float32)
+
+
+def relative(got, want):
+    """Return the largest error of each feature's entries, relative to the largest of them."""
+    got, want = oracles.exact(got), oracles.exact(want)
+    return float(np.max(np.abs(got - want).max(0) / np.abs(want).max(0)))
+
+
+NORMS = {
+    "batch_norm": lambda x, params, eps: jbn.batch_norm(
+        x, params, jbn.init(x.shape[-1])[1], training=True, epsilon=eps
+    )[0],
+    "batch_renorm": lambda x, params, eps: jbn.batch_renorm(
+        x, params, jbn.init(x.shape[-1])[1], training=True, epsilon=eps, r_max=1.0, d_max=0.0
+    )[0],
+    "ghost_batch_norm": lambda x, params, eps: jbn.ghost_batch_norm(
+        x, params, None, training=True, epsilon=eps, batch_size=64
+    )[0],
+    "layer_norm": lambda x, params, eps: jbn.layer_norm(x.T, params=None, epsilon=eps).T,
+    "instance_norm": lambda x, params, eps: jbn.instance_norm(x[None], params, epsilon=eps)[0],
+    "group_norm": lambda x, params, eps: jbn.group_norm(
+        x[None], params, groups=x.shape[-1], epsilon=eps
+    )[0],
+    "normalize": lambda x, params, eps: jbn.normalize(
+        x, *jax.lax.stop_gradient(jbn.moments(x)[:2]), params, epsilon=eps
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NORMS if name != "normalize"])
+@pytest.mark.parametrize(("scale", "epsilon"), SCALES)
+def test_y_and_gradients_are_right_at_any_scale(name, scale, epsilon):
+    x, dy = draw() * np.float32(scale), draw(seed=1)
+    params = jbn.init(5)[0]
+
+    def loss(x, params, epsilon):
+        y = NORMS[name](x, params, epsilon)
+        return jnp.sum(y * dy), y
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (dx, dparams), y = gradient(x, params, epsilon)
+    problem = oracles.Problem(
+        x, np.ones(5), np.zeros(5), np.zeros(5), np.ones(5), epsilon=np.float32(epsilon)
+    )
+    want = problem.gradient(dy)
+    assert_close(y, problem.forward()[0], ROUNDING, "y")
+    if scale > 1e-20:  # Else y itself is 0 but for rounding.
+        assert relative(dx, want["x"]) < (GRADIENT if scale < 1e35 else AT_THE_END)
+    if name != "layer_norm":
+        assert_close(dparams.scale / 64, want["scale"] / 64, ROUNDING, "scale")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("scale", [1e19, 1e25, 1e30])
+def test_a_variance_beyond_float32_does_not_poison_the_state(scale, dtype):
+    x = (draw() * np.float32(scale)).astype(dtype)
+    params, state = jbn.init(5)
+    y, state = jbn.batch_norm(x, params, state, training=True, momentum=0.5)
+    assert_close(y.astype(jnp.float32), oracles.normalize(x, *oracles.moments(x)[:2]), 1e-2)
+    assert np.isfinite(state.var).all()
+    assert (np.asarray(state.var) >= LARGEST * 0.49).all() or scale == 1e19
+    for _ in range(2):
+        _, state = jbn.batch_norm(draw(), params, state, training=True, momentum=0.0)
+    assert_close(state.var, oracles.moments(draw())[1] * 64 / 63, ROUNDING)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e18, 1e30])
+def test_whitening_is_right_at_any_scale(scale):
+    x = draw((200, 3)) * np.float32(scale)
+    y, found = jbn.whiten(x, epsilon=1e-30 if scale < 1 else 1e-5)
+    want = np.eye(3) if scale > 1 else np.zeros((3, 3))
+    assert_close(y.T @ y / 200, want, 1e-5)
+    assert np.isfinite(found.matrix).all()
+
+
+def test_frozen_statistics_have_gradients_at_any_scale():
+    x, dy = draw() * np.float32(1e17), draw(seed=1)
+    mean, var = (jnp.asarray(m, jnp.float32) for m in oracles.moments(x)[:2])
+    dvar = jax.grad(lambda v: jnp.sum(dy * jbn.normalize(x, mean, v)))(var)
+    deviation = oracles.exact(x) - oracles.exact(mean)
+    want = -0.5 * (oracles.exact(dy) * deviation).sum(0) * oracles.exact(var) ** -1.5
+    assert relative(dvar[None], want[None]) < GRADIENT
+
+
+# Weights -----------------------------------------------------------------------------------------
+
+
+def aweights_var(x, w):
+    """Return what NumPy makes of weights: the unbiased variance of each feature."""
+    return np.array([np.cov(column, aweights=w, ddof=1) for column in oracles.exact(x).T])
+
+
+@pytest.mark.parametrize("total", [1e-30, 1e-3, 1.0, 10.0, 1e30, 1e37])
+def test_bessel_factor_of_weights_is_numpys(total):
+    x, w = draw((10, 3)), np.abs(draw((10,), seed=2)) + 0.1
+    w = np.asarray(w / w.sum() * total, np.float32)
+    _, state = jbn.batch_norm(x, *jbn.init(3), training=True, momentum=0.0, mask=w[:, None])
+    assert_close(state.var, aweights_var(x, w), ROUNDING)
+    assert_close(state.mean, np.average(x, axis=0, weights=w.astype(np.float64)), ROUNDING)
+
+
+def test_weights_that_sum_to_one_do_not_explode():
+    w = jax.nn.softmax(jnp.zeros((10, 1)), axis=0)
+    x = draw((10, 1))
+    _, state = jbn.batch_norm(x, *jbn.init(1), training=True, momentum=0.9, mask=w)
+    assert_close(state.var, 0.9 + 0.1 * aweights_var(x, np.full(10, 0.1)), ROUNDING)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+@pytest.mark.parametrize("limit", [64, 2])
+def test_bessel_factor_of_weights_over_devices(monkeypatch, mode, limit):
+    monkeypatch.setattr("jbn._center.GATHER_LIMIT", limit)
+    x, w = draw((32, 3)), jnp.abs(draw((32, 1), seed=2)) * 1e-3
+
+    def step(sharded, state):
+        x, w = sharded
+        return jbn.batch_norm(
+            x, jbn.init(3)[0], state, training=True, momentum=0.0, mask=w, axis_name="d"
+        )
+
+    run = compiled(spread(step, mode, replicated=True), mode)
+    _, state = run((x, w), jbn.init(3)[1])
+    if mode in ("pmap", "vmap"):
+        state = jax.tree.map(lambda leaf: leaf[0], state)
+    assert_close(state.var, aweights_var(x, np.asarray(w)[:, 0]), ROUNDING)
+
+
+def test_merged_weighted_moments_are_the_whole():
+    x, w = draw((10, 3)), jnp.abs(draw((10, 1), seed=2))
+    parts = [jbn.moments(x[i : i + 5], mask=w[i : i + 5]) for i in (0, 5)]
+    merged, whole = jbn.merge_moments(*parts), jbn.moments(x, mask=w)
+    for got, want in zip(merged, whole, strict=True):
+        assert_close(got, want, ROUNDING)
+    mixed = jbn.merge_moments(parts[0], jbn.moments(x[5:]))
+    ones = jbn.merge_moments(parts[0], jbn.moments(x[5:], mask=jnp.ones((5, 1))))
+    assert_close(mixed.effective_count, ones.effective_count, ROUNDING)
+
+
+def test_ghost_batches_take_the_same_factor():
+    x, w = draw((10, 3)), jnp.abs(draw((10, 1), seed=2)) * 1e-2
+    _, state = jbn.ghost_batch_norm(
+        x, *jbn.init(3), training=True, batch_size=4, momentum=0.0, mask=w
+    )
+    assert_close(state.var, aweights_var(x, np.asarray(w)[:, 0]), ROUNDING)
+
+
+def test_ones_as_weights_are_the_unweighted():
+    x = draw((10, 3))
+    _, weighted = jbn.batch_norm(x, *jbn.init(3), training=True, mask=jnp.ones((10, 1)))
+    _, plain = jbn.batch_norm(x, *jbn.init(3), training=True)
+    assert_close(weighted.var, plain.var, 1e-7)
+
+
+def test_a_weight_of_zero_has_its_derivative():
+    x = jnp.array([[1.0], [2.0], [10.0]])
+    w = jnp.array([[1.0], [1.0], [0.0]])
+    dmean = jax.grad(lambda w: jbn.moments(x, mask=w).mean[0])(w)
+    assert_close(dmean[:, 0], [-0.25, 0.25, 4.25], ROUNDING)
+    dvar = jax.grad(lambda w: jbn.moments(x, mask=w).var[0])(w)
+    assert_close(dvar[:, 0], [0.0, 0.0, (8.5**2 - 0.25) / 2], ROUNDING)
+    tangent = jnp.array([[0.0], [0.0], [1.0]])
+    forward = jax.jvp(lambda w: jbn.moments(x, mask=w).mean[0], (w,), (tangent,))[1]
+    assert_close(forward, 4.25, ROUNDING)
+
+
+def test_garbage_of_weight_zero_reaches_no_gradient():
+    x = jnp.array([[1.0], [2.0], [np.nan], [np.inf], [1e30]])
+    w = jnp.array([[1.0], [1.0], [0.0], [0.0], [0.0]])
+    dy = jnp.array([[1.0], [2.0], [0.0], [0.0], [0.0]])
+
+    def loss(x):
+        return jnp.sum(jbn.batch_norm(x, *jbn.init(1), training=True, mask=w)[0][:2] * dy[:2])
+
+    assert np.isfinite(jax.grad(loss)(x)).all()
+    assert (jax.grad(loss)(x)[2:] == 0).all()
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0])
+def test_tiny_weights_of_tiny_values(scale):
+    x = draw((8, 2)) * np.float32(scale)
+    w = jnp.full((8, 1), 1e-30)
+    assert_close(jbn.moments(x, mask=w).mean / scale, oracles.moments(x)[0] / scale, ROUNDING)
+
+
+def test_huge_weights_keep_the_mean():
+    x = draw((64, 2))
+    got = jbn.moments(x, mask=jnp.full((64, 1), 1e37))
+    assert_close(got.mean, oracles.moments(x)[0], ROUNDING)
+    assert_close(got.var, oracles.moments(x)[1], ROUNDING)
+    assert_close(got.effective_count, np.full(2, 64.0), ROUNDING)
+    assert (got.count == LARGEST).all()
+
+
+def test_negative_weights_count_as_none():
+    x = draw((6, 2))
+    w = jnp.array([1.0, 2.0, -1.0, 1.0, -5.0, 0.5])[:, None]
+    got, want = (jbn.moments(x, mask=m) for m in (w, jnp.maximum(w, 0)))
+    for a, b in zip(got, want, strict=True):
+        assert_close(a, b, 0.0)
+
+
+def test_a_nan_weight_is_nan_in_y_and_in_the_state():
+    x, w = draw((6, 2)), jnp.ones((6, 1)).at[2].set(jnp.nan)
+    y, state = jbn.batch_norm(x, *jbn.init(2), training=True, mask=w)
+    assert np.isnan(y).all()
+    assert np.isnan(state.mean).all()
+    assert np.isnan(state.var).all()
+
+
+# One value, and none -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [np.array([1, 0, 0, 0], bool), np.array([0.3, 0, 0, 0])])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_one_value_left_moves_the_mean_and_not_the_variance(mask, unbiased):
+    params, state = jbn.init(2)
+    params = params._replace(bias=jnp.array([0.5, -0.5]))
+    state = state._replace(var=jnp.array([4.0, 4.0]))
+    x = draw((4, 2))
+    mask = jnp.asarray(mask if mask.dtype == bool else mask.astype(np.float32))[:, None]
+    train = functools.partial(
+        jbn.batch_norm, x, params, training=True, mask=mask, momentum=0.9, unbiased=unbiased
+    )
+    y, moved = train(state)
+    assert_close(y[0], params.bias, ROUNDING)
+    assert_close(moved.mean, 0.1 * x[0], ROUNDING)
+    assert_close(moved.var, [4.0, 4.0], 0.0)
+    assert int(moved.count) == 1
+    grouped = jbn.ghost_batch_norm(
+        x, params, state, training=True, batch_size=2, mask=mask, momentum=0.9, unbiased=unbiased
+    )[1]
+    assert_close(grouped.var, [4.0, 4.0], 0.0)
+
+
+def test_update_keeps_the_variance_where_n_is_one():
+    _, state = jbn.init(2)
+    one = jbn.Moments(jnp.array([1.0, 2.0]), jnp.zeros(2), jnp.ones(2))
+    moved = jbn.update(state, one, momentum=0.9)
+    assert_close(moved.mean, [0.1, 0.2], ROUNDING)
+    assert_close(moved.var, [1.0, 1.0], 0.0)
+
+
+def test_a_device_without_weight_keeps_the_precision_of_y():
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(1e5, 1, (8, 16, 3)), jnp.float32)
+    mask = jnp.ones((8, 16, 1), bool).at[2].set(False)
+    params, state = jbn.init(3)
+
+    def loss(params, dy):
+        train = functools.partial(jbn.batch_norm, training=True, axis_name="d")
+        y, _ = jax.vmap(
+            lambda x, mask: train(x, params, state, mask=mask), axis_name="d", out_axes=(0, None)
+        )(x, mask)
+        return jnp.sum(y * dy), y
+
+    dy = draw((8, 16, 3), seed=5)
+    dparams, y = jax.jit(jax.grad(loss, has_aux=True))(params, dy)
+    mean, var, _ = oracles.moments(x, mask=mask)
+    want = oracles.normalize(x, mean, var)
+    assert_close(y, want, 4e-6)
+    assert_close(dparams.scale / 384, (oracles.exact(dy) * want).sum((0, 1)) / 384, ROUNDING)
+
+
+# Weights of the old value ------------------------------------------------------------------------
+
+
+def test_a_momentum_of_zero_replaces_a_broken_state():
+    params, state = jbn.init(2)
+    broken = state._replace(mean=jnp.array([jnp.nan, jnp.inf]), var=jnp.array([jnp.nan, jnp.inf]))
+    x = draw((8, 2))
+    for momentum in (0.0, jnp.float32(0), jbn.cumulative):
+        _, moved = jbn.batch_norm(x, params, broken, training=True, momentum=momentum)
+        assert_close(moved.mean, oracles.moments(x)[0], ROUNDING)
+        assert_close(moved.var, oracles.moments(x)[1] * 8 / 7, ROUNDING)
+
+
+def test_a_momentum_of_one_keeps_a_good_state():
+    params, state = jbn.init(2)
+    x = draw((8, 2)).at[0, 0].set(jnp.nan).at[0, 1].set(jnp.inf)
+    _, moved = jbn.batch_norm(x, params, state, training=True, momentum=1.0)
+    assert_close(moved.mean, state.mean, 0.0)
+    assert_close(moved.var, state.var, 0.0)
+
+
+def test_the_count_saturates():
+    _, state = jbn.init(1)
+    last = np.iinfo(np.int32).max
+    state = state._replace(count=jnp.int32(last - 1))
+    batch = jbn.moments(draw((4, 1)))
+    for want in (last, last):
+        state = jbn.update(state, batch, momentum=0.9)
+        assert int(state.count) == want
+
+
+def test_more_than_two_to_the_24_values_are_counted():
+    mask = jnp.ones((2**24 + 2, 1), bool)
+    assert float(jbn.moments(jnp.zeros((2**24 + 2, 1)), mask=mask).count[0]) == 2**24 + 2
+    with jax.enable_x64():
+        x = jnp.zeros((2**24 + 1, 1), jnp.float64)
+        assert float(jbn.moments(x).count[0]) == 2**24 + 1
