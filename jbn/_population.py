@@ -1,14 +1,13 @@
 """Population statistics: Algorithm 2, for any step that moves running statistics."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Int
+from jaxtyping import Array
 
-from jbn._schedules import Schedule
+from jbn._batches import fold
 
 State = TypeVar("State")
 
@@ -26,14 +25,23 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     for two calls at w = .99). `jbn.cumulative` weighs them alike, and so do
     `jbn.linen.population` and `jbn.nnx.population`, whatever the momentum.
 
+    A step does not tell how many values it has seen: each batch counts alike, a ragged one as much
+    as a full one. Where that matters use `jbn.linen.population` or `jbn.nnx.population`, which see
+    the layers and weigh each call by its values, or pool `jbn.moments` by `jbn.merge_moments`.
+
     Not for layers whose output in training depends on the running statistics, as batch renorm's
     does: those statistics are what they are to be used with.
 
     Args:
       step: `(state, batch) -> state`, one forward pass in training mode with parameters frozen.
-        Its float leaves are the statistics; integer leaves (counts) are carried along.
+        Its float leaves are the statistics; integer leaves (counts) are carried along, from 0.
+        Compiled once a call and shape of batch: it may read whatever is around it, traced values
+        too, which is read when `population` is called.
       state: any pytree: BatchNormState, a dict of them, a Flax `batch_stats` collection.
-      batches: pytree of arrays with a leading axis of K batches.
+      batches: an array, or a tuple, NamedTuple, dict or other pytree of arrays, with a leading axis
+        of K batches. Or an iterable of batches, of any number and sizes: a list (never a pytree of
+        stacked arrays here), a generator, a torch DataLoader; each batch is a pytree of arrays or
+        CPU tensors, and is let go once it is averaged.
 
     Returns:
       A state like the one given, with the averages over the K batches. If the step corrects
@@ -41,7 +49,9 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
       Algorithm 2's m / (m - 1) E[var]. A statistic that no batch moved stays as it was.
 
     Raises:
-      ValueError: no batches, or leading axes that differ; a step whose result is unlike `state`.
+      TypeError: arguments in another order; batches that are neither arrays nor an iterable.
+      ValueError: no batches; leading axes that differ; one batch x without an axis of batches,
+        x[None] or [x]; a step whose result is unlike `state`.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -55,133 +65,99 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
       Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (precise BN).
     """
-    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batches)}
-    if len(lengths) != 1 or lengths & {(), (0,)}:
-        raise ValueError(
-            "Expected `batches` with one leading axis of K >= 1 batches on every array, got "
-            f"leading axes {sorted(lengths)}. Stack the batches: jnp.stack([batch, ...])."
-        )
-    return _population(step, state, batches)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _population(step: Callable[[State, Any], State], state: State, batches: Any) -> State:
+    check_step(step, "step, state, batches")
     leaves, treedef = jax.tree.flatten(state)
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     moving = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
-    floats = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if is_float]
-    counts = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if not is_float]
+
+    def split(leaves: list[Array]) -> tuple[list[Array], list[Array]]:
+        floats = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if is_float]
+        counts = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if not is_float]
+        return floats, counts
 
     def join(floats: list[Array], counts: list[Array]) -> State:
         f, c = iter(floats), iter(counts)
         return treedef.unflatten([next(f if is_float else c) for is_float in moving])
 
-    def absorb(carry, batch):
-        totals, absorbed, counts = carry
+    floats, counts = split(leaves)
 
-        def moved(floats):
-            new, new_treedef = jax.tree.flatten(step(join(floats, counts), batch))
-            if new_treedef != treedef:
-                raise ValueError(
-                    f"Expected `step` to return a state like the one given, {treedef}, got "
-                    f"{new_treedef}. Return the new statistics alone, not the output."
-                )
-            return (
-                [leaf for leaf, is_float in zip(new, moving, strict=True) if is_float],
-                [leaf for leaf, is_float in zip(new, moving, strict=True) if not is_float],
-            )
+    def absorb(carry: Any, batch: Any) -> Any:
+        averages, absorbed, counts = carry
 
-        zeros = [jnp.zeros_like(leaf) for leaf in floats]
-        ones = [jnp.ones_like(leaf) for leaf in floats]
-        new, slope, counted = jax.jvp(moved, (zeros,), (ones,), has_aux=True)
-        # A layer that stops the gradient of what it writes, as Flax nnx's does, has slope 0 here.
-        # Then it is a difference, whose rounding is 1e-7; XLA computes what both passes share once.
-        steps = [jnp.maximum(1, jnp.abs(leaf)).astype(leaf.dtype) for leaf in new]
-        far, _ = moved(steps)
-        slope = [
-            jnp.where(w == 0, (up - leaf) / by, w)
-            for w, up, leaf, by in zip(slope, far, new, steps, strict=True)
+        def moved(floats: list[Array]) -> tuple[list[Array], list[Array]]:
+            old = join(floats, counts)
+            new = step(old, batch)
+            check_state(old, new)
+            return split([jnp.asarray(leaf) for leaf in jax.tree.leaves(new)])
+
+        values, slopes, counted = _batch_statistics(moved, floats)
+        is_moved = [slope != 1 for slope in slopes]
+        absorbed = [n + m.astype(n.dtype) for n, m in zip(absorbed, is_moved, strict=True)]
+        averages = [
+            a + jnp.where(m, value.astype(a.dtype) - a, 0) / jnp.maximum(n, 1).astype(a.dtype)
+            for a, value, m, n in zip(averages, values, is_moved, absorbed, strict=True)
         ]
-        moved_by_batch = [w != 1 for w in slope]
-        totals = [
-            total + jnp.where(is_moved, leaf / jnp.where(is_moved, 1 - w, 1), 0)
-            for total, leaf, w, is_moved in zip(totals, new, slope, moved_by_batch, strict=True)
-        ]
-        absorbed = [n + is_moved for n, is_moved in zip(absorbed, moved_by_batch, strict=True)]
-        return (totals, absorbed, counted), None
+        counted = [new.astype(old.dtype) for new, old in zip(counted, counts, strict=True)]
+        return averages, absorbed, counted
 
-    zeros = [jnp.zeros_like(leaf) for leaf in floats]
-    none = [jnp.zeros(leaf.shape, jnp.int32) for leaf in floats]
-    counts = [jnp.zeros_like(leaf) for leaf in counts]
-    (totals, absorbed, counts), _ = jax.lax.scan(absorb, (zeros, none, counts), batches)
+    # Averages of float32 at least: a sum in bfloat16 no longer grows after 256 batches.
     averages = [
-        jnp.where(n > 0, total / jnp.maximum(n, 1), old).astype(old.dtype)
-        for total, n, old in zip(totals, absorbed, floats, strict=True)
+        jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in floats
     ]
-    return join(averages, counts)
+    absorbed = [jnp.zeros(leaf.shape, jnp.int32) for leaf in floats]
+    counts = [from_zero(leaf) for leaf in counts]
+    averages, absorbed, counts = fold(absorb, (averages, absorbed, counts), batches)
+    floats = [
+        jnp.where(n > 0, average.astype(old.dtype), old)
+        for average, n, old in zip(averages, absorbed, floats, strict=True)
+    ]
+    return join(floats, counts)
 
 
-# Calls apart: what `jbn.linen.population` and `jbn.nnx.population` share. While a step runs, each
-# statistic holds a ledger instead, (..., 2): the sum of what calls left, and how many moved it.
-# Every call reads `untouched` values and has momentum 0, so what it leaves is its batch's own.
-
-
-def population_by_call(step: Callable[[State, Any], State], state: State, batches: Any) -> State:
-    """Average over all calls of all batches, where `step` moves ledgers in place of statistics.
-
-    Args:
-      step: `(state, batch) -> state`, with a ledger for each leaf named mean or var; it passes them
-        to `untouched` before a call and to `enter` after it.
-      state, batches: as in `population`; state a tree of dicts.
-
-    Returns:
-      State like the one given: averages over the calls of each batch, then over the batches, so a
-      batch in which a mask left some calls without weight counts like any other. Leaves that are
-      no statistics stay, but for counts.
-    """
-
-    def averaged(state: State, batch: Any) -> State:
-        opened = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _ledger(leaf) if _is_statistic(path) else leaf, state
+def check_step(step: Any, order: str) -> None:
+    """Check that a function comes first."""
+    if not callable(step):
+        raise TypeError(
+            f"Expected a function first, as in population({order}), got a {type(step).__name__}. "
+            "Give the arguments in this order."
         )
-        entered = step(opened, batch)
-
-        def close(path: Any, old: Array, new: Array) -> Array:
-            if _is_statistic(path):
-                calls = new[..., 1].real
-                return jnp.where(calls > 0, new[..., 0] / jnp.maximum(calls, 1), old)
-            return old if jnp.issubdtype(jnp.result_type(old), jnp.inexact) else new
-
-        return jax.tree_util.tree_map_with_path(close, state, entered)
-
-    return population(averaged, state, batches)
 
 
-def untouched(ledger: Array) -> Array:
-    """Make what a call reads: values that no batch has, so that unmoved ones are told by them."""
-    value = 1.5 * jnp.finfo(ledger.dtype).tiny
-    return jnp.full(ledger.shape[:-1], value, ledger.dtype)
+def from_zero(leaf: Array) -> Array:
+    """Let a count start at 0; what is no integer stays."""
+    return jnp.zeros(leaf.shape, leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
 
-def enter(ledger: Array, left: Array) -> Array:
-    """Add what a call left in place of `untouched`."""
-    has_moved = left != untouched(ledger).astype(left.dtype)
-    entry = jnp.stack([jnp.where(has_moved, left, 0), has_moved.astype(left.dtype)], -1)
-    return ledger + entry.astype(ledger.dtype)
+def check_state(old: State, new: State) -> None:
+    """Check that a step returns a state like the one that it was given."""
+    trees = [jax.tree.structure(state) for state in (old, new)]
+    if trees[0] != trees[1]:
+        raise ValueError(
+            f"Expected `step` to return a state like the one given, {trees[0]}, got {trees[1]}. "
+            "Return the new statistics alone, not the output."
+        )
+    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(state)] for state in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Expected `step` to return a state like the one given, of shapes {shapes[0]}, got "
+            f"{shapes[1]}. Give it the state of this model, and return the new one."
+        )
 
 
-def forgetful(momentum: ArrayLike | Schedule) -> ArrayLike | Schedule:
-    """Give the momentum 0 in the form of this one: a schedule keeps its layer's count moving."""
-    return _zero if callable(momentum) else 0.0
-
-
-def _zero(count: Int[ArrayLike, ""]) -> float:
-    return 0.0
-
-
-def _ledger(leaf: Array) -> Array:
-    return jnp.zeros((*jnp.shape(leaf), 2), jnp.promote_types(leaf.dtype, jnp.float32))
-
-
-def _is_statistic(path: Any) -> bool:
-    return path[-1].key in ("mean", "var")
+def _batch_statistics(
+    moved: Callable[[list[Array]], tuple[list[Array], list[Array]]], like: list[Array]
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """Read a batch's own statistics off a step that moves them, `(values, slopes, counts)`."""
+    zeros = [jnp.zeros_like(leaf) for leaf in like]
+    ones = [jnp.ones_like(leaf) for leaf in like]
+    new, slopes, counts = jax.jvp(moved, (zeros,), (ones,), has_aux=True)
+    # A layer that stops the gradient of what it writes, as Flax nnx's does, has slope 0 here.
+    # Then it is a difference, whose rounding is 1e-7; XLA computes what both passes share once.
+    by = [jnp.maximum(1, jnp.abs(leaf)).astype(leaf.dtype) for leaf in new]
+    far, _ = moved(by)
+    slopes = [
+        jnp.where(w == 0, (up - leaf) / step, w)
+        for w, up, leaf, step in zip(slopes, far, new, by, strict=True)
+    ]
+    values = [leaf / jnp.where(w == 1, 1, 1 - w) for leaf, w in zip(new, slopes, strict=True)]
+    return values, slopes, counts

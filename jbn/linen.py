@@ -1,6 +1,6 @@
 """BatchNorm for Flax linen: a drop-in for `flax.linen.BatchNorm`, with jbn's arithmetic."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,8 +8,14 @@ import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jaxtyping import Array, ArrayLike, Shaped
 
-from jbn import _population
-from jbn._population import State
+from jbn._population import State, check_step
+from jbn._population_calls import (
+    Tally,
+    check_momentum,
+    population_by_call,
+    weight_of_call,
+    zero_momentum,
+)
 from jbn._schedules import Schedule
 from jbn.batch_norm import batch_norm
 from jbn.moments import feature_axes
@@ -150,21 +156,30 @@ class BatchNorm(nn.Module):
 def population(step: Callable[[State, Any], State], batch_stats: State, batches: Any) -> State:
     """Recompute `batch_stats` as averages over batches and calls: Algorithm 2, precise BN.
 
-    `jbn.population`, for models that call a layer several times in one forward pass as well: each
-    call counts as a batch of its own, and the average is over all calls of all batches. For layers
-    of `jbn.linen`, of Flax, and any other with `momentum` and with `mean` and `var` in
-    `batch_stats`. Neither the model nor its parameters change.
+    `jbn.population`, for models that call a layer several times in one forward pass and for batches
+    of several sizes as well: the average is over all calls of all batches, each call weighted by
+    its values per feature, of a mask by its sum. So mean = sum_i n_i mean_i / sum_i n_i is the mean
+    of all values, and var that average of the variances (with Bessel's factor where the layer
+    applies it). For layers of `jbn.linen`, of Flax, and any other with `momentum`, and `mean` or
+    `var` in `batch_stats`; calls count alike where the layer has no `axis` to tell their values by.
+    Neither the model nor its parameters change.
 
     Args:
       step: `(batch_stats, batch) -> batch_stats`, one forward pass in training mode.
       batch_stats: the collection.
-      batches: pytree of arrays with a leading axis of K batches.
+      batches: an array, or a tuple, NamedTuple, dict or other pytree of arrays, with a leading axis
+        of K batches. Or an iterable of batches, of any number and sizes: a list (never a pytree of
+        stacked arrays here), a generator, a torch DataLoader; each batch is a pytree of arrays or
+        CPU tensors, and is let go once it is averaged.
 
     Returns:
       A collection like the one given. A statistic that nothing moved stays as it was, and so does
       what is neither mean, var nor an integer count.
 
-    Raises: ValueError: no batches, or leading axes that differ; a `step` that returns another tree.
+    Raises:
+      TypeError: arguments in another order; batches that are neither arrays nor an iterable.
+      ValueError: no batches; leading axes that differ; one batch x without an axis of batches,
+        x[None] or [x]; a step that returns another tree; statistics without `momentum`.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -178,41 +193,82 @@ def population(step: Callable[[State, Any], State], batch_stats: State, batches:
       >>> stats = population(step, variables["batch_stats"], batches)
       >>> float(stats["mean"][0]), float(stats["var"][0])
       (3.5, 2.5)
+      >>> stats = population(step, stats, [batches[0], jnp.array([[7.0], [7.0], [7.0], [7.0]])])
+      >>> float(stats["mean"][0])  # (0 + 2 + 4 * 7) / 6
+      5.0
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
     """
 
     def step_apart(batch_stats: State, batch: Any) -> State:
-        with nn.intercept_methods(_apart):
-            return step(batch_stats, batch)
+        outside = _Outside()
+        with nn.intercept_methods(_apart), nn.intercept_methods(outside.keep):
+            try:
+                return step(batch_stats, batch)
+            finally:
+                outside.restore()
 
-    return _population.population_by_call(step_apart, batch_stats, batches)
+    check_step(step, "step, batch_stats, batches")
+    return population_by_call(step_apart, batch_stats, batches)
 
 
 def _apart(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """Run one call from fresh statistics with momentum 0, and enter what it leaves."""
+    """Run one call from sentinels with momentum 0, and enter what it leaves into the tallies."""
     module = context.module
-    if context.method_name != "__call__" or not _has_statistics(module):
+    tallies = _tallies(module)
+    if context.method_name == "setup" or not tallies:
         return call(*args, **kwargs)
-    ledgers = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
-    for name, ledger in ledgers.items():
-        module.put_variable("batch_stats", name, _population.untouched(ledger))
+    check_momentum(module, tallies)
+    x, mask = args[0] if args else kwargs.get("x"), kwargs.get("mask")
+    if mask is not None and isinstance(module, nn.BatchNorm):
+        mask = jnp.asarray(mask, bool)
+    sentinels = {name: tally.sentinel() for name, tally in tallies.items()}
+    for name, sentinel in sentinels.items():
+        module.put_variable("batch_stats", name, sentinel)
     momentum = module.momentum
     # A bound module is frozen for its users; this one is put back as it was.
-    object.__setattr__(module, "momentum", _population.forgetful(momentum))
+    object.__setattr__(module, "momentum", zero_momentum(momentum))
     try:
         y = call(*args, **kwargs)
+        for name, tally in tallies.items():
+            left = module.get_variable("batch_stats", name)
+            if left is not sentinels[name]:  # Else the layer is not in training.
+                tallies[name] = tally.enter(left, weight_of_call(tally.average, module, x, mask))
     finally:
         object.__setattr__(module, "momentum", momentum)
-    for name, ledger in ledgers.items():
-        left = module.get_variable("batch_stats", name)
-        module.put_variable("batch_stats", name, _population.enter(ledger, left))
+        for name, tally in tallies.items():
+            module.put_variable("batch_stats", name, tally)
     return y
 
 
-def _has_statistics(module: nn.Module) -> bool:
-    names = ("mean", "var")
-    return hasattr(module, "momentum") and all(module.has_variable("batch_stats", n) for n in names)
+def _tallies(module: nn.Module) -> dict[str, Tally]:
+    """Find the module's own statistics; those of a model outside of the step are no tallies."""
+    if module.scope is None:
+        return {}
+    found = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
+    return {name: value for name, value in found.items() if isinstance(value, Tally)}
+
+
+class _Outside:
+    """Statistics of modules bound outside of a step, which its calls move to traced values."""
+
+    def __init__(self):
+        self.found: dict[int, tuple[Any, dict[str, Any]]] = {}
+
+    def keep(self, call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        scope = context.module.scope
+        if scope is not None and id(scope) not in self.found and not _tallies(context.module):
+            own = context.module.variables.get("batch_stats", {})
+            values = {k: v for k, v in own.items() if not isinstance(v, Mapping)}
+            self.found[id(scope)] = scope, values
+        return call(*args, **kwargs)
+
+    def restore(self) -> None:
+        for scope, values in self.found.values():
+            # Scopes of an `apply` inside the step are invalid once it is over.
+            if not scope.root.invalid and scope.is_mutable_collection("batch_stats"):
+                for name, value in values.items():
+                    scope.put_variable("batch_stats", name, value)
 
 
 def apply_batch_norm(

@@ -10,7 +10,14 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jaxtyping import Array, ArrayLike, Shaped
 
-from jbn import _population
+from jbn._population import check_step
+from jbn._population_calls import (
+    Tally,
+    check_momentum,
+    population_by_call,
+    weight_of_call,
+    zero_momentum,
+)
 from jbn._schedules import Schedule
 from jbn.batch_norm import batch_norm, init
 from jbn.linen import Initializer, apply_batch_norm
@@ -188,22 +195,31 @@ class BatchNorm(nnx.Module):
 def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: Any) -> nnx.State:
     """Recompute a model's `BatchStat` as averages over batches and calls: Algorithm 2, precise BN.
 
-    Each call of a layer counts as a batch of its own, and the average is over all calls of all
-    batches, so that a layer shared within the model is counted right. For layers of `jbn.nnx`, of
-    Flax, and any other module with `momentum` and with `mean` and `var` of type `BatchStat`. Works
-    on copies: the model stays as it is until it is given the result.
+    The average is over all calls of all batches, so that a layer shared within the model is counted
+    right, each call weighted by its values per feature, of a mask by its sum. So mean =
+    sum_i n_i mean_i / sum_i n_i is the mean of all values, and var that average of the variances
+    (with Bessel's factor where the layer applies it). For layers of `jbn.nnx`, of Flax, and any
+    other module with `momentum`, and `mean` or `var` of type `BatchStat`; calls count alike where
+    it has no `axis` to tell their values by. Works on copies: the model stays as it is until it is
+    given the result.
 
     Args:
       forward: `(model, batch)`, one forward pass of a copy in training mode; what it returns is
         ignored.
       model: in training mode, or put into it by `forward`.
-      batches: pytree of arrays with a leading axis of K batches.
+      batches: an array, or a tuple, NamedTuple, dict or other pytree of arrays, with a leading axis
+        of K batches. Or an iterable of batches, of any number and sizes: a list (never a pytree of
+        stacked arrays here), a generator, a torch DataLoader; each batch is a pytree of arrays or
+        CPU tensors, and is let go once it is averaged.
 
     Returns:
       The state for `nnx.update(model, state)`. A statistic that nothing moved stays as it was, and
       so does every BatchStat that is neither mean, var nor an integer count.
 
-    Raises: ValueError: no batches, or leading axes that differ.
+    Raises:
+      TypeError: arguments in another order; batches that are neither arrays nor an iterable.
+      ValueError: no batches; leading axes that differ; one batch x without an axis of batches,
+        x[None] or [x]; statistics without `momentum`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -217,6 +233,12 @@ def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: A
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
     """
+    check_step(forward, "forward, model, batches")
+    if isinstance(forward, nnx.Module) and not isinstance(model, nnx.Module):
+        raise TypeError(
+            "Expected population(forward, model, batches) with a model second, got a "
+            f"{type(model).__name__}. Give the arguments in this order."
+        )
     graphdef, state, rest = nnx.split(model, nnx.BatchStat, ...)
 
     def step(stats: Any, batch: Any) -> Any:
@@ -226,7 +248,7 @@ def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: A
         forward(copy, batch)
         return _values(nnx.state(copy, nnx.BatchStat))
 
-    return _filled(state, _population.population_by_call(step, _values(state), batches))
+    return _filled(state, population_by_call(step, _values(state), batches))
 
 
 def _values(state: nnx.State) -> dict[str, Any]:
@@ -242,19 +264,40 @@ def _filled(state: nnx.State, values: dict[str, Any]) -> nnx.State:
 
 
 def _keep_calls_apart(module: Any) -> None:
-    """Give a layer that keeps statistics momentum 0, and ledgers that enter what each call left."""
-    kept = [getattr(module, name, None) for name in ("mean", "var")]
-    if not hasattr(module, "momentum") or not all(isinstance(v, nnx.BatchStat) for v in kept):
-        return
-    module.momentum = _population.forgetful(module.momentum)
-    for variable in (module.mean, module.var):  # A new dict: the model's own has the old one.
-        hooks = {"on_get_value": _untouched, "on_set_value": _enter}
-        variable.set_metadata({**variable.get_metadata(), **hooks})
+    """Give a layer that keeps statistics momentum 0, and a class that enters what calls leave."""
+    if tallies := _tallies(module):
+        check_momentum(module, tallies)
+        module.momentum = zero_momentum(module.momentum)
+        module.__class__ = _entering(type(module))
 
 
-def _untouched(variable: nnx.Variable, ledger: Array) -> Array:
-    return _population.untouched(ledger)
+def _tallies(module: Any) -> dict[str, Tally]:
+    found = {name: getattr(module, name, None) for name in ("mean", "var")}
+    values = {k: v.get_raw_value() for k, v in found.items() if isinstance(v, nnx.BatchStat)}
+    return {name: value for name, value in values.items() if isinstance(value, Tally)}
 
 
-def _enter(variable: nnx.Variable, left: Array) -> Array:
-    return _population.enter(variable.get_raw_value(), left)
+def _entering(kind: type) -> Any:
+    """Make the subclass of a layer's class whose calls enter what they leave into tallies.
+
+    One for each class, found again among its subclasses: Flax registers every class for good.
+    """
+    for subclass in (kind, *kind.__subclasses__()):
+        if "_enters_calls" in vars(subclass):
+            return subclass
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        tallies = _tallies(self)
+        x, mask = args[0] if args else kwargs.get("x"), kwargs.get("mask")
+        sentinels = {name: tally.sentinel() for name, tally in tallies.items()}
+        for name, sentinel in sentinels.items():
+            getattr(self, name).set_raw_value(sentinel)
+        y = kind.__call__(self, *args, **kwargs)
+        for name, tally in tallies.items():
+            left = getattr(self, name).get_raw_value()
+            if left is not sentinels[name]:  # Else the layer is not in training.
+                tally = tally.enter(left, weight_of_call(tally.average, self, x, mask))
+            getattr(self, name).set_raw_value(tally)
+        return y
+
+    return type(kind.__name__, (kind,), {"__call__": call, "_enters_calls": True})
