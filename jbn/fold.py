@@ -58,9 +58,9 @@ def fold(
     _check_shapes(kernel, bias, params, state)
     vectors = {"bias": bias, "params.scale": params.scale, "params.bias": params.bias}
     vectors |= {"state.mean": state.mean}
-    if not jnp.iscomplexobj(kernel):
+    if not np.iscomplexobj(kernel):
         for name, vector in vectors.items():
-            if vector is not None and jnp.iscomplexobj(vector):
+            if vector is not None and np.iscomplexobj(vector):
                 raise TypeError(
                     f"Expected real numbers with a kernel of {kernel.dtype}, got a complex {name}. "
                     "Make the kernel complex: the folded layer's output is."
@@ -102,21 +102,21 @@ def _as_kernel(kernel: Any) -> Array:
 
 def _check_shapes(kernel: Array, bias: Any, params: BatchNormParams, state: BatchNormState) -> None:
     """Reject everything that would broadcast."""
-    shape = jnp.shape(state.mean)
+    shape = np.shape(state.mean)
     if len(shape) != 1 or kernel.ndim < 2 or kernel.shape[-1:] != shape:
         raise ValueError(
             f"Expected a kernel whose last axis is the {shape} features of the state, got "
             f"kernel.shape={kernel.shape}. Transpose it: dense (in, C), convolution (H, W, in, C)."
         )
-    if bias is not None and jnp.shape(bias) != shape:
+    if bias is not None and np.shape(bias) != shape:
         raise ValueError(
-            f"Expected the layer's bias of shape {shape}, got {jnp.shape(bias)}. "
+            f"Expected the layer's bias of shape {shape}, got {np.shape(bias)}. "
             "Pass one value per output feature, or None for a layer without bias."
         )
     vectors = {"params.scale": params.scale, "params.bias": params.bias, "state.var": state.var}
     for name, vector in vectors.items():
-        if vector is not None and jnp.shape(vector) != shape:
+        if vector is not None and np.shape(vector) != shape:
             raise ValueError(
-                f"Expected `{name}` of shape {shape}, that of state.mean, got {jnp.shape(vector)}. "
+                f"Expected `{name}` of shape {shape}, that of state.mean, got {np.shape(vector)}. "
                 "Take params and state from the same layer, one value per feature."
             )

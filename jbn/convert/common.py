@@ -328,15 +328,15 @@ def check_layer(
     A count that is not written may be anything: averages of states have fractions of one.
     """
     params, state = as_params(params), as_state(state)
-    shape = jnp.shape(state.mean)
+    shape = np.shape(state.mean)
     problems = []
     if one_axis and len(shape) != 1:
         problems.append(f"{where}: mean has shape {shape}, expected one feature axis, (C,).")
     arrays = {"scale": params.scale, "bias": params.bias, "var": state.var}
     for name, array in arrays.items():
-        if array is not None and jnp.shape(array) != shape:
+        if array is not None and np.shape(array) != shape:
             problems.append(
-                f"{where}: {name} has shape {jnp.shape(array)}, expected {shape}, that of mean."
+                f"{where}: {name} has shape {np.shape(array)}, expected {shape}, that of mean."
             )
     if with_count:
         try:
