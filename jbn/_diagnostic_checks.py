@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from jbn._layer_trees import describe
+from jbn._layer_trees import as_array, describe
 
 
 def precise(*numbers: ArrayLike) -> list[Any]:
@@ -40,19 +40,14 @@ def check_number(
     """Reject what is no number, or out of range where its value is known; arrays, any of them."""
     if any(isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(value)):
         return
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError:  # Lists of different lengths.
+        array = np.asarray(None)
     if not jnp.issubdtype(array.dtype, jnp.integer) | jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"Expected `{name}` as a number, got {describe(value)}. {remedy}")
     if not np.all((array >= least) & (array <= most)):
         raise ValueError(f"Expected `{name}`: {interval}, got {value}. {remedy}")
-
-
-def as_array(name: str, value: Any, remedy: str) -> Array:
-    """Return the value as an array; `remedy` is what to do where it is none."""
-    try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"Expected `{name}` as an array, got {describe(value)}. {remedy}") from None
 
 
 def as_inexact(name: str, value: Any, remedy: str) -> Array:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jbn.types import BatchNormParams, BatchNormState
 
@@ -51,6 +52,29 @@ def as_state(state: Any) -> BatchNormState:
                 "jbn.init, and pass it as `state`."
             )
     return state
+
+
+def as_arrays(
+    params: BatchNormParams, state: BatchNormState
+) -> tuple[BatchNormParams, BatchNormState]:
+    """Return trees of JAX's arrays; the count stays as it is."""
+
+    def array(name: str, value: Any) -> Any:
+        return value if value is None else as_array(name, value, "Pass one value per feature.")
+
+    params = BatchNormParams(array("params.scale", params.scale), array("params.bias", params.bias))
+    mean, var = array("state.mean", state.mean), array("state.var", state.var)
+    return params, BatchNormState(mean, var, state.count)
+
+
+def as_array(name: str, value: Any, remedy: str) -> Array:
+    """Return the value as an array; `remedy` is what to do where it is none."""
+    try:
+        if isinstance(value, str | bytes):  # NumPy reads some as names of dtypes.
+            raise TypeError
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"Expected `{name}` as an array, got {describe(value)}. {remedy}") from None
 
 
 def _remedy(value: Any, name: str, kind: type) -> str:

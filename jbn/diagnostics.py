@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from jbn._diagnostic_checks import (
-    as_array,
     as_inexact,
     check_batch,
     check_count,
@@ -23,7 +22,7 @@ from jbn._diagnostic_checks import (
     check_number,
     precise,
 )
-from jbn._layer_trees import describe
+from jbn._layer_trees import as_array, describe
 from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormState, is_statistics
 
@@ -474,8 +473,11 @@ def gradient_shift(
                 f"Expected `{what}` as a dict by layer, got {describe(tree)}. The order is loss, "
                 "params, moved, layers."
             )
-    if isinstance(layers, str):
-        raise TypeError(f"Expected `layers` as a list, got {layers!r}. Pass layers=[{layers!r}].")
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        name = layers if isinstance(layers, str) else "dense_0"
+        raise TypeError(
+            f"Expected `layers` as a list of names, got {describe(layers)}. Pass layers=[{name!r}]."
+        )
     for tree in (params, moved):
         missing = [name for name in layers if name not in tree]
         if missing:
@@ -602,8 +604,8 @@ def summarize(*, file: TextIO | None = None, **reports: Mapping[str, Any]) -> No
             fields = values._asdict() if hasattr(values, "_asdict") else {"": values}
             for field, value in fields.items():
                 header = f"{name}.{field}" if field else name
-                columns.setdefault(header, {})[layer] = _cell(f"{header} of {layer}", value)
-    layers = dict.fromkeys(layer for report in reports.values() for layer in report)
+                columns.setdefault(header, {})[str(layer)] = _cell(f"{header} of {layer}", value)
+    layers = dict.fromkeys(str(layer) for report in reports.values() for layer in report)
     lines = [["layer", *columns]]
     lines += [[layer, *(column.get(layer, "") for column in columns.values())] for layer in layers]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn._layer_trees import as_params, as_state, describe
+from jbn._layer_trees import as_array, as_arrays, as_params, as_state
 from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormParams, BatchNormState
 
@@ -52,8 +52,10 @@ def fold(
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
     """
-    params, state = as_params(params), as_state(state)
     kernel = _as_kernel(kernel)
+    if bias is not None:
+        bias = as_array("bias", bias, "Pass the layer's own bias, or None.")
+    params, state = as_arrays(as_params(params), as_state(state))
     check_epsilon(epsilon)
     _check_shapes(kernel, bias, params, state)
     vectors = {"bias": bias, "params.scale": params.scale, "params.bias": params.bias}
@@ -67,11 +69,10 @@ def fold(
                 )
     # NumPy's rule, as JAX has none under strict promotion; for floats they agree.
     dtype = np.promote_types(kernel.dtype, np.float32)
-    var = jnp.asarray(state.var)
-    if jnp.issubdtype(var.dtype, jnp.floating):
-        dtype = np.promote_types(dtype, var.dtype)
+    if jnp.issubdtype(state.var.dtype, jnp.floating):
+        dtype = np.promote_types(dtype, state.var.dtype)
     real = jnp.finfo(dtype).dtype
-    a = jax.lax.rsqrt(var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
+    a = jax.lax.rsqrt(state.var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
     if params.scale is not None:
         a = a * jnp.asarray(params.scale, dtype)
     shift = -jnp.asarray(state.mean, dtype)
@@ -85,13 +86,7 @@ def fold(
 
 
 def _as_kernel(kernel: Any) -> Array:
-    try:
-        array = jnp.asarray(kernel)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"Expected `kernel` as an array, got {describe(kernel)}. Pass the layer's kernel, and "
-            "its bias or None after it."
-        ) from None
+    array = as_array("kernel", kernel, "Pass the layer's kernel, and its bias or None after it.")
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(
             f"Expected a floating or complex kernel, got {array.dtype}: the folded one is scaled "

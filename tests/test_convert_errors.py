@@ -380,6 +380,16 @@ CASES = {
         Error,
         ["'ln'", "Layer and group norm have none", "with statistics are none"],
     ),
+    "Haiku arrays for modules": (
+        lambda: from_haiku({"scale": ones(C)}, {}),
+        Error,
+        ["`params` holds an array", "at 'scale'", "a dict of arrays"],
+    ),
+    "Haiku axis of None": (
+        lambda: convert.to_haiku(*layer(), decay_rate=0.9, axis=None),
+        ValueError,
+        ["`axis`", "None"],
+    ),
     "Haiku name": (
         lambda: from_haiku(*haiku_trees(), "norm"),
         Error,
@@ -423,6 +433,11 @@ CASES = {
         lambda: convert.from_equinox(equinox_norm(), None),
         Error,
         ["a tuple of 2", "the state is None", "make_with_state"],
+    ),
+    "Equinox state of nothing": (
+        lambda: convert.from_equinox(equinox_norm()[0], {}),
+        Error,
+        ["the state has none of this layer", "its model"],
     ),
     "to_equinox, no layer": (
         lambda: convert.to_equinox(*layer(), None, equinox_norm()[1]),
@@ -475,6 +490,11 @@ CASES = {
         TypeError,
         ["no keys", "BatchNormParams(None, None)"],
     ),
+    "a scale of words": (
+        lambda: convert.to_torch(layer()[0]._replace(scale="ones"), layer()[1]),
+        TypeError,
+        ["`params.scale`", "'ones'", "one value per feature"],
+    ),
     "state without var": (
         lambda: convert.to_torch(layer()[0], jbn.BatchNormState(jnp.ones(C), None, 0)),
         TypeError,
@@ -490,6 +510,21 @@ CASES = {
         lambda: convert.from_torch(state_dict(), options={"momentum": 0.9}),
         Error,
         ["`options` is a dict", "jbn.convert.Options("],
+    ),
+    "epsilon of None": (
+        lambda: convert.from_torch(state_dict(), options=convert.Options(0.9, None, True)),
+        Error,
+        ["`options.epsilon` is None", "a number"],
+    ),
+    "momentum as a string": (
+        lambda: convert.layer_arguments(convert.Options("0.9", 1e-5, True), "torch"),
+        Error,
+        ["`options.momentum` is '0.9'"],
+    ),
+    "num_features as a shape": (
+        lambda: convert.from_torch(state_dict(), num_features=(C,)),
+        Error,
+        ["`num_features` is a tuple of 1", "an int"],
     ),
     "momentum of torch": (
         lambda: convert.from_torch(state_dict(), options=convert.Options(None, 1e-5, True)),
@@ -507,6 +542,26 @@ CASES = {
         ["`framework`", "a list of 1", "torch, keras"],
     ),
     # Many layers, and kernels.
+    "names of None": (
+        lambda: convert.many(convert.from_torch, state_dict("bn."), names=None),
+        TypeError,
+        ["`names`", "None", "names=['bn1']"],
+    ),
+    "a class for a module": (
+        lambda: convert.from_torch(torch_nn().BatchNorm2d),
+        Error,
+        ["the class BatchNorm2d, not an instance"],
+    ),
+    "lazy weight": (
+        lambda: convert.from_torch_kernel(torch_nn().LazyLinear(3).weight),
+        TypeError,
+        ["UninitializedParameter", "layer.weight"],
+    ),
+    "ragged kernel": (
+        lambda: convert.to_torch_kernel([[1.0], [1.0, 2.0]]),
+        TypeError,
+        ["a list of 2 (list)", "its kernel"],
+    ),
     "names as one string": (
         lambda: convert.many(convert.from_torch, state_dict("bn."), names="bn"),
         TypeError,

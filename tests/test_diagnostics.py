@@ -478,6 +478,7 @@ CASES = {
         ["one number", "(20,)", "mean"],
     ),
     "layers as a string": (lambda: shift(layers="a"), TypeError, ["`layers`", "layers=['a']"]),
+    "layers of None": (lambda: shift(layers=None), TypeError, ["`layers`", "None", "a list"]),
     "layer that is not there": (
         lambda: shift(layers=["d"]),
         ValueError,

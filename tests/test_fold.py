@@ -223,6 +223,16 @@ CASES = {
         TypeError,
         ["complex bias"],
     ),
+    "bias of words": (
+        lambda: jbn.fold(KERNEL, "bias", PARAMS, STATE),
+        TypeError,
+        ["`bias`", "'bias'", "or None"],
+    ),
+    "a state within the state": (
+        lambda: jbn.fold(KERNEL, None, PARAMS, STATE._replace(mean=STATE)),
+        TypeError,
+        ["`state.mean`", "BatchNormState", "one value per feature"],
+    ),
     "params of None": (
         lambda: jbn.fold(KERNEL, None, None, STATE),
         TypeError,

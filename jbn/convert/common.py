@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from jbn._layer_trees import as_params, as_state, describe
+from jbn._layer_trees import as_arrays, as_params, as_state, describe
 from jbn._schedules import Schedule
 from jbn.types import BatchNormParams, BatchNormState
 
@@ -74,9 +75,10 @@ def many(
             f"Expected a converter such as jbn.convert.from_torch first, got {describe(convert)}. "
             "The source comes after it: many(jbn.convert.from_torch, model, names=[...])."
         )
-    if isinstance(names, str):
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        name = names if isinstance(names, str) else "bn1"
         raise TypeError(
-            f"Expected `names` as a list of names, got {names!r}. Pass names=[{names!r}]."
+            f"Expected `names` as a list of names, got {describe(names)}. Pass names=[{name!r}]."
         )
     converted, problems = {}, []
     for name in names:
@@ -152,10 +154,15 @@ class Reader:
         `own` are the layer's options, None where the format has none; `expected` the caller's;
         `count` is the caller's, too, for a source that has none.
         """
-        self._check_shapes(num_features)
         options = own or default
         if expected is not None and self.check_options(own, expected):
             options = own or expected
+        if num_features is not None and not isinstance(num_features, Integral):
+            self.problems.append(
+                f"{self.where}: `num_features` is {describe(num_features)}, expected an int."
+            )
+        else:
+            self._check_shapes(num_features)
         self._fill_count(count, options)
         if self.problems:
             raise ConversionError(self.problems)
@@ -204,13 +211,10 @@ class Reader:
                 "momentum, epsilon, unbiased)."
             )
             return False
-        if expected.momentum is None:
-            self.problems.append(
-                f"{self.where}: `options.momentum` is None, expected a number or a schedule. "
-                "torch's None is jbn.cumulative."
-            )
-            return False
         before = len(self.problems)
+        self.problems += option_problems(self.where, expected)
+        if len(self.problems) > before:
+            return False
         for name, ours, theirs in zip(Options._fields, own or expected, expected, strict=True):
             if not _same(ours, theirs):
                 self.problems.append(
@@ -229,9 +233,28 @@ _MEANING = {
 }
 
 
+def option_problems(where: str, options: Options) -> list[str]:
+    """Say which of momentum and epsilon is no number; a momentum may be a schedule, or traced."""
+    problems = []
+    for name in ("momentum", "epsilon"):
+        value = getattr(options, name)
+        if isinstance(value, jax.core.Tracer) or (name == "momentum" and callable(value)):
+            continue
+        try:
+            if isinstance(value, str):
+                raise TypeError
+            float(value)
+        except (TypeError, ValueError):
+            hint = " torch's None is jbn.cumulative." if name == "momentum" else ""
+            problems.append(
+                f"{where}: `options.{name}` is {describe(value)}, expected a number.{hint}"
+            )
+    return problems
+
+
 def _same(a: Any, b: Any) -> bool:
-    if callable(a) or callable(b) or isinstance(a, bool):
-        return a == b
+    if a is b or callable(a) or callable(b) or isinstance(a, bool):
+        return a is b or a == b
     # 1 - .1 and .9 may differ in the last bit.
     return math.isclose(float(a), float(b), rel_tol=1e-6, abs_tol=1e-12)
 
@@ -269,7 +292,10 @@ def as_count(value: Any) -> Array:
     Raises: CountError: not a whole number, negative, or not one number.
     """
     most = np.iinfo(np.int32).max
-    value = _unwrapped(value)
+    try:
+        value = _unwrapped(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise CountError(f"of type {type(value).__name__}, expected one number.") from None
     if isinstance(value, jax.core.Tracer):
         if value.shape or not jnp.issubdtype(value.dtype, jnp.integer):
             raise CountError(f"{value.dtype} of shape {value.shape}, expected one integer.")
@@ -327,16 +353,16 @@ def check_layer(
 
     A count that is not written may be anything: averages of states have fractions of one.
     """
-    params, state = as_params(params), as_state(state)
-    shape = np.shape(state.mean)
+    params, state = as_arrays(as_params(params), as_state(state))
+    shape = state.mean.shape
     problems = []
     if one_axis and len(shape) != 1:
         problems.append(f"{where}: mean has shape {shape}, expected one feature axis, (C,).")
     arrays = {"scale": params.scale, "bias": params.bias, "var": state.var}
     for name, array in arrays.items():
-        if array is not None and np.shape(array) != shape:
+        if array is not None and array.shape != shape:
             problems.append(
-                f"{where}: {name} has shape {np.shape(array)}, expected {shape}, that of mean."
+                f"{where}: {name} has shape {array.shape}, expected {shape}, that of mean."
             )
     if with_count:
         try:
@@ -345,7 +371,7 @@ def check_layer(
             problems.append(f"{where}: count is {error}")
     if problems:
         raise ConversionError(problems)
-    return jax.tree.map(jnp.asarray, (params, state))
+    return params, state
 
 
 def _widened(array: Array) -> Array:

@@ -63,11 +63,13 @@ def from_equinox(
     arrays: dict[str, Any] = {"weight": layer.weight, "bias": layer.bias}
     momentum = float(layer.momentum)
     if layer.mode == "ema":
-        mean, var = state.get(layer.ema_state_index)
+        mean, var = _kept(reader.where, state, layer.ema_state_index)
         count = jnp.where(as_array(state.get(layer.ema_first_time_index)), 0, 1)
         schedule = FirstBatch(momentum)
     else:
-        mean, var = (as_array(value) for value in state.get(layer.batch_state_index))
+        mean, var = (
+            as_array(value) for value in _kept(reader.where, state, layer.batch_state_index)
+        )
         count = as_array(state.get(layer.batch_counter))
         missing = _missing(momentum, count, mean.dtype)
         mean, var = mean / missing, var / missing
@@ -91,6 +93,14 @@ def _check_kinds(where: str, layer: Any, state: Any) -> None:
         )
     if problems:
         raise ConversionError(problems)
+
+
+def _kept(where: str, state: Any, index: Any) -> tuple[Any, Any]:
+    pair = state.get(index)
+    if pair is None:
+        problem = "the state has none of this layer, expected that of its model."
+        raise ConversionError([f"{where}: {problem}"])
+    return pair
 
 
 def _missing(momentum: float, count: Array, dtype: Any) -> Array:

@@ -55,8 +55,8 @@ def from_linen(
       >>> params.scale.shape, params.bias
       ((3,), None)
     """
+    path = check_name("linen layer", "path", path)
     where = f"linen layer {path!r}" if path else "linen layer"
-    path = check_name(where, "path", path)
     if not isinstance(variables, Mapping):
         raise ConversionError(
             [

@@ -77,6 +77,12 @@ def from_haiku(
         if not isinstance(tree, Mapping):
             problem = f"`{what}` is {describe(tree)}, expected a dict of modules, as init returns."
             raise ConversionError([f"{where}: {problem}"])
+        for key, arrays in tree.items():
+            if not (isinstance(key, str) and isinstance(arrays, Mapping)):
+                problem = (
+                    f"`{what}` holds {describe(arrays)} at {key!r}, expected a dict of arrays."
+                )
+                raise ConversionError([f"{where}: {problem}"])
     reader = Reader(where, _KEYS, _found(params, state, name))
     arrays = {key: _flat(value) for key, value in params.get(name, {}).items()}
     averages = {ema: state.get(f"{name}/~/{ema}", {}) for ema in ("mean_ema", "var_ema")}
@@ -179,10 +185,11 @@ def to_haiku(
     params, state = check_layer("to_haiku", params, state, with_count=True)
     name = check_name("to_haiku", "name", name)
     _check_decay_rate("to_haiku", decay_rate)
-    if not -ndim <= axis < ndim:
+    are_ints = isinstance(ndim, int) and isinstance(axis, int)
+    if not are_ints or not -ndim <= axis < ndim:
         raise ValueError(
-            f"Expected `axis` in an input of rank ndim={ndim}, got {axis}. Pass the rank of the "
-            "layer's input as `ndim`."
+            f"Expected `axis` in an input of rank ndim={describe(ndim)}, got {describe(axis)}. "
+            "Pass the rank of the layer's input as `ndim`."
         )
     shape = [1] * ndim
     shape[axis] = jnp.size(state.mean)

@@ -90,7 +90,7 @@ def _named(where: str, source: Any, use_scale: bool, use_bias: bool) -> dict[str
             f"is a {type(source).__name__}, expected one BatchNormalization; {layers_there(norms)} "
             "Pass model.get_layer(name)."
         )
-    elif isinstance(source, str) or not hasattr(source, "__len__"):
+    elif not isinstance(source, list | tuple) and not np.ndim(source):
         problem = f"is {describe(source)}, expected a BatchNormalization or its get_weights()."
     else:
         used = {"scale": use_scale, "bias": use_bias, "mean": True, "var": True}

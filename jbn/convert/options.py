@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from jbn._layer_trees import describe
 from jbn._schedules import cumulative, debiased
-from jbn.convert.common import ConversionError, Options
+from jbn.convert.common import ConversionError, Options, option_problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,9 @@ def layer_arguments(options: Options, framework: str) -> dict[str, Any]:
             "Name the framework whose layer you make."
         )
     momentum_name, epsilon_name, unbiased = _LAYERS[framework]
-    momentum, problems = options.momentum, []
+    momentum, problems = options.momentum, option_problems(framework, options)
+    if problems:
+        raise ConversionError(problems)
     arguments = {}
     if framework == "torch" and momentum is cumulative:
         momentum = None

@@ -96,7 +96,7 @@ def from_torch(
 
 def _layer(where: str, source: Any, name: str) -> Any:
     """Return the module of that name; an error for what normalizes another way."""
-    if not hasattr(source, "get_submodule"):
+    if isinstance(source, type) or not hasattr(source, "get_submodule"):
         raise ConversionError(
             [f"{where}: the source is {describe(source)}, expected a torch module or state_dict."]
         )
@@ -219,9 +219,9 @@ def from_torch_kernel(
     """
     try:
         weight = as_array(weight)
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):  # The last of parameters without values.
         raise TypeError(
-            f"Expected a weight as tensor or array, got {describe(weight)}. Pass layer.weight."
+            f"Expected a weight as tensor or array, got {type(weight).__name__}. Pass layer.weight."
         ) from None
     _check_rank("weight", weight.ndim, transposed)
     space = tuple(range(2, weight.ndim))
@@ -248,7 +248,10 @@ def to_torch_kernel(
       >>> jbn.convert.to_torch_kernel(np.zeros((5, 5, 3, 8)), tensors=False).shape
       (8, 3, 5, 5)
     """
-    array = np.array(kernel)
+    try:
+        array = np.array(kernel)
+    except ValueError:  # Lists of different lengths.
+        array = np.array(None)
     if array.dtype == object:
         raise TypeError(f"Expected a kernel as array, got {describe(kernel)}. Pass its kernel.")
     _check_rank("kernel", array.ndim, transposed)
