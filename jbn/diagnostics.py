@@ -10,8 +10,20 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jbn._diagnostic_checks import (
+    as_inexact,
+    check_batch,
+    check_count,
+    check_loss,
+    check_momentum,
+    check_number,
+    precise,
+)
+from jbn._layer_trees import as_array, describe
+from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormState, is_statistics
 
 Activation = Callable[[Array], Array]
@@ -67,7 +79,11 @@ def train_eval_gap(
         leaves the same two NaN there.
 
     Returns: name of each layer -> Gap.
-    Raises: ValueError: other layers in one than in another; no statistics at all.
+
+    Raises:
+      ValueError: other layers, or other shapes, in one than in another; no statistics at all;
+        epsilon, momentum or count out of range.
+      TypeError: a momentum or count that is no number, such as a schedule.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,6 +94,11 @@ def train_eval_gap(
       >>> round(float(gap.mean), 3), round(float(gap.std), 3)
       (1.0, 1.0)
     """
+    check_epsilon(epsilon)
+    if momentum is not None:
+        check_momentum(momentum, below_one=True)
+    if count is not None:
+        check_count(count)
     layers = statistics(running)
     batches = _same_layers(layers, statistics(batch), "batch")
     truths = batches
@@ -105,7 +126,8 @@ def effective_batches(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]
     absorbed: (1 + momentum) / (1 - momentum) in the end, 199 for .99.
 
     Args: count: batches absorbed. momentum: weight of the old value, in [0, 1).
-    Returns: float32; 0 at count 0.
+    Returns: float32; 0 at count 0. What is not traced is computed in double precision.
+    Raises: ValueError: a known count below 0, or momentum outside [0, 1). TypeError: no numbers.
 
     Example:
       >>> from jbn import diagnostics
@@ -114,9 +136,11 @@ def effective_batches(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]
 
     References: Kish, "Survey Sampling", 1965, section 8.2.
     """
-    m, t = jnp.asarray(momentum, jnp.float32), jnp.asarray(count, jnp.float32)
+    check_count(count)
+    check_momentum(momentum, below_one=True)
+    m, t = precise(momentum, count)
     kept = m**t
-    return (1 - kept) * (1 + m) / ((1 + kept) * (1 - m))
+    return jnp.asarray((1 - kept) * (1 + m) / ((1 + kept) * (1 - m)), jnp.float32)
 
 
 def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
@@ -124,15 +148,19 @@ def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
 
     Running statistics are stale while it is large: at momentum .99 it is .37 after 100 batches.
 
-    Args: count: batches absorbed. momentum: weight of the old value.
-    Returns: float32, in [0, 1].
+    Args: count: batches absorbed. momentum: weight of the old value, in [0, 1].
+    Returns: float32, in [0, 1]. What is not traced is computed in double precision.
+    Raises: ValueError: a known count below 0, or momentum outside [0, 1]. TypeError: no numbers.
 
     Example:
       >>> from jbn import diagnostics
       >>> round(float(diagnostics.initial_weight(100, 0.99)), 3)
       0.366
     """
-    return jnp.asarray(momentum, jnp.float32) ** jnp.asarray(count, jnp.float32)
+    check_count(count)
+    check_momentum(momentum, below_one=False)
+    m, t = precise(momentum, count)
+    return jnp.asarray(m**t, jnp.float32)
 
 
 class Statistics(NamedTuple):
@@ -146,20 +174,39 @@ class Statistics(NamedTuple):
 def statistics(tree: Any) -> dict[str, Statistics]:
     """Find mean, var and count of every layer in a pytree, by its name.
 
-    Raises: ValueError: there are none.
+    Raises: ValueError: there are none; a mean and var of no or of different shapes. TypeError: a
+      mean or var that is no array.
     """
     found = {}
     for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_statistics)[0]:
         if is_statistics(node):
             fields = node._asdict() if isinstance(node, BatchNormState) else node
-            mean, var = jnp.asarray(fields["mean"]), jnp.asarray(fields["var"])
-            found[_name(path)] = Statistics(mean, var, fields.get("count"))
+            found[_name(path)] = _one_layer(_name(path), fields)
     if not found:
         raise ValueError(
             "Expected BatchNormState or dicts with `mean` and `var`, found none. Pass the "
             "statistics, such as variables['batch_stats'], not the parameters."
         )
     return found
+
+
+def _one_layer(name: str, fields: Mapping[str, Any]) -> Statistics:
+    remedy = "Pass one layer's running statistics, a value per feature."
+    mean, var = (
+        as_array(f"{key} of layer {name!r}", fields[key], remedy) for key in ("mean", "var")
+    )
+    if mean.shape != var.shape or not mean.size:
+        raise ValueError(
+            f"Expected mean and var of one shape in layer {name!r}, got {mean.shape} and "
+            f"{var.shape}. {remedy}"
+        )
+    count = fields.get("count")
+    if count is not None and np.shape(count) != ():
+        raise ValueError(
+            f"Expected one count in layer {name!r}, got shape {np.shape(count)}. Take one "
+            "device's copy of replicated statistics."
+        )
+    return Statistics(mean, var, count)
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -174,6 +221,12 @@ def _same_layers(
             f"Expected `{what}` with the layers {sorted(layers)}, got {sorted(others)}. "
             "Take both from the same model."
         )
+    for name, other in others.items():
+        if other.mean.shape != layers[name].mean.shape:
+            raise ValueError(
+                f"Expected `{what}` with shape {layers[name].mean.shape} in layer {name!r}, got "
+                f"{other.mean.shape}. Take both from the same model."
+            )
     return others
 
 
@@ -196,6 +249,7 @@ def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, "
       gradient: pytree like the parameters.
       depth: how many keys of the path name a layer: 1 for `params["dense_0"]`, leaves beyond.
     Returns: name -> norm, float32 at least.
+    Raises: ValueError: no arrays, or a depth below 1. TypeError: leaves that are no gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -204,10 +258,21 @@ def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, "
       >>> float(norms["a"])
       5.0
     """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        raise ValueError(
+            f"Expected `depth` as an int of at least 1, got {describe(depth)}. It is the number of "
+            "keys that name a layer: 1 for gradient['dense_0']."
+        )
     layers: dict[str, list[Array]] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
-        wide = jnp.asarray(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
+        array = as_inexact(f"gradient of {_name(path)}", leaf, "Pass what jax.grad returned.")
+        wide = array.astype(np.promote_types(array.dtype, np.float32))
         layers.setdefault(_name(path[:depth]), []).append(wide)
+    if not layers:
+        raise ValueError(
+            f"Expected a pytree of gradients, got {describe(gradient)} without arrays. Pass what "
+            "jax.grad returned."
+        )
     return {name: _norm(leaves) for name, leaves in layers.items()}
 
 
@@ -219,8 +284,38 @@ def _norm(leaves: Sequence[Array]) -> Array:
 
 
 def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "..."]:
-    """Compute |activation'(x)|, value by value."""
-    x = jnp.asarray(x)
+    """Compute |activation'(x)|, value by value.
+
+    Args:
+      x: floating, any shape.
+      activation: elementwise. One that mixes values, such as softmax, has no slope of each.
+    Returns: slopes, of x's shape.
+    Raises: TypeError: integer x; an activation that is no function, or returns no floats.
+      ValueError: an activation that returns another shape.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jbn import diagnostics
+      >>> diagnostics.slopes(jnp.array([-1.0, 2.0]), jax.nn.relu).tolist()
+      [0.0, 1.0]
+    """
+    x = as_inexact("x", x, "Pass x.astype(jnp.float32), then the activation.")
+    if not callable(activation):
+        raise TypeError(
+            f"Expected `activation` as a function, got {describe(activation)}. Pass one such as "
+            "jax.nn.relu after x."
+        )
+    y = jax.eval_shape(activation, x)
+    if not (hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.inexact)):
+        raise TypeError(
+            f"Expected an activation that returns floats, got {describe(y)}. Without a derivative "
+            "there is no slope."
+        )
+    if y.shape != x.shape:
+        raise ValueError(
+            f"Expected an elementwise activation, which returns x.shape={x.shape}, got {y.shape}. "
+            "Apply what changes the shape before."
+        )
     return jnp.abs(jax.jvp(activation, (x,), (jnp.ones_like(x),))[1])
 
 
@@ -229,8 +324,10 @@ def saturation(
 ) -> Float[Array, ""]:
     """Compute the share of values at which the nonlinearity is flat: |activation'(x)| < threshold.
 
-    Args: x: what enters the nonlinearity. activation: elementwise. threshold: of the slope.
+    Args: x: what enters the nonlinearity. activation: elementwise. threshold: of the slope,
+      positive.
     Returns: share, in [0, 1].
+    Raises: ValueError: empty x; a threshold that is not positive. See also `slopes`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -238,11 +335,25 @@ def saturation(
       >>> float(diagnostics.saturation(jnp.array([0.0, 9.0, -9.0, 1.0]), jax.nn.sigmoid))
       0.5
     """
-    return jnp.mean(slopes(x, activation) < threshold)
+    check_number(
+        "threshold",
+        threshold,
+        np.nextafter(0, 1),
+        np.finfo(float).max,
+        "positive and finite",
+        "No slope is below 0, and a flat one is 0.",
+    )
+    slope = slopes(x, activation)
+    check_batch(slope, 0)
+    return jnp.mean(slope < threshold)
 
 
 def dead_units(x: Float[ArrayLike, "N ... C"], activation: Activation) -> Float[Array, ""]:
     """Compute the share of units (last axis) whose slope is 0 for every value of the batch.
+
+    Args: x: what enters the nonlinearity, `(N, ..., C)`. activation: elementwise.
+    Returns: share, in [0, 1].
+    Raises: ValueError: empty x, or x without a batch axis. See also `slopes`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -251,6 +362,7 @@ def dead_units(x: Float[ArrayLike, "N ... C"], activation: Activation) -> Float[
       0.5
     """
     slope = slopes(x, activation)
+    check_batch(slope, 2)
     return jnp.mean(jnp.all(slope == 0, axis=tuple(range(slope.ndim - 1))))
 
 
@@ -259,10 +371,27 @@ def percentiles(
 ) -> Float[Array, "Q C"]:
     """Compute percentiles of each unit (last axis) over the batch: a row of Fig. 1 (b, c).
 
+    Args: x: `(N, ..., C)`. q: percentages, Q of them, each in [0, 100].
+    Returns: `(Q, C)`.
+    Raises: ValueError: empty x, or x without a batch axis; q that is no list of percentages.
+      TypeError: integer x, or a q that is no list of numbers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn import diagnostics
+      >>> diagnostics.percentiles(jnp.array([[0.0], [1.0], [4.0]]), (0, 50, 100)).tolist()
+      [[0.0], [1.0], [4.0]]
+
     References: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1.
     """
-    x = jnp.asarray(x)
-    return jnp.percentile(x.reshape(-1, x.shape[-1]), jnp.asarray(q), axis=0)
+    remedy = "Pass a list such as (15, 50, 85)."
+    x = as_inexact("x", x, "Pass x.astype(jnp.float32).")
+    check_batch(x, 2)
+    check_number("q", q, 0, 100, "percentages in [0, 100]", remedy)
+    shares = jnp.asarray(q, jnp.finfo(x.dtype).dtype)
+    if shares.ndim != 1 or not shares.size:
+        raise ValueError(f"Expected `q` as a list of percentages, got {describe(q)}. {remedy}")
+    return jnp.percentile(x.reshape(-1, x.shape[-1]), shares, axis=0)
 
 
 # ---- Shift ---------------------------------------------------------------------------------------
@@ -283,16 +412,17 @@ def drift(over_training: Float[ArrayLike, "K Q C"]) -> Drift:
     """Measure internal covariate shift as Ioffe & Szegedy show it: by percentiles over training.
 
     Args: over_training: K rows of `percentiles`, Q odd, the median in the middle.
-    Returns: Drift.
-    Raises: ValueError: an even number of percentiles, which has no median in the middle.
+    Returns: Drift; spread is inf where the percentiles of a unit fall together once.
+    Raises: ValueError: an even number of percentiles, which has no median in the middle, or none.
+      TypeError: integers.
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1, Fig. 1 (b, c).
     """
-    values = jnp.asarray(over_training)
-    if values.ndim != 3 or values.shape[1] % 2 == 0:
+    remedy = "Stack rows of percentiles(x, (15, 50, 85))."
+    values = as_inexact("over_training", over_training, remedy)
+    if values.ndim != 3 or values.shape[1] % 2 == 0 or not values.size:
         raise ValueError(
-            f"Expected percentiles of shape (K, Q, C) with Q odd, got {values.shape}. "
-            "Stack rows of percentiles(x, (15, 50, 85))."
+            f"Expected percentiles of shape (K, Q, C) with Q odd, got {values.shape}. {remedy}"
         )
     median, spread = values[:, values.shape[1] // 2], values[:, -1] - values[:, 0]
     return Drift(
@@ -328,14 +458,40 @@ def gradient_shift(
       layers: names, from the input to the output.
 
     Returns: name -> GradientShift; for the first layer there is none before it: 0, 0 and 1.
-    Raises: ValueError: a name that params do not have.
+
+    Raises:
+      ValueError: a name that params do not have; a layer of another structure in `moved`.
+      TypeError: a loss that is no function of params to one number; params that are no dicts;
+        `layers` as one string.
 
     References: Santurkar, Tsipras, Ilyas, Madry, "How Does Batch Normalization Help
       Optimization?", 2018, Definition 2.1.
     """
-    missing = [name for name in layers if name not in params]
-    if missing:
-        raise ValueError(f"Expected layers among {sorted(params)}, got {missing}.")
+    for what, tree in (("params", params), ("moved", moved)):
+        if not isinstance(tree, Mapping):
+            raise TypeError(
+                f"Expected `{what}` as a dict by layer, got {describe(tree)}. The order is loss, "
+                "params, moved, layers."
+            )
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        name = layers if isinstance(layers, str) else "dense_0"
+        raise TypeError(
+            f"Expected `layers` as a list of names, got {describe(layers)}. Pass layers=[{name!r}]."
+        )
+    for tree in (params, moved):
+        missing = [name for name in layers if name not in tree]
+        if missing:
+            raise ValueError(
+                f"Expected layers among {sorted(tree)}, got {missing}. Name those of params and "
+                "moved."
+            )
+    for name in layers:
+        if _shapes(params[name]) != _shapes(moved[name]):
+            raise ValueError(
+                f"Expected `moved` with the arrays of params in layer {name!r}, got "
+                f"{_shapes(moved[name])} for {_shapes(params[name])}. Take both from one model."
+            )
+    check_loss(loss, dict(params))
     here = jax.grad(loss)(dict(params))
     shifts = {}
     for i, name in enumerate(layers):
@@ -355,6 +511,10 @@ def gradient_shift(
         cosine = jnp.sum(jnp.stack(products))
         shifts[name] = GradientShift(distance, distance / jnp.maximum(size, tiny), cosine)
     return shifts
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(np.shape, tree)
 
 
 class Landscape(NamedTuple):
@@ -377,7 +537,9 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
       loss: params -> loss, on one batch.
       params: pytree.
       sizes: step sizes, positive.
-    Returns: Landscape.
+    Returns: Landscape; smoothness is NaN where the gradient is 0.
+    Raises: ValueError: sizes that are not positive, or no list. TypeError: a loss that is no
+      function of params to one number, or params of integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -388,6 +550,14 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
 
     References: Santurkar et al., "How Does Batch Normalization Help Optimization?", 2018, Fig. 4.
     """
+    remedy = "Pass a list such as (0.01, 0.1)."
+    check_number(
+        "sizes", sizes, np.nextafter(0, 1), np.finfo(float).max, "positive and finite", remedy
+    )
+    check_loss(loss, params)
+    steps = jnp.asarray(sizes)
+    if steps.ndim != 1 or not steps.size:
+        raise ValueError(f"Expected `sizes` as a list of steps, got {describe(sizes)}. {remedy}")
     gradient = jax.grad(loss)(params)
     length = _norm(jax.tree.leaves(gradient))
 
@@ -397,9 +567,9 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
         change = jax.tree.map(lambda a, b: a - b, other, gradient)
         return value, _norm(jax.tree.leaves(change))
 
-    sizes = jnp.asarray(sizes)
-    values, changes = jax.lax.map(along, sizes)  # One after the other: params may be large.
-    return Landscape(values, changes, jnp.max(changes / (sizes * length)))
+    steps = steps.astype(length.dtype)
+    values, changes = jax.lax.map(along, steps)  # One after the other: params may be large.
+    return Landscape(values, changes, jnp.max(changes / (steps * length)))
 
 
 # ---- The table -----------------------------------------------------------------------------------
@@ -412,6 +582,7 @@ def summarize(*, file: TextIO | None = None, **reports: Mapping[str, Any]) -> No
       file: where to; None is standard output.
       **reports: by the name of their columns. Each gives a layer a number, or a NamedTuple of
         numbers, such as `train_eval_gap`, `gradient_norms` and `gradient_shift` return.
+    Raises: TypeError: a report that is no dict by layer, or has something else than numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -424,15 +595,29 @@ def summarize(*, file: TextIO | None = None, **reports: Mapping[str, Any]) -> No
     """
     columns: dict[str, dict[str, str]] = {}
     for name, report in reports.items():
+        if not isinstance(report, Mapping):
+            raise TypeError(
+                f"Expected `{name}` as a dict by layer, got {describe(report)}. Pass what "
+                "gradient_norms or train_eval_gap returned, or {'layer': number}."
+            )
         for layer, values in report.items():
             fields = values._asdict() if hasattr(values, "_asdict") else {"": values}
             for field, value in fields.items():
                 header = f"{name}.{field}" if field else name
-                columns.setdefault(header, {})[layer] = f"{float(value):.3g}"
-    layers = dict.fromkeys(layer for report in reports.values() for layer in report)
+                columns.setdefault(header, {})[str(layer)] = _cell(f"{header} of {layer}", value)
+    layers = dict.fromkeys(str(layer) for report in reports.values() for layer in report)
     lines = [["layer", *columns]]
     lines += [[layer, *(column.get(layer, "") for column in columns.values())] for layer in layers]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     for first, *rest in lines:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         print("  ".join([first.ljust(widths[0]), *cells]).rstrip(), file=file or sys.stdout)
+
+
+def _cell(name: str, value: Any) -> str:
+    try:
+        return f"{float(value):.3g}"
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"Expected a number for {name}, got {describe(value)}. Reduce it to one, outside jit."
+        ) from None

@@ -1,9 +1,13 @@
 """Fold batch normalization into the dense or convolutional layer before it."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
+from jbn._layer_trees import as_array, as_arrays, as_params, as_state
 from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormParams, BatchNormState
 
@@ -23,15 +27,21 @@ def fold(
 
     Args:
       kernel: of a dense `(in, C)` or convolutional `(H, W, in, C)` layer: output features last.
+        Floating or complex: quantize after folding.
       bias: the layer's own bias `(C,)`, or None.
-      params: scale and bias, `(C,)`, or None for either.
-      state: running statistics, `(C,)`.
+      params: scale and bias, `(C,)`, or None for either; a mapping of them, as a checkpoint that
+        was restored without a target has it, will do.
+      state: running statistics, `(C,)`; a mapping with mean and var will do.
       epsilon: as given to `batch_norm`.
 
     Returns: `(kernel, bias)` of the kernel's shape and `(C,)`, in the kernel's dtype; computed in
       float32 at least.
-    Raises: ValueError: a kernel whose last axis is not C long, a bias of another shape, or an
-      epsilon that is not positive.
+
+    Raises:
+      ValueError: a kernel whose last axis is not C long; a bias, scale, shift or var whose shape is
+        not `(C,)`; an epsilon that is not positive.
+      TypeError: a kernel of integers; complex statistics or parameters with a real kernel; params
+        or state that are something else.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -42,26 +52,66 @@ def fold(
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
     """
-    kernel = jnp.asarray(kernel)
+    kernel = _as_kernel(kernel)
+    if bias is not None:
+        bias = as_array("bias", bias, "Pass the layer's own bias, or None.")
+    params, state = as_arrays(as_params(params), as_state(state))
     check_epsilon(epsilon)
-    shape = jnp.shape(state.mean)
+    _check_shapes(kernel, bias, params, state)
+    vectors = {"bias": bias, "params.scale": params.scale, "params.bias": params.bias}
+    vectors |= {"state.mean": state.mean}
+    if not np.iscomplexobj(kernel):
+        for name, vector in vectors.items():
+            if vector is not None and np.iscomplexobj(vector):
+                raise TypeError(
+                    f"Expected real numbers with a kernel of {kernel.dtype}, got a complex {name}. "
+                    "Make the kernel complex: the folded layer's output is."
+                )
+    # NumPy's rule, as JAX has none under strict promotion; for floats they agree.
+    dtype = np.promote_types(kernel.dtype, np.float32)
+    if jnp.issubdtype(state.var.dtype, jnp.floating):
+        dtype = np.promote_types(dtype, state.var.dtype)
+    real = jnp.finfo(dtype).dtype
+    a = jax.lax.rsqrt(state.var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
+    if params.scale is not None:
+        a = a * jnp.asarray(params.scale, dtype)
+    shift = -jnp.asarray(state.mean, dtype)
+    if bias is not None:
+        shift = jnp.asarray(bias, dtype) + shift
+    new_bias = shift * a
+    if params.bias is not None:
+        new_bias = new_bias + jnp.asarray(params.bias, dtype)
+    new_kernel = kernel.astype(dtype) * a.reshape((1,) * (kernel.ndim - 1) + a.shape)
+    return new_kernel.astype(kernel.dtype), new_bias.astype(kernel.dtype)
+
+
+def _as_kernel(kernel: Any) -> Array:
+    array = as_array("kernel", kernel, "Pass the layer's kernel, and its bias or None after it.")
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise TypeError(
+            f"Expected a floating or complex kernel, got {array.dtype}: the folded one is scaled "
+            "and could not be held. Fold before you quantize, or pass kernel.astype(jnp.float32)."
+        )
+    return array
+
+
+def _check_shapes(kernel: Array, bias: Any, params: BatchNormParams, state: BatchNormState) -> None:
+    """Reject everything that would broadcast."""
+    shape = np.shape(state.mean)
     if len(shape) != 1 or kernel.ndim < 2 or kernel.shape[-1:] != shape:
         raise ValueError(
             f"Expected a kernel whose last axis is the {shape} features of the state, got "
             f"kernel.shape={kernel.shape}. Transpose it: dense (in, C), convolution (H, W, in, C)."
         )
-    if bias is not None and jnp.shape(bias) != shape:
+    if bias is not None and np.shape(bias) != shape:
         raise ValueError(
-            f"Expected the layer's bias of shape {shape}, got {jnp.shape(bias)}. "
+            f"Expected the layer's bias of shape {shape}, got {np.shape(bias)}. "
             "Pass one value per output feature, or None for a layer without bias."
         )
-    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
-    a = jax.lax.rsqrt(state.var + epsilon)
-    if params.scale is not None:
-        a = a * params.scale.astype(dtype)
-    shift = -state.mean if bias is None else jnp.asarray(bias, dtype) - state.mean
-    new_bias = shift * a
-    if params.bias is not None:
-        new_bias = new_bias + params.bias.astype(dtype)
-    new_kernel = kernel.astype(dtype) * a.reshape((1,) * (kernel.ndim - 1) + shape)
-    return new_kernel.astype(kernel.dtype), new_bias.astype(kernel.dtype)
+    vectors = {"params.scale": params.scale, "params.bias": params.bias, "state.var": state.var}
+    for name, vector in vectors.items():
+        if vector is not None and np.shape(vector) != shape:
+            raise ValueError(
+                f"Expected `{name}` of shape {shape}, that of state.mean, got {np.shape(vector)}. "
+                "Take params and state from the same layer, one value per feature."
+            )

@@ -4,17 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
+from jbn._layer_trees import describe
 from jbn.fold_pairs import (
     CHANGED,
+    OWN_CALL,
     SEVERAL_AXES,
     TRAINING,
     Hook,
     Site,
+    calls_as_written,
     find_pairs,
     fold_pair,
     is_last_axis,
@@ -35,6 +39,7 @@ def fold_linen(
     keep_norms: bool,
 ) -> dict[str, Any]:
     """Do what `fold_model` says, for linen."""
+    _check_variables(variables)
     variables = nn.meta.unbox(unfreeze(dict(variables)))
     flat = flatten_dict(variables)
     modules: dict[str, nn.Module] = {}
@@ -47,7 +52,8 @@ def fold_linen(
             name = "/".join(module.path)
             is_norm = _is_norm(module)
             if not is_norm and type(module) not in _LINEAR:
-                return next_fun(*args, **kwargs)
+                other = Site(name, is_norm, other=type(module).__name__)
+                return hook(other, lambda: next_fun(*args, **kwargs), None)
             x = args[0] if args else next(kwargs[k] for k in _INPUTS if k in kwargs)
             if is_norm:
                 problem = _norm_problem(module, x, args[1:], kwargs)
@@ -61,11 +67,32 @@ def fold_linen(
         with nn.intercept_methods(intercept):
             return model.apply(variables, *args, **kwargs)
 
-    pairs = find_pairs(run, variables, args, kwargs, layers, collections=True)
+    pairs = find_pairs(run, variables, args, kwargs, layers, collections=True, foldable=_LINEAR)
     for pair in pairs:
         layer, norm = modules[pair.layer], modules[pair.norm]
         _fold_pair(flat, layer, norm, keep_norms)
     return unflatten_dict(flat)
+
+
+def _check_variables(variables: Any) -> None:
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            f"Expected `variables` as a dict of collections, got {describe(variables)}. Pass what "
+            "model.init returned, or {'params': ..., 'batch_stats': ...}."
+        )
+    if not variables.get("params") or not variables.get("batch_stats"):
+        raise ValueError(
+            "Expected `variables` with the collections 'params' and 'batch_stats', got "
+            f"{describe(variables)}. Pass all that model.init returned, as {{'params': ..., "
+            "'batch_stats': ...}; a model without batch norms has nothing to fold."
+        )
+    trees = (BatchNormParams, BatchNormState)
+    for leaf in jax.tree.leaves(dict(variables), is_leaf=lambda node: isinstance(node, trees)):
+        if isinstance(leaf, trees):
+            raise TypeError(
+                f"Expected dicts of arrays in `variables`, as linen has them, got {describe(leaf)}."
+                " Make the layer's part with jbn.convert.to_linen(params, state)."
+            )
 
 
 def _fold_pair(flat: dict, layer: Any, norm: Any, keep_norm: bool) -> None:
@@ -104,6 +131,8 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _norm_problem(module: Any, x: Array, rest: tuple, kwargs: dict) -> str | None:
+    if not calls_as_written(module):
+        return OWN_CALL
     average = rest[0] if rest else kwargs.get("use_running_average")
     average = module.use_running_average if average is None else average
     if not average:

@@ -1,7 +1,39 @@
 """Fold every batch norm of a Flax model into the dense or convolutional layer before it."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from jbn._layer_trees import describe
+
+if TYPE_CHECKING:
+    import flax.linen
+    from flax import nnx
+
+NnxModel = TypeVar("NnxModel", bound="nnx.Module")
+
+
+@overload
+def fold_model(
+    model: flax.linen.Module,
+    *args: Any,
+    variables: Mapping[str, Any],
+    layers: Sequence[str] | None = None,
+    keep_norms: bool = False,
+    **kwargs: Any,
+) -> dict[str, Any]: ...
+
+
+@overload
+def fold_model(
+    model: NnxModel,
+    *args: Any,
+    variables: None = None,
+    layers: Sequence[str] | None = None,
+    keep_norms: bool = False,
+    **kwargs: Any,
+) -> NnxModel: ...
 
 
 def fold_model(
@@ -22,8 +54,8 @@ def fold_model(
       model: linen module, or nnx module, which stays as it is.
       args, kwargs: what the model is called with in inference; arrays, or `jax.ShapeDtypeStruct`
         of them, as only shapes matter.
-      variables: of a linen model, `{"params": ..., "batch_stats": ..., ...}`.
-      layers: the batch norms to fold, such as ["block_0/norm"]; None for all there are.
+      variables: of a linen model, `{"params": ..., "batch_stats": ..., ...}`, both not empty.
+      layers: names of the batch norms to fold, such as ["block_0/norm"]; None for all there are.
       keep_norms: leave the batch norms where they are, as identities, so that the same model
         applies. Otherwise they go.
 
@@ -34,10 +66,13 @@ def fold_model(
       nnx: a model whose folded batch norms are `Identity` layers, ready to be called.
 
     Raises:
-      ValueError: names every batch norm that cannot be folded, and why: an activation or anything
-        else before it, an output, parameter or layer used twice, training mode, another feature
-        axis, lifted transforms (`nn.scan`, `nn.remat`) that change its kernel on the way.
-      TypeError: a model neither linen's nor nnx's, or linen without `variables`.
+      ValueError: names every batch norm that cannot be folded, and why: an activation, another
+        kind of layer or anything else before it, an output, parameter or layer used twice, training
+        mode, a `__call__` of its own, another feature axis, lifted transforms (`nn.scan`,
+        `nn.remat`) that change its kernel on the way. Or variables lack a collection.
+      TypeError: a model neither linen's nor nnx's, linen without `variables`, or `layers` that are
+        no list of names.
+      ImportError: Flax is not installed.
 
     Example:
       >>> import jax, jax.numpy as jnp, jbn
@@ -51,9 +86,16 @@ def fold_model(
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
     """
-    import flax.linen
-    from flax import nnx
+    try:
+        import flax.linen
+        from flax import nnx
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "Expected Flax, whose models fold_model folds, got none. pip install 'jbn[flax]', or "
+            "fold single layers with jbn.fold."
+        ) from error
 
+    _check_layers(layers)
     if isinstance(model, flax.linen.Module):
         from jbn.fold_linen import fold_linen
 
@@ -73,6 +115,17 @@ def fold_model(
             )
         return fold_nnx(model, args, kwargs, layers, keep_norms)
     raise TypeError(
-        f"Expected a model of flax.linen or flax.nnx, got {type(model).__name__}. Fold single "
-        "layers with jbn.fold."
+        f"Expected a model of flax.linen or flax.nnx, got {describe(model)}. Make an instance of "
+        "its class first, or fold single layers with jbn.fold."
     )
+
+
+def _check_layers(layers: Any) -> None:
+    """Reject one string, whose letters would be names."""
+    is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
+    if layers is not None and not (is_list and all(isinstance(name, str) for name in layers)):
+        example = layers if isinstance(layers, str) else "block_0/norm"
+        raise TypeError(
+            f"Expected `layers` as a list of names, got {describe(layers)}. Pass "
+            f"layers=[{example!r}]."
+        )

@@ -9,11 +9,13 @@ from jaxtyping import Array
 
 from jbn.fold_pairs import (
     CHANGED,
+    OWN_CALL,
     SEVERAL_AXES,
     TRAINING,
     Hook,
     Run,
     Site,
+    calls_as_written,
     find_pairs,
     fold_pair,
     is_last_axis,
@@ -22,6 +24,7 @@ from jbn.types import BatchNormParams, BatchNormState
 
 # Exactly these: a subclass may do more than multiply and add.
 _LINEAR = (nnx.Linear, nnx.Conv, nnx.ConvTranspose)
+_INPUTS = ("x", "inputs")
 
 
 class Identity(nnx.Module):
@@ -44,7 +47,7 @@ def fold_nnx(
     modules = _modules(model)
     graphdef, state = nnx.split(model)
     run = _runner(graphdef, modules)
-    pairs = find_pairs(run, state, args, kwargs, layers, collections=False)
+    pairs = find_pairs(run, state, args, kwargs, layers, collections=False, foldable=_LINEAR)
     for pair in pairs:
         layer, norm = modules[pair.layer], modules[pair.norm]
         mean, var = norm.mean[...], norm.var[...]
@@ -86,7 +89,7 @@ def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
     def run(hook: Hook, state: Any, args: tuple, kwargs: dict) -> Any:
         model = nnx.merge(graphdef, state)
         for name, module in _modules(model).items():
-            if type(module) in _LINEAR or _is_norm(module):
+            if callable(module) and any(map(_is_variable, vars(module).values())):
                 # The copy alone calls the hook: nothing of Flax is patched.
                 module.__class__ = _reporting(hook, name, module, modules[name], name in shared)
         return model(*args, **kwargs)
@@ -97,18 +100,23 @@ def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
 def _reporting(hook: Hook, name: str, module: Any, original: Any, is_shared: bool) -> type:
     """Make a subclass of a layer's class whose calls go through the hook."""
     kind, is_norm = type(module), _is_norm(module)
+    calls_own = not calls_as_written(module)
 
-    def call(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        def proceed() -> Any:
+            return kind.__call__(self, *args, **kwargs)
+
+        if not is_norm and kind not in _LINEAR:
+            return hook(Site(name, is_norm, other=kind.__name__), proceed, None)
+        x = args[0] if args else next(kwargs[k] for k in _INPUTS if k in kwargs)
         if is_shared:
             problem = "shares a parameter with another layer."
         elif is_norm:
-            problem = _norm_problem(self, x, args, kwargs)
+            problem = OWN_CALL if calls_own else _norm_problem(self, x, args[1:], kwargs)
         else:
             # Inside nnx.vmap or nnx.scan a layer is a slice of the one that the model holds.
             problem = None if self.kernel.shape == original.kernel.shape else CHANGED
-        return hook(
-            Site(name, is_norm, problem), lambda: kind.__call__(self, x, *args, **kwargs), x
-        )
+        return hook(Site(name, is_norm, problem), proceed, x)
 
     return type(kind.__name__, (kind,), {"__call__": call})
 

@@ -22,6 +22,7 @@ from jbn.types import BatchNormParams, BatchNormState
 
 TRAINING = "is called in training mode. Call the model with running statistics."
 SEVERAL_AXES = "its feature axis is not the last one. Fold it by jbn.fold."
+OWN_CALL = "has a __call__ of its own, which may do more than normalize. Fold it by jbn.fold."
 CHANGED = (
     "has its kernel changed or copied on the way, by a lifted transform such as nn.scan, nn.remat "
     "or WeightNorm. Trace the model without it."
@@ -34,6 +35,7 @@ class Site(NamedTuple):
     name: str  # As in messages.
     is_norm: bool
     problem: str | None = None  # Why this call cannot be folded, whatever is around it.
+    other: str | None = None  # The type of a layer that is neither a norm nor can be folded into.
 
 
 class _Call(NamedTuple):
@@ -63,10 +65,12 @@ def find_pairs(
     layers: Sequence[str] | None,
     *,
     collections: bool,
+    foldable: Sequence[type],
 ) -> list[Pair]:
     """Find the layer before each batch norm, or raise with everything that is in the way.
 
-    `variables` are nested by the names of layers, below those of `collections` if there are any.
+    `variables` are nested by the names of layers, below those of `collections` if there are any;
+    `foldable` are the types of layers that can be folded into.
     """
     inputs, rebuild = _split_arrays((args, kwargs))
     calls: list[_Call] = []
@@ -81,7 +85,7 @@ def find_pairs(
         return run(record, variables, args, kwargs)
 
     jax.eval_shape(traced, variables, inputs)
-    pairs, shapes, problems = _match(calls, layers)
+    pairs, shapes, problems = _match(calls, layers, [kind.__name__ for kind in foldable])
     problems += _used_elsewhere(run, variables, inputs, rebuild, pairs, shapes, collections)
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
@@ -98,7 +102,7 @@ def _called(site: Site, proceed: Callable[[], Any], x: Any) -> Any:
 
 
 def _match(
-    calls: list[_Call], layers: Sequence[str] | None
+    calls: list[_Call], layers: Sequence[str] | None, foldable: list[str]
 ) -> tuple[list[Pair], dict[str, Any], list[str]]:
     """Pair each batch norm with the layer whose output is its input."""
     norms = [call for call in calls if call.site.is_norm]
@@ -112,20 +116,15 @@ def _match(
             problems.append(f"{name}: the model calls no such batch norm, only {there}.")
             continue
         norm = mine[0]
-        before = [c for c in calls[: calls.index(norm)] if not c.site.is_norm]
+        before = [c for c in calls[: calls.index(norm)] if not c.site.is_norm and not c.site.other]
         feeding = [c for c in before if c.y is norm.x]
-        if len(mine) > 1:
-            problems.append(f"{name}: is called {len(mine)} times, expected once.")
-        elif norm.site.problem:
+        if norm.site.problem:
             problems.append(f"{name}: {norm.site.problem}")
-        elif not before:
-            problems.append(f"{name}: no dense or convolutional layer is before it.")
+        elif len(mine) > 1:
+            problems.append(f"{name}: is called {len(mine)} times, expected once.")
         elif not feeding:
-            problems.append(
-                f"{name}: its input is not the output of a dense or convolutional layer. "
-                f"Something else, such as an activation, is between {before[-1].site.name}, the "
-                "last one called, and it."
-            )
+            others = [c for c in calls[: calls.index(norm)] if c.site.other]
+            problems.append(f"{name}: {_what_feeds(norm, before, others, foldable)}")
         else:
             layer = feeding[-1].site
             times = sum(c.site.name == layer.name for c in calls)
@@ -145,6 +144,23 @@ def _match(
                 shapes[layer.name] = jax.ShapeDtypeStruct(norm.x.shape, norm.x.dtype)
                 shapes[name] = jax.ShapeDtypeStruct(norm.y.shape, norm.y.dtype)
     return pairs, shapes, problems
+
+
+def _what_feeds(norm: _Call, before: list[_Call], others: list[_Call], foldable: list[str]) -> str:
+    """Say what is before a batch norm instead of the output of a layer that can be folded into."""
+    rule = f"Only {', '.join(foldable)}, and no type derived from them, can be folded into."
+    for call in others:
+        if call.y is norm.x:
+            return f"its input is the output of {call.site.name}, of type {call.site.other}. {rule}"
+    if before:
+        return (
+            "its input is not the output of a dense or convolutional layer. Something else, such "
+            f"as an activation, is between {before[-1].site.name}, the last one called, and it."
+        )
+    if others:
+        site = others[-1].site
+        return f"the last layer before it is {site.name}, of type {site.other}. {rule}"
+    return "no dense or convolutional layer is before it."
 
 
 def _used_elsewhere(
@@ -245,6 +261,11 @@ def fold_pair(
         kernel = jnp.swapaxes(kernel, -1, -2)
     kernel, bias = fold(kernel, bias, params, state, epsilon=epsilon)
     return (jnp.swapaxes(kernel, -1, -2) if transposed else kernel), bias
+
+
+def calls_as_written(layer: Any) -> bool:
+    """Tell whether a batch norm's `__call__` is Flax's or jbn's: another may do anything."""
+    return type(layer).__call__.__module__.split(".")[0] in ("flax", "jbn")
 
 
 def is_last_axis(axis: Any, ndim: int) -> bool:

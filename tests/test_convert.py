@@ -206,7 +206,6 @@ def test_torch_names_everything_that_is_wrong(torch):
     for part in (
         "no 'conv.running_mean'",
         "no 'conv.running_var'",
-        "no 'conv.num_batches_tracked'",
         "with statistics are 'bn'",
         "'conv.weight' has shape (8, 3, 3, 3), expected (3,)",
         *(f"'bn.{k}' has shape (4,)" for k in ("weight", "bias", "running_mean", "running_var")),

@@ -119,3 +119,168 @@ def test_fold_is_differentiable_and_maps():
     one = jbn.fold(kernel, bias, params, state)
     assert_close(stacked[0][0], one[0], F32_VALUE)
     assert_close(stacked[1][0], one[1], F32_VALUE)
+
+
+def test_fold_takes_the_mappings_of_a_restored_checkpoint():
+    params, state = setting(4)
+    kernel = values(15, (6, 4))
+    want = jbn.fold(kernel, None, params, state)
+    batch_stats = {"mean": state.mean, "var": state.var}
+    got = jbn.fold(kernel, None, params._asdict(), batch_stats)
+    chex.assert_trees_all_equal(got, want)
+    want = jbn.fold(kernel, None, params._replace(bias=None), state)
+    chex.assert_trees_all_equal(jbn.fold(kernel, None, {"scale": params.scale}, state), want)
+
+
+def test_fold_under_strict_promotion():
+    params, state = setting(4)
+    kernel, bias = values(16, (6, 4)), values(17, (4,))
+    with jax.numpy_dtype_promotion("strict"):
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.complex64):
+            got = jbn.fold(kernel.astype(dtype), bias.astype(dtype), params, state)
+            assert got[0].dtype == got[1].dtype == dtype
+
+
+def test_fold_of_complex_layers():
+    params, state = setting(4)
+    kernel = values(18, (6, 4)) + 1j * values(19, (6, 4))
+    complex_state = state._replace(mean=state.mean + 2j)
+    x = values(20, (5, 6)) + 1j * values(21, (5, 6))
+    complex_params = jbn.BatchNormParams(*(p.astype(jnp.complex64) for p in params))
+    want, _ = jbn.batch_norm(x @ kernel, complex_params, complex_state, training=False)
+    got = jbn.fold(kernel, None, params, complex_state)
+    np.testing.assert_allclose(x @ got[0] + got[1][None], want, rtol=0, atol=FOLDED * 20)
+
+
+# Wrong calls -----------------------------------------------------------------------------------
+
+KERNEL, PARAMS, STATE = jnp.ones((6, 4)), *jbn.init(4)
+ONES = jnp.ones(4)
+
+# name: (call, error, words that the message holds)
+CASES = {
+    "kernel of integers": (
+        lambda: jbn.fold(jnp.ones((6, 4), jnp.int8), None, PARAMS, STATE),
+        TypeError,
+        ["int8", "Fold before you quantize"],
+    ),
+    "kernel of booleans": (
+        lambda: jbn.fold(np.ones((6, 4), bool), None, PARAMS, STATE),
+        TypeError,
+        ["bool", "floating"],
+    ),
+    "kernel of None": (
+        lambda: jbn.fold(None, None, PARAMS, STATE),
+        TypeError,
+        ["`kernel`", "None"],
+    ),
+    "parameters of the layer": (
+        lambda: jbn.fold({"kernel": KERNEL, "bias": ONES}, None, PARAMS, STATE),
+        TypeError,
+        ["`kernel`", "the keys 'kernel', 'bias'", "its bias or None after it"],
+    ),
+    **{
+        f"{field} of shape {shape}": (
+            lambda field=field, shape=shape: jbn.fold(
+                KERNEL, None, PARAMS._replace(**{field: jnp.ones(shape)}), STATE
+            ),
+            ValueError,
+            [f"`params.{field}` of shape (4,)", str(shape), "the same layer"],
+        )
+        for field in ("scale", "bias")
+        for shape in ((), (1,), (6,), (4, 1))
+    },
+    **{
+        f"var of shape {shape}": (
+            lambda shape=shape: jbn.fold(KERNEL, None, PARAMS, STATE._replace(var=jnp.ones(shape))),
+            ValueError,
+            ["`state.var` of shape (4,)", str(shape)],
+        )
+        for shape in ((), (1,), (6,))
+    },
+    "mean of shape ()": (
+        lambda: jbn.fold(KERNEL, None, PARAMS, STATE._replace(mean=jnp.ones(()))),
+        ValueError,
+        ["()", "last axis"],
+    ),
+    "params of other features": (
+        lambda: jbn.fold(KERNEL, None, jbn.init(5)[0], STATE),
+        ValueError,
+        ["`params.scale`", "(4,)", "(5,)"],
+    ),
+    "complex mean, real kernel": (
+        lambda: jbn.fold(KERNEL, None, PARAMS, STATE._replace(mean=ONES + 1j)),
+        TypeError,
+        ["float32", "complex state.mean", "kernel complex"],
+    ),
+    "complex scale, real kernel": (
+        lambda: jbn.fold(KERNEL, None, PARAMS._replace(scale=ONES + 1j), STATE),
+        TypeError,
+        ["complex params.scale"],
+    ),
+    "complex bias, real kernel": (
+        lambda: jbn.fold(KERNEL, ONES + 1j, PARAMS, STATE),
+        TypeError,
+        ["complex bias"],
+    ),
+    "bias of words": (
+        lambda: jbn.fold(KERNEL, "bias", PARAMS, STATE),
+        TypeError,
+        ["`bias`", "'bias'", "or None"],
+    ),
+    "a state within the state": (
+        lambda: jbn.fold(KERNEL, None, PARAMS, STATE._replace(mean=STATE)),
+        TypeError,
+        ["`state.mean`", "BatchNormState", "one value per feature"],
+    ),
+    "params of None": (
+        lambda: jbn.fold(KERNEL, None, None, STATE),
+        TypeError,
+        ["`params`", "None", "jbn.BatchNormParams(None, None)"],
+    ),
+    "state of None": (
+        lambda: jbn.fold(KERNEL, None, PARAMS, None),
+        TypeError,
+        ["`state`", "None", "jbn.init"],
+    ),
+    "swapped": (
+        lambda: jbn.fold(KERNEL, None, STATE, PARAMS),
+        TypeError,
+        ["`params`", "BatchNormState", "swapped"],
+    ),
+    "params as a tuple": (
+        lambda: jbn.fold(KERNEL, None, tuple(PARAMS), STATE),
+        TypeError,
+        ["a tuple of 2", "jbn.BatchNormParams(*params)"],
+    ),
+    "state as a list": (
+        lambda: jbn.fold(KERNEL, None, PARAMS, list(STATE)),
+        TypeError,
+        ["a list of 3", "jbn.BatchNormState(*state)"],
+    ),
+    "params of a dense layer": (
+        lambda: jbn.fold(KERNEL, None, {"kernel": KERNEL, "bias": ONES}, STATE),
+        TypeError,
+        ["'kernel', 'bias'", "jbn.BatchNormParams(**params)"],
+    ),
+    "whole result of init": (
+        lambda: jbn.fold(KERNEL, None, jbn.init(4), STATE),
+        TypeError,
+        ["params, state ="],
+    ),
+    "variables of a model": (
+        lambda: jbn.fold(KERNEL, None, PARAMS, {"params": {}, "batch_stats": {}}),
+        TypeError,
+        ["'params', 'batch_stats'", "from_linen"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_raises(name):
+    call, error, words = CASES[name]
+    for run in (call, lambda: jax.eval_shape(call)):
+        with pytest.raises(error) as caught:
+            run()
+        for word in ["Expected", "got", *words]:
+            assert word in str(caught.value), f"does not say {word!r}: {caught.value}"

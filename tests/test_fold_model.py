@@ -1,10 +1,12 @@
 """`jbn.fold_model`: a folded model equals the model; what cannot be folded is named."""
 
 import re
+import sys
 
 import chex
 import flax.core
 import flax.linen as nn
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -400,10 +402,212 @@ def test_a_norm_with_two_names_is_replaced_under_both():
     assert folded.alias is folded.norm
 
 
-def test_wrong_models_are_refused():
-    with pytest.raises(TypeError, match="variables"):
-        jbn.fold_model(nn.Dense(3), values((2, 3)))
-    with pytest.raises(TypeError, match=r"jbn\.fold"):
-        jbn.fold_model(lambda x: x, values((2, 3)))
-    with pytest.raises(TypeError, match="no `variables`"):
-        jbn.fold_model(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), values((2, 3)), variables={})
+# Layers that cannot be folded into ---------------------------------------------------------------
+
+
+class OwnLayer(nnx.Module):
+    """A dense layer that somebody wrote."""
+
+    def __init__(self):
+        self.weight = nnx.Param(jnp.ones((4, 4)))
+
+    def __call__(self, x):
+        return x @ self.weight[...]
+
+
+class NormRelu(nn.BatchNorm):
+    """A batch norm with its activation inside."""
+
+    def __call__(self, x, use_running_average=None):
+        return nn.relu(super().__call__(x, use_running_average))
+
+
+class NnxNormRelu(nnx.BatchNorm):
+    """A batch norm with its activation inside."""
+
+    def __call__(self, x, use_running_average=None):
+        return jax.nn.relu(super().__call__(x, use_running_average))
+
+
+# name: (the layer before the norm, words that the message holds)
+OTHER_LAYERS = {
+    "DenseGeneral": (lambda: nn.DenseGeneral(4, name="first"), []),
+    "Einsum": (lambda: nn.Einsum((4, 4), "ab,bc->ac", name="first"), []),
+    "ConvLocal": (lambda: nn.ConvLocal(4, (1,), name="first"), []),
+    "LayerNorm": (lambda: nn.LayerNorm(name="first"), []),
+    "Relu": (lambda: Relu(4, name="first"), ["derived"]),
+    "Sequential": (lambda: nn.Sequential([nn.Dense(4), nn.relu], name="first"), []),
+}
+NNX_OTHER_LAYERS = {
+    "LinearGeneral": lambda rngs: nnx.LinearGeneral(4, 4, rngs=rngs),
+    "Einsum": lambda rngs: nnx.Einsum("ab,bc->ac", (4, 4), rngs=rngs),
+    "LoRALinear": lambda rngs: nnx.LoRALinear(4, 4, lora_rank=2, rngs=rngs),
+    "LayerNorm": lambda rngs: nnx.LayerNorm(4, rngs=rngs),
+    "OwnLayer": lambda rngs: OwnLayer(),
+}
+
+
+def fold_linen(body):
+    model, x = Custom(body), values((8, 4))
+    return jbn.fold_model(model, x, variables=model.init(jax.random.key(0), x))
+
+
+@pytest.mark.parametrize("kind", OTHER_LAYERS)
+def test_other_layers_are_named(kind):
+    make, words = OTHER_LAYERS[kind]
+    with pytest.raises(ValueError, match="in the way") as error:
+        fold_linen(lambda x: norm()(make()(x)))
+    for word in (
+        f"norm: its input is the output of first, of type {kind}",
+        "ConvTranspose",
+        *words,
+    ):
+        assert word in str(error.value)
+
+
+def test_other_layers_are_named_further_back():
+    message = "norm: the last layer before it is first, of type DenseGeneral. Only Dense, Conv,"
+    with pytest.raises(ValueError, match=message):
+        fold_linen(lambda x: norm()(nn.relu(nn.DenseGeneral(4, name="first")(x))))
+
+
+@pytest.mark.parametrize("kind", NNX_OTHER_LAYERS)
+def test_other_layers_of_nnx_are_named(kind):
+    model = Net(lambda m, x: m.norm(m.first(x)))
+    model.first = NNX_OTHER_LAYERS[kind](nnx.Rngs(0))
+    message = f"norm: its input is the output of first, of type {kind}. Only Linear, Conv,"
+    with pytest.raises(ValueError, match=message):
+        jbn.fold_model(model, values((4, 4)))
+
+
+def test_norms_that_do_more_are_refused():
+    with pytest.raises(ValueError, match="norm: has a __call__ of its own"):
+        fold_linen(lambda x: NormRelu(use_running_average=True, name="norm")(dense()(x)))
+    model = Net(lambda m, x: m.norm(m.first(x)))
+    model.norm = NnxNormRelu(4, use_running_average=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="norm: has a __call__ of its own"):
+        jbn.fold_model(model, values((4, 4)))
+
+
+def test_layers_called_by_keyword():
+    model, x = Net(lambda m, x: m.norm(x=m.first(inputs=x))), values((4, 4))
+    assert_folded(jbn.fold_model(model, x)(x), model(x))
+
+
+def test_restored_variables():
+    """A checkpoint restored without a target: plain dicts of NumPy arrays."""
+    model, variables, x = mlp()
+    restored = flax.serialization.msgpack_restore(flax.serialization.to_bytes(variables))
+    want = jbn.fold_model(model, x, variables=variables, training=False)
+    got = jbn.fold_model(model, x, variables=restored, training=False)
+    chex.assert_trees_all_equal(got, want)
+
+
+# Wrong calls ------------------------------------------------------------------------------------
+
+
+def fold_mlp(**changes):
+    """Fold the MLP with arguments that are made from its variables."""
+    model, variables, x = mlp()
+    keywords = {"variables": variables, "training": False}
+    keywords |= {name: make(variables) for name, make in changes.items()}
+    return jbn.fold_model(model, x, **keywords)
+
+
+def fold_nnx(**options):
+    return jbn.fold_model(Net(lambda m, x: m.norm(m.first(x))), values((4, 4)), **options)
+
+
+# name: (call, error, words that the message holds)
+CASES = {
+    "no variables": (
+        lambda: jbn.fold_model(nn.Dense(3), values((2, 3))),
+        TypeError,
+        ["`variables`", "None", "fold_model(model, x, variables=variables)"],
+    ),
+    "variables before x": (
+        lambda: jbn.fold_model(nn.Dense(3), {"params": {}}, values((2, 3))),
+        TypeError,
+        ["`variables`", "None", "fold_model(model, x, variables=variables)"],
+    ),
+    "empty variables": (
+        lambda: fold_mlp(variables=lambda v: {}),
+        ValueError,
+        ["'params' and 'batch_stats'", "no keys", "model.init"],
+    ),
+    "variables without batch_stats": (
+        lambda: fold_mlp(variables=lambda v: {"params": v["params"]}),
+        ValueError,
+        ["'batch_stats'", "the keys 'params'"],
+    ),
+    "variables without params": (
+        lambda: fold_mlp(variables=lambda v: {"batch_stats": v["batch_stats"]}),
+        ValueError,
+        ["'params'", "the keys 'batch_stats'"],
+    ),
+    "params for variables": (
+        lambda: fold_mlp(variables=lambda v: v["params"]),
+        ValueError,
+        ["'params' and 'batch_stats'", "{'params': ..., 'batch_stats': ...}"],
+    ),
+    "output and variables": (
+        lambda: fold_mlp(variables=lambda v: (values((8, 10)), v)),
+        TypeError,
+        ["`variables`", "a tuple of 2", "model.init"],
+    ),
+    "a state of jbn in variables": (
+        lambda: fold_mlp(variables=lambda v: {**v, "batch_stats": {"norm_0": jbn.init(6)[1]}}),
+        TypeError,
+        ["`variables`", "BatchNormState", "to_linen"],
+    ),
+    "layers as a string": (
+        lambda: fold_mlp(layers=lambda v: "norm_0"),
+        TypeError,
+        ["`layers`", "'norm_0'", "layers=['norm_0']"],
+    ),
+    "layers of numbers": (
+        lambda: fold_mlp(layers=lambda v: [0]),
+        TypeError,
+        ["`layers`", "a list of 1 (int)", "layers=['block_0/norm']"],
+    ),
+    "layers as a string, nnx": (
+        lambda: fold_nnx(layers="norm"),
+        TypeError,
+        ["`layers`", "layers=['norm']"],
+    ),
+    "variables of nnx": (
+        lambda: fold_nnx(variables={}),
+        TypeError,
+        ["no `variables`", "Leave"],
+    ),
+    "a class": (
+        lambda: jbn.fold_model(Net, values((4, 4))),
+        TypeError,
+        ["the class Net, not an instance", "Make an instance"],
+    ),
+    "a function": (
+        lambda: jbn.fold_model(lambda x: x, values((2, 3))),
+        TypeError,
+        ["function", "jbn.fold"],
+    ),
+    "variables for the model": (
+        lambda: jbn.fold_model({"params": {}}, values((2, 3))),
+        TypeError,
+        ["a dict with the keys 'params'", "flax.linen or flax.nnx"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_raises(name):
+    call, error, words = CASES[name]
+    with pytest.raises(error) as caught:
+        call()
+    for word in ["Expected", "got", *words]:
+        assert word in str(caught.value), f"does not say {word!r}: {caught.value}"
+
+
+def test_without_flax(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flax", None)
+    with pytest.raises(ImportError, match=r"pip install 'jbn\[flax\]'"):
+        jbn.fold_model(None)

@@ -7,8 +7,9 @@ jbn's convention, the hyper-parameters it needs to go on as the framework would:
     y, state = jbn.batch_norm(x, params, state, training=True, **options._asdict())
 
 Each `to_...` makes the framework's own containers. What a format does not hold, it loses: Keras and
-Flax have no count, so it comes back 0; Haiku and Equinox keep sums that are debiased when read,
-which come back with a rounding. Everything else makes the round trip bit by bit.
+Flax have no count, so it comes back 0, or as the `count` given; Haiku and Equinox keep sums that
+are debiased when read, which come back with a rounding. Everything else makes the round trip bit by
+bit.
 
 No framework is imported before a function that makes its objects is called.
 """

@@ -1,13 +1,16 @@
 """What all converters share: the result, the errors that list everything, reading arrays."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from jbn._layer_trees import as_arrays, as_params, as_state, describe
 from jbn._schedules import Schedule
 from jbn.types import BatchNormParams, BatchNormState
 
@@ -42,7 +45,7 @@ class ConversionError(ValueError):
 
 
 def many(
-    convert: Callable[..., Converted], *source: Any, names: Sequence[str], **keywords: Any
+    convert: Callable[..., Converted], *source: Any, names: Iterable[str], **keywords: Any
 ) -> dict[str, Converted]:
     """Convert the named layers of a network, with one error for all that is wrong with any.
 
@@ -53,7 +56,10 @@ def many(
       keywords: what else it takes, the same for all.
 
     Returns: dict, name -> `Converted`.
-    Raises: ConversionError: with the problems of all layers.
+
+    Raises:
+      ConversionError: with the problems of all layers.
+      TypeError: names that are one string, or a `convert` that is no function.
 
     Example:
       >>> import numpy as np, jbn
@@ -64,6 +70,16 @@ def many(
       >>> layers["norm_1"].state.mean.shape
       (3,)
     """
+    if not callable(convert):
+        raise TypeError(
+            f"Expected a converter such as jbn.convert.from_torch first, got {describe(convert)}. "
+            "The source comes after it: many(jbn.convert.from_torch, model, names=[...])."
+        )
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        name = names if isinstance(names, str) else "bn1"
+        raise TypeError(
+            f"Expected `names` as a list of names, got {describe(names)}. Pass names=[{name!r}]."
+        )
     converted, problems = {}, []
     for name in names:
         try:
@@ -79,12 +95,13 @@ class Reader:
     """Reads the arrays of one layer and collects what is wrong with them.
 
     `where` names the layer in messages; `keys` maps jbn's fields (scale, bias, mean, var, count) to
-    the framework's keys.
+    the framework's keys; `hint` is for a layer without a mean: what was found instead.
     """
 
-    def __init__(self, where: str, keys: Mapping[str, str]):
+    def __init__(self, where: str, keys: Mapping[str, str], hint: str = ""):
         self.where = where
         self.keys = dict(keys)
+        self.hint = hint
         self.problems: list[str] = []
         self.arrays: dict[str, Array] = {}
 
@@ -92,11 +109,37 @@ class Reader:
         """Take the fields' arrays from a mapping; a missing one is a problem if required."""
         for field in fields:
             key = self.keys[field]
-            value = source.get(key) if hasattr(source, "get") else source[key]
+            value = source.get(key)
             if value is not None:
-                self.arrays[field] = as_array(value)
+                self._take(field, value)
             elif required:
-                self.problems.append(f"{self.where}: no {key!r}, expected {_MEANING[field]}.")
+                hint = f" {self.hint}" if self.hint and field == "mean" else ""
+                self.problems.append(f"{self.where}: no {key!r}, expected {_MEANING[field]}.{hint}")
+
+    def _take(self, field: str, value: Any) -> None:
+        key = self.keys[field]
+        try:
+            if field == "count":
+                self.arrays[field] = as_count(value)
+                return
+            array = as_array(value)
+        except CountError as error:
+            self.problems.append(f"{self.where}: {key!r} is {error}")
+        # What NumPy, JAX and torch raise for objects, parameters without values, and meta tensors.
+        except (TypeError, ValueError, RuntimeError):
+            self.problems.append(
+                f"{self.where}: {key!r} is of type {type(value).__name__}, without values that can "
+                "be read, expected an array. Run one batch through a layer that makes its arrays "
+                "only then."
+            )
+        else:
+            if jnp.issubdtype(array.dtype, jnp.inexact):
+                self.arrays[field] = array
+            else:
+                self.problems.append(
+                    f"{self.where}: {key!r} has dtype {array.dtype}, expected floating. Dequantize "
+                    "it, or convert it with astype(np.float32)."
+                )
 
     def finish(
         self,
@@ -104,21 +147,43 @@ class Reader:
         default: Options,
         expected: Options | None,
         num_features: int | None,
+        count: int | None = None,
     ) -> Converted:
         """Check shapes and options; raise if anything was wrong, else make the trees.
 
-        `own` are the layer's options, None where the format has none; `expected` the caller's.
+        `own` are the layer's options, None where the format has none; `expected` the caller's;
+        `count` is the caller's, too, for a source that has none.
         """
-        self._check_shapes(num_features)
-        if own is not None and expected is not None:
-            self._check_options(own, expected)
+        options = own or default
+        if expected is not None and self.check_options(own, expected):
+            options = own or expected
+        if num_features is not None and not isinstance(num_features, Integral):
+            self.problems.append(
+                f"{self.where}: `num_features` is {describe(num_features)}, expected an int."
+            )
+        else:
+            self._check_shapes(num_features)
+        self._fill_count(count, options)
         if self.problems:
             raise ConversionError(self.problems)
         mean, var = (_widened(self.arrays[field]) for field in ("mean", "var"))
-        count = self.arrays.get("count")
-        count = jnp.zeros((), jnp.int32) if count is None else count.astype(jnp.int32)
         params = BatchNormParams(self.arrays.get("scale"), self.arrays.get("bias"))
-        return Converted(params, BatchNormState(mean, var, count), own or expected or default)
+        return Converted(params, BatchNormState(mean, var, self.arrays["count"]), options)
+
+    def _fill_count(self, count: int | None, options: Options) -> None:
+        """Take the caller's count where the source has none: a schedule would read a 0 as such."""
+        if "count" in self.arrays:
+            return
+        if count is None and callable(options.momentum):
+            schedule = getattr(options.momentum, "__name__", repr(options.momentum))
+            self.problems.append(
+                f"{self.where}: no count of batches, expected one for momentum={schedule}: at 0 "
+                "its first step would discard these statistics. Pass count=."
+            )
+        try:
+            self.arrays["count"] = as_count(0 if count is None else count)
+        except CountError as error:
+            self.problems.append(f"{self.where}: `count` is {error}")
 
     def _check_shapes(self, num_features: int | None) -> None:
         shape = (num_features,)
@@ -132,23 +197,31 @@ class Reader:
                 )
                 return
         for field, array in self.arrays.items():
-            if field == "count" and array.shape != ():
-                self.problems.append(
-                    f"{self.where}: {self.keys[field]!r} has shape {array.shape}, expected ()."
-                )
-            elif field != "count" and shape != (None,) and array.shape != shape:
+            if field != "count" and shape != (None,) and array.shape != shape:
                 self.problems.append(
                     f"{self.where}: {self.keys[field]!r} has shape {array.shape}, expected "
                     f"{shape}, {whose}."
                 )
 
-    def _check_options(self, own: Options, expected: Options) -> None:
-        for name, ours, theirs in zip(Options._fields, own, expected, strict=True):
+    def check_options(self, own: Options | None, expected: Options) -> bool:
+        """Add a problem for each option of the layer that is not as expected; False if one is."""
+        if not isinstance(expected, Options):
+            self.problems.append(
+                f"{self.where}: `options` is {describe(expected)}, expected jbn.convert.Options("
+                "momentum, epsilon, unbiased)."
+            )
+            return False
+        before = len(self.problems)
+        self.problems += option_problems(self.where, expected)
+        if len(self.problems) > before:
+            return False
+        for name, ours, theirs in zip(Options._fields, own or expected, expected, strict=True):
             if not _same(ours, theirs):
                 self.problems.append(
                     f"{self.where}: {name} is {ours!r}, expected {theirs!r} by `options`. Leave "
                     "`options` out to get the layer's own."
                 )
+        return len(self.problems) == before
 
 
 _MEANING = {
@@ -160,45 +233,147 @@ _MEANING = {
 }
 
 
+def option_problems(where: str, options: Options) -> list[str]:
+    """Say which of momentum and epsilon is no number; a momentum may be a schedule, or traced."""
+    problems = []
+    for name in ("momentum", "epsilon"):
+        value = getattr(options, name)
+        if isinstance(value, jax.core.Tracer) or (name == "momentum" and callable(value)):
+            continue
+        try:
+            if isinstance(value, str):
+                raise TypeError
+            float(value)
+        except (TypeError, ValueError):
+            hint = " torch's None is jbn.cumulative." if name == "momentum" else ""
+            problems.append(
+                f"{where}: `options.{name}` is {describe(value)}, expected a number.{hint}"
+            )
+    return problems
+
+
 def _same(a: Any, b: Any) -> bool:
-    if callable(a) or callable(b) or isinstance(a, bool):
-        return a == b
+    if a is b or callable(a) or callable(b) or isinstance(a, bool):
+        return a is b or a == b
     # 1 - .1 and .9 may differ in the last bit.
     return math.isclose(float(a), float(b), rel_tol=1e-6, abs_tol=1e-12)
 
 
 def as_array(value: Any) -> Array:
     """Copy an array of any framework into JAX, bit by bit; its framework is not imported."""
+    # A copy: the source may be trained further, in place.
+    return jnp.array(_unwrapped(value), copy=True)
+
+
+def _unwrapped(value: Any) -> Any:
+    """Take the array that NumPy or JAX reads out of a framework's own container."""
     if hasattr(value, "detach"):  # torch.Tensor
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds all its values.
-            return jnp.array(value.float().numpy(), jnp.bfloat16)
-        value = value.numpy()
-    elif hasattr(value, "get_value"):  # nnx.Variable
-        value = value.get_value()
-    elif type(value).__module__.startswith("keras."):
+            return value.float().numpy().astype(jnp.bfloat16)
+        return value.numpy()
+    if hasattr(value, "get_value"):  # nnx.Variable
+        return _unwrapped(value.get_value())
+    if hasattr(value, "unbox"):  # linen's Partitioned
+        return _unwrapped(value.unbox())
+    if type(value).__module__.startswith("keras."):
         # The tensor of its backend; Variable.numpy() warns with NumPy 2.
-        return as_array(value.value)
-    # A copy: the source may be trained further, in place.
-    return jnp.array(value if hasattr(value, "dtype") else np.asarray(value), copy=True)
+        return _unwrapped(value.value)
+    return value if hasattr(value, "dtype") else np.asarray(value)
 
 
-def check_layer(where: str, params: BatchNormParams, state: BatchNormState) -> None:
-    """Reject trees that are not a layer with one feature axis: no format here holds others."""
-    shape = jnp.shape(state.mean)
+class CountError(ValueError):
+    """What is no count of batches, in the words that follow "is"."""
+
+
+def as_count(value: Any) -> Array:
+    """Read a count of batches as int32, where a larger one is int32's largest value.
+
+    Raises: CountError: not a whole number, negative, or not one number.
+    """
+    most = np.iinfo(np.int32).max
+    try:
+        value = _unwrapped(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise CountError(f"of type {type(value).__name__}, expected one number.") from None
+    if isinstance(value, jax.core.Tracer):
+        if value.shape or not jnp.issubdtype(value.dtype, jnp.integer):
+            raise CountError(f"{value.dtype} of shape {value.shape}, expected one integer.")
+        return jnp.minimum(value, most).astype(jnp.int32)
+    # In NumPy, for without x64 JAX would cut off what is above 32 bits.
+    array = np.asarray(value)
+    if array.shape != ():
+        raise CountError(f"of shape {array.shape}, expected () for one count.")
+    number = array.item() if array.dtype.kind in "iuf" else math.nan
+    if not (number >= 0 and math.isfinite(number) and number == int(number)):
+        raise CountError(
+            f"{array}, expected a whole number of batches, 0 or more. An average of states leaves "
+            "other counts: take the state's own count back with state._replace(count=...)."
+        )
+    return jnp.asarray(min(int(number), most), jnp.int32)
+
+
+def check_name(where: str, argument: str, name: Any) -> str:
+    """Return a layer's name; a problem if it is none."""
+    if not isinstance(name, str):
+        raise ConversionError(
+            [f"{where}: `{argument}` is {describe(name)}, expected the layer's name, a string."]
+        )
+    return name
+
+
+def layers_there(names: Iterable[str], wanted: str = "") -> str:
+    """List the layers that could have been meant, the likeliest first."""
+    names = sorted(names, key=lambda name: not (wanted and name.endswith(wanted)))
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    listed = ", ".join(map(repr, names[:10])) or "none"
+    return f"the source's layers with statistics are {listed}{more}."
+
+
+def paths_of_statistics(tree: Any) -> list[str]:
+    """Find the paths at which nested mappings hold a mean and a var."""
+    paths = []
+    if isinstance(tree, Mapping):
+        if {"mean", "var"} <= tree.keys():
+            paths.append("")
+        for name, below in tree.items():
+            paths += [f"{name}/{path}".rstrip("/") for path in paths_of_statistics(below)]
+    return paths
+
+
+def check_layer(
+    where: str,
+    params: BatchNormParams,
+    state: BatchNormState,
+    *,
+    with_count: bool,
+    one_axis: bool = True,
+) -> tuple[BatchNormParams, BatchNormState]:
+    """Return a layer's trees of JAX's arrays; reject what is not one with one feature axis.
+
+    A count that is not written may be anything: averages of states have fractions of one.
+    """
+    params, state = as_arrays(as_params(params), as_state(state))
+    shape = state.mean.shape
     problems = []
-    if len(shape) != 1:
+    if one_axis and len(shape) != 1:
         problems.append(f"{where}: mean has shape {shape}, expected one feature axis, (C,).")
     arrays = {"scale": params.scale, "bias": params.bias, "var": state.var}
     for name, array in arrays.items():
-        if array is not None and jnp.shape(array) != shape:
+        if array is not None and array.shape != shape:
             problems.append(
-                f"{where}: {name} has shape {jnp.shape(array)}, expected {shape}, that of mean."
+                f"{where}: {name} has shape {array.shape}, expected {shape}, that of mean."
             )
+    if with_count:
+        try:
+            state = state._replace(count=as_count(state.count))
+        except CountError as error:
+            problems.append(f"{where}: count is {error}")
     if problems:
         raise ConversionError(problems)
+    return params, state
 
 
 def _widened(array: Array) -> Array:
     """Return statistics in float32 at least, as `BatchNormState` has them."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(np.promote_types(array.dtype, np.float32))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jbn._layer_trees import describe
 from jbn.convert.common import (
     ConversionError,
     Converted,
@@ -43,7 +44,8 @@ def from_equinox(
       options: what you expect; anything else is an error.
 
     Returns: `(params, state, options)`. Arrays are copies. The running variance is biased.
-    Raises: ConversionError: lists every missing part, wrong shape and unexpected option.
+    Raises: ConversionError: lists every missing part, wrong shape and unexpected option, and says
+      what was found where no batch norm is.
 
     Example:
       >>> import types, numpy as np, jbn
@@ -57,14 +59,17 @@ def from_equinox(
     References: https://docs.kidger.site/equinox/api/nn/normalisation/
     """
     reader = Reader("Equinox layer", _KEYS)
+    _check_kinds(reader.where, layer, state)
     arrays: dict[str, Any] = {"weight": layer.weight, "bias": layer.bias}
     momentum = float(layer.momentum)
     if layer.mode == "ema":
-        mean, var = state.get(layer.ema_state_index)
-        count = ~as_array(state.get(layer.ema_first_time_index))
+        mean, var = _kept(reader.where, state, layer.ema_state_index)
+        count = jnp.where(as_array(state.get(layer.ema_first_time_index)), 0, 1)
         schedule = FirstBatch(momentum)
     else:
-        mean, var = (as_array(value) for value in state.get(layer.batch_state_index))
+        mean, var = (
+            as_array(value) for value in _kept(reader.where, state, layer.batch_state_index)
+        )
         count = as_array(state.get(layer.batch_counter))
         missing = _missing(momentum, count, mean.dtype)
         mean, var = mean / missing, var / missing
@@ -72,6 +77,30 @@ def from_equinox(
     reader.read(arrays | {"mean": mean, "var": var, "count": count}, *_KEYS, required=False)
     own = Options(schedule, float(layer.eps), unbiased=False)
     return reader.finish(own, own, options, num_features)
+
+
+def _check_kinds(where: str, layer: Any, state: Any) -> None:
+    problems = []
+    if not (hasattr(layer, "mode") and hasattr(layer, "momentum") and hasattr(layer, "eps")):
+        problems.append(
+            f"{where}: `layer` is {describe(layer)}, expected eqx.nn.BatchNorm. Of a model pass "
+            "the layer, such as model.norm, with the model's whole state."
+        )
+    if not hasattr(state, "get"):
+        problems.append(
+            f"{where}: the state is {describe(state)}, expected the eqx.nn.State that "
+            "eqx.nn.make_with_state returns beside the model."
+        )
+    if problems:
+        raise ConversionError(problems)
+
+
+def _kept(where: str, state: Any, index: Any) -> tuple[Any, Any]:
+    pair = state.get(index)
+    if pair is None:
+        problem = "the state has none of this layer, expected that of its model."
+        raise ConversionError([f"{where}: {problem}"])
+    return pair
 
 
 def _missing(momentum: float, count: Array, dtype: Any) -> Array:
@@ -100,14 +129,18 @@ def to_equinox(
       options: of the layer, if they should be checked against `layer`.
 
     Returns: `(layer, eqx_state)`, new ones.
-    Raises: ConversionError: lists shapes and options that do not fit the layer.
+
+    Raises:
+      ConversionError: lists shapes and options that do not fit the layer; a count that is no whole
+        number, such as an average of states leaves; a layer or state of another kind.
+      TypeError: params or state that are something else.
 
     Example: `layer, state = to_equinox(*jbn.init(3), *eqx.nn.make_with_state(eqx.nn.BatchNorm)(
       3, axis_name="batch", mode="batch"))`.
     """
     import equinox as eqx
 
-    check_layer("to_equinox", params, state)
+    params, state = check_layer("to_equinox", params, state, with_count=True)
     reader = Reader("Equinox layer", _KEYS)
     own = from_equinox(layer, eqx_state, options=None).options
     new = {"weight": params.scale, "bias": params.bias}
@@ -124,7 +157,7 @@ def to_equinox(
             f"{reader.where}: input_size is {layer.input_size}, expected {jnp.size(state.mean)}."
         )
     if options is not None:
-        reader._check_options(own, options)
+        reader.check_options(own, options)
     if reader.problems:
         raise ConversionError(reader.problems)
 

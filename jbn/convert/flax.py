@@ -5,7 +5,17 @@ from typing import Any
 
 from jaxtyping import Array
 
-from jbn.convert.common import Converted, Options, Reader, check_layer
+from jbn._layer_trees import describe
+from jbn.convert.common import (
+    ConversionError,
+    Converted,
+    Options,
+    Reader,
+    check_layer,
+    check_name,
+    layers_there,
+    paths_of_statistics,
+)
 from jbn.types import BatchNormParams, BatchNormState
 
 DEFAULT = Options(momentum=0.99, epsilon=1e-5, unbiased=False)
@@ -18,20 +28,24 @@ def from_linen(
     *,
     num_features: int | None = None,
     options: Options | None = None,
+    count: int | None = None,
 ) -> Converted:
     """Convert the variables of a linen batch norm.
 
     They hold neither momentum nor epsilon: those are `options`, or Flax's defaults; Flax's
-    running variance is biased. A count is there if jbn's layer has a schedule, else it is 0.
+    running variance is biased. A count is there if jbn's layer has a schedule.
 
     Args:
       variables: `{"params": ..., "batch_stats": ...}` of a layer or of a model.
       path: names from the model to the layer, such as "block_0/norm".
       num_features: C, if it should be checked.
       options: see above.
+      count: batches absorbed, where the variables do not say; None is 0, and an error where a
+        schedule would read it.
 
     Returns: `(params, state, options)`. Arrays are copies.
-    Raises: ConversionError: lists every missing variable and wrong shape.
+    Raises: ConversionError: lists every missing variable and wrong shape, and says what was found
+      where no batch norm is.
 
     Example:
       >>> import numpy as np, jbn
@@ -41,12 +55,33 @@ def from_linen(
       >>> params.scale.shape, params.bias
       ((3,), None)
     """
-    reader = Reader(f"linen layer {path!r}" if path else "linen layer", _KEYS)
+    path = check_name("linen layer", "path", path)
+    where = f"linen layer {path!r}" if path else "linen layer"
+    if not isinstance(variables, Mapping):
+        raise ConversionError(
+            [
+                f"{where}: the variables are {describe(variables)}, expected a dict with the keys "
+                "'params' and 'batch_stats', as model.init returns it."
+            ]
+        )
     learned, stats = (_at(variables, f"{top}/{path}") for top in ("params", "batch_stats"))
+    reader = Reader(where, _KEYS, _found(variables, path, learned))
     reader.read(learned, "scale", "bias", required=False)
     reader.read(stats, "mean", "var")
     reader.read(stats, "count", required=False)
-    return reader.finish(None, DEFAULT, options, num_features)
+    return reader.finish(None, DEFAULT, options, num_features, count)
+
+
+def _found(variables: Mapping[str, Any], path: str, learned: Mapping[str, Any]) -> str:
+    """Say what the variables hold instead of the layer, and what to pass."""
+    if "batch_stats" not in variables:
+        return (
+            f"The variables are {describe(variables)}, without 'batch_stats': pass "
+            "{'params': ..., 'batch_stats': ...}."
+        )
+    there = layers_there(paths_of_statistics(variables["batch_stats"]), path)
+    other = " Layer and group norm have none;" if {"scale", "bias"} & learned.keys() else ""
+    return f"{other.strip()} {there} Pass one of them as `path`.".strip()
 
 
 def _at(tree: Any, path: str) -> Mapping[str, Any]:
@@ -69,11 +104,17 @@ def to_linen(
     Returns: `{"params": ..., "batch_stats": ...}`, nested as the path says; no "params" where scale
       and bias are None.
 
+    Raises:
+      ConversionError: shapes that differ; a count, if it is kept, that is no whole number.
+      TypeError: params or state that are something else.
+
     Example:
       >>> import jbn
       >>> jbn.convert.to_linen(*jbn.init(1), "norm")["batch_stats"]
       {'norm': {'mean': Array([0.], dtype=float32), 'var': Array([1.], dtype=float32)}}
     """
+    path = check_name("to_linen", "path", path)
+    params, state = check_layer("to_linen", params, state, with_count=with_count, one_axis=False)
     stats = {"mean": state.mean, "var": state.var}
     if with_count:
         stats["count"] = state.count
@@ -87,7 +128,11 @@ def to_linen(
 
 
 def from_nnx(
-    source: Any, *, num_features: int | None = None, options: Options | None = None
+    source: Any,
+    *,
+    num_features: int | None = None,
+    options: Options | None = None,
+    count: int | None = None,
 ) -> Converted:
     """Convert a batch norm of nnx.
 
@@ -99,9 +144,12 @@ def from_nnx(
       source: the layer, its `nnx.state`, or a mapping of arrays scale, bias, mean, var.
       num_features: C, if it should be checked.
       options: see above.
+      count: batches absorbed, where the source does not say; None is 0, and an error where a
+        schedule would read it.
 
     Returns: `(params, state, options)`. Arrays are copies.
-    Raises: ConversionError: lists every missing variable, wrong shape and unexpected option.
+    Raises: ConversionError: lists every missing variable, wrong shape and unexpected option, and
+      says what was found where no batch norm is.
 
     Example:
       >>> import numpy as np, jbn
@@ -109,14 +157,23 @@ def from_nnx(
       >>> params
       BatchNormParams(scale=None, bias=None)
     """
-    own = None
-    reader = Reader("nnx layer", _KEYS)
-    if hasattr(source, "epsilon"):
+    own, hint = None, ""
+    if all(hasattr(source, name) for name in ("epsilon", "momentum", "mean", "var")):
         own = Options(source.momentum, source.epsilon, getattr(source, "unbiased", False))
         source = {name: getattr(source, name, None) for name in _KEYS}
+    elif isinstance(source, Mapping):
+        hint = f"{layers_there(paths_of_statistics(source))} Pass the part below its name."
+    else:
+        raise ConversionError(
+            [
+                f"nnx layer: the source is {describe(source)}, expected a BatchNorm or its state. "
+                "Of a model pass the layer, such as model.norm."
+            ]
+        )
+    reader = Reader("nnx layer", _KEYS, hint)
     reader.read(source, "mean", "var")
     reader.read(source, "scale", "bias", "count", required=False)
-    return reader.finish(own, DEFAULT, options, num_features)
+    return reader.finish(own, DEFAULT, options, num_features, count)
 
 
 def to_nnx(
@@ -129,14 +186,18 @@ def to_nnx(
       with_count: keep the count, as jbn's layer does where its momentum is a schedule.
 
     Returns: dict of scale, bias (where they are), mean, var.
-    Raises: ConversionError: more than one feature axis, or shapes that differ.
+
+    Raises:
+      ConversionError: more than one feature axis, or shapes that differ; a count, if it is kept,
+        that is no whole number.
+      TypeError: params or state that are something else.
 
     Example:
       >>> import jbn
       >>> sorted(jbn.convert.to_nnx(*jbn.init(3)))
       ['bias', 'mean', 'scale', 'var']
     """
-    check_layer("to_nnx", params, state)
+    params, state = check_layer("to_nnx", params, state, with_count=with_count)
     stats = {**params._asdict(), "mean": state.mean, "var": state.var}
     if with_count:
         stats["count"] = state.count

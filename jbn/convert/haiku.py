@@ -1,13 +1,26 @@
 """Haiku: `hk.BatchNorm`, whose moving averages are debiased from zero."""
 
+import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbn.convert.common import Converted, Options, Reader, as_array, check_layer
+from jbn._layer_trees import describe
+from jbn.convert.common import (
+    ConversionError,
+    Converted,
+    CountError,
+    Options,
+    Reader,
+    as_count,
+    check_layer,
+    check_name,
+    layers_there,
+)
 from jbn.convert.options import Debiased
 from jbn.types import BatchNormParams, BatchNormState
 
@@ -42,7 +55,8 @@ def from_haiku(
       num_features: C, if it should be checked.
 
     Returns: `(params, state, options)`, with momentum `Debiased(decay_rate)`. Arrays are copies.
-    Raises: ConversionError: lists every missing array, wrong shape, and a wrong decay_rate.
+    Raises: ConversionError: lists every missing array, wrong shape, and a wrong decay_rate, and
+      says what was found where no batch norm is.
 
     Example:
       >>> import numpy as np, jbn
@@ -56,13 +70,25 @@ def from_haiku(
 
     References: Kingma, Ba, "Adam", 2015, section 3 (the correction).
     """
-    reader = Reader(f"Haiku layer {name!r}", _KEYS)
-    arrays = {key: as_array(value) for key, value in params.get(name, {}).items()}
+    where = f"Haiku layer {name!r}"
+    name = check_name(where, "name", name)
+    _check_decay_rate(where, decay_rate)
+    for what, tree in (("params", params), ("state", state)):
+        if not isinstance(tree, Mapping):
+            problem = f"`{what}` is {describe(tree)}, expected a dict of modules, as init returns."
+            raise ConversionError([f"{where}: {problem}"])
+        for key, arrays in tree.items():
+            if not (isinstance(key, str) and isinstance(arrays, Mapping)):
+                problem = (
+                    f"`{what}` holds {describe(arrays)} at {key!r}, expected a dict of arrays."
+                )
+                raise ConversionError([f"{where}: {problem}"])
+    reader = Reader(where, _KEYS, _found(params, state, name))
+    arrays = {key: _flat(value) for key, value in params.get(name, {}).items()}
     averages = {ema: state.get(f"{name}/~/{ema}", {}) for ema in ("mean_ema", "var_ema")}
+    counts = {}
     for ema, values in averages.items():
-        arrays |= {f"{ema}/{key}": as_array(value) for key, value in values.items()}
-    # Haiku keeps the axes that it reduced, with length 1.
-    arrays = {key: a if a.size == 1 and a.ndim == 0 else _flat(a) for key, a in arrays.items()}
+        arrays |= {f"{ema}/{key}": _flat(value) for key, value in values.items()}
     reader.read(arrays, "scale", "bias", required=False)
     reader.read(arrays, "mean", "var", "count")
     for ema in averages:
@@ -70,27 +96,56 @@ def from_haiku(
         missing = [key for key in keys if key not in arrays and key not in _KEYS.values()]
         reader.problems.extend(f"{reader.where}: no {key!r}." for key in missing)
         hidden, value, counter = (arrays.get(key) for key in keys)
-        if hidden is None or value is None or counter is None or hidden.shape != value.shape:
+        if counter is not None:
+            try:
+                counts[ema] = int(as_count(counter))
+            except CountError as error:
+                if ema == "var_ema":  # The reader has the other.
+                    reader.problems.append(f"{reader.where}: {keys[2]!r} is {error}")
+        if hidden is None or value is None or ema not in counts:
             continue
-        want = value * (1 - decay_rate ** int(counter))
-        if not np.allclose(hidden, want, rtol=1e-2, atol=1e-6 * float(jnp.abs(value).max())):
+        hidden, value = np.asarray(hidden), np.asarray(value)
+        if hidden.shape != value.shape:
+            continue
+        want = value * (1 - decay_rate ** counts[ema])
+        if not np.allclose(hidden, want, rtol=1e-2, atol=1e-6 * float(np.abs(value).max())):
             reader.problems.append(
                 f"{reader.where}: {keys[0]!r} does not belong to {keys[1]!r} with decay_rate="
-                f"{decay_rate} after {int(counter)} batches. Pass the decay_rate of hk.BatchNorm."
+                f"{decay_rate} after {counts[ema]} batches. Pass the decay_rate of hk.BatchNorm."
             )
-    mean_count, var_count = (arrays.get(f"{ema}/counter") for ema in averages)
-    if mean_count is not None and var_count is not None and int(mean_count) != int(var_count):
+    if len(set(counts.values())) > 1:
         reader.problems.append(
-            f"{reader.where}: mean_ema has seen {int(mean_count)} batches, var_ema "
-            f"{int(var_count)}, expected as many. Take both from one checkpoint."
+            f"{reader.where}: mean_ema has seen {counts['mean_ema']} batches, var_ema "
+            f"{counts['var_ema']}, expected as many. Take both from one checkpoint."
         )
     options = Options(Debiased(decay_rate), epsilon, unbiased=False)
     return reader.finish(None, options, options, num_features)
 
 
-def _flat(array: Array) -> Array:
-    """Drop axes of length 1 that came from reduction; leave what is not one value per feature."""
-    return array.reshape(-1) if array.size == max(array.shape) else array
+def _found(params: Mapping[str, Any], state: Mapping[str, Any], name: str) -> str:
+    """Say what the trees hold instead of the layer, and what to pass."""
+    end = "/~/mean_ema"
+    if any(key.endswith(end) for key in params):
+        return "`params` holds averages: are params and state swapped?"
+    norms = [key.removesuffix(end) for key in state if key.endswith(end)]
+    other = "Layer and group norm have none; " if name in params else ""
+    return f"{other}{layers_there(norms, name)} Pass one of them as `name`."
+
+
+def _check_decay_rate(where: str, decay_rate: float) -> None:
+    if not isinstance(decay_rate, Real) or not 0 <= decay_rate < 1:
+        raise ConversionError(
+            [
+                f"{where}: `decay_rate` is {describe(decay_rate)}, expected a number in [0, 1), "
+                "the weight of the old value, as given to hk.BatchNorm."
+            ]
+        )
+
+
+def _flat(array: Any) -> Any:
+    """Drop the axes of length 1 that Haiku reduced; leave what is not one value per feature."""
+    shape = getattr(array, "shape", ())
+    return array.reshape(-1) if shape and math.prod(shape) == max(shape) else array
 
 
 def to_haiku(
@@ -114,7 +169,12 @@ def to_haiku(
       ndim, axis: rank of its input, and the feature axis there.
 
     Returns: `(params, state)` with these modules alone, to be merged into those of the network.
-    Raises: ConversionError: more than one feature axis, or shapes that differ.
+
+    Raises:
+      ConversionError: more than one feature axis, shapes that differ, a decay_rate outside [0, 1),
+        or a count that is no whole number, such as an average of states leaves.
+      ValueError: an axis that an input of rank `ndim` does not have.
+      TypeError: params or state that are something else.
 
     Example:
       >>> import jbn
@@ -122,7 +182,15 @@ def to_haiku(
       >>> params["norm"]["scale"].shape, sorted(state)
       ((1, 1, 1, 3), ['norm/~/mean_ema', 'norm/~/var_ema'])
     """
-    check_layer("to_haiku", params, state)
+    params, state = check_layer("to_haiku", params, state, with_count=True)
+    name = check_name("to_haiku", "name", name)
+    _check_decay_rate("to_haiku", decay_rate)
+    are_ints = isinstance(ndim, int) and isinstance(axis, int)
+    if not are_ints or not -ndim <= axis < ndim:
+        raise ValueError(
+            f"Expected `axis` in an input of rank ndim={describe(ndim)}, got {describe(axis)}. "
+            "Pass the rank of the layer's input as `ndim`."
+        )
     shape = [1] * ndim
     shape[axis] = jnp.size(state.mean)
     learned = {"scale": params.scale, "offset": params.bias}

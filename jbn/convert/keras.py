@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from jbn.convert.common import ConversionError, Converted, Options, Reader, check_layer
+from jbn._layer_trees import describe
+from jbn.convert.common import (
+    ConversionError,
+    Converted,
+    Options,
+    Reader,
+    check_layer,
+    layers_there,
+)
 from jbn.types import BatchNormParams, BatchNormState
 
 # Not 1e-5: Keras' own.
@@ -20,12 +28,13 @@ def from_keras(
     use_bias: bool = True,
     num_features: int | None = None,
     options: Options | None = None,
+    count: int | None = None,
 ) -> Converted:
     """Convert a batch norm of Keras.
 
     Weights hold neither momentum nor epsilon: from them, they are `options`, or Keras' defaults,
     whose epsilon is 1e-3. A layer has them: there `options` is what you expect, and anything else
-    an error. Keras' running variance is biased, and it has no count: that is 0.
+    an error. Keras' running variance is biased, and it has no count.
 
     Args:
       source: a built layer; its `get_weights()`, in Keras' order gamma, beta, moving_mean,
@@ -33,9 +42,11 @@ def from_keras(
       use_scale, use_bias: whether a list, which has no names, begins with gamma, beta.
       num_features: C, if it should be checked.
       options: see above.
+      count: batches absorbed; None is 0, and an error where a schedule would read it.
 
     Returns: `(params, state, options)`. Arrays are copies.
-    Raises: ConversionError: lists every missing weight, wrong shape and unexpected option.
+    Raises: ConversionError: lists every missing weight, wrong shape and unexpected option, and says
+      what was found where no batch norm is.
 
     Example:
       >>> import numpy as np, jbn
@@ -48,30 +59,49 @@ def from_keras(
     """
     own = None
     name = getattr(source, "name", "")
-    reader = Reader(f"Keras layer {name!r}" if name else "Keras layer", _KEYS)
+    where = f"Keras layer {name!r}" if name else "Keras layer"
     if hasattr(source, "moving_mean"):
         own = Options(float(source.momentum), float(source.epsilon), unbiased=False)
         use_scale, use_bias = source.scale, source.center
         # By name: with renorm, get_weights() holds more.
         source = {key: getattr(source, key, None) for key in _KEYS.values()}
-    elif not isinstance(source, Mapping):
-        used = {"scale": use_scale, "bias": use_bias, "mean": True, "var": True}
-        keys = [_KEYS[field] for field, is_used in used.items() if is_used]
-        if len(source) != len(keys):
-            raise ConversionError(
-                [
-                    f"{reader.where}: {len(source)} weights, expected {len(keys)}: "
-                    f"{', '.join(keys)}. Say use_scale=False or use_bias=False for a layer "
-                    "without gamma (scale) or beta (center)."
-                ]
-            )
-        source = dict(zip(keys, source, strict=True))
-    else:
+    elif isinstance(source, Mapping):
         use_scale, use_bias = (_KEYS[field] in source for field in ("scale", "bias"))
+    else:
+        source = _named(where, source, use_scale, use_bias)
+    reader = Reader(where, _KEYS, _hint(source, own))
     reader.read(source, "scale", required=use_scale)
     reader.read(source, "bias", required=use_bias)
     reader.read(source, "mean", "var")
-    return reader.finish(own, DEFAULT, options, num_features)
+    return reader.finish(own, DEFAULT, options, num_features, count)
+
+
+def _hint(source: Mapping[str, Any], own: Options | None) -> str:
+    if own is not None:
+        return "Build the layer first: call it, or layer.build(shape)."
+    return f"The source is {describe(source)}."
+
+
+def _named(where: str, source: Any, use_scale: bool, use_bias: bool) -> dict[str, Any]:
+    """Name the weights of a list, which are in Keras' order."""
+    if hasattr(source, "layers"):
+        norms = [layer.name for layer in source.layers if hasattr(layer, "moving_mean")]
+        problem = (
+            f"is a {type(source).__name__}, expected one BatchNormalization; {layers_there(norms)} "
+            "Pass model.get_layer(name)."
+        )
+    elif not isinstance(source, list | tuple) and not np.ndim(source):
+        problem = f"is {describe(source)}, expected a BatchNormalization or its get_weights()."
+    else:
+        used = {"scale": use_scale, "bias": use_bias, "mean": True, "var": True}
+        keys = [_KEYS[field] for field, is_used in used.items() if is_used]
+        if len(source) == len(keys):
+            return dict(zip(keys, source, strict=True))
+        problem = (
+            f"{len(source)} weights, expected {len(keys)}: {', '.join(keys)}. Say use_scale=False "
+            "or use_bias=False for a layer without gamma (scale) or beta (center)."
+        )
+    raise ConversionError([f"{where}: {problem}"])
 
 
 def to_keras(params: BatchNormParams, state: BatchNormState) -> list[np.ndarray]:
@@ -81,13 +111,14 @@ def to_keras(params: BatchNormParams, state: BatchNormState) -> list[np.ndarray]
       made with `scale=False`, `center=False`.
     Returns: list of gamma, beta (where they are), moving_mean, moving_variance.
       `layer_arguments(options, "keras")` has the momentum and epsilon for the layer.
-    Raises: ConversionError: more than one feature axis, or shapes that differ.
+    Raises: ConversionError: more than one feature axis, or shapes that differ. TypeError: params or
+      state that are something else.
 
     Example:
       >>> import jbn
       >>> [weight.tolist() for weight in jbn.convert.to_keras(*jbn.init(2))]
       [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0]]
     """
-    check_layer("to_keras", params, state)
+    params, state = check_layer("to_keras", params, state, with_count=False)
     arrays = (params.scale, params.bias, state.mean, state.var)
     return [np.array(array) for array in arrays if array is not None]

@@ -6,8 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from jbn._layer_trees import describe
 from jbn._schedules import cumulative, debiased
-from jbn.convert.common import ConversionError, Options
+from jbn.convert.common import ConversionError, Options, option_problems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,7 @@ def layer_arguments(options: Options, framework: str) -> dict[str, Any]:
       ConversionError: what the framework's layer cannot do: a schedule it has not, or a running
         variance with (torch: without) Bessel's factor.
       ValueError: no such framework.
+      TypeError: options that are something else.
 
     Example:
       >>> import jbn
@@ -78,12 +80,20 @@ def layer_arguments(options: Options, framework: str) -> dict[str, Any]:
       >>> jbn.convert.layer_arguments(options, "torch")
       {'momentum': 0.25, 'eps': 1e-05}
     """
-    if framework not in _LAYERS:
+    if not isinstance(options, Options):
+        raise TypeError(
+            f"Expected `options` as jbn.convert.Options, got {describe(options)}. Pass the third "
+            "part of what a converter returned, or make it."
+        )
+    if not isinstance(framework, str) or framework not in _LAYERS:
         raise ValueError(
-            f"Expected `framework` to be one of {', '.join(_LAYERS)}, got {framework!r}."
+            f"Expected `framework` to be one of {', '.join(_LAYERS)}, got {describe(framework)}. "
+            "Name the framework whose layer you make."
         )
     momentum_name, epsilon_name, unbiased = _LAYERS[framework]
-    momentum, problems = options.momentum, []
+    momentum, problems = options.momentum, option_problems(framework, options)
+    if problems:
+        raise ConversionError(problems)
     arguments = {}
     if framework == "torch" and momentum is cumulative:
         momentum = None

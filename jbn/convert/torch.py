@@ -7,8 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
+from jbn._layer_trees import describe
 from jbn._schedules import cumulative
-from jbn.convert.common import Converted, Options, Reader, as_array, check_layer
+from jbn.convert.common import (
+    ConversionError,
+    Converted,
+    Options,
+    Reader,
+    as_array,
+    check_layer,
+    check_name,
+    layers_there,
+)
 from jbn.types import BatchNormParams, BatchNormState
 
 DEFAULT = Options(momentum=1 - 0.1, epsilon=1e-5, unbiased=True)
@@ -27,6 +37,7 @@ def from_torch(
     *,
     num_features: int | None = None,
     options: Options | None = None,
+    count: int | None = None,
 ) -> Converted:
     """Convert a batch norm of PyTorch.
 
@@ -35,15 +46,24 @@ def from_torch(
     momentum is the weight of the *new* value, None the cumulative average; its running variance
     takes Bessel's factor.
 
+    Frozen layers, such as torchvision's `FrozenBatchNorm2d`, and old or stripped checkpoints have
+    no `num_batches_tracked`: `count` stands in for it. What a state_dict cannot tell is an
+    `InstanceNorm` with running statistics, whose keys are the same: from a module it is an error.
+
     Args:
       source: a state_dict (values: tensors or arrays), or a module.
-      prefix: name of the layer in it, such as "layer1.0.bn1", with or without a last dot.
+      prefix: name of the layer in it, such as "layer1.0.bn1", with or without a last dot. One of
+        `DataParallel`, or of a compiled model, begins with "module." or "_orig_mod.".
       num_features: C, if it should be checked.
       options: see above.
+      count: batches absorbed, for a source that does not say; None is 0, and an error where a
+        schedule would read it.
 
     Returns: `(params, state, options)`; scale and bias None for `affine=False`. Arrays are copies.
-      float64 needs `jax_enable_x64`, as everywhere in JAX.
-    Raises: ConversionError: lists every missing key, wrong shape and unexpected option.
+      float64 needs `jax_enable_x64`, as everywhere in JAX. A count above int32's largest value
+      becomes that.
+    Raises: ConversionError: lists every missing key, wrong shape and unexpected option; says what
+      was found where no batch norm is: another kind of layer, a network, a whole checkpoint.
 
     Example:
       >>> import numpy as np, jbn
@@ -55,31 +75,68 @@ def from_torch(
 
     References: https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
     """
-    name = prefix.removesuffix(".")
+    name = check_name("torch layer", "prefix", prefix).removesuffix(".")
+    where = f"torch layer {name!r}" if name else "torch layer"
     dot = f"{name}." if name else ""
-    own = None
+    own, kind = None, ""
     if not isinstance(source, Mapping):
-        layer = source.get_submodule(name)
-        own = None if not hasattr(layer, "eps") else _options(layer)
+        layer = _layer(where, source, name)
+        kind = f"It is a {type(layer).__name__}, expected a batch norm with running statistics; "
+        own = _options(layer, options or DEFAULT) if hasattr(layer, "eps") else None
         source = source.state_dict()
-    reader = Reader(
-        f"torch layer {name!r}" if name else "torch layer",
-        {field: dot + key for field, key in _KEYS.items()},
-    )
+    keys = {field: dot + key for field, key in _KEYS.items()}
+    reader = Reader(where, keys, kind + _found(source, name))
     # Without affine both are missing; one alone is a damaged checkpoint.
     affine = any(reader.keys[field] in source for field in ("scale", "bias"))
     reader.read(source, "scale", "bias", required=affine)
-    reader.read(source, "mean", "var", "count")
-    if reader.problems and "mean" not in reader.arrays:
-        end = "running_mean"
-        norms = [key.removesuffix(end).rstrip(".") for key in source if key.endswith(end)]
-        there = ", ".join(map(repr, norms)) or "none"
-        reader.problems.append(f"{reader.where}: the source's layers with statistics are {there}.")
-    return reader.finish(own, DEFAULT, options, num_features)
+    reader.read(source, "mean", "var")
+    reader.read(source, "count", required=False)
+    return reader.finish(own, DEFAULT, options, num_features, count)
 
 
-def _options(layer: Any) -> Options:
-    momentum = cumulative if layer.momentum is None else 1 - layer.momentum
+def _layer(where: str, source: Any, name: str) -> Any:
+    """Return the module of that name; an error for what normalizes another way."""
+    if isinstance(source, type) or not hasattr(source, "get_submodule"):
+        raise ConversionError(
+            [f"{where}: the source is {describe(source)}, expected a torch module or state_dict."]
+        )
+    try:
+        layer = source.get_submodule(name)
+    except AttributeError:
+        there = _found(source.state_dict(), name)
+        raise ConversionError(
+            [f"{where}: no such module, expected a batch norm; {there}"]
+        ) from None
+    if any("InstanceNorm" in kind.__name__ for kind in type(layer).__mro__):
+        raise ConversionError(
+            [
+                f"{where}: is a {type(layer).__name__}, expected a BatchNorm or SyncBatchNorm. Its "
+                "training normalizes each example by itself: use jbn.instance_norm."
+            ]
+        )
+    return layer
+
+
+def _found(source: Mapping[str, Any], name: str) -> str:
+    """Say what a state_dict holds instead of the layer, and what to pass."""
+    end = "running_mean"
+    nested = [
+        key
+        for key, value in source.items()
+        if isinstance(value, Mapping) or hasattr(value, "state_dict")
+    ]
+    if nested:
+        return f"The source holds mappings below {', '.join(map(repr, nested))}: pass one of them."
+    norms = [key.removesuffix(end).rstrip(".") for key in source if str(key).endswith(end)]
+    return f"{layers_there(norms, name)} Pass one of them as `prefix`."
+
+
+def _options(layer: Any, default: Options) -> Options:
+    """Return a module's options; frozen layers have no momentum."""
+    if not hasattr(layer, "momentum"):
+        momentum = default.momentum
+    else:
+        momentum = cumulative if layer.momentum is None else 1 - layer.momentum
     return Options(momentum=momentum, epsilon=layer.eps, unbiased=True)
 
 
@@ -91,13 +148,18 @@ def to_torch(
     Args:
       params, state: of a layer with one feature axis. torch has both scale and bias or neither:
         a missing one becomes ones, or zeros.
+        A mapping of them, as a restored checkpoint has it, will do.
       prefix: name of the layer, put before each key.
       tensors: make tensors, which `load_state_dict` wants; False leaves NumPy arrays and does not
         import torch.
 
     Returns: dict of weight, bias, running_mean, running_var, and num_batches_tracked (int64).
       `layer_arguments(options, "torch")` has the momentum and eps for the layer.
-    Raises: ConversionError: more than one feature axis, or shapes that differ.
+
+    Raises:
+      ConversionError: more than one feature axis, shapes that differ, or a count that is no whole
+        number, such as an average of states leaves.
+      TypeError: params or state that are something else.
 
     Example:
       >>> import jbn
@@ -105,8 +167,8 @@ def to_torch(
       >>> sorted(state_dict)[:3]
       ['bn.bias', 'bn.num_batches_tracked', 'bn.running_mean']
     """
-    check_layer("to_torch", params, state)
-    name = prefix.removesuffix(".")
+    params, state = check_layer("to_torch", params, state, with_count=True)
+    name = check_name("to_torch", "prefix", prefix).removesuffix(".")
     dot = f"{name}." if name else ""
     scale, bias = params
     if scale is None and bias is not None:
@@ -148,14 +210,19 @@ def from_torch_kernel(
       transposed: it is that of a ConvTranspose with groups=1 (Flax has no others).
 
     Returns: the kernel, a copy, bit by bit.
-    Raises: ValueError: fewer than 2 axes, or fewer than 3 if transposed.
+    Raises: ValueError: fewer than 2 axes, or fewer than 3 if transposed. TypeError: no array.
 
     Example:
       >>> import numpy as np, jbn
       >>> jbn.convert.from_torch_kernel(np.zeros((8, 3, 5, 5))).shape
       (5, 5, 3, 8)
     """
-    weight = as_array(weight)
+    try:
+        weight = as_array(weight)
+    except (TypeError, ValueError, RuntimeError):  # The last of parameters without values.
+        raise TypeError(
+            f"Expected a weight as tensor or array, got {type(weight).__name__}. Pass layer.weight."
+        ) from None
     _check_rank("weight", weight.ndim, transposed)
     space = tuple(range(2, weight.ndim))
     if transposed:
@@ -174,14 +241,19 @@ def to_torch_kernel(
       tensors: make a tensor; False leaves a NumPy array and does not import torch.
 
     Returns: the weight of torch's layer.
-    Raises: ValueError: fewer than 2 axes, or fewer than 3 if transposed.
+    Raises: ValueError: fewer than 2 axes, or fewer than 3 if transposed. TypeError: no array.
 
     Example:
       >>> import numpy as np, jbn
       >>> jbn.convert.to_torch_kernel(np.zeros((5, 5, 3, 8)), tensors=False).shape
       (8, 3, 5, 5)
     """
-    array = np.array(kernel)
+    try:
+        array = np.array(kernel)
+    except ValueError:  # Lists of different lengths.
+        array = np.array(None)
+    if array.dtype == object:
+        raise TypeError(f"Expected a kernel as array, got {describe(kernel)}. Pass its kernel.")
     _check_rank("kernel", array.ndim, transposed)
     space = tuple(range(array.ndim - 2))
     if transposed:
