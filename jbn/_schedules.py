@@ -111,10 +111,10 @@ class Switched:
 
     def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
         """Return the value after `count` batches, float32."""
-        count = _as_operand(count)
-        after = self.after(count) if callable(self.after) else self.after
+        operand = _as_operand(count)
+        after = self.after(operand) if callable(self.after) else self.after
         switched = _switched if isinstance(after, Real) else _switched_traced
-        return switched(count, self.steps, self.before, after)
+        return switched(operand, self.steps, self.before, after)
 
 
 def debiased(decay: ArrayLike) -> Debiased:
