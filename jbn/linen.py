@@ -291,15 +291,14 @@ def as_array(value: Shaped[ArrayLike, "..."], name: str = "x") -> Array:
         ) from error
 
 
-def as_flag(use_running_average: Any) -> bool:
+def as_flag(value: Any, name: str = "use_running_average") -> bool:
     """Check that the mode is known when the call is traced."""
-    if not isinstance(use_running_average, bool | np.bool_):
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(
-            f"Expected `use_running_average` to be True or False, got {use_running_average!r}. It "
-            "decides what is compiled: pass it to jax.jit as a static argument, and an array as "
-            "bool(...)."
+            f"Expected `{name}` to be True or False, got {value!r}. It decides what is compiled: "
+            "pass it to jax.jit as a static argument, and an array as bool(...)."
         )
-    return bool(use_running_average)
+    return bool(value)
 
 
 def as_count(count: Any) -> Array:
