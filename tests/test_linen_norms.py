@@ -4,6 +4,7 @@ import functools
 import pickle
 import re
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -253,3 +254,37 @@ def test_layers_have_the_public_methods_of_flaxs(name):
     }
     names = {n for n in dir(layer) if not n.startswith("_")} - fields
     assert names <= set(dir(nn.LayerNorm()))
+
+
+# Strict modes ------------------------------------------------------------------------------------
+
+
+def train_and_evaluate(layer, variables, x, mask):
+    options = {"mask": mask, "mutable": ["batch_stats"]}
+    y, moved = layer.apply(variables, x, use_running_average=False, **options)
+    return y, moved, layer.apply({**variables, **moved}, x, use_running_average=True)
+
+
+@pytest.mark.parametrize("mask", [None, bool, jnp.int32, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+def test_strict_promotion_changes_nothing(name, dtype, mask):
+    layer, x = LAYERS[name](), X.astype(dtype)
+    mask = mask if mask is None else jnp.ones((6, 1, 1), mask)
+    results = []
+    for mode in ("standard", "strict"):
+        with jax.numpy_dtype_promotion(mode):
+            variables = layer.init(jax.random.key(0), x, use_running_average=True)
+            results.append((variables, train_and_evaluate(layer, variables, x, mask)))
+    chex.assert_trees_all_equal(*results)
+    chex.assert_trees_all_equal_dtypes(*results)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_nothing_is_transferred_outside_jit(name, masked):
+    layer = LAYERS[name]()
+    variables = layer.init(jax.random.key(0), X, use_running_average=True)
+    mask = jnp.ones((6, 1, 1), bool) if masked else None
+    with jax.transfer_guard("disallow"):
+        train_and_evaluate(layer, variables, X, mask)
