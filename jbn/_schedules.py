@@ -1,10 +1,19 @@
-"""Decay schedules: how much the old running statistics weigh, as a function of the batch count."""
+"""Schedules: functions of the batch count, for `momentum` and for the limits of batch renorm.
 
+Those made here are frozen dataclasses: they pickle, and equal ones are equal static arguments. Each
+is one compiled function, so that a call outside `jit` costs one dispatch. Numbers are static in it:
+as arguments they would be transferred to the device at every call.
+"""
+
+import dataclasses
 import math
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 Schedule = Callable[[Int[Array, ""]], ArrayLike]
@@ -25,44 +34,151 @@ def cumulative(count: Int[ArrayLike, ""]) -> Float[Array, ""]:
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 10.
     """
-    count = jnp.asarray(count, jnp.result_type(float))
-    return count / (count + 1)
+    return _cumulative(_as_operand(count))
 
 
-def debiased(decay: ArrayLike) -> Schedule:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _OfDecay:
+    """A schedule with a decay in [0, 1): a float, or an array that is traced.
+
+    Equal decays make equal schedules; a traced one equals itself alone, for its value is not known.
+    """
+
+    decay: ArrayLike
+
+    def __post_init__(self):
+        decay: Any = self.decay
+        if isinstance(decay, np.ndarray | jax.Array) and not isinstance(decay, jax.core.Tracer):
+            decay = decay.item() if decay.ndim == 0 else decay
+            object.__setattr__(self, "decay", decay)
+        is_scalar = isinstance(decay, Real) or (isinstance(decay, jax.Array) and decay.ndim == 0)
+        if isinstance(decay, bool) or not is_scalar:
+            raise TypeError(
+                f"Expected `decay` to be a number in [0, 1), got {decay!r}. Pass the weight of the "
+                "old value in the long run, such as 0.99."
+            )
+        if isinstance(decay, Real) and not 0 <= float(decay) < 1:
+            raise ValueError(
+                f"Expected `decay` in [0, 1), got {decay}. For equal weights use jbn.cumulative."
+            )
+
+    def _key(self) -> Any:
+        return self.decay if isinstance(self.decay, Real) else id(self.decay)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._key()))
+
+
+class Debiased(_OfDecay):
+    """What `debiased` makes; it tells its decay. Haiku's moving average.
+
+    Example:
+      >>> import jbn
+      >>> jbn.debiased(0.5)
+      Debiased(decay=0.5)
+    """
+
+    def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+        """Return the weight of the old value after `count` batches, float32."""
+        weight = _debiased if isinstance(self.decay, Real) else _debiased_traced
+        return weight(_as_operand(count), self.decay)
+
+
+class FirstBatch(_OfDecay):
+    """Weight 0 for the first batch, `decay` from then on: Equinox' `mode="ema"`.
+
+    Example:
+      >>> import jbn
+      >>> [float(jbn.convert.FirstBatch(0.5)(count)) for count in (0, 1, 2)]
+      [0.0, 0.5, 0.5]
+    """
+
+    def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+        """Return the weight of the old value after `count` batches, float32."""
+        return Switched(1, 0.0, self.decay)(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Switched:
+    """`before` while the count is below `steps`, `after` from then on: a number or a schedule."""
+
+    steps: int
+    before: float
+    after: ArrayLike | Schedule
+
+    def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
+        """Return the value after `count` batches, float32."""
+        operand = _as_operand(count)
+        after = self.after(operand) if callable(self.after) else self.after
+        switched = _switched if isinstance(after, Real) else _switched_traced
+        return switched(operand, self.steps, self.before, after)
+
+
+def debiased(decay: ArrayLike) -> Debiased:
     """Make the schedule of an exponential average that forgets its initial value at once.
 
     After t batches, mean = sum_i decay^(t-i) batch_i (1 - decay) / (1 - decay^t). As a weight of
     the old value that is decay (1 - decay^t) / (1 - decay^(t+1)): 0 at count 0, `decay` in the end.
 
     Args: decay: in [0, 1), the weight of the old value in the long run. May be traced.
-    Returns: schedule, count -> weight of the old value, for `momentum`.
-    Raises: ValueError: a decay known at trace time outside [0, 1).
+    Returns: schedule, count -> weight of the old value, for `momentum`. It pickles, and equals
+      every other one of the same decay, unless that is traced.
+    Raises: TypeError: not a number. ValueError: a decay known at trace time outside [0, 1).
 
     Example:
       >>> import jbn
       >>> schedule = jbn.debiased(0.5)
       >>> [round(float(schedule(count)), 4) for count in (0, 1, 100)]
       [0.0, 0.3333, 0.5]
+      >>> schedule == jbn.debiased(0.5)
+      True
 
     References: Kingma, Ba, "Adam", 2015, section 3.
     """
-    if isinstance(decay, Real) and not 0 <= decay < 1:
-        raise ValueError(
-            f"Expected `decay` in [0, 1), got {decay}. For equal weights use jbn.cumulative."
-        )
+    return Debiased(decay)
 
-    def schedule(count: Int[ArrayLike, ""]) -> Float[Array, ""]:
-        t = jnp.asarray(count, jnp.result_type(float))
-        if isinstance(decay, Real):  # In double precision: log(float32(.9999)) is 3e-4 off.
-            rate = jnp.asarray(math.log(decay) if decay else -jnp.inf, t.dtype)
-        else:
-            rate = jnp.log(jnp.asarray(decay, t.dtype))
-        # 1 - decay^t without cancellation; 0 at t = 0 for decay 0 as well, where t * rate is NaN.
-        missing = jnp.where(t > 0, -jnp.expm1(jnp.where(t > 0, t, 1) * rate), 0)
-        return jnp.asarray(decay, t.dtype) * missing / -jnp.expm1((t + 1) * rate)
 
-    return schedule
+def _as_operand(count: Int[ArrayLike, ""]) -> Any:
+    """Give a count that is a number a dtype in which it has no end: int32 ends at 2^31."""
+    return float(count) if isinstance(count, Real) else count
+
+
+def _as_float(count: ArrayLike) -> Array:
+    """Convert the count before anything is added to it, for the last int32 has no successor."""
+    return jnp.asarray(count, jnp.result_type(float))
+
+
+@jax.jit
+def _cumulative(count: ArrayLike) -> Array:
+    count = _as_float(count)
+    return count / (count + 1)
+
+
+def _debiased_weight(count: ArrayLike, decay: ArrayLike) -> Array:
+    t = _as_float(count)
+    if isinstance(decay, Real):  # In double precision: log(float32(.9999)) is 3e-4 off.
+        rate = jnp.asarray(math.log(decay) if decay else -jnp.inf, t.dtype)
+    else:
+        rate = jnp.log(jnp.asarray(decay, t.dtype))
+    # 1 - decay^t without cancellation; 0 at t = 0 for decay 0 as well, where t * rate is NaN.
+    missing = jnp.where(t > 0, -jnp.expm1(jnp.where(t > 0, t, 1) * rate), 0)
+    return jnp.asarray(decay, t.dtype) * missing / -jnp.expm1((t + 1) * rate)
+
+
+_debiased = jax.jit(_debiased_weight, static_argnums=1)
+_debiased_traced = jax.jit(_debiased_weight)
+
+
+def _switch(count: Array, steps: int, before: float, after: ArrayLike) -> Array:
+    dtype = jnp.result_type(float)
+    return jnp.where(count >= steps, jnp.asarray(after, dtype), jnp.asarray(before, dtype))
+
+
+_switched = jax.jit(_switch, static_argnums=(1, 2, 3))
+_switched_traced = jax.jit(_switch, static_argnums=(1, 2))
 
 
 def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[Array, "K ..."]:
@@ -92,10 +208,11 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
             f"Expected one or more values along a first axis, got shape {values.shape}. "
             "Pass a sequence with one value per step."
         )
-    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):  # To widen is what is wanted, "strict" or not.
+        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     window = min(window, values.shape[0])
     # Each window on its own: differences of one running sum would lose digits along the way.
     padded = jnp.concatenate([jnp.zeros((window - 1, *values.shape[1:]), values.dtype), values])
     total = sum(padded[i : i + values.shape[0]] for i in range(window))
     have = jnp.minimum(jnp.arange(1, values.shape[0] + 1), window)
-    return total / have.reshape(-1, *(1,) * (values.ndim - 1))
+    return total / have.astype(values.dtype).reshape(-1, *(1,) * (values.ndim - 1))

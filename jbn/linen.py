@@ -1,10 +1,16 @@
 """BatchNorm for Flax linen: a drop-in for `flax.linen.BatchNorm`, with jbn's arithmetic."""
 
+from jbn import _flax as _flax
+
+# isort: split
+
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.dtypes import canonicalize_dtype
 from jaxtyping import Array, ArrayLike, Shaped
 
@@ -39,7 +45,9 @@ class BatchNorm(nn.Module):
       use_running_average: normalise by the statistics in `batch_stats`, and leave them.
       axis: feature axis or axes; all others are reduced.
       momentum: weight of the *old* statistics (PyTorch's momentum is 1 - this), or a schedule of
-        it such as `jbn.cumulative`; then `batch_stats` has a `count` beside mean and var.
+        it such as `jbn.cumulative`; then `batch_stats` has a `count` beside mean and var, int32.
+        A checkpoint without one needs it before training goes on. `lax.pmean` makes it a float,
+        which the next step rounds and stores as int32 again; `jbn.synchronize` leaves it int32.
       epsilon: added to var.
       dtype: of y; None infers it from x and the parameters.
       param_dtype: of scale and bias.
@@ -100,37 +108,49 @@ class BatchNorm(nn.Module):
             statistics; y is still computed there.
 
         Returns: y, of x's shape.
+
+        Raises:
+          TypeError: `use_running_average` traced, or no bool.
+          ValueError: `use_running_average` given twice or not at all; in training, a schedule and
+            statistics without their count. See also `jbn.batch_norm`.
         """
-        training = not nn.merge_param(
-            "use_running_average", self.use_running_average, use_running_average
+        training = not as_flag(
+            nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         )
         initializing = self.is_initializing()
-        x = jnp.asarray(x)
+        operation = self._operation()
+        x = as_array(x)
         features = feature_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in features)
 
         # Statistics have x's precision from the start: their dtype never changes, as scan asks.
-        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        dtype = promote_types(x.dtype, jnp.float32)
         kept = dtype if self.force_float32_reductions else self.param_dtype
+        is_fresh = initializing or not self.has_variable("batch_stats", "mean")
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kept)
         var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.finfo(kept).dtype)
         count = None
-        if callable(self.momentum):
-            count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        if self._has_schedule():
+            if is_fresh or self.has_variable("batch_stats", "count"):
+                count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+            elif training:
+                keys = "".join(f'["{name}"]' for name in self.path)
+                raise ValueError(missing_count(f'batch_stats{keys}["count"] = jnp.int32(n)'))
         scale = bias = None
         if self.use_scale:
             scale = self.param("scale", self.scale_init, shape, self.param_dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, shape, self.param_dtype)
 
-        y_dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        with jax.numpy_dtype_promotion("standard"):  # Flax's rule, "strict" or not.
+            y_dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
         if initializing and mask is None:
             mask = jnp.ones((1,) * x.ndim, bool)  # init with a batch of one is no mistake.
         y, state = apply_batch_norm(
-            self.operation(),
+            operation,
             x,
             BatchNormParams(scale, bias),
-            BatchNormState(mean.value, var.value, jnp.int32(0) if count is None else count.value),
+            BatchNormState(mean.value, var.value, as_count(None if count is None else count.value)),
             kept=kept,
             y_dtype=y_dtype,
             training=training,
@@ -148,9 +168,17 @@ class BatchNorm(nn.Module):
                 count.value = state.count
         return y
 
-    def operation(self) -> Callable[..., tuple[Array, BatchNormState]]:
+    # Not wrapped: Flax would record them as calls of the layer, which return no arrays.
+
+    @nn.nowrap
+    def _operation(self) -> Callable[..., tuple[Array, BatchNormState]]:
         """Return the function that normalises; variants have another one."""
         return batch_norm
+
+    @nn.nowrap
+    def _has_schedule(self) -> bool:
+        """Tell whether anything here depends on the count."""
+        return callable(self.momentum)
 
 
 def population(step: Callable[[State, Any], State], batch_stats: State, batches: Any) -> State:
@@ -296,14 +324,93 @@ def apply_batch_norm(
 
     Returns: y in `y_dtype`, and the state.
     """
-    if mask is not None and not jnp.issubdtype(jnp.result_type(mask), jnp.floating):
-        mask = jnp.asarray(mask, bool)
     real = jnp.finfo(kept).dtype
     state = BatchNormState(
-        mean=state.mean.astype(jnp.promote_types(state.mean.dtype, kept)),
-        var=state.var.astype(jnp.promote_types(state.var.dtype, real)),
+        mean=_cast(state.mean, promote_types(state.mean.dtype, kept)),
+        var=_cast(state.var, promote_types(state.var.dtype, real)),
         count=state.count,
     )
-    x = x.astype(jnp.promote_types(x.dtype, y_dtype))
+    x = _cast(x, promote_types(x.dtype, y_dtype))
+    mask = None if mask is None else _as_mask(mask, x.shape)
     y, state = operation(x, params, state, mask=mask, **options)
-    return y.astype(y_dtype), state
+    return _cast(y, y_dtype), state
+
+
+def as_array(value: Shaped[ArrayLike, "..."], name: str = "x") -> Array:
+    """Make an array, of whatever dtype."""
+    try:
+        return value if isinstance(value, jax.Array) else jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"Expected {name} to be an array, got {type(value).__name__}. Pass one array, or "
+            "nested lists of numbers."
+        ) from error
+
+
+def as_flag(value: Any, name: str = "use_running_average") -> bool:
+    """Check that the mode is known when the call is traced."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(
+            f"Expected `{name}` to be True or False, got {value!r}. It decides what is compiled: "
+            "pass it to jax.jit as a static argument, and an array as bool(...)."
+        )
+    return bool(value)
+
+
+def as_count(count: Any) -> Array:
+    """Give a stored count an integer dtype; without one, 0.
+
+    An average of states, as `lax.pmean` makes it, has a float count. It is rounded, since float32
+    does not hold every whole number; if its value is known, a fraction is an error.
+    """
+    if count is None:
+        return _no_count()
+    if jnp.issubdtype(jnp.result_type(count), jnp.integer):
+        return count if hasattr(count, "dtype") else jnp.int32(count)
+    if not isinstance(count, jax.core.Tracer) and np.any(np.asarray(count) % 1 != 0):
+        raise ValueError(
+            f"Expected `count` to be a whole number of batches, got {count}: an average of several "
+            "states' counts is none. Average mean and var alone, and keep one state's count, such "
+            "as the newest one's."
+        )
+    return jnp.round(count).astype(jnp.int32)
+
+
+def missing_count(remedy: str) -> str:
+    """Say that training needs a count."""
+    return (
+        "Expected a `count` beside mean and var, as the layer has a schedule, got none: a "
+        "checkpoint of Flax's layer, or of one without a schedule, has none. Say how many batches "
+        f"its statistics have absorbed, 0 to start them anew: {remedy}."
+    )
+
+
+def promote_types(a: Any, b: Any) -> Any:
+    """Promote dtypes, in `jax_numpy_dtype_promotion="strict"` too: to widen is what is wanted."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a, b)
+
+
+@jax.jit
+def _no_count() -> Array:
+    """Make a count by a program: a constant would be transferred at every call."""
+    return jnp.zeros((), jnp.int32)
+
+
+def _cast(array: Array, dtype: Any) -> Array:
+    return array if array.dtype == dtype else array.astype(dtype)
+
+
+def _as_mask(mask: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Apply Flax's rules: any dtype, and axes that are missing are leading ones.
+
+    A mask that does not fit is left to the operation, whose error shows it as it was given.
+    """
+    array = as_array(mask, "`mask`")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = _cast(array, jnp.dtype(bool))
+    missing = len(shape) - array.ndim
+    fits = missing >= 0 and all(
+        m in (1, n) for m, n in zip(array.shape, shape[missing:], strict=True)
+    )
+    return array.reshape((1,) * missing + array.shape) if missing and fits else array

@@ -4,15 +4,23 @@ All are made as `norm(use_running_average=...)` and called as `norm(x, mask=...)
 so that a model takes any of them. Those without running statistics ignore both.
 """
 
+from jbn import _flax as _flax
+
+# isort: split
+
 import functools
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jbn.linen import BatchNorm, Initializer
+from jbn._schedules import Switched
+from jbn.linen import BatchNorm, Initializer, as_array
 from jbn.moments import feature_axes
 from jbn.norms import group_norm, instance_norm, layer_norm
 from jbn.types import BatchNormParams
@@ -28,8 +36,8 @@ class GhostBatchNorm(BatchNorm):
 
     batch_size: int = 32
 
-    def operation(self) -> Callable[..., Any]:
-        """Return the function that normalises."""
+    @nn.nowrap
+    def _operation(self) -> Callable[..., Any]:
         if self.axis_name is not None:
             raise ValueError(
                 f"Expected no `axis_name`, got {self.axis_name!r}: ghost batches are groups of one "
@@ -45,17 +53,62 @@ class GhostBatchNorm(BatchNorm):
 class BatchRenorm(BatchNorm):
     """`jbn.batch_renorm` as a layer: `BatchNorm`'s arguments, and the limits.
 
+    `batch_stats` has a `count` if any of momentum, r_max, d_max is a schedule, or there is a
+    warm-up.
+
     Attributes:
       r_max, d_max: how far batch and running statistics may be apart: numbers, or schedules of the
-        batches absorbed, which take a schedule as `momentum`, too, to have a count.
+        batches absorbed.
+      warmup_steps: for so many batches r is 1 and d is 0, as in `BatchNorm`: running statistics
+        that start at 0 and 1 are no estimate to be drawn to.
+
+    References: warm-up as in SBX, `BatchRenorm(warm_up_steps=...)`, and TorchRL,
+      `BatchRenorm1d(warmup_steps=...)`.
     """
 
     r_max: Limit = 3.0
     d_max: Limit = 5.0
+    warmup_steps: int = 0
 
-    def operation(self) -> Callable[..., Any]:
-        """Return the function that normalises."""
-        return functools.partial(batch_renorm, r_max=self.r_max, d_max=self.d_max)
+    @nn.nowrap
+    def _operation(self) -> Callable[..., Any]:
+        steps = self.warmup_steps
+        if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 0:
+            raise ValueError(
+                f"Expected `warmup_steps` to be an int of 0 or more, got {steps!r}. "
+                "Pass the number of batches to normalise as BatchNorm does."
+            )
+        foreign = [n for n in ("steps", "r_max", "d_max") if self.has_variable("batch_stats", n)]
+        if foreign:
+            keys = "batch_stats" + "".join(f'["{name}"]' for name in self.path)
+            raise ValueError(
+                f"Expected mean, var and count in {keys}, got {', '.join(foreign)}, too, as SBX's "
+                f'BatchRenorm keeps them. Convert: {keys}["count"] = jnp.int32({keys}.pop("steps"))'
+                "; remove r_max and d_max, which are arguments here: BatchRenorm(r_max=3.0, "
+                "d_max=5.0, warmup_steps=100_000) are SBX's."
+            )
+        r_max, d_max = self.r_max, self.d_max
+        if steps:
+            # What a schedule returns is an array, whose value `batch_renorm` does not check.
+            _check_limit("r_max", r_max, 1)
+            _check_limit("d_max", d_max, 0)
+            r_max, d_max = Switched(int(steps), 1.0, r_max), Switched(int(steps), 0.0, d_max)
+        return functools.partial(batch_renorm, r_max=r_max, d_max=d_max)
+
+    @nn.nowrap
+    def _has_schedule(self) -> bool:
+        schedules = (self.momentum, self.r_max, self.d_max)
+        return self.warmup_steps > 0 or any(callable(s) for s in schedules)
+
+
+def _check_limit(name: str, limit: Limit, least: int) -> None:
+    if callable(limit) or isinstance(limit, jax.Array | np.ndarray):
+        return
+    if not isinstance(limit, Real) or not float(limit) >= least:
+        raise ValueError(
+            f"Expected `{name}` to be a number of at least {least} or a schedule, got {limit!r}. "
+            "3 and 5 are the paper's last values of r_max and d_max."
+        )
 
 
 class _WithoutStatistics(nn.Module):
@@ -88,22 +141,23 @@ class _WithoutStatistics(nn.Module):
         mask: ArrayLike | None = None,
     ) -> Float[Array, "N ... C"]:
         """Normalise x."""
+        x = as_array(x)
         (feature,) = feature_axes(self.axis, x.ndim)
         shape, dtype = (x.shape[feature],), self.param_dtype
         scale = self.param("scale", self.scale_init, shape, dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, dtype) if self.use_bias else None
-        return self.normalize(x, BatchNormParams(scale, bias), axis=feature, epsilon=self.epsilon)
+        return self._normalize(x, BatchNormParams(scale, bias), axis=feature, epsilon=self.epsilon)
 
-    def normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
-        """Call the function of this layer."""
+    @nn.nowrap
+    def _normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
         raise NotImplementedError
 
 
 class LayerNorm(_WithoutStatistics):
     """`jbn.layer_norm` as a layer: over the features, at each position."""
 
-    def normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
-        """Normalise over the features."""
+    @nn.nowrap
+    def _normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
         return layer_norm(x, params, **options)
 
 
@@ -116,14 +170,14 @@ class GroupNorm(_WithoutStatistics):
 
     groups: int = 32
 
-    def normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
-        """Normalise over positions and groups of features."""
+    @nn.nowrap
+    def _normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
         return group_norm(x, params, groups=self.groups, **options)
 
 
 class InstanceNorm(_WithoutStatistics):
     """`jbn.instance_norm` as a layer: over positions, for each feature of each example."""
 
-    def normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
-        """Normalise over positions."""
+    @nn.nowrap
+    def _normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
         return instance_norm(x, params, **options)

@@ -1,5 +1,9 @@
 """BatchNorm for Flax nnx: a drop-in for `flax.nnx.BatchNorm`, with jbn's arithmetic."""
 
+from jbn import _flax as _flax
+
+# isort: split
+
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +24,15 @@ from jbn._population_calls import (
 )
 from jbn._schedules import Schedule
 from jbn.batch_norm import batch_norm, init
-from jbn.linen import Initializer, apply_batch_norm
+from jbn.linen import (
+    Initializer,
+    apply_batch_norm,
+    as_array,
+    as_count,
+    as_flag,
+    missing_count,
+    promote_types,
+)
 from jbn.moments import feature_axes
 from jbn.types import BatchNormParams, BatchNormState
 
@@ -42,7 +54,9 @@ class BatchNorm(nnx.Module):
       use_running_average: normalise by the statistics kept, and leave them.
       axis: feature axis or axes; all others are reduced.
       momentum: weight of the *old* statistics (PyTorch's momentum is 1 - this), or a schedule of
-        it such as `jbn.cumulative`; then the layer has a `count` beside mean and var.
+        it such as `jbn.cumulative`; then the layer has a `count` beside mean and var, int32.
+        `nnx.update` with a state that has none, such as Flax's, leaves the layer's own: set it,
+        `layer.count[...] = jnp.int32(n)`, for at 0 training forgets the statistics it finds.
       epsilon: added to var.
       dtype: of y; None infers it from x, the statistics and the parameters.
       param_dtype: of scale and bias.
@@ -101,11 +115,11 @@ class BatchNorm(nnx.Module):
         if callable(momentum):
             self.count = nnx.BatchStat(state.count)
         # Scale before bias, one key each: layers made after this one get the keys they get in Flax.
-        self.scale: Any = nnx.data(None)
+        self.scale: nnx.Param[Array] | None = nnx.data(None)
         if use_scale:
             value = scale_init(rngs.params(), shape, param_dtype)
             self.scale = nnx.Param(value, **scale_metadata)
-        self.bias: Any = nnx.data(None)
+        self.bias: nnx.Param[Array] | None = nnx.data(None)
         if use_bias:
             value = bias_init(rngs.params(), shape, param_dtype)
             self.bias = nnx.Param(value, **bias_metadata)
@@ -141,7 +155,11 @@ class BatchNorm(nnx.Module):
             statistics; y is still computed there.
 
         Returns: y, of x's shape.
-        Raises: ValueError: no `use_running_average` given; see also `jbn.batch_norm`.
+
+        Raises:
+          TypeError: `use_running_average` traced, or no bool.
+          ValueError: no `use_running_average` given; in training, a schedule without a count. See
+            also `jbn.batch_norm`.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
@@ -150,20 +168,32 @@ class BatchNorm(nnx.Module):
                 "Expected `use_running_average` to be True or False, got None in the constructor "
                 "and in the call. Give it in one of them, or call model.train() or model.eval()."
             )
-        x = jnp.asarray(x)
+        training = not as_flag(use_running_average)
+        counted = callable(self.momentum)
+        count = getattr(self, "count", None) if counted else None
+        if counted and count is None and training:
+            raise ValueError(missing_count("layer.count = nnx.BatchStat(jnp.int32(n))"))
+        x = as_array(x)
         mean, var = self.mean[...], self.var[...]
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
-        promoted = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
-        y_dtype = dtypes.canonicalize_dtype(promoted[0], promoted[3], promoted[4], dtype=self.dtype)
+        promoted = (x, mean, var, scale, bias)
+        with jax.numpy_dtype_promotion("standard"):  # Flax's rules, "strict" or not.
+            if self.promote_dtype is dtypes.promote_dtype:  # The dtype alone: nothing is converted.
+                y_dtype = dtypes.canonicalize_dtype(*promoted, dtype=self.dtype)
+            else:
+                promoted = self.promote_dtype(promoted, dtype=self.dtype)
+                y_dtype = dtypes.canonicalize_dtype(
+                    promoted[0], promoted[3], promoted[4], dtype=self.dtype
+                )
         y, state = apply_batch_norm(
             batch_norm,
             x,
             BatchNormParams(scale, bias),
-            BatchNormState(mean, var, self.count[...] if callable(self.momentum) else jnp.int32(0)),
-            kept=jnp.promote_types(x.dtype, jnp.float32),
+            BatchNormState(mean, var, as_count(None if count is None else count[...])),
+            kept=promote_types(x.dtype, jnp.float32),
             y_dtype=y_dtype,
-            training=not use_running_average,
+            training=training,
             axis=feature_axes(self.axis, x.ndim),
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -172,14 +202,14 @@ class BatchNorm(nnx.Module):
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
         )
-        if not use_running_average:
+        if training:
             # As in Flax, what is written aside has no part in the derivative: the variable may
             # outlive the function that is differentiated. `set_value`, for mean[...] = mean would
             # cast a complex or float64 mean to what is stored.
             self.mean.set_value(jax.lax.stop_gradient(state.mean))
             self.var.set_value(jax.lax.stop_gradient(state.var))
-            if callable(self.momentum):
-                self.count.set_value(state.count)
+            if count is not None:
+                count.set_value(state.count)
         return y
 
     def set_view(self, use_running_average: bool | None = None):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import inspect
+import re
+import subprocess
+import sys
 
 import chex
 import flax.linen as nn
@@ -15,7 +18,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import jbn
-from jbn.linen import BatchNorm
+from jbn.linen import BatchNorm, as_count
 
 # Both compute in float32 (bf16 and fp16: y rounded to 8 and 11 bits), in another order.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 2e-3, "complex64": 2e-5, "int32": 2e-5}
@@ -353,6 +356,253 @@ def test_sync_weighs_devices_by_their_counts():
     np.testing.assert_allclose(moved["batch_stats"]["mean"][3], mean, rtol=1e-5)
     np.testing.assert_allclose(moved["batch_stats"]["var"][3], var, rtol=1e-5)
     oracles.assert_close(y, oracles.normalize(x, mean, var), 1e-5)
+
+
+# The count -------------------------------------------------------------------------------------
+
+
+def counting(momentum=jbn.cumulative, steps=3):
+    """Return a layer with a schedule, its variables after some steps, and the next batch."""
+    layer, batches = BatchNorm(momentum=momentum), sample((steps + 1, 8, 3))
+    variables = layer.init(jax.random.key(0), batches[0], use_running_average=False)
+    for x in batches[:-1]:
+        variables = trained(layer, variables, x)
+    return layer, variables, batches[-1]
+
+
+def trained(layer, variables, x):
+    moved = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])[1]
+    return {**variables, **moved}
+
+
+def with_stats(variables, **stats):
+    return {**variables, "batch_stats": {**variables["batch_stats"], **stats}}
+
+
+def without_count(variables):
+    stats = {k: v for k, v in variables["batch_stats"].items() if k != "count"}
+    return {**variables, "batch_stats": stats}
+
+
+def test_count_stays_int32_after_pmean():
+    """Flax's ImageNet example averages batch_stats over devices, which makes the count a float."""
+    layer, variables, x = counting()
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), variables["batch_stats"])
+    mean = jax.vmap(lambda stats: jax.lax.pmean(stats, "d"), axis_name="d")(copies)
+    averaged = {**variables, "batch_stats": jax.tree.map(lambda leaf: leaf[0], mean)}
+    assert averaged["batch_stats"]["count"].dtype == jnp.float32
+    traces = []
+
+    @jax.jit
+    def step(variables, x):
+        traces.append(x)
+        return trained(layer, variables, x)
+
+    want = step(variables, x)
+    for _ in range(3):  # Once more for the float count; then no matter how often it is averaged.
+        got = step(step(averaged, x), x)
+    chex.assert_trees_all_close(got, step(want, x), rtol=1e-6)
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, variables)
+    assert int(got["batch_stats"]["count"]) == 5
+    assert len(traces) == 2
+    last, _ = jax.lax.scan(lambda v, x: (trained(layer, v, x), None), got, jnp.stack([x, x]))
+    assert int(last["batch_stats"]["count"]) == 7
+
+
+def test_training_without_a_count_is_an_error_that_shows_how_to_give_it():
+    layer, variables, x = counting()
+    bare = without_count(variables)  # As Flax keeps them.
+    message = re.escape('batch_stats["count"] = jnp.int32(n)')
+    for apply in (trained, jax.jit(trained, static_argnums=0)):
+        with pytest.raises(ValueError, match=message):
+            apply(layer, bare, x)
+    given = with_stats(bare, count=jnp.int32(3))
+    chex.assert_trees_all_equal(trained(layer, given, x), trained(layer, variables, x))
+    given = with_stats(bare, count=3)  # A Python number, too.
+    chex.assert_trees_all_equal(trained(layer, given, x), trained(layer, variables, x))
+
+
+def test_a_missing_count_is_named_by_its_path():
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return BatchNorm(momentum=jbn.cumulative, use_running_average=False, name="norm")(x)
+
+    x = sample((8, 3))
+    variables = Outer().init(jax.random.key(0), x)
+    del variables["batch_stats"]["norm"]["count"]
+    with pytest.raises(ValueError, match=re.escape('batch_stats["norm"]["count"]')):
+        Outer().apply(variables, x, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("mutable", [False, ["batch_stats"]])
+def test_evaluation_needs_no_count(mutable):
+    layer, variables, x = counting()
+    bare = without_count(variables)
+    got = layer.apply(bare, x, use_running_average=True, mutable=mutable)
+    got = got[0] if mutable else got
+    chex.assert_trees_all_equal(got, layer.apply(variables, x, use_running_average=True))
+    if mutable:
+        moved = layer.apply(bare, x, use_running_average=True, mutable=mutable)[1]
+        chex.assert_trees_all_equal(moved["batch_stats"], bare["batch_stats"])
+
+
+def test_statistics_made_by_apply_have_a_count():
+    """As in Flax, a layer without any statistics makes them where they are mutable."""
+    layer, variables, x = counting(steps=0)
+    bare = {"params": variables["params"]}
+    chex.assert_trees_all_equal(trained(layer, bare, x), trained(layer, variables, x))
+
+
+def test_a_count_that_is_an_average_of_several_is_an_error_where_it_is_known():
+    layer, variables, x = counting()
+    averaged = with_stats(variables, count=jnp.float32(0.3))
+    with pytest.raises(ValueError, match=r"whole number.*0\.3"):
+        trained(layer, averaged, x)
+    got = jax.jit(trained, static_argnums=0)(layer, averaged, x)  # Nobody knows: rounded.
+    assert int(got["batch_stats"]["count"]) == 1
+
+
+def test_a_float_count_ends_where_int32_does():
+    layer, variables, x = counting(jbn.debiased(0.9))
+    last = with_stats(variables, count=jnp.float32(2**31))
+    moved = layer.apply(last, x, use_running_average=True, mutable=["batch_stats"])[1]
+    assert float(moved["batch_stats"]["count"]) == 2**31  # Evaluation leaves it.
+    assert as_count(last["batch_stats"]["count"]) == 2**31 - 1
+
+
+# What users pass -------------------------------------------------------------------------------
+
+
+def called(x=None, training=True, **call):
+    x = sample((4, 5, 3)) if x is None else x
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), sample((4, 5, 3)), use_running_average=True)
+    call.setdefault("use_running_average", not training)
+    return layer.apply(variables, x, mutable=["batch_stats"], **call)
+
+
+@pytest.mark.parametrize("flag", [np.True_, np.False_])
+def test_a_numpy_bool_is_a_mode(flag):
+    chex.assert_trees_all_equal(
+        called(use_running_average=flag), called(use_running_average=bool(flag))
+    )
+
+
+WRONG = {  # name: (call, error, words of the message)
+    "mode, traced": (
+        lambda: jax.jit(lambda mode: called(use_running_average=mode))(True),
+        TypeError,
+        ["use_running_average", "static"],
+    ),
+    "mode, array": (
+        lambda: called(use_running_average=jnp.array(True)),
+        TypeError,
+        ["use_running_average", "bool("],
+    ),
+    "mode, str": (lambda: called(use_running_average="no"), TypeError, ["'no'", "True or False"]),
+    "mode, not given": (
+        lambda: called(use_running_average=None),
+        ValueError,
+        ["use_running_average", "constructor"],
+    ),
+    "x, str": (lambda: called("abc"), TypeError, ["Expected x", "str"]),
+    "x, dict": (lambda: called({"x": 1}), TypeError, ["Expected x", "dict"]),
+    "mask, str": (lambda: called(mask="abc"), TypeError, ["`mask`", "str"]),
+    "mask, too long": (lambda: called(mask=jnp.ones((4,), bool)), ValueError, ["`mask`", "(4,)"]),
+    "mask, rank": (
+        lambda: called(mask=jnp.ones((1, 4, 5, 1), bool)),
+        ValueError,
+        ["`mask`", "(1, 4, 5, 1)"],
+    ),
+    "momentum": (
+        lambda: trained(BatchNorm(momentum=1.5), *counting(steps=1)[1:]),
+        ValueError,
+        ["`momentum`", "1.5"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_calls_say_what_was_expected(name):
+    call, error, words = WRONG[name]
+    with pytest.raises(error) as raised:
+        call()
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_x_may_be_a_list():
+    x = sample((4, 5, 3))
+    chex.assert_trees_all_equal(called(x.tolist()), called(x))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5, 1), (5, 3), (1, 5, 1)])
+def test_mask_of_lower_rank_broadcasts_as_in_flax(shape):
+    x = sample((4, 5, 3))
+    mask = jnp.asarray(np.random.default_rng(1).random(shape) > 0.3)
+    mask = mask | ~mask.any()
+    results = []
+    for layer in (nn.BatchNorm(use_running_average=False), BatchNorm(use_running_average=False)):
+        variables = layer.init(jax.random.key(0), x)
+        results.append(layer.apply(variables, x, mask=mask, mutable=["batch_stats"]))
+    chex.assert_trees_all_close(results[1], results[0], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("n", "c"), [(3, 3), (4, 3)])
+def test_mask_of_features_is_one_of_features_whatever_n(n, c):
+    """`(C,)` lines up with the features, also where N == C: so it does in Flax."""
+    x, mask = sample((n, c)), jnp.array([True, False, True])
+    _, moved = called_once(x, mask)
+    stats = moved["batch_stats"]
+    np.testing.assert_allclose(stats["mean"][1], 0)
+    np.testing.assert_allclose(stats["mean"][0], 0.01 * x[:, 0].mean(), rtol=1e-5)
+
+
+def called_once(x, mask):
+    layer = BatchNorm(use_running_average=False)
+    return layer.apply(layer.init(jax.random.key(0), x), x, mask=mask, mutable=["batch_stats"])
+
+
+def test_without_flax_the_error_says_what_to_install():
+    code = """
+import sys
+sys.modules["flax"] = None
+import jbn
+for name in ("linen", "linen_norms", "nnx", "models"):
+    try:
+        __import__("jbn." + name)
+    except ImportError as error:
+        assert "pip install 'jbn[flax]'" in str(error), error
+    else:
+        raise SystemExit(name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+# The prompt: nothing beside one dispatch of the operation ---------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.9, jbn.debiased(0.9)])
+def test_a_call_outside_jit_adds_no_program_to_the_operation(momentum, monkeypatch, caplog):
+    @jax.jit
+    def operation(x, params, state):
+        return x, state
+
+    monkeypatch.setattr("jbn.linen.batch_norm", lambda x, p, s, **options: operation(x, p, s))
+    x, mask = sample((7, 13)), jnp.ones((7, 1), bool)  # A shape that nothing was compiled for.
+    layer = BatchNorm(momentum=momentum, use_running_average=False)
+    variables = layer.init(jax.random.key(0), x)
+    as_count(None)
+    with (
+        jax.transfer_guard("disallow"),
+        jax.log_compiles(),
+        caplog.at_level("WARNING", logger="jax"),
+    ):
+        caplog.clear()
+        layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
+        layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
+    assert len(compiled) <= 1, compiled  # By init or here.
 
 
 # Transforms: statistics move once per forward pass ----------------------------------------------

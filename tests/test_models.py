@@ -1,6 +1,7 @@
 """Networks: parameter counts, shapes, what norm and placement change, one training step each."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -360,3 +361,55 @@ def test_plan_is_the_papers_table():
             before = block.one + block.three + block.double + passed
             got.append(before)
         assert got == sizes
+
+
+# ---- Wrong calls ---------------------------------------------------------------------------------
+
+MODELS = {  # name: (model, a shape of x, its letters)
+    "MLP": (models.MLP(hidden=(5,), norm="batch"), (4, 6), "(N, F)"),
+    "CNN": (models.CNN(widths=(4,), norm="batch"), (4, 8, 8, 1), "(N, H, W, C)"),
+    "ResNet": (
+        models.ResNet(blocks=(1,), widths=(4,), norm="batch"),
+        (4, 8, 8, 3),
+        "(N, H, W, C)",
+    ),
+    "Inception": (models.SmallBNInception(blocks=()), (4, 8, 8, 3), "(N, H, W, C)"),
+    "RNN": (models.RNN(hidden=4, norm="batch"), (4, 5, 2), "(N, T, F)"),
+}
+
+
+def init(name, shape, training=False, **call):
+    model, _, _ = MODELS[name]
+    return model.init(KEYS, jnp.ones(shape), training=training, **call)
+
+
+@pytest.mark.parametrize("change", ["one example", "one axis more"])
+@pytest.mark.parametrize("name", MODELS)
+def test_wrong_rank_says_which_axes_are_expected(name, change):
+    _, shape, letters = MODELS[name]
+    wrong = shape[1:] if change == "one example" else (*shape, 1)
+    with pytest.raises(ValueError, match=re.escape(f"Expected x of shape {letters}")) as raised:
+        init(name, wrong)
+    assert str(wrong) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_mask_is_one_value_per_example(name):
+    _, shape, _ = MODELS[name]
+    init(name, shape, mask=[True, False, True, True])  # A list is fine.
+    for mask in (jnp.ones((4, 1), bool), jnp.ones(3, bool), jnp.array(True)):
+        with pytest.raises(ValueError, match=re.escape("`mask` of shape (4,)")):
+            init(name, shape, mask=mask)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_is_known_when_traced(name):
+    _, shape, _ = MODELS[name]
+    init(name, shape, training=np.True_)
+    with pytest.raises(TypeError, match=r"`training` to be True or False.*static"):
+        jax.jit(lambda training: init(name, shape, training=training))(True)
+
+
+def test_x_that_is_no_array_says_so():
+    with pytest.raises(TypeError, match="Expected x to be an array, got dict"):
+        MODELS["MLP"][0].init(KEYS, {"image": 1}, training=False)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 
 import chex
 import jax
@@ -223,6 +224,54 @@ def test_mode_must_be_given(layer):
     norm(sample((4, 3)), use_running_average=False)
 
 
+@pytest.mark.parametrize("mode", [np.True_, np.False_])
+def test_a_numpy_bool_is_a_mode(mode):
+    results = [
+        BatchNorm(3, rngs=nnx.Rngs(0))(sample((4, 3)), use_running_average=kind(mode))
+        for kind in (bool, np.bool_)
+    ]
+    chex.assert_trees_all_equal(*results)
+
+
+def test_wrong_modes_and_inputs_say_what_was_expected():
+    layer = BatchNorm(3, rngs=nnx.Rngs(0))
+    apply = nnx.jit(lambda layer, mode: layer(sample((4, 3)), use_running_average=mode))
+    with pytest.raises(TypeError, match=r"use_running_average.*static"):
+        apply(layer, True)
+    with pytest.raises(TypeError, match=r"use_running_average.*'no'"):
+        layer(sample((4, 3)), use_running_average="no")
+    with pytest.raises(TypeError, match="Expected x to be an array, got dict"):
+        layer({})
+    chex.assert_trees_all_equal(layer(sample((4, 3)).tolist()), layer(sample((4, 3))))
+
+
+def test_mask_of_lower_rank_broadcasts_as_in_flax():
+    x, mask = sample((4, 5, 3)), jnp.array([1, 1, 0, 1, 0], bool)[:, None]
+    theirs, ours = (layer(3, rngs=nnx.Rngs(0)) for layer in LAYERS)
+    close(ours(x, mask=mask), theirs(x, mask=mask))
+    close(arrays(ours), arrays(theirs))
+
+
+def test_a_call_outside_jit_adds_no_program_to_the_operation(monkeypatch, caplog):
+    @jax.jit
+    def operation(x, params, state):
+        return x, state
+
+    monkeypatch.setattr("jbn.nnx.batch_norm", lambda x, p, s, **options: operation(x, p, s))
+    x = sample((7, 17))  # A shape that nothing was compiled for.
+    layer = BatchNorm(17, rngs=nnx.Rngs(0))
+    call(layer, x[:1])  # Compiles the count that the layer does without.
+    with (
+        jax.transfer_guard("disallow"),
+        jax.log_compiles(),
+        caplog.at_level("WARNING", logger="jax"),
+    ):
+        layer(x)
+        layer(x)
+    compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
+    assert [name for name in compiled if "operation" not in name and "_no_count" not in name] == []
+
+
 # Beyond Flax -----------------------------------------------------------------------------------
 
 
@@ -235,6 +284,41 @@ def test_schedule_keeps_its_count_beside_the_statistics():
     values = oracles.exact(batches)
     oracles.assert_close(layer.mean[...], values.mean((0, 1)), 5e-6)
     oracles.assert_close(layer.var[...], values.var(1, ddof=1).mean(0), 5e-6)
+
+
+def test_count_stays_int32_after_pmean():
+    layer = BatchNorm(3, momentum=jbn.cumulative, rngs=nnx.Rngs(0))
+    batches = sample((4, 8, 3))
+    for x in batches[:3]:
+        layer(x)
+    layer.count.set_value(jnp.float32(3))  # As lax.pmean leaves it.
+    call(layer, batches[3])
+    assert layer.count[...].dtype == jnp.int32
+    assert int(layer.count[...]) == 4
+    close(layer.mean[...], batches.mean((0, 1)))
+
+
+def test_schedule_without_a_count():
+    """As where the momentum is set to a schedule later: training needs one, evaluation does not."""
+    layer = BatchNorm(3, rngs=nnx.Rngs(0))
+    layer.momentum = jbn.cumulative
+    layer(sample((8, 3)), use_running_average=True)
+    with pytest.raises(ValueError, match=re.escape("layer.count = nnx.BatchStat(jnp.int32(n))")):
+        layer(sample((8, 3)))
+    layer.count = nnx.BatchStat(jnp.int32(1))
+    layer(sample((8, 3)))
+    assert int(layer.count[...]) == 2
+
+
+def test_state_of_flaxs_leaves_the_count_to_be_set():
+    theirs = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    theirs(sample((8, 3)))
+    layer = BatchNorm(3, momentum=jbn.cumulative, rngs=nnx.Rngs(0))
+    nnx.update(layer, nnx.state(theirs))
+    layer.count[...] = jnp.int32(1)
+    layer(sample((8, 3), seed=1))
+    want = (theirs.mean[...] + sample((8, 3), seed=1).mean(0)) / 2
+    close(layer.mean[...], want)
 
 
 def test_batch_without_weight_leaves_everything_as_it_was():

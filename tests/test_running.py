@@ -1,4 +1,4 @@
-"""How running statistics move: `update`, schedules, `population`, `moving_average`."""
+"""How running statistics move: `update` and `population`."""
 
 import functools
 
@@ -13,8 +13,6 @@ from strategies import values
 
 import jbn
 
-# A running average of K float32 batches: K roundings of 6e-8 each, relative to its size.
-AVERAGED = 5e-6
 # `population` may read a batch off a moved state, (new - m old) / (1 - m): at m = .99 that
 # magnifies float32's rounding a hundredfold.
 RECOVERED = 2e-5
@@ -89,117 +87,6 @@ def test_momentum_may_be_traced():
     )
     slope = jax.grad(lambda m: step(m).mean.sum())(0.9)
     np.testing.assert_allclose(slope, (1 - 3) + (-2 - 1), rtol=1e-6)
-
-
-# Schedules -------------------------------------------------------------------------------------
-
-
-def absorb(batches, momentum, start, unbiased=False):
-    state = start
-    for mean, var, count in batches:
-        state = jbn.update(
-            state, moments_of(mean, var, count), momentum=momentum, unbiased=unbiased
-        )
-    return state
-
-
-def batches_of(k, seed=0):
-    rng = np.random.default_rng(seed)
-    return [(rng.normal(size=2), rng.uniform(0.5, 2, 2), 7) for _ in range(k)]
-
-
-def test_schedule_sees_the_count_before_the_batch():
-    seen = []
-
-    def schedule(count):
-        seen.append(int(count))
-        return 0.5
-
-    absorb(batches_of(3), schedule, state_of([0.0, 0.0], [1.0, 1.0]))
-    assert seen == [0, 1, 2]
-
-
-def test_schedule_is_the_weight_of_the_old_value():
-    first = jbn.update(
-        STATE, moments_of(*BATCH), momentum=lambda count: jnp.where(count == 3, 0.0, 0.9)
-    )
-    np.testing.assert_array_equal(first.mean, np.float32(BATCH[0]))
-
-
-def test_cumulative_is_the_schedule_of_a_mean():
-    np.testing.assert_allclose(
-        [float(jbn.cumulative(jnp.int32(t))) for t in range(5)],
-        [t / (t + 1) for t in range(5)],
-        rtol=1e-7,
-    )
-
-
-@pytest.mark.parametrize("unbiased", [True, False])
-def test_cumulative_forgets_the_start_and_averages_all(unbiased):
-    batches = batches_of(20)
-    got = absorb(batches, jbn.cumulative, state_of([99.0, -99.0], [50.0, 60.0]), unbiased)
-    factor = 7 / 6 if unbiased else 1
-    assert_close(got.mean, np.mean([b[0] for b in batches], 0), AVERAGED)
-    assert_close(got.var, factor * np.mean([b[1] for b in batches], 0), AVERAGED)
-    assert int(got.count) == 20
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.99])
-def test_debiased_is_the_zero_debiased_average(decay):
-    batches = batches_of(12)
-    for t in (1, 2, 3, 12):
-        got = absorb(batches[:t], jbn.debiased(decay), state_of([99.0, -99.0], [50.0, 60.0]))
-        weight = decay ** np.arange(t - 1, -1, -1.0) * (1 - decay) / (1 - decay**t)
-        assert np.isclose(weight.sum(), 1)
-        # 1 - decay^t in float32 loses digits where decay^t is near 1: .99 leaves a hundredth.
-        assert_close(got.mean, weight @ np.array([b[0] for b in batches[:t]]), RECOVERED)
-        assert_close(got.var, weight @ np.array([b[1] for b in batches[:t]]), RECOVERED)
-
-
-def test_debiased_first_batch_is_the_batch():
-    got = absorb(batches_of(1), jbn.debiased(0.99), state_of([99.0, -99.0], [50.0, 60.0]))
-    np.testing.assert_array_equal(got.mean, np.float32(batches_of(1)[0][0]))
-
-
-def test_debiased_tends_to_its_decay():
-    assert abs(float(jbn.debiased(0.9)(jnp.int32(10_000))) - 0.9) < 1e-6
-    assert abs(float(jbn.debiased(0.999)(jnp.int32(1_000_000))) - 0.999) < 1e-6
-
-
-def test_a_batch_that_was_not_absorbed_does_not_move_the_schedule():
-    """The mean of all batches is that of the absorbed ones."""
-    first, second = batches_of(2)
-    empty = (np.zeros(2), np.zeros(2), 0)
-    start = state_of([9.0, 9.0], [9.0, 9.0])
-    chex.assert_trees_all_equal(
-        absorb([first, empty, second], jbn.cumulative, start),
-        absorb([first, second], jbn.cumulative, start),
-    )
-
-
-def test_cumulative_in_batch_norm_is_algorithm_2():
-    """E[x] = E[mu_B], Var[x] = m / (m - 1) E[var_B], over the mini-batches of section 3.1."""
-    batches = values(0, (6, 5, 3), mean=2.0)
-    params, state = jbn.init(3)
-    step = jax.jit(
-        lambda s, x: jbn.batch_norm(x, params, s, training=True, momentum=jbn.cumulative)[1]
-    )
-    for x in batches:
-        state = step(state, x)
-    x = oracles.exact(batches)
-    assert_close(state.mean, x.mean((0, 1)), AVERAGED)
-    assert_close(state.var, 5 / 4 * x.var(1).mean(0), AVERAGED)
-
-
-def test_bessel_makes_the_average_unbiased():
-    """Mean var_B m / (m - 1) tends to the true variance, mean var_B does not."""
-    m, k = 2, 4000
-    x = values(1, (k, m, 1), std=3.0)
-    moments = jax.vmap(jbn.moments)(x)
-    mean_var = float(moments.var.mean())
-    error = 3 * 9 * np.sqrt(2 / k)  # three standard errors of the unbiased estimate
-    assert abs(mean_var * m / (m - 1) - 9) < error
-    assert abs(mean_var - 9) > error
 
 
 # population ------------------------------------------------------------------------------------
@@ -338,30 +225,3 @@ def test_population_of_a_flax_model_with_flax_batch_norm(momentum):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         # Here the oracle itself is read off float32 states, so both carry the magnified error.
         assert_close(a, b, 2 * RECOVERED)
-
-
-# moving_average --------------------------------------------------------------------------------
-
-
-def test_moving_average_of_the_notes():
-    got = jbn.moving_average(jnp.array([100.0, 110.0, 130.0, 120.0, 140.0]), window=2)
-    np.testing.assert_array_equal(got, [100, 105, 120, 125, 130])
-
-
-@pytest.mark.parametrize("window", [1, 2, 3, 5, 9])
-def test_moving_average_is_the_mean_of_the_last(window):
-    x = values(9, (5, 2, 3))
-    got = jax.jit(functools.partial(jbn.moving_average, window=window))(x)
-    want = [oracles.exact(x)[max(0, t + 1 - window) : t + 1].mean(0) for t in range(5)]
-    assert_close(got, np.array(want), F32_STATISTICS)
-    assert got.dtype == x.dtype
-
-
-def test_moving_average_of_a_list():
-    np.testing.assert_array_equal(jbn.moving_average([1.0, 3.0], window=2), [1, 2])
-
-
-def test_moving_average_does_not_cancel():
-    """A window after a huge value is exact again: no running sum from which it is taken away."""
-    got = jbn.moving_average(jnp.array([1e9, 1.0, 2.0, 3.0]), window=2)
-    np.testing.assert_array_equal(got[2:], [1.5, 2.5])

@@ -1,49 +1,10 @@
 """Hyper-parameters: the schedules other frameworks imply, and the arguments of their layers."""
 
-import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
-
 from jbn._layer_trees import describe
-from jbn._schedules import cumulative, debiased
+from jbn._schedules import Debiased, FirstBatch, cumulative
 from jbn.convert.common import ConversionError, Options, option_problems
-
-
-@dataclasses.dataclass(frozen=True)
-class Debiased:
-    """`jbn.debiased(decay)` that can be compared, and tells its decay: Haiku's moving average.
-
-    Example:
-      >>> import jbn
-      >>> round(float(jbn.convert.Debiased(0.5)(1)), 4)
-      0.3333
-    """
-
-    decay: float
-
-    def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
-        """Return the weight of the old value after `count` batches."""
-        return jnp.asarray(debiased(self.decay)(jnp.asarray(count)))
-
-
-@dataclasses.dataclass(frozen=True)
-class FirstBatch:
-    """Weight 0 for the first batch, `decay` from then on: Equinox' `mode="ema"`.
-
-    Example:
-      >>> import jbn
-      >>> [float(jbn.convert.FirstBatch(0.5)(count)) for count in (0, 1, 2)]
-      [0.0, 0.5, 0.5]
-    """
-
-    decay: float
-
-    def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
-        """Return the weight of the old value after `count` batches."""
-        return jnp.where(jnp.asarray(count) > 0, self.decay, 0.0)
-
 
 # What each framework calls its hyper-parameters, and whether its running variance is unbiased.
 _LAYERS = {

@@ -1,5 +1,9 @@
 """Flax networks to compare normalisations on."""
 
+from jbn import _flax as _flax
+
+# isort: split
+
 from jbn.models.cnn import CNN as CNN
 from jbn.models.inception import BNInception as BNInception
 from jbn.models.inception import Inception as Inception

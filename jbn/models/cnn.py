@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, unit
+from jbn.models.units import Activation, Initializer, Norm, Placement, check_call, unit
 
 
 class CNN(nn.Module):
@@ -44,6 +44,7 @@ class CNN(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which images count for the statistics."""
+        x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
         for stage, width in enumerate(self.widths):
             conv = functools.partial(nn.Conv, width, (3, 3), kernel_init=self.kernel_init)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, unit
+from jbn.models.units import Activation, Initializer, Norm, Placement, check_call, unit
 
 
 class Block(NamedTuple):
@@ -94,6 +94,7 @@ class InceptionNet(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which images count for the statistics."""
+        x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
 
         def conv(x: Array, features: int, size: int, name: str, stride: int = 1) -> Array:

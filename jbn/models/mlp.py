@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, unit
+from jbn.models.units import Activation, Initializer, Norm, Placement, check_call, unit
 
 
 class MLP(nn.Module):
@@ -52,6 +52,7 @@ class MLP(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which rows count for the statistics."""
+        x, mask = check_call(x, "N F", training=training, mask=mask)
         for i, width in enumerate(self.hidden):
             x = unit(
                 functools.partial(nn.Dense, width, kernel_init=self.kernel_init),

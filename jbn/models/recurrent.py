@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, make_norm, unit
+from jbn.models.units import (
+    Activation,
+    Initializer,
+    Norm,
+    Placement,
+    check_call,
+    make_norm,
+    unit,
+)
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
@@ -67,6 +75,7 @@ class Recurrent(nn.Module):
         """Compute the outputs; `mask` tells which sequences count for the statistics."""
         if self.cell not in GATES:
             raise ValueError(f"Expected `cell` 'rnn', 'gru' or 'lstm', got {self.cell!r}.")
+        x, mask = check_call(x, "N T F", training=training, mask=mask)
         size, gates = self.hidden, GATES[self.cell]
         sequences = None if mask is None else mask[:, None, None]
         inputs = unit(

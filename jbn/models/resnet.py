@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, unit
+from jbn.models.units import Activation, Initializer, Norm, Placement, check_call, unit
 
 
 class ResNet(nn.Module):
@@ -62,6 +62,7 @@ class ResNet(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which images count for the statistics."""
+        x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
 
         def conv(

@@ -8,7 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array, ArrayLike
 
 from jbn import linen_norms
-from jbn.linen import BatchNorm
+from jbn.linen import BatchNorm, as_array, as_flag
 
 Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -49,6 +49,44 @@ def cancels_bias(norm: Norm) -> bool:
     while isinstance(make, functools.partial):
         make = make.func
     return isinstance(make, type) and issubclass(make, CANCEL_BIAS)
+
+
+LAYOUTS = {
+    "N F": "Flatten images: x.reshape(len(x), -1). Give one example its axis: x[None].",
+    "N T F": "Give one sequence its axis: x[None]. Give a single feature its axis: x[..., None].",
+    "N H W C": "Give one image its axis: x[None]. Give gray images theirs: x[..., None].",
+}
+
+
+def check_call(x: Any, layout: str, *, training: Any, mask: Any) -> tuple[Array, Array | None]:
+    """Check what a model is called with; return x and mask as arrays.
+
+    Args:
+      x: the batch.
+      layout: a key of `LAYOUTS`, one letter per axis.
+      training: has to be known when the call is traced.
+      mask: None, or one value per example.
+
+    Raises:
+      TypeError: no array; `training` traced or no bool.
+      ValueError: x of another rank; a mask that is not of shape `(N,)`.
+    """
+    as_flag(training, "training")
+    x = as_array(x)
+    axes = layout.split()
+    if x.ndim != len(axes):
+        raise ValueError(
+            f"Expected x of shape ({', '.join(axes)}), got shape {x.shape}. {LAYOUTS[layout]}"
+        )
+    if mask is None:
+        return x, None
+    mask = as_array(mask, "`mask`")
+    if mask.shape != x.shape[:1]:
+        raise ValueError(
+            f"Expected `mask` of shape {x.shape[:1]}, one value per example of x.shape={x.shape}, "
+            f"got {mask.shape}. Write which examples count for the statistics."
+        )
+    return x, mask
 
 
 def unit(
