@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles import Problem, assert_close
 
-from benchmarks import exact, fuzz
+from benchmarks import exact, fuzz, fuzz_cases
 
 # Central differences with a step of 1e-5 in float64: truncation 1e-10, rounding 1e-16 / 1e-5 of
 # sums of size 10.
@@ -206,7 +206,7 @@ def test_a_wrong_number_is_found():
 
 def test_fuzz_reports(tmp_path, monkeypatch):
     signature = fuzz.Signature("weight_norm", "float32")
-    monkeypatch.setattr(fuzz, "SIGNATURES", (signature,))
+    monkeypatch.setattr(fuzz_cases, "SIGNATURES", (signature,))
     fuzz.main(fuzz.Options(cases=20, output=tmp_path))
     assert json.loads((tmp_path / "fuzz.json").read_text())["failures"] == []
     assert "weight_norm float32" in (tmp_path / "fuzz.md").read_text()
