@@ -268,11 +268,13 @@ class Truth(NamedTuple):
 
 
 def moments(batch: Batch, dmean: Values, dvar: Values) -> Truth:
-    """`jbn.moments`: mean, var and count of each label."""
+    """`jbn.moments`: mean, var and counts of each label."""
+    effective = np.where(batch.count > 0, 1 / np.where(batch.count > 0, batch.squares, 1), 0)
     values = {
         "mean": batch.known_mean(),
         "var": batch.known_var(),
         "count": Known(batch.count, batch.count),
+        "effective_count": Known(effective, effective),  # Kish's, of float weights.
     }
     return Truth(values, batch.pull(cotangent(dmean), cotangent(dvar)))
 

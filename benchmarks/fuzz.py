@@ -192,12 +192,18 @@ def compare(
 
 
 def ratio_of(case: Case) -> float:
-    """Compute the largest |mean| / std of the statistics that vary; inf if none does."""
+    """Compute the largest |mean| / std of the statistics that vary; inf if none does.
+
+    Where nothing has weight the running statistics stand in.
+    """
     x, mask = widened(case.arrays["x"]), case.arrays.get("mask")
     weights = np.ones(x.shape) if mask is None else np.broadcast_to(widened(mask), x.shape)
     batch = exact.Batch(x, labels(case.signature).statistic, weights)
-    varies = batch.var > 0
-    ratios = np.abs(batch.mean[varies]) / np.sqrt(batch.var[varies])
+    ratios = np.abs(batch.mean) / np.sqrt(batch.var)
+    ratios = ratios[batch.var > 0]
+    if case.signature.function in STATEFUL and not np.all(batch.count > 0):
+        running = np.abs(widened(case.arrays["mean"])) / np.sqrt(widened(case.arrays["var"]))
+        ratios = np.append(ratios, running)
     return float(ratios.max()) if ratios.size else math.inf
 
 
