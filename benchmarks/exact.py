@@ -22,6 +22,9 @@ Axes = tuple[int, ...]
 # lost. What is within 4e-6 of `LOST` times the mean is such a loss.
 LOST = 2.0**-20
 
+# A variance that float32 cannot hold: no more is asked of what goes through it than to be finite.
+LARGEST_VAR = 3.4e38
+
 
 class Known(NamedTuple):
     """A float64 value, and the size of the terms that it is the sum of."""
@@ -138,7 +141,13 @@ class Batch:
 
     def known_var(self) -> Known:
         """Biased variance."""
-        return Known(self.var, self.var + (LOST * np.abs(self.mean)) ** 2)
+        size = self.var + (LOST * np.abs(self.mean)) ** 2
+        return Known(self.var, np.where(self.fits, size, np.inf))
+
+    @functools.cached_property
+    def fits(self) -> Values:
+        """Whether float32 holds the variance, the unbiased one too."""
+        return self.var * self.bessel < LARGEST_VAR
 
     def pull(self, dmean: Known, dvar: Known) -> dict[str, Known]:
         """Pull cotangents of mean and variance back to x and the weights."""
@@ -276,7 +285,7 @@ def moments(batch: Batch, dmean: Values, dvar: Values) -> Truth:
         "count": Known(batch.count, batch.count),
         "effective_count": Known(effective, effective),  # Kish's, of float weights.
     }
-    return Truth(values, batch.pull(cotangent(dmean), cotangent(dvar)))
+    return Truth(values, batch.pull(cotangent(dmean), of_var(batch, dvar)))
 
 
 def normalize(normalized: Normalized, dy: Values) -> Truth:
@@ -336,7 +345,7 @@ def train(
     has = pooled.count > 0
     old, new = momentum, 1 - momentum
     running_mean, running_var = mean[state_features], var[state_features]
-    dmean, dvar = cotangent(array["dmean"]), cotangent(array["dvar"])
+    dmean, dvar = cotangent(array["dmean"]), of_var(pooled, array["dvar"])
     mean_moves, var_moves = has, has & pooled.has_var
     condition = np.maximum(pooled.bessel, 1)
     stays_mean, stays_var = np.where(mean_moves, old, 1), np.where(var_moves, old, 1)
@@ -409,6 +418,11 @@ def whiten(x: Values, groups: int, epsilon: float, method: str) -> Truth:
 def cotangent(value: Values) -> Known:
     """Take a cotangent as it comes: it is not rounded."""
     return Known(value, np.abs(value))
+
+
+def of_var(batch: Batch, value: Values) -> Known:
+    """Take the cotangent of a variance; of infinite size where it is nothing that float32 holds."""
+    return Known(value, np.where(batch.fits | (value == 0), np.abs(value), np.inf))
 
 
 def _normalized(
