@@ -144,7 +144,7 @@ def examine(case: Case) -> list[Finding]:
 def largest(known: Known, statistic: Values) -> Known:
     """Take the size of a gradient's entries from the largest that has the same statistic."""
     size = np.zeros(int(statistic.max()) + 1)
-    np.maximum.at(size, statistic, np.where(np.isfinite(known.size), known.size, 0))
+    np.maximum.at(size, statistic, np.where(np.isnan(known.size), 0, known.size))
     return Known(known.value, size[statistic])
 
 
