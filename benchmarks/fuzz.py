@@ -1,0 +1,342 @@
+"""Drawn cases against float64: outputs and all gradients, and the largest errors by regime.
+
+A case is a signature (function, dtype, shape, axis, kind of mask, named axis), which is compiled
+once, and data: scales from 1e-30 to 1e30, mean/std from 0 to 1e7, epsilon from 1e-30 to 1e-3,
+masks that leave all, one or no value, float weights of any scale, NaN, inf and 1e30 where nothing
+has weight. `fuzz_cases.py` draws them; `exact.py` gets the very numbers that the library gets.
+
+An error is relative to the terms that the number is a sum of: for y to scale * max(|xhat|, its
+rms) + |bias|, so to max(1, |y|) where epsilon is small; for a gradient by x to the largest term of
+its feature; for sums over the batch to the root of the sum of squares. What rounding to the
+output's dtype may do is taken off before, and so is what is below its smallest normal number.
+Numbers that the dtype cannot hold are left out and counted, but a state must stay finite.
+"""
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from benchmarks import common, exact
+from benchmarks.exact import Known, Values
+from benchmarks.fuzz_cases import (
+    SIGNATURES,
+    STATEFUL,
+    Case,
+    Signature,
+    differentiated,
+    draw,
+    labels,
+    program,
+    truth,
+    widened,
+)
+from benchmarks.modes import DEVICES
+
+# ---- What is claimed -----------------------------------------------------------------------------
+
+# Largest mean / std for which there are claims. Beyond it errors are reported.
+CLAIMED_RATIO = 1e5
+BOUNDS = {
+    # README: the normalized output, mean/std 0 to 1e5.
+    "y": 4e-6,
+    # A sum over the batch and a handful of roundings of 6e-8.
+    "state": 2e-6,
+    # Two more sums over the batch, and products of three vectors.
+    "gradient": 2e-5,
+    # Eigenvalues round relative to the largest: the condition of the covariance is in the size.
+    "whiten": 4e-6,
+}
+
+# Rounding to the output's dtype, relative; JAX adds the parts of a gradient in x's dtype.
+HALF_ULP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+PARTS = 3
+# Upper ends of the regimes.
+RATIOS = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e8)
+SCALES = (1e-20, 1e-10, 1e-2, 1e2, 1e10, 1e18, 1e37)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How many cases, and where to leave the result."""
+
+    cases: int = 10_000
+    """how many to draw"""
+    seed: int = 0
+    """of the first; the others follow"""
+    case: int | None = None
+    """run the case of this seed alone, and print all its errors"""
+    output: Path | None = None
+    """folder for JSON and Markdown; None is benchmarks/results for 10,000 cases, else none"""
+
+
+# ---- Errors --------------------------------------------------------------------------------------
+
+
+class Finding(NamedTuple):
+    """One output or gradient of one case; `bound` is None where nothing is claimed."""
+
+    case: int
+    signature: Signature
+    what: str
+    error: float
+    bound: float | None
+    skipped: bool
+    ratio: float
+    scale: float
+
+    @property
+    def kind(self) -> str:
+        """Tell what BOUNDS has a line for."""
+        if self.signature.function == "whiten":
+            return "whiten"
+        if self.what == "y":
+            return "y"
+        return "gradient" if self.what.startswith("d") else "state"
+
+    @property
+    def fails(self) -> bool:
+        """Tell whether the error is beyond what is claimed; NaN counts as infinite."""
+        return self.bound is not None and not self.error <= self.bound
+
+    def __str__(self) -> str:
+        """Write the line that reruns it."""
+        return (
+            f"python -m benchmarks.fuzz --case {self.case}  # {self.signature}: {self.what} "
+            f"{self.error:.1e} (mean/std {self.ratio:.0e}, scale {self.scale:.0e})"
+        )
+
+
+def examine(case: Case) -> list[Finding]:
+    """Run the library and compare everything."""
+    signature = case.signature
+    gradients = differentiated(signature)
+    floats = {name: case.arrays[name] for name in gradients}
+    fixed = {name: value for name, value in case.arrays.items() if name not in floats}
+    got = jax.device_get(program(signature)(floats, fixed, case.cotangents))
+    with np.errstate(all="ignore"):
+        known = truth(case)
+        ratio = ratio_of(case)
+        findings = []
+        for what, value in got[0].items():
+            state = signature.function in STATEFUL and what in ("mean", "var")
+            findings.append(
+                compare(case, what, value, known.values[what], ratio, must_be_finite=state)
+            )
+        for name in gradients:
+            want = known.gradients[name]
+            if name == "mask":
+                want = summed_to(want, case.arrays["mask"].shape, case.garbage)
+            elif name == "x":
+                want = largest(want, labels(signature).statistic)
+            findings.append(compare(case, f"d{name}", got[1][name], want, ratio))
+    return findings
+
+
+def largest(known: Known, statistic: Values) -> Known:
+    """Take the size of a gradient's entries from the largest that has the same statistic."""
+    size = np.zeros(int(statistic.max()) + 1)
+    np.maximum.at(size, statistic, np.where(np.isnan(known.size), 0, known.size))
+    return Known(known.value, size[statistic])
+
+
+def summed_to(known: Known, shape: tuple[int, ...], garbage: Values) -> Known:
+    """Sum over the axes along which a mask was broadcast; garbage is not to be compared."""
+    axes = tuple(a for a, n in enumerate(shape) if n == 1)
+    value = np.where(garbage, np.nan, known.value)
+    return Known(value.sum(axes, keepdims=True), np.sqrt((known.size**2).sum(axes, keepdims=True)))
+
+
+def compare(
+    case: Case, what: str, got: Values, known: Known, ratio: float, *, must_be_finite: bool = False
+) -> Finding:
+    """Measure the largest error of one output."""
+    info = jnp.finfo(got.dtype)
+    value, size = (np.reshape(v, got.shape) for v in known)
+    parts = np.maximum(np.abs(value.real), np.abs(value.imag))
+    limit = 0.99 * float(info.max)
+    fits = np.isfinite(size) & (parts < limit)
+    if what == "dx" and info.dtype != np.float32:
+        fits &= PARTS * size < limit
+    got = widened(got)
+    half_ulp = 1.01 * HALF_ULP.get(str(info.dtype), 0.0)
+    rounding = half_ulp * (PARTS * size if what == "dx" else np.abs(value))
+    # Each term of a sum may be flushed to 0, where it is below the smallest normal number.
+    terms = max(1, case.arrays["x"].size // max(1, got.size))
+    rounding = rounding + 1.01 * terms * float(info.tiny)
+    error = np.maximum(np.abs(got - value) - rounding, 0)
+    error = np.where(error > 0, error / size, error)
+    if must_be_finite:
+        error = np.where(fits | np.isfinite(got), error, np.inf)
+        fits = fits | ~np.isfinite(got)
+    error = np.where(np.isnan(error), np.inf, error)[fits]
+    found = Finding(
+        case=case.seed,
+        signature=case.signature,
+        what=what,
+        error=float(np.max(error, initial=0.0)),
+        bound=None,
+        skipped=not np.all(fits),
+        ratio=ratio,
+        scale=case.scale,
+    )
+    claimed = ratio <= CLAIMED_RATIO or ratio == math.inf or case.signature.function == "normalize"
+    return found._replace(bound=BOUNDS[found.kind] if claimed else None)
+
+
+def ratio_of(case: Case) -> float:
+    """Compute the largest |mean| / std of the statistics that vary; inf if none does.
+
+    Where nothing has weight the running statistics stand in.
+    """
+    x, mask = widened(case.arrays["x"]), case.arrays.get("mask")
+    weights = np.ones(x.shape) if mask is None else np.broadcast_to(widened(mask), x.shape)
+    batch = exact.Batch(x, labels(case.signature).statistic, weights)
+    ratios = np.abs(batch.mean) / np.sqrt(batch.var)
+    ratios = ratios[batch.var > 0]
+    if case.signature.function in STATEFUL and not np.all(batch.count > 0):
+        running = np.abs(widened(case.arrays["mean"])) / np.sqrt(widened(case.arrays["var"]))
+        ratios = np.append(ratios, running)
+    return float(ratios.max()) if ratios.size else math.inf
+
+
+# ---- Report --------------------------------------------------------------------------------------
+
+
+def search(seeds: Iterable[int]) -> Iterator[Finding]:
+    """Draw and examine the cases of these seeds."""
+    for seed in seeds:
+        yield from examine(draw(seed))
+
+
+def regime(value: float, ends: Sequence[float]) -> int:
+    """Find the regime that a value is in; the one after the last is for infinity."""
+    return next((i for i, end in enumerate(ends) if value <= end), len(ends))
+
+
+def largest_errors(
+    findings: Iterable[Finding], column: Callable[[Finding], int], columns: int
+) -> dict[str, list[Finding | None]]:
+    """Find the worst by function and dtype, and column; a failure is worse than what is not."""
+    found: dict[str, list[Finding | None]] = {}
+    for finding in findings:
+        name = f"{finding.signature.function} {finding.signature.dtype}"
+        if name not in found:
+            found[name] = [None] * columns
+        row, i = found[name], column(finding)
+        best = row[i]
+        if best is None or (finding.fails, finding.error) > (best.fails, best.error):
+            row[i] = finding
+    return found
+
+
+def cell(finding: Finding | None) -> str:
+    """Write an error, in bold if it is beyond its bound."""
+    if finding is None:
+        return ""
+    error = "NaN" if finding.error == math.inf else f"{finding.error:.0e}"
+    return f"**{error}**" if finding.fails else error
+
+
+def failures(findings: Iterable[Finding]) -> list[Finding]:
+    """Take the worst failure of each function, dtype and output."""
+    worst: dict[tuple[str, str, str], Finding] = {}
+    for finding in findings:
+        key = (finding.signature.function, finding.signature.dtype, finding.what)
+        if finding.fails and (key not in worst or finding.error > worst[key].error):
+            worst[key] = finding
+    return list(worst.values())
+
+
+TABLES: dict[str, tuple[str, ...]] = {
+    "y": ("y", "whiten"),
+    "running statistics and moments": ("state",),
+    "gradients": ("gradient",),
+}
+
+
+def report(result: dict[str, Any], findings: Sequence[Finding]) -> str:
+    """Write the result as Markdown."""
+    bounds = ", ".join(f"{bound:.0e} for {name}" for name, bound in BOUNDS.items())
+    parts = [
+        "# Drawn cases against float64",
+        f"`python -m benchmarks.fuzz --cases {result['cases']} --seed {result['seed']}` on "
+        f"{common.describe(result['env'])}.",
+        f"{result['cases']:,} cases, {result['numbers']:,} outputs and gradients in "
+        f"{result['seconds']:.0f} s. In {result['skipped']:,} of them numbers were left out that "
+        "the dtype cannot hold. Largest errors by regime, beyond the rounding to the output's "
+        f"dtype; what they are relative to is in the docstring. Bounds up to mean/std "
+        f"{CLAIMED_RATIO:.0e}: {bounds}. Bold is beyond.",
+    ]
+    ratios = ["", *(f"<= {end:.0e}" for end in RATIOS), "constant"]
+    scales = ["", *(f"<= {end:.0e}" for end in SCALES)]
+    for name, kinds in TABLES.items():
+        chosen = [finding for finding in findings if finding.kind in kinds]
+        claimed = [finding for finding in chosen if finding.bound is not None]
+        by_ratio = largest_errors(chosen, lambda f: regime(f.ratio, RATIOS), len(RATIOS) + 1)
+        by_scale = largest_errors(claimed, lambda f: regime(f.scale, SCALES), len(SCALES))
+        for what, header, rows in (("mean/std", ratios, by_ratio), ("scale", scales, by_scale)):
+            lines = [[label, *map(cell, row)] for label, row in rows.items()]
+            parts += [f"## Largest error of {name}, by {what}", common.table(header, lines)]
+    if failed := failures(findings):
+        parts += ["## Beyond the bounds", "\n".join(f"    {finding}" for finding in failed)]
+    return "\n\n".join(parts) + "\n"
+
+
+def show(case: Case, findings: Iterable[Finding]) -> None:
+    """Print one case and all its errors."""
+    print(f"case {case.seed}: {case.signature}, scale {case.scale:.1e}")
+    for name, value in case.arrays.items():
+        if np.ndim(value) == 0:
+            print(f"  {name} {value:.3g}")
+    if (mask := case.arrays.get("mask")) is not None:
+        print(f"  mask: {np.count_nonzero(mask)} of {mask.size}, largest {float(mask.max()):.1e}")
+    print(f"  without weight and not finite or 1e30: {np.count_nonzero(case.garbage)}")
+    for finding in findings:
+        mark = "  beyond the bound" if finding.fails else ""
+        left_out = "  (some left out)" if finding.skipped else ""
+        print(f"  {finding.what:10} {finding.error:.1e}{mark}{left_out}")
+
+
+def main(options: Options) -> None:
+    """Draw, print, write. Exit with an error if a regime is beyond its bound."""
+    if options.case is not None:
+        case = draw(options.case)
+        findings = examine(case)
+        show(case, findings)
+        sys.exit(any(finding.fails for finding in findings))
+    began = time.perf_counter()
+    findings = list(search(range(options.seed, options.seed + options.cases)))
+    failed = failures(findings)
+    result = {
+        "env": common.environment(),
+        "cases": options.cases,
+        "seed": options.seed,
+        "seconds": time.perf_counter() - began,
+        "programs": min(options.cases, len(SIGNATURES)),
+        "numbers": len(findings),
+        "skipped": sum(finding.skipped for finding in findings),
+        "bounds": {**BOUNDS, "mean / std": CLAIMED_RATIO},
+        "failures": [str(finding) for finding in failed],
+    }
+    markdown = report(result, findings)
+    print(f"\n{markdown}")
+    whole = options.cases >= Options.cases
+    if output := options.output or (common.RESULTS if whole else None):
+        common.write(output, "fuzz", result, markdown)
+    if failed:
+        raise SystemExit(f"{len(failed)} functions, dtypes and outputs are beyond their bounds.")
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,333 @@
+"""Outside `jit`, at the prompt: a second call traces and compiles nothing, whatever its values."""
+
+import contextlib
+import functools
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from oracles import F32_GRADIENT, assert_close
+
+import jbn
+import jbn.linen
+import jbn.nnx
+from benchmarks.modes import DEVICES, mesh
+from jbn import linen_norms
+from jbn.models import MLP
+
+TRACE = "/jax/core/compile/jaxpr_trace_duration"
+COMPILE = "/jax/core/compile/backend_compile_duration"
+
+# What JAX and Flax trace by themselves. Outside `jit`, `shard_map` compiles every primitive, a
+# `jit` included, at every call; Flax linen traces a parameter's initializer to check its shape.
+SHARD_MAP = "<unnamed function>"
+INITIALIZER = "<lambda>"
+
+
+@contextlib.contextmanager
+def counted():
+    """List what is traced and compiled."""
+    found = []
+
+    def listen(event, seconds, *, fun_name=None, **more):
+        if event in (TRACE, COMPILE):
+            found.append(f"{event.rpartition('/')[2]} of {fun_name}")
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def batch(k):
+    """Make the arrays and Python values of call k; call 1 differs from call 0 in every one."""
+    rng = np.random.default_rng(k)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(k, 1 + k, shape), jnp.float32)
+
+    number = [0.9, 0.8][k]
+    return types.SimpleNamespace(
+        x=normal(16, 6),
+        images=normal(4, 3, 3, 6),
+        shards=normal(DEVICES, 4, 6),
+        params=jbn.BatchNormParams(normal(6), normal(6)),
+        state=jbn.BatchNormState(normal(6), jnp.square(normal(6)), jnp.int32(k)),
+        mask=jnp.asarray(rng.random((16, 1)) < 0.7),
+        weights=jnp.asarray(rng.random((16, 6)), jnp.float32),
+        masks=jnp.asarray(rng.random((DEVICES, 4, 6)) < 0.7),
+        kernel=normal(5, 6),
+        momentum=jnp.float32(number),
+        epsilon=jnp.float32(1e-3 * (k + 1)),
+        number=number,
+    )
+
+
+# ---- Calls: (x, the rest) -> arrays --------------------------------------------------------------
+
+
+def train(x, v, function=jbn.batch_norm, **options):
+    return function(x, v.params, v.state, training=True, **options)
+
+
+def mapped(x, v, transform, **options):
+    """Call under a named axis, with a mask."""
+
+    def one(x, mask, params, state):
+        return jbn.batch_norm(x, params, state, training=True, mask=mask, axis_name="d", **options)
+
+    return transform(one)(x, v.masks, v.params, v.state)
+
+
+def vmapped(one):
+    return jax.vmap(one, axis_name="d", in_axes=(0, 0, None, None))
+
+
+def sharded(one):
+    def body(x, mask, params, state):
+        return jax.tree.map(lambda a: a[None], one(x[0], mask[0], params, state))
+
+    specs = (P("d"), P("d"), P(), P())
+    return jax.shard_map(body, mesh=mesh(("d", DEVICES)), in_specs=specs, out_specs=P("d"))
+
+
+def synchronized(x, v):
+    local = jax.vmap(lambda x: jbn.batch_norm(x, v.params, v.state, training=True)[1])(x)
+    return jax.vmap(lambda state: jbn.synchronize(state, axis_name="d"), axis_name="d")(local)
+
+
+def schedule(count):
+    return 0.9 * jnp.minimum(count, 10) / 10
+
+
+ghost = functools.partial(train, function=jbn.ghost_batch_norm, batch_size=6)
+renorm = functools.partial(train, function=jbn.batch_renorm)
+GROUPS = [[0, 3, 5], [1, 2, 4, 6, 7]]
+
+FUNCTIONS = {
+    "batch_norm": train,
+    "batch_norm of images": lambda x, v: train(v.images * x[0, 0], v),
+    "batch_norm, numbers": lambda x, v: train(x, v, momentum=v.number, epsilon=1 - v.number),
+    "batch_norm, arrays": lambda x, v: train(x, v, momentum=v.momentum, epsilon=v.epsilon),
+    "batch_norm, cumulative": lambda x, v: train(x, v, momentum=jbn.cumulative),
+    "batch_norm, debiased": lambda x, v: train(x, v, momentum=jbn.debiased(0.9)),
+    "batch_norm, own schedule": lambda x, v: train(x, v, momentum=schedule),
+    "batch_norm, mask": lambda x, v: train(x, v, mask=v.mask),
+    "batch_norm, weights": lambda x, v: train(x, v, mask=v.weights),
+    "batch_norm, bfloat16": lambda x, v: train(x.astype(jnp.bfloat16), v),
+    "batch_norm, evaluation": lambda x, v: jbn.batch_norm(x, v.params, v.state, training=False),
+    "batch_norm, vmap": lambda x, v: mapped(v.shards * x[0, 0], v, vmapped),
+    "batch_norm, vmap of groups": lambda x, v: mapped(
+        v.shards * x[0, 0], v, vmapped, axis_index_groups=GROUPS
+    ),
+    "batch_norm, shard_map": lambda x, v: mapped(v.shards * x[0, 0], v, sharded),
+    "ghost_batch_norm": ghost,
+    "ghost_batch_norm, weights": lambda x, v: ghost(x, v, mask=v.weights, momentum=v.number),
+    "batch_renorm": lambda x, v: renorm(x, v, r_max=1 / v.number, d_max=v.number),
+    "batch_renorm, arrays": lambda x, v: renorm(x, v, r_max=1 / v.momentum, d_max=v.momentum),
+    "batch_renorm, schedule": lambda x, v: renorm(
+        x, v, r_max=lambda count: 1 + schedule(count), d_max=schedule, momentum=jbn.cumulative
+    ),
+    "normalize": lambda x, v: jbn.normalize(x, v.state.mean, v.state.var, v.params),
+    "normalize_with_example": lambda x, v: jbn.normalize_with_example(
+        v.images * x[0, 0], v.state.mean, v.state.var, v.params, weight=v.number
+    ),
+    "moments": lambda x, v: jbn.moments(x),
+    "moments, weights": lambda x, v: jbn.moments(x, mask=v.weights),
+    "merge_moments": lambda x, v: jbn.merge_moments(jbn.moments(x[:8]), jbn.moments(x[8:])),
+    "update": lambda x, v: jbn.update(v.state, jbn.moments(x), momentum=v.number),
+    "synchronize": lambda x, v: synchronized(v.shards * x[0, 0], v),
+    "layer_norm": lambda x, v: jbn.layer_norm(x, v.params, epsilon=1 - v.number),
+    "group_norm": lambda x, v: jbn.group_norm(x, v.params, groups=2, epsilon=v.epsilon),
+    "instance_norm": lambda x, v: jbn.instance_norm(v.images * x[0, 0], v.params),
+    "weight_norm": lambda x, v: jbn.weight_norm(x, v.params.scale),
+    "weight_norm_init": lambda x, v: jbn.weight_norm_init(v.kernel, x),
+    "whiten": lambda x, v: jbn.whiten(x, groups=2, epsilon=1 - v.number),
+    "whiten, cholesky": lambda x, v: jbn.whiten(x, epsilon=v.epsilon, method="cholesky"),
+    "fold": lambda x, v: jbn.fold(v.kernel * x[0, 0], None, v.params, v.state),
+}
+LINEN = {
+    "BatchNorm": lambda: jbn.linen.BatchNorm(use_running_average=False),
+    "BatchNorm, evaluation": lambda: jbn.linen.BatchNorm(use_running_average=True),
+    "BatchNorm, debiased": lambda: jbn.linen.BatchNorm(
+        use_running_average=False, momentum=jbn.debiased(0.9)
+    ),
+    "GhostBatchNorm": lambda: linen_norms.GhostBatchNorm(use_running_average=False, batch_size=6),
+    "BatchRenorm": lambda: linen_norms.BatchRenorm(use_running_average=False),
+    "LayerNorm": linen_norms.LayerNorm,
+    "GroupNorm": lambda: linen_norms.GroupNorm(groups=2),
+    "InstanceNorm": linen_norms.InstanceNorm,
+    "MLP": lambda: Trained(MLP(hidden=(6, 6), norm=jbn.linen.BatchNorm)),
+}
+NNX = {
+    "BatchNorm": {},
+    "BatchNorm, evaluation": {"use_running_average": True},
+    "BatchNorm, cumulative": {"momentum": jbn.cumulative},
+}
+
+
+class Trained(nn.Module):
+    """A model in training mode."""
+
+    model: nn.Module
+
+    def __call__(self, x):
+        return self.model(x, training=True)
+
+
+def loss(outputs):
+    """Sum what is floating, each entry by another factor."""
+    leaves = [a for a in jax.tree.leaves(outputs) if jnp.issubdtype(a.dtype, jnp.floating)]
+    return sum((a.astype(jnp.float32) * factors(a.shape)).sum() for a in leaves)
+
+
+def factors(shape):
+    return jnp.asarray(np.cos(np.arange(np.prod(shape))).reshape(shape), jnp.float32)
+
+
+def run(name, v, gradient):
+    """Call a function, or its gradient by x and the parameters."""
+    function = FUNCTIONS[name]
+    if not gradient:
+        return function(v.x, v)
+
+    def of(x, params):
+        return loss(function(x, types.SimpleNamespace(**{**vars(v), "params": params})))
+
+    return jax.value_and_grad(of, (0, 1))(v.x, v.params)
+
+
+def layer_input(name, v):
+    """Take what the layer can normalize: instance norm needs positions."""
+    return v.images if name == "InstanceNorm" else v.x
+
+
+def run_linen(layer, variables, x, gradient):
+    def of(params):
+        all_variables = {**variables, "params": params}
+        y, moved = layer.apply(all_variables, x, mutable=["batch_stats"])
+        return loss(y), (y, moved)
+
+    if gradient:
+        return jax.value_and_grad(of, has_aux=True)(variables["params"])
+    return of(variables["params"])[1]
+
+
+def run_nnx(layer, x, gradient):
+    if gradient:
+        return nnx.value_and_grad(lambda layer: loss(layer(x)))(layer)
+    return layer(x)
+
+
+# ---- Tests ---------------------------------------------------------------------------------------
+
+PASSES = pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
+
+
+def test_what_is_counted():
+    # The events are those that JAX documents by name only: a fresh function is one of each.
+    x = jnp.ones(3)
+    double = jax.jit(lambda x: 2 * x)
+    with counted() as found:
+        double(x)
+    assert [line.split()[0] for line in found] == [
+        "jaxpr_trace_duration",
+        "backend_compile_duration",
+    ]
+    with counted() as found:
+        double(x)
+    assert not found
+
+
+@PASSES
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_compiles_once(name, gradient):
+    first, second = batch(0), batch(1)
+    run(name, first, gradient)
+    with counted() as found:
+        run(name, second, gradient)
+    assert [line for line in found if SHARD_MAP not in line] == []
+
+
+@PASSES
+@pytest.mark.parametrize("name", LINEN)
+def test_linen_layer_compiles_once(name, gradient):
+    first, x = (layer_input(name, batch(k)) for k in (0, 1))
+    variables = LINEN[name]().init(jax.random.key(0), first)
+    variables = {"params": {}, "batch_stats": {}, **variables}
+    run_linen(LINEN[name](), variables, first, gradient)
+    with counted() as found:
+        run_linen(LINEN[name](), variables, x, gradient)
+    assert [line for line in found if line != f"jaxpr_trace_duration of {INITIALIZER}"] == []
+
+
+@PASSES
+@pytest.mark.parametrize("name", NNX)
+def test_nnx_layer_compiles_once(name, gradient):
+    layer = jbn.nnx.BatchNorm(6, rngs=nnx.Rngs(0), **NNX[name])
+    run_nnx(layer, batch(0).x, gradient)
+    x = batch(1).x
+    with counted() as found:
+        run_nnx(layer, x, gradient)
+    assert found == []
+
+
+# One of each kind of program; operations one by one take their time.
+BY_OPERATIONS = ("batch_norm", "batch_norm, weights", "batch_norm, vmap", "ghost_batch_norm",
+                 "batch_renorm", "moments", "layer_norm", "whiten")  # fmt: skip
+
+
+@PASSES
+@pytest.mark.parametrize("name", BY_OPERATIONS)
+def test_disabled_jit_gives_the_same(name, gradient):
+    v = batch(1)
+    want = run(name, v, gradient)
+    with jax.disable_jit():
+        got = run(name, v, gradient)
+    # Another order of summation, in the loss as well.
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        size = max(1.0, float(jnp.abs(jnp.asarray(b, jnp.float32)).max()))
+        assert_close(
+            np.asarray(a, np.float64) / size, np.asarray(b, np.float64) / size, F32_GRADIENT
+        )
+
+
+# What is made on the host at every call would be refused: constants, defaults, Python numbers.
+GUARDED = ("batch_norm", "batch_norm, arrays", "batch_norm, mask", "batch_norm, weights",
+           "batch_norm, cumulative", "batch_norm, debiased", "batch_norm, evaluation",
+           "ghost_batch_norm", "normalize", "moments", "layer_norm", "weight_norm")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_function_transfers_nothing(name):
+    v = batch(0)
+    run(name, v, gradient=False)
+    with jax.transfer_guard("disallow"):
+        run(name, v, gradient=False)
+
+
+@pytest.mark.parametrize("name", LINEN)
+def test_linen_layer_transfers_nothing(name):
+    if name == "MLP":
+        pytest.skip("Flax's own Dense is the model's")
+    x = layer_input(name, batch(0))
+    layer = LINEN[name]()
+    variables = layer.init(jax.random.key(0), x)
+    layer.apply(variables, x, mutable=["batch_stats"])
+    with jax.transfer_guard("disallow"):
+        layer.apply(variables, x, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("name", NNX)
+def test_nnx_layer_transfers_nothing(name):
+    x = batch(0).x
+    layer = jbn.nnx.BatchNorm(6, rngs=nnx.Rngs(0), **NNX[name])
+    layer(x)
+    with jax.transfer_guard("disallow"):
+        layer(x)
