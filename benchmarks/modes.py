@@ -11,6 +11,7 @@ The batch has another mean, and with a mask another count, on every device: an a
 the counts shows. `tests/test_modes.py` asserts this same table.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, PyTree
 
@@ -32,7 +33,7 @@ from jbn import BatchNormParams, BatchNormState
 
 DEVICES = 8
 # Examples, sharded; steps, micro-batches, models or slices of a device; space; features.
-SHAPE = (16, 2, 3, 5)
+SHAPE = (16, 2, 3, 6)
 PARTS = SHAPE[1]
 MOMENTUM, EPSILON = 0.75, 1e-2
 
@@ -195,7 +196,8 @@ class Spread(NamedTuple):
     `over` makes a step of all devices from one that pools over `name`. In it the state has a
     leading axis: of devices if `own` or with groups, else one copy for all devices that agree.
     Statistics are pooled over `pooled` devices: i * 8 / pooled + j over all i, for each j.
-    `jit` says that it may be compiled whole. `missing` is the reason why there are no groups.
+    `jit` says that it may be compiled whole, `context` in which. `missing` is the reason why there
+    are no groups.
     """
 
     over: Callable[[Step, Groups | None], Step]
@@ -203,6 +205,7 @@ class Spread(NamedTuple):
     own: bool = False
     pooled: int = DEVICES
     jit: bool = True
+    context: Callable[[], Any] = contextlib.nullcontext
     missing: str | None = None
 
 
@@ -276,6 +279,46 @@ def by_sharding(step: Step, groups: Groups | None) -> Step:
     return run
 
 
+def two_dimensional(kind: AxisType) -> Mesh:
+    """Make a mesh of 4x2 with Explicit axes, as `jax.make_mesh` does by default, or Auto ones."""
+    return jax.make_mesh((4, 2), ("batch", "model"), axis_types=(kind, kind))
+
+
+def on_mesh(kind: AxisType) -> Any:
+    """Make such a mesh that of the context."""
+    return jax.sharding.set_mesh(two_dimensional(kind))
+
+
+def by_mesh(kind: AxisType, features: bool) -> Callable[[Step, Groups | None], Step]:
+    """Spread by a mesh of 4x2: the batch over its first axis, and, if asked for, C over the second.
+
+    Parameters and statistics are sharded like the features; the new state must be as the old one.
+    """
+
+    def over(step: Step, groups: Groups | None) -> Step:
+        own_step = jax.jit(step)
+
+        def run(x, mask, params, state):
+            model = "model" if features else None
+            batch, vector = P("batch", None, None, model), P(model)
+
+            def place(tree: Any, spec: Any) -> Any:
+                on = NamedSharding(two_dimensional(kind), spec)
+                return jax.tree.map(lambda a: jax.device_put(a, on), tree)
+
+            mean, var, count = (a[0] for a in state)
+            state = BatchNormState(*place((mean, var), vector), place(count, P()))
+            y, new = own_step(*place((x, mask), batch), place(params, vector), state)
+            if any(jax.typeof(a) != jax.typeof(b) for a, b in zip(state, new, strict=True)):
+                raise TypeError(f"Expected a new state like {state}, got {new}.")
+            y, new = place((y, new), P())
+            return y, jax.tree.map(lambda a: jnp.stack([a] * DEVICES), new)
+
+        return run
+
+    return over
+
+
 NO_AXIS = (
     "In jit over sharded arrays there is no axis to have groups of: reshape the batch "
     "to (groups, N / groups, ...) and vmap over the groups, or use a 2-D mesh"
@@ -292,6 +335,18 @@ SPREADS = {
     "shard_map unchecked": Spread(by_shard_map(check=False)),
     "vmap": Spread(by_map(jax.vmap), own=True),
     IN_JIT: Spread(by_sharding, name=None, missing=NO_AXIS),
+}
+MESHES = {
+    f"{IN_JIT}, {kind.name} mesh{', features too' * features}": Spread(
+        by_mesh(kind, features),
+        name=None,
+        own=True,
+        jit=False,
+        missing=NO_AXIS,
+        context=functools.partial(on_mesh, kind),
+    )
+    for kind in (AxisType.Explicit, AxisType.Auto)
+    for features in (False, True)
 }
 TWO_AXES = {
     "both of two axes, shard_map": Spread(by_shard_map(True, TWO), ("a", "b")),
@@ -338,7 +393,7 @@ def ways() -> dict[str, Way]:
         spread = SPREADS[name]
         found[f"{name} of checkpoint"] = Way(spread, lambda n, g: jax.checkpoint(norm(n, g)))
         found[f"{name} of accumulation"] = Way(spread, accumulated)
-    found |= {name: Way(spread) for name, spread in TWO_AXES.items()}
+    found |= {name: Way(spread) for name, spread in (TWO_AXES | MESHES).items()}
     found["shard_map of vmap of models"] = Way(
         checked, lambda n, g: models(norm(n, g)), models_in_turn(PLAIN), (PARTS,)
     )
@@ -426,7 +481,8 @@ def on_devices(
 ) -> tuple[Array, list[np.ndarray], Arguments]:
     """Run a row; return y, every device's copy of the new state's arrays, and the gradient."""
     program = spread_program(row, partition)
-    (_, (y, new)), gradient = program(arguments, mask, count, cotangents)
+    with row.spread.context():
+        (_, (y, new)), gradient = program(arguments, mask, count, cotangents)
     return y, [every_copy(leaf) for leaf in new], gradient
 
 
