@@ -307,7 +307,8 @@ def by_mesh(kind: AxisType, features: bool) -> Callable[[Step, Groups | None], S
                 return jax.tree.map(lambda a: jax.device_put(a, on), tree)
 
             mean, var, count = (a[0] for a in state)
-            state = BatchNormState(*place((mean, var), vector), place(count, P()))
+            mean, var = place((mean, var), vector)
+            state = BatchNormState(mean, var, place(count, P()))
             y, new = own_step(*place((x, mask), batch), place(params, vector), state)
             if any(jax.typeof(a) != jax.typeof(b) for a, b in zip(state, new, strict=True)):
                 raise TypeError(f"Expected a new state like {state}, got {new}.")

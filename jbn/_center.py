@@ -5,8 +5,9 @@ taken of `deviation = x - pivot` with a pivot near the mean, and three rules kee
 - pivot and remainder (the mean of the deviation) are not rounded into one number before x is
   normalized: (x - pivot) - remainder has an error of 1e-6 where x - (pivot + remainder) has 4e-3;
 - devices exchange (pivot, remainder, std, count) and merge those, not sums about zero;
-- neither y nor a gradient goes by a square or a cube in units of x, which float32 cannot hold
-  beyond 1e19 or 1e13: the variance is that of `deviation * rstd`, rstd = 1 / sqrt(var + epsilon).
+- neither y nor a gradient goes by a square or a cube that float32 cannot hold: deviations beyond
+  1e9 are kept in a unit, a power of two for each feature, and what is differentiated is the
+  variance relative to var + epsilon.
 
 References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983: shifted
 sums, merge of parts. Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 1 and section 3.
@@ -41,13 +42,14 @@ class Centered(NamedTuple):
     """A batch about its pivot. Vectors keep x's rank, with 1 where an axis was reduced.
 
     A device's deviation is from its own pivot; `remainder` is the mean of all devices minus that,
-    so `deviation - remainder` is exact on each of them, unlike x - mean.
-    `residual` stands for the deviation, see `_deviation`. `rstd` is 1 / sqrt(var + epsilon) up to
-    rounding, a constant to the derivative; y goes by `relative_var` = var rstd^2 instead of var.
+    so `deviation - remainder` is exact on each of them, unlike x - mean. `residual` stands for the
+    deviation times `per_unit`, see `_deviation`. `rstd` is 1 / sqrt(var + epsilon) up to rounding,
+    a constant to the derivative; y goes by `relative_var` = var rstd^2 instead of var.
     """
 
     residual: Array
     pivot: Array
+    per_unit: Array
     remainder: Array
     rstd: Array
     relative_var: Array
@@ -73,11 +75,12 @@ class Centered(NamedTuple):
         var = like(var.astype(self.rstd.dtype), self.rstd)
         mean = like(mean.astype(dtype), self.pivot)
         residual, pivot = _from_pivot(
-            jax.lax.stop_gradient(_as_pivot(mean)), ~has, self.residual, self.pivot
+            jax.lax.stop_gradient(_as_pivot(mean)), ~has, self.residual, self.pivot, self.per_unit
         )
         rstd = jnp.where(has, self.rstd, jax.lax.stop_gradient(_rstd(var, epsilon)))
         # What is masked may be so far off that it would be infinite, and NaN in the gradient.
-        within = jnp.isfinite(_deviation(residual, pivot) * rstd.astype(dtype))
+        deviation = _deviation(residual, pivot, self.per_unit)
+        within = jnp.isfinite(deviation * (rstd / self.per_unit).astype(dtype))
         nearby = 0 if residual.dtype == dtype else pivot.astype(residual.dtype)
         return self._replace(
             residual=jnp.where(within, residual, nearby),
@@ -90,19 +93,20 @@ class Centered(NamedTuple):
     def affine_coefficients(
         self, scale: Array | None, bias: Array | None, epsilon: ArrayLike
     ) -> tuple[Array, Array]:
-        """Compute a and b of y = (deviation * rstd) * a + b, from vectors scale and bias."""
+        """Compute a and b of y = (deviation * per_unit) * a + b, from vectors scale and bias."""
         dtype, rstd = self.pivot.dtype, self.rstd
         # 1 but for the rounding of rstd.
         relative = self.relative_var + jnp.asarray(epsilon, rstd.dtype) * rstd * rstd
-        a = jax.lax.rsqrt(relative).astype(dtype)
+        gain = jax.lax.rsqrt(relative).astype(dtype)
         if scale is not None:
-            a = a * scale.astype(dtype)
-        b = -(self.remainder * rstd.astype(dtype)) * a
+            gain = gain * scale.astype(dtype)
+        b = -(self.remainder * rstd.astype(dtype)) * gain
+        a = (rstd / self.per_unit).astype(dtype) * gain
         return a, b if bias is None else b + bias.astype(dtype)
 
     def scale_and_shift(self, a: Array, b: Array) -> Array:
-        """Compute (deviation * rstd) * a + b, keeping `residual` and vectors for the backward."""
-        return _scale_and_shift(self.residual, self.pivot, self.rstd, a, b)
+        """Compute (deviation * per_unit) * a + b, keeping `residual` and vectors for backward."""
+        return _scale_and_shift(self.residual, self.pivot, self.per_unit, a, b)
 
     def normalize(self, scale: Array | None, bias: Array | None, epsilon: ArrayLike) -> Array:
         """Compute y = scale * (x - mean) / sqrt(var + epsilon) + bias, from vectors."""
@@ -138,11 +142,13 @@ def center(
         x = jnp.where(_has(weights) | jnp.isfinite(x), x, 0)
     epsilon = jnp.asarray(epsilon, jnp.finfo(wide_dtype(x.dtype)).dtype)
     out = _center(x, weights, unit, jax.lax.stop_gradient(epsilon), axes, pool)
-    pivot, shared, rstd = jax.lax.stop_gradient((out.pivot, out.shared, out.rstd))
+    constants = out.pivot, out.per_unit, out.shared, out.rstd
+    pivot, per_unit, shared, rstd = jax.lax.stop_gradient(constants)
     remainder = out.remainder if pool is None else (shared - pivot) + out.remainder
     return Centered(
         residual=out.residual,
         pivot=pivot,
+        per_unit=per_unit,
         remainder=remainder,
         rstd=rstd,
         relative_var=out.relative_var,
@@ -167,34 +173,37 @@ def _rstd(var: Array, epsilon: ArrayLike) -> Array:
     return 1 / jnp.hypot(jnp.sqrt(var), jnp.sqrt(jnp.asarray(epsilon, var.dtype)))
 
 
-def _deviation(residual: Array, pivot: Array) -> Array:
-    """Deviation from the pivot: the residual, or, for x in half precision, made anew from x.
+def _deviation(residual: Array, pivot: Array, per_unit: Array) -> Array:
+    """Deviation from the pivot, times per_unit: the residual, or, for x in half precision, made
+    anew from x.
 
     The deviation of a float16 or bfloat16 x is float32 and would take twice x's memory.
     """
-    return residual if residual.dtype == pivot.dtype else residual.astype(pivot.dtype) - pivot
+    if residual.dtype == pivot.dtype:
+        return residual
+    return (residual.astype(pivot.dtype) - pivot) * per_unit.astype(pivot.dtype)
 
 
 def _from_pivot(
-    pivot: Array, empty: Array, residual: Array, old_pivot: Array
+    pivot: Array, empty: Array, residual: Array, old_pivot: Array, per_unit: Array
 ) -> tuple[Array, Array]:
     """Take the residual from another pivot where nothing has weight, so that the old one is 0."""
     if residual.dtype == pivot.dtype:
-        residual = jnp.where(empty, residual - pivot, residual)
+        residual = jnp.where(empty, residual - pivot * per_unit.astype(pivot.dtype), residual)
     return residual, jnp.where(empty, pivot, old_pivot)
 
 
 # Under `checkpoint` what is kept for the backward pass are the arguments, not the deviation.
 @functools.partial(jax.checkpoint, prevent_cse=False)
-def _scale_and_shift(residual: Array, pivot: Array, rstd: Array, a: Array, b: Array) -> Array:
-    return (_deviation(residual, pivot) * rstd.astype(pivot.dtype)) * a + b
+def _scale_and_shift(residual: Array, pivot: Array, per_unit: Array, a: Array, b: Array) -> Array:
+    return _deviation(residual, pivot, per_unit) * a + b
 
 
 # ---- The batch and its derivative ----------------------------------------------------------------
 
 
 class _Out(NamedTuple):
-    """What `_center` returns. pivot, residual and share are this device's, the rest is of all.
+    """What `_center` returns. residual, pivot, per_unit, share are this device's, the rest of all.
 
     The mean of all is shared + remainder. `share` is what one unit of this device's weights has
     of the total weight: 1 / n where all weigh 1.
@@ -202,6 +211,7 @@ class _Out(NamedTuple):
 
     residual: Array
     pivot: Array
+    per_unit: Array
     shared: Array
     remainder: Array
     rstd: Array
@@ -243,12 +253,13 @@ def _center(
         whole = pooled(pool, *parts, equal=weights is None)
     residual, pivot = part.residual, part.pivot
     if pool is not None and weights is not None:  # y is computed where all is masked, too.
-        residual, pivot = _from_pivot(whole.pivot, ~_has(n), residual, pivot)
+        residual, pivot = _from_pivot(whole.pivot, ~_has(n), residual, pivot, part.per_unit)
     rstd = 1 / jnp.hypot(whole.std, jnp.sqrt(epsilon))
     total = jnp.where(_has(whole.relative_count), whole.relative_count, 1)
     return _Out(
         residual=residual,
         pivot=pivot,
+        per_unit=part.per_unit,
         shared=whole.pivot,
         remainder=whole.remainder,
         rstd=rstd,
@@ -275,6 +286,8 @@ def _center_jvp(axes, pool, primals, tangents):
         sums = pool.sum(sums)
     dout = jax.tree.map(jnp.zeros_like, out)
     dvar = sums[1].real * finite(jnp.square(1 / out.rstd))
+    if out.residual.dtype == out.pivot.dtype:
+        dx = dx * out.per_unit.astype(dx.dtype)
     dout = dout._replace(residual=dx, remainder=sums[0], relative_var=sums[1].real, var=dvar)
     if dweights is not None:
         grown, effective = sums[2].real, out.effective_count
@@ -295,26 +308,28 @@ def _tangent_sums(
     the sum: its factor is a vector. Where weights are differentiated, d n / n and
     sum(w dw) / n^2 as well.
     """
-    mean = out.remainder
-    dx = dx.astype(mean.dtype)
-    rstd, share = out.rstd.astype(mean.dtype), out.share.astype(mean.dtype)
-    deviation = _deviation(out.residual, out.pivot)
+    dtype = out.pivot.dtype
+    per_unit, share = out.per_unit.astype(dtype), out.share.astype(dtype)
+    unit, rate = (1 / out.per_unit).astype(dtype), (out.rstd / out.per_unit).astype(dtype)
+    dx, mean = dx.astype(dtype) * per_unit, out.remainder * per_unit
+    deviation = _deviation(out.residual, out.pivot, out.per_unit)
     wdx, weighed = dx, deviation
     if weights is not None:
         wdx, weighed = _weigh(dx, weights), jnp.where(_has(weights), deviation, 0)
     total = jnp.sum(wdx, axes, keepdims=True)
-    products = _inner(weighed * rstd, wdx * rstd, axes)
-    sums = [total, 2 * (products - (jnp.conj(mean * rstd) * (total * rstd)).real)]
-    shares = [share, share]
+    products = _inner(weighed, wdx, axes) - (jnp.conj(mean) * total).real
+    sums = [total * unit * share, 2 * (products * rate * share) * rate]
     if dweights is not None and weights is not None:
         dw, w = (jnp.broadcast_to(v, deviation.shape) for v in (dweights, weights))
         centered = deviation - mean
-        spread = abs_squared(centered * rstd) - out.relative_var
-        sums[0] += jnp.sum(dw.astype(mean.dtype) * centered, axes, keepdims=True)
-        sums[1] += jnp.sum(dw * spread, axes, keepdims=True)
-        sums += [jnp.sum(v, axes, keepdims=True) for v in (dw, dw * w)]
-        shares += [share, share * share]
-    return jnp.stack([s.astype(mean.dtype) * k for s, k in zip(sums, shares, strict=True)])
+        spread = abs_squared(centered * rate) - out.relative_var
+        first = jnp.sum(dw.astype(dtype) * centered, axes, keepdims=True)
+        sums[0] += first * unit * share
+        of_weights = [jnp.sum(v, axes, keepdims=True) for v in (dw * spread, dw, dw * w)]
+        second, grown, squares = (v.astype(dtype) * share for v in of_weights)
+        sums[1] += second
+        sums += [grown, squares * share]
+    return jnp.stack([s.astype(dtype) for s in sums])
 
 
 # ---- Sums over this device's part ----------------------------------------------------------------
@@ -325,6 +340,7 @@ class _Part(NamedTuple):
 
     residual: Array
     pivot: Array
+    per_unit: Array
     remainder: Array
     std: Array
     var: Array
@@ -352,8 +368,10 @@ def _shift(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...
     n = _count(weights, x, axes)
     # Divided first, for the sum may overflow where the mean does not.
     mean = jnp.sum(_weigh(wide, weights) * _inverse(n).astype(wide.dtype), axes, keepdims=True)
-    unit = _unit(wide, weights, epsilon, axes) if _may_overflow(x) else None
-    return _about(_as_pivot(mean), x, weights, axes, unit)
+    unit = jnp.ones_like(mean.real)
+    if _may_overflow(x):
+        unit = _unit(wide, weights, epsilon, axes)
+    return _about(_as_pivot(mean), unit, x, weights, axes)
 
 
 def _shift_if_needed(
@@ -365,28 +383,30 @@ def _shift_if_needed(
     second = _mean(wide, weights, axes, squared=True)
     var = jnp.maximum(second - abs_squared(mean), 0)
     calm = abs_squared(mean) <= WELL_CONDITIONED * var
-    # Else the squares overflow, or vanish though epsilon is as small as they are.
-    in_range = jnp.isfinite(second) & (second + epsilon > jnp.finfo(second.dtype).tiny ** 0.5)
+    # Else squares of x overflow, or vanish though epsilon is as small as they are.
+    limits = jnp.finfo(second.dtype)
+    in_range = (second < limits.max**0.5) & (second + epsilon > limits.tiny**0.5)
 
-    def about_zero(x: Array) -> _Part:
-        return _Part(x, jnp.zeros_like(mean), mean, jnp.sqrt(var), var)
-
-    def about_mean(x: Array) -> _Part:
-        return _about(_as_pivot(mean), x, weights, axes, None)
-
-    def in_unit(x: Array) -> _Part:
+    def scaled(x: Array) -> tuple[Array, Array]:
         wide = x.astype(mean.dtype)
         unit = _unit(wide, weights, epsilon, axes)
         divisor = unit.astype(wide.dtype)
-        pivot = _as_pivot(_mean(wide / divisor, weights, axes) * divisor)
-        return _about(pivot, x, weights, axes, unit)
+        return _as_pivot(_mean(wide / divisor, weights, axes) * divisor), unit
 
-    shifts = _anywhere(jnp.any(~(calm & in_range))).astype(jnp.int32)
-    # In this order: were the one that only returns x not the first, XLA would copy x in it.
-    if not _may_overflow(x):
-        return jax.lax.switch(shifts, [about_zero, about_mean], x)
-    scales = _anywhere(jnp.any(~in_range)).astype(jnp.int32)
-    return jax.lax.switch(shifts + scales, [about_zero, about_mean, in_unit], x)
+    def plain(x: Array) -> tuple[Array, Array]:
+        return _as_pivot(mean), jnp.ones_like(var)
+
+    def about_mean(x: Array, *_: Array) -> _Part:
+        if not _may_overflow(x):
+            return _about(_as_pivot(mean), jnp.ones_like(var), x, weights, axes)
+        # Of these branches only vectors come back: XLA would copy an array.
+        pivot, unit = jax.lax.cond(_anywhere(jnp.any(~in_range)), scaled, plain, x)
+        return _about(pivot, unit, x, weights, axes)
+
+    # The other branch returns its arguments: for anything else XLA would copy x in it.
+    about_zero = _Part(x, jnp.zeros_like(mean), jnp.ones_like(var), mean, jnp.sqrt(var), var)
+    shifts = _anywhere(jnp.any(~(calm & in_range)))
+    return jax.lax.cond(shifts, about_mean, lambda *part: _Part(*part), *about_zero)
 
 
 @jax.custom_batching.custom_vmap
@@ -437,19 +457,22 @@ def power_of_two(x: Array) -> Array:
 
 
 def _about(
-    pivot: Array, x: Array, weights: Array | None, axes: tuple[int, ...], unit: Array | None
+    pivot: Array, unit: Array, x: Array, weights: Array | None, axes: tuple[int, ...]
 ) -> _Part:
     """Take the moments about a pivot, by sums in a unit of x."""
-    deviation = x.astype(pivot.dtype) - pivot
-    inside = deviation if unit is None else deviation / unit.astype(pivot.dtype)
-    remainder = _mean(inside, weights, axes)
-    second = _mean(inside, weights, axes, squared=True)
-    var = jnp.maximum(second - abs_squared(remainder), 0)
-    std, residual = jnp.sqrt(var), deviation if x.dtype == pivot.dtype else x
-    if unit is not None:
-        remainder, std = remainder * unit.astype(pivot.dtype), std * unit
-        var = finite(var * unit * unit)
-    return _Part(residual, pivot, remainder, std, var)
+    wide, per_unit = unit.astype(pivot.dtype), 1 / unit
+    deviation = (x.astype(pivot.dtype) - pivot) * per_unit.astype(pivot.dtype)
+    mean = _mean(deviation, weights, axes)
+    second = _mean(deviation, weights, axes, squared=True)
+    var = jnp.maximum(second - abs_squared(mean), 0)
+    return _Part(
+        residual=deviation if x.dtype == pivot.dtype else x,
+        pivot=pivot,
+        per_unit=per_unit,
+        remainder=mean * wide,
+        std=jnp.sqrt(var) * unit,
+        var=finite(var * unit * unit),
+    )
 
 
 def _mean(

@@ -98,9 +98,9 @@ def _whiten(
     centered = center(x, axes, None, None, 1.0)
     # In units of the largest deviation, whose square may overflow.
     unit = jax.lax.stop_gradient(power_of_two(jnp.max(1 / centered.rstd)))
-    ones = jnp.broadcast_to(1 / (centered.rstd * unit), centered.pivot.shape)
+    scale = jnp.broadcast_to(1 / (centered.per_unit * unit), centered.pivot.shape)
     shift = -centered.remainder / unit
-    rows = _rows(centered.scale_and_shift(ones, shift), feature, groups)
+    rows = _rows(centered.scale_and_shift(scale, shift), feature, groups)
     # Highest: by default accelerators multiply in fewer bits, and W is the inverse of this.
     values = math.prod(rows.shape[:-2])
     batch = "abcdefh"[: rows.ndim - 2]
