@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jbn._batches import fold
+from jbn._inputs import as_array
 
 State = TypeVar("State")
 
@@ -67,7 +68,7 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     """
     check_step(step, "step, state, batches")
     leaves, treedef = jax.tree.flatten(state)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    leaves = [as_array("state", leaf, "Pass a pytree of arrays.") for leaf in leaves]
     moving = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
 
     def split(leaves: list[Array]) -> tuple[list[Array], list[Array]]:

@@ -22,7 +22,7 @@ from jbn._diagnostic_checks import (
     check_number,
     precise,
 )
-from jbn._layer_trees import as_array, describe
+from jbn._inputs import as_array, describe
 from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormState, is_statistics
 

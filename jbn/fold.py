@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn._layer_trees import as_array, as_arrays, as_params, as_state
+from jbn._inputs import as_array
+from jbn._layer_trees import as_arrays, as_params, as_state
 from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormParams, BatchNormState
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from jbn._arguments import check_flag, check_state, weight_of_old
+from jbn._inputs import check_fields, describe
 from jbn._schedules import Schedule
 from jbn.moments import effective_count
 from jbn.types import BatchNormState, Moments, WeightedMoments
@@ -59,9 +60,10 @@ def update(
     unbiased = check_flag("unbiased", unbiased)
     if not isinstance(moments, (Moments, WeightedMoments)):
         raise TypeError(
-            f"Expected `moments` to be jbn.Moments, got {type(moments).__name__}. "
+            f"Expected `moments` to be jbn.Moments, got {describe(moments)}. "
             "Take them with jbn.moments(x)."
         )
+    check_fields("moments", moments)
     shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(moments)}
     if shapes != {jnp.shape(state.mean)}:
         raise ValueError(

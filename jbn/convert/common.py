@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from jbn._layer_trees import as_arrays, as_params, as_state, describe
+from jbn._inputs import describe
+from jbn._layer_trees import as_arrays, as_params, as_state
 from jbn._schedules import Schedule
 from jbn.types import BatchNormParams, BatchNormState
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn.convert.common import (
     ConversionError,
     Converted,

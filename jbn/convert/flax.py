@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn.convert.common import (
     ConversionError,
     Converted,

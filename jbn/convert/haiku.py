@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn.convert.common import (
     ConversionError,
     Converted,

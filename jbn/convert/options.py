@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn._schedules import Debiased, FirstBatch, cumulative
 from jbn.convert.common import ConversionError, Options, option_problems
 

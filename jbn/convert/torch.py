@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn._schedules import cumulative
 from jbn.convert.common import (
     ConversionError,
