@@ -223,11 +223,11 @@ class Normalized:
 
     @functools.cached_property
     def corrected_size(self) -> Values:
-        """Size of the terms of `corrected`."""
+        """Size of the terms of `corrected`, 1 at least: less is little beside scale and bias."""
         size = self.deviation_size * self.rstd[self.labels]
-        if self.r is None or self.d is None:
-            return size
-        return size * self.r[self.labels] + np.abs(self.d)[self.labels]
+        if self.r is not None and self.d is not None:
+            size = size * self.r[self.labels] + np.abs(self.d)[self.labels]
+        return np.maximum(size, 1)
 
     @property
     def gain(self) -> Values:

@@ -318,13 +318,16 @@ def draw(seed: int) -> Case:
     x = scale * own[label.statistic] * (far[label.statistic] + noise)
 
     arrays: Arrays = {}
-    garbage = np.zeros(x.shape, bool)
+    garbage = unseen = np.zeros(x.shape, bool)
     if signature.mask:
         mask = draw_mask(rng, signature, label)
         arrays["mask"] = mask
         if rng.random() < 0.5:
             garbage = np.broadcast_to(mask == 0, x.shape)
             x = np.where(garbage, rng.choice([np.nan, np.inf, -np.inf, 1e30], x.shape), x)
+        # One value has variance 0: what is masked beside it is blown up by 1 / sqrt(epsilon).
+        left = np.bincount(label.statistic.ravel(), np.broadcast_to(mask > 0, x.shape).ravel())
+        unseen = garbage | (np.broadcast_to(mask == 0, x.shape) & (left[label.statistic] == 1))
     epsilon = np.float32(1e-5 if rng.random() < 0.4 else 10.0 ** rng.uniform(-30, -3))
     rstd = 1 / math.hypot(scale, math.sqrt(epsilon))
     if signature.function != "moments":
@@ -352,7 +355,7 @@ def draw(seed: int) -> Case:
         of_state = part != "y" or signature.function == "moments"
         if signature.function != "moments":
             dy = of_y * normal(rng, x.shape, wide)
-            cotangents["y"] = np.where(garbage, 0, dy).astype(dtype)
+            cotangents["y"] = np.where(unseen, 0, dy).astype(dtype)
         if signature.function in (*STATEFUL, "moments"):
             state = signature.feature_shape
             if signature.spread:

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
+from jbn._dtypes import wide_dtype
+from jbn._sharding import like
 from jbn.collectives import Pool
 from jbn.types import Moments, WeightedMoments
 
@@ -66,14 +68,23 @@ class Centered(NamedTuple):
         return _moments(mean, var, self.count, self.effective_count)
 
     def or_running(self, mean: Array, var: Array, epsilon: ArrayLike) -> "Centered":
-        """Put running statistics, vectors, where nothing has weight."""
-        var = var.astype(self.rstd.dtype)
-        mean = mean.astype(self.pivot.dtype) - self.pivot
-        rstd = jnp.where(self.has_weight, self.rstd, jax.lax.stop_gradient(_rstd(var, epsilon)))
+        """Put running statistics, vectors, where nothing has weight: for whatever has a mask."""
+        dtype, has = self.pivot.dtype, self.has_weight
+        var = like(var.astype(self.rstd.dtype), self.rstd)
+        mean = like(mean.astype(dtype), self.pivot)
+        residual, pivot = _from_pivot(
+            jax.lax.stop_gradient(_as_pivot(mean)), ~has, self.residual, self.pivot
+        )
+        rstd = jnp.where(has, self.rstd, jax.lax.stop_gradient(_rstd(var, epsilon)))
+        # What is masked may be so far off that it would be infinite, and NaN in the gradient.
+        within = jnp.isfinite(_deviation(residual, pivot) * rstd.astype(dtype))
+        nearby = 0 if residual.dtype == dtype else pivot.astype(residual.dtype)
         return self._replace(
-            remainder=jnp.where(self.has_weight, self.remainder, mean),
+            residual=jnp.where(within, residual, nearby),
+            pivot=pivot,
+            remainder=jnp.where(has, self.remainder, mean - pivot),
             rstd=rstd,
-            relative_var=jnp.where(self.has_weight, self.relative_var, var * rstd * rstd),
+            relative_var=jnp.where(has, self.relative_var, var * rstd * rstd),
         )
 
     def affine_coefficients(
@@ -118,33 +129,28 @@ def center(
     unit = None
     if weights is not None:
         if weights.dtype != jnp.bool_:
-            weights = weights.astype(jnp.finfo(wide_dtype(x)).dtype)
+            weights = weights.astype(jnp.finfo(wide_dtype(x.dtype)).dtype)
             weights = jnp.where(weights < 0, 0, weights)
             largest = jnp.max(weights, axes, keepdims=True)
             unit = jax.lax.stop_gradient(jnp.where(largest > 0, power_of_two(largest), 1))
             weights = weights / unit
         # y is computed where x is masked; NaN there must not reach a gradient.
         x = jnp.where(_has(weights) | jnp.isfinite(x), x, 0)
-    epsilon = jnp.asarray(epsilon, jnp.finfo(wide_dtype(x)).dtype)
+    epsilon = jnp.asarray(epsilon, jnp.finfo(wide_dtype(x.dtype)).dtype)
     out = _center(x, weights, unit, jax.lax.stop_gradient(epsilon), axes, pool)
-    pivot, shared = jax.lax.stop_gradient((out.pivot, out.shared))
+    pivot, shared, rstd = jax.lax.stop_gradient((out.pivot, out.shared, out.rstd))
     remainder = out.remainder if pool is None else (shared - pivot) + out.remainder
     return Centered(
         residual=out.residual,
         pivot=pivot,
         remainder=remainder,
-        rstd=jax.lax.stop_gradient(out.rstd),
+        rstd=rstd,
         relative_var=out.relative_var,
         mean=shared + out.remainder,
         var=out.var,
         count=out.count,
         effective_count=out.effective_count,
     )
-
-
-def wide_dtype(x: Array) -> jnp.dtype:
-    """Dtype of arithmetic and statistics: float32 at least."""
-    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def rstd(var: Array, epsilon: ArrayLike) -> Array:
@@ -167,6 +173,15 @@ def _deviation(residual: Array, pivot: Array) -> Array:
     The deviation of a float16 or bfloat16 x is float32 and would take twice x's memory.
     """
     return residual if residual.dtype == pivot.dtype else residual.astype(pivot.dtype) - pivot
+
+
+def _from_pivot(
+    pivot: Array, empty: Array, residual: Array, old_pivot: Array
+) -> tuple[Array, Array]:
+    """Take the residual from another pivot where nothing has weight, so that the old one is 0."""
+    if residual.dtype == pivot.dtype:
+        residual = jnp.where(empty, residual - pivot, residual)
+    return residual, jnp.where(empty, pivot, old_pivot)
 
 
 # Under `checkpoint` what is kept for the backward pass are the arguments, not the deviation.
@@ -213,24 +228,27 @@ def _center(
     one array and vectors, and forward mode and second order come from the same few lines.
     """
     n = _count(weights, x, axes)
-    # A device without any weight takes its pivot from all values: y is computed there, too.
-    present = None if weights is None else jnp.where(_has(n), weights, jnp.ones_like(weights))
-    residual, *part = _local(x, present, epsilon, axes)
-    n = jnp.broadcast_to(n, part[-1].shape)
-    unit = jnp.ones_like(n) if unit is None else jnp.broadcast_to(unit, n.shape)
+    part = _local(x, weights, epsilon, axes)
+    n = like(n, part.std)
+    unit = jnp.ones_like(n) if unit is None else like(unit, n)
     effective = None
     if weights is not None and weights.dtype != jnp.bool_:
-        squares = _count(jnp.square(weights), x, axes)
+        squares = like(_count(jnp.square(weights), x, axes), n)
         effective = n * n / jnp.where(_has(squares), squares, 1)
     if pool is None:
-        whole = Pooled(*part, unit, n, effective)
+        whole = Pooled(part.pivot, part.remainder, part.std, part.var, unit, n, effective)
     else:
-        whole = pooled(pool, *part[:3], n * unit, effective, equal=weights is None)
+        count = finite(n * unit)
+        parts = part.pivot, part.remainder, part.std, count, effective
+        whole = pooled(pool, *parts, equal=weights is None)
+    residual, pivot = part.residual, part.pivot
+    if pool is not None and weights is not None:  # y is computed where all is masked, too.
+        residual, pivot = _from_pivot(whole.pivot, ~_has(n), residual, pivot)
     rstd = 1 / jnp.hypot(whole.std, jnp.sqrt(epsilon))
     total = jnp.where(_has(whole.relative_count), whole.relative_count, 1)
     return _Out(
         residual=residual,
-        pivot=part[0],
+        pivot=pivot,
         shared=whole.pivot,
         remainder=whole.remainder,
         rstd=rstd,
@@ -302,10 +320,18 @@ def _tangent_sums(
 # ---- Sums over this device's part ----------------------------------------------------------------
 
 
-def _local(
-    x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]
-) -> tuple[Array, ...]:
-    """Compute residual, pivot, remainder, std and var of this device's part.
+class _Part(NamedTuple):
+    """Moments of this device's part, about its pivot, and the residual, see `_deviation`."""
+
+    residual: Array
+    pivot: Array
+    remainder: Array
+    std: Array
+    var: Array
+
+
+def _local(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> _Part:
+    """Compute the moments of this device's part.
 
     Two ways, since what is cheap differs. On accelerators a subtraction inside a reduction is
     free and a branch on data is not. On CPU, XLA runs reductions of x itself as library kernels
@@ -320,23 +346,21 @@ def _local(
     )
 
 
-def _shift(
-    x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]
-) -> tuple[Array, ...]:
+def _shift(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> _Part:
     """Take sums about the mean, in a unit in which no square overflows."""
-    wide = x.astype(wide_dtype(x))
+    wide = x.astype(wide_dtype(x.dtype))
     n = _count(weights, x, axes)
     # Divided first, for the sum may overflow where the mean does not.
-    mean = jnp.sum(_weigh(wide, weights) * (1 / n).astype(wide.dtype), axes, keepdims=True)
+    mean = jnp.sum(_weigh(wide, weights) * _inverse(n).astype(wide.dtype), axes, keepdims=True)
     unit = _unit(wide, weights, epsilon, axes) if _may_overflow(x) else None
     return _about(_as_pivot(mean), x, weights, axes, unit)
 
 
 def _shift_if_needed(
     x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]
-) -> tuple[Array, ...]:
+) -> _Part:
     """Take sums about 0, and again about the mean if any feature would lose precision by it."""
-    wide = x.astype(wide_dtype(x))
+    wide = x.astype(wide_dtype(x.dtype))
     mean = _mean(wide, weights, axes)
     second = _mean(wide, weights, axes, squared=True)
     var = jnp.maximum(second - abs_squared(mean), 0)
@@ -344,13 +368,13 @@ def _shift_if_needed(
     # Else the squares overflow, or vanish though epsilon is as small as they are.
     in_range = jnp.isfinite(second) & (second + epsilon > jnp.finfo(second.dtype).tiny ** 0.5)
 
-    def about_zero(x: Array) -> tuple[Array, ...]:
-        return x, jnp.zeros_like(mean), mean, jnp.sqrt(var), var
+    def about_zero(x: Array) -> _Part:
+        return _Part(x, jnp.zeros_like(mean), mean, jnp.sqrt(var), var)
 
-    def about_mean(x: Array) -> tuple[Array, ...]:
+    def about_mean(x: Array) -> _Part:
         return _about(_as_pivot(mean), x, weights, axes, None)
 
-    def in_unit(x: Array) -> tuple[Array, ...]:
+    def in_unit(x: Array) -> _Part:
         wide = x.astype(mean.dtype)
         unit = _unit(wide, weights, epsilon, axes)
         divisor = unit.astype(wide.dtype)
@@ -392,7 +416,7 @@ def _as_pivot(mean: Array) -> Array:
 
 def _may_overflow(x: Array) -> bool:
     """Tell whether squares of x, in the dtype of statistics, may overflow or vanish."""
-    return jnp.finfo(x.dtype).nexp == jnp.finfo(wide_dtype(x)).nexp
+    return jnp.finfo(x.dtype).nexp == jnp.finfo(wide_dtype(x.dtype)).nexp
 
 
 def _unit(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> Array:
@@ -414,23 +438,18 @@ def power_of_two(x: Array) -> Array:
 
 def _about(
     pivot: Array, x: Array, weights: Array | None, axes: tuple[int, ...], unit: Array | None
-) -> tuple[Array, ...]:
-    """Compute residual, pivot, remainder, std and var about a pivot, by sums in a unit of x."""
+) -> _Part:
+    """Take the moments about a pivot, by sums in a unit of x."""
     deviation = x.astype(pivot.dtype) - pivot
     inside = deviation if unit is None else deviation / unit.astype(pivot.dtype)
     remainder = _mean(inside, weights, axes)
     second = _mean(inside, weights, axes, squared=True)
     var = jnp.maximum(second - abs_squared(remainder), 0)
-    residual, std = deviation if x.dtype == pivot.dtype else x, jnp.sqrt(var)
-    if unit is None:
-        return residual, pivot, remainder, std, var
-    return (
-        residual,
-        pivot,
-        remainder * unit.astype(pivot.dtype),
-        std * unit,
-        finite(var * unit * unit),
-    )
+    std, residual = jnp.sqrt(var), deviation if x.dtype == pivot.dtype else x
+    if unit is not None:
+        remainder, std = remainder * unit.astype(pivot.dtype), std * unit
+        var = finite(var * unit * unit)
+    return _Part(residual, pivot, remainder, std, var)
 
 
 def _mean(
@@ -443,7 +462,8 @@ def _mean(
         total = _inner(other, weighed, axes)
     else:
         total = jnp.sum(weighed, axes, keepdims=True)
-    return total / _count(weights, x, axes).astype(total.dtype)
+    n = _count(weights, x, axes)
+    return total / jnp.where(_has(n), n, 1).astype(total.dtype)
 
 
 def _inner(x: Array, y: Array, axes: tuple[int, ...]) -> Array:
@@ -465,7 +485,7 @@ def _has(weights: Array) -> Array:
 
 def _count(weights: Array | None, x: Array, axes: tuple[int, ...]) -> Array:
     """Total weight per feature, summed over what varies and multiplied by what does not."""
-    dtype = jnp.finfo(wide_dtype(x)).dtype
+    dtype = jnp.finfo(wide_dtype(x.dtype)).dtype
     if weights is None:
         return jnp.asarray(math.prod(x.shape[a] for a in axes), dtype)
     repeated = math.prod(x.shape[a] for a in axes if weights.shape[a] == 1)
@@ -504,6 +524,11 @@ class Pooled(NamedTuple):
         """The total weight, at most the largest number of its dtype."""
         return finite(self.count_unit * self.relative_count)
 
+    @property
+    def moments(self) -> Moments | WeightedMoments:
+        """Moments of the whole."""
+        return _moments(self.pivot + self.remainder, self.var, self.total, self.effective_count)
+
 
 def pooled(
     pool: Pool,
@@ -536,23 +561,7 @@ def _by_gather(pool, pivot, remainder, std, count, effective_count, equal) -> Po
     members = pool.members()
     if members is not None:
         counts = jnp.where(members.reshape(-1, *(1,) * count.ndim), counts, 0)
-    size = jnp.where(_has(counts), jnp.abs(pivots) + jnp.abs(remainders) + stds, 0)
-    unit = power_of_two(jnp.max(size, 0))
-    wide = unit.astype(pivot.dtype)
-    merged = merge(
-        pivots / wide[None],
-        remainders / wide[None],
-        jnp.square(stds / unit[None]),
-        counts,
-        effectives,
-    )
-    return Pooled(
-        merged.pivot * wide,
-        merged.remainder * wide,
-        root(merged.var) * unit,
-        finite(merged.var * unit * unit),
-        *merged[3:],
-    )
+    return merge(pivots, remainders, stds, counts, effectives, squared=False)
 
 
 def _by_sums(pool, pivot, remainder, std, count, effective_count, equal) -> Pooled:
@@ -571,10 +580,11 @@ def _by_sums(pool, pivot, remainder, std, count, effective_count, equal) -> Pool
     share = (count / devices) / jnp.where(_has(relative_count), relative_count, 1)
     delta = ((pivot - shared) + remainder) / unit.astype(dtype)
     rows = [share * delta, share * (jnp.square(std / unit) + abs_squared(delta))]
-    rows += [] if effective_count is None else [share * share / effective_count]
+    if effective_count is not None:
+        rows += [share * share / jnp.where(_has(effective_count), effective_count, 1)]
     first, second, *squares = pool.sum(jnp.stack([row.astype(dtype) for row in rows]))
     var = jnp.maximum(second.real - abs_squared(first), 0)
-    effective = 1 / jnp.where(squares[0].real > 0, squares[0].real, 1) if squares else None
+    effective = _inverse(squares[0].real) if squares else None
     return Pooled(
         shared,
         first * unit.astype(dtype),
@@ -586,42 +596,57 @@ def _by_sums(pool, pivot, remainder, std, count, effective_count, equal) -> Pool
     )
 
 
-class Merged(NamedTuple):
-    """As `Pooled`, with a variance."""
-
-    pivot: Array
-    remainder: Array
-    var: Array
-    count_unit: Array
-    relative_count: Array
-    effective_count: Array | None
-
-    @property
-    def moments(self) -> Moments | WeightedMoments:
-        """Moments of the whole, each at most the largest number of its dtype."""
-        count = finite(self.count_unit * self.relative_count)
-        return _moments(self.pivot + self.remainder, finite(self.var), count, self.effective_count)
-
-
 def merge(
-    pivot: Array, remainder: Array, var: Array, count: Array, effective_count: Array | None
-) -> Merged:
-    """Pool parts, stacked along the first axis, about the pivot of the first that is not empty."""
+    pivot: Array,
+    remainder: Array,
+    spread: Array,
+    count: Array,
+    effective_count: Array | None,
+    *,
+    squared: bool,
+) -> Pooled:
+    """Pool parts, stacked along the first axis, about the pivot of the first that is not empty.
+
+    `spread` is their standard deviation, or, if `squared`, their variance, by which the result can
+    be differentiated but which may be more than the dtype holds.
+    """
     has = _has(count)
-    first = jnp.argmax(has, axis=0, keepdims=True)
-    shared = jnp.take_along_axis(jnp.where(has, pivot, 0), first, axis=0)
-    delta = jnp.where(has, (pivot - shared) + remainder, 0)
+    size = jnp.abs(pivot) + jnp.abs(remainder) + (jnp.sqrt(spread) if squared else spread)
+    # In which squares are taken.
+    unit = jax.lax.stop_gradient(power_of_two(jnp.max(jnp.where(has, size, 0), 0)))
+    var = spread / unit[None] / unit[None] if squared else jnp.square(spread / unit[None])
+    wide = unit.astype(pivot.dtype)
+    pivot, remainder = (jnp.where(has, v, 0) / wide[None] for v in (pivot, remainder))
+    shared = _first(pivot, has)
+    delta = jnp.where(has, (pivot - shared[None]) + remainder, 0)
+
     largest = jnp.max(count, axis=0)
-    unit = jax.lax.stop_gradient(jnp.where(_has(largest), power_of_two(largest), 1))
-    relative = jnp.where(has, count / unit[None], 0)
+    count_unit = jax.lax.stop_gradient(jnp.where(_has(largest), power_of_two(largest), 1))
+    relative = jnp.where(has, count / count_unit[None], 0)
     total = jnp.sum(relative, axis=0)
     share = relative / jnp.where(_has(total), total, 1)[None]
-    mean = jnp.sum(share.astype(delta.dtype) * delta, axis=0)
-    spread = jnp.where(has, var, 0) + abs_squared(delta - mean[None])
     if effective_count is not None:
         squares = jnp.sum(share * share / jnp.where(has, effective_count, 1), axis=0)
-        effective_count = 1 / jnp.where(_has(squares), squares, 1)
-    return Merged(shared[0], mean, jnp.sum(share * spread, axis=0), unit, total, effective_count)
+        effective_count = _inverse(squares)
+
+    mean = jnp.sum(share.astype(delta.dtype) * delta, axis=0)
+    squares = jnp.where(has, var, 0) + abs_squared(delta - mean[None])
+    merged = jnp.sum(share * squares, axis=0)
+    return Pooled(
+        shared * wide,
+        mean * wide,
+        root(merged) * unit,
+        finite(merged * unit * unit),
+        count_unit,
+        total,
+        effective_count,
+    )
+
+
+def _first(parts: Array, has: Array) -> Array:
+    """Take each feature from the first part that is not empty, and 0 if all are."""
+    earlier = jnp.cumsum(has.astype(jnp.int32), axis=0)
+    return jnp.sum(jnp.where(has & (earlier == 1), parts, 0), axis=0)
 
 
 def _moments(
@@ -630,6 +655,11 @@ def _moments(
     if effective_count is None:
         return Moments(mean, var, count)
     return WeightedMoments(mean, var, count, effective_count)
+
+
+def _inverse(x: Array) -> Array:
+    """Compute 1 / x, and 0 where x is 0."""
+    return jnp.where(_has(x), 1 / jnp.where(_has(x), x, 1), 0)
 
 
 def root(x: Array) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jbn._batches import fold
+from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array
 
 State = TypeVar("State")
@@ -102,10 +103,8 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
         return averages, absorbed, counted
 
     # Averages of float32 at least: a sum in bfloat16 no longer grows after 256 batches.
-    averages = [
-        jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in floats
-    ]
-    absorbed = [jnp.zeros(leaf.shape, jnp.int32) for leaf in floats]
+    averages = [jnp.zeros_like(leaf, dtype=wide_dtype(leaf.dtype)) for leaf in floats]
+    absorbed = [jnp.zeros_like(leaf, dtype=jnp.int32) for leaf in floats]
     counts = [from_zero(leaf) for leaf in counts]
     averages, absorbed, counts = fold(absorb, (averages, absorbed, counts), batches)
     floats = [

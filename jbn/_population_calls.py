@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int
 
 from jbn._batches import fold
+from jbn._dtypes import wide_dtype
 from jbn._population import State, check_state, from_zero
 from jbn._schedules import Schedule
 from jbn.collectives import pool
@@ -83,7 +84,7 @@ def population_by_call(step: Callable[[State, Any], State], state: State, batche
     def open_(path: Any, leaf: Any) -> Any:
         if is_statistic(path):
             value = leaf.average if isinstance(leaf, Tally) else leaf
-            dtype = jnp.promote_types(jnp.result_type(value), jnp.float32)
+            dtype = wide_dtype(jnp.result_type(value))
             zeros = jnp.zeros(jnp.shape(value), dtype)
             return Tally(zeros, zeros.real)
         return from_zero(jnp.asarray(leaf))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
+from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, as_index, describe, is_array
 
 Schedule = Callable[[Int[Array, ""]], ArrayLike]
@@ -214,7 +215,7 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
             "Pass a sequence with one value per step."
         )
     with jax.numpy_dtype_promotion("standard"):  # To widen is what is wanted, "strict" or not.
-        values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+        values = values.astype(wide_dtype(values.dtype))
     window = min(size, values.shape[0])
     # Each window on its own: differences of one running sum would lose digits along the way.
     padded = jnp.concatenate([jnp.zeros((window - 1, *values.shape[1:]), values.dtype), values])

@@ -34,7 +34,8 @@ from jbn._axes import (
     reduction_axes,
     to_features,
 )
-from jbn._center import Centered, center, rstd, wide_dtype
+from jbn._center import Centered, center, rstd
+from jbn._dtypes import wide_dtype
 from jbn._inputs import as_index, is_inexact
 from jbn._schedules import Schedule
 from jbn.collectives import AxisName, Pool, pool
@@ -92,7 +93,7 @@ def init(
             f"Expected a floating or complex `param_dtype`, got {param_dtype}. "
             "The usual one is jnp.float32."
         )
-    stats_dtype = jnp.promote_types(param_dtype, jnp.float32)
+    stats_dtype = wide_dtype(param_dtype)
     params = BatchNormParams(
         scale=jnp.ones(shape, param_dtype) if use_scale else None,
         bias=jnp.zeros(shape, param_dtype) if use_bias else None,
@@ -259,7 +260,7 @@ def _normalize(
     *,
     features: tuple[int, ...],
 ) -> Array:
-    dtype = wide_dtype(x)
+    dtype = wide_dtype(x.dtype)
     mean, var = (along_features(v, x, features) for v in (mean, var))
     scale, bias = vectors(params, x, features)
     # Two products: scale / sqrt(var + epsilon) may be more than the dtype holds.

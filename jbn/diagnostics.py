@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jbn._arguments import check_epsilon
 from jbn._diagnostic_checks import (
     as_inexact,
     check_batch,
@@ -22,8 +23,8 @@ from jbn._diagnostic_checks import (
     check_number,
     precise,
 )
+from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, describe
-from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormState, is_statistics
 
 Activation = Callable[[Array], Array]
@@ -266,7 +267,7 @@ def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, "
     layers: dict[str, list[Array]] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
         array = as_inexact(f"gradient of {_name(path)}", leaf, "Pass what jax.grad returned.")
-        wide = array.astype(np.promote_types(array.dtype, np.float32))
+        wide = array.astype(wide_dtype(array.dtype))
         layers.setdefault(_name(path[:depth]), []).append(wide)
     if not layers:
         raise ValueError(

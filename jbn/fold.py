@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
+from jbn._arguments import check_epsilon
+from jbn._dtypes import promote_types, wide_dtype
 from jbn._inputs import as_array
 from jbn._layer_trees import as_arrays, as_params, as_state
-from jbn.batch_norm import check_epsilon
 from jbn.types import BatchNormParams, BatchNormState
 
 
@@ -69,9 +70,9 @@ def fold(
                     "Make the kernel complex: the folded layer's output is."
                 )
     # NumPy's rule, as JAX has none under strict promotion; for floats they agree.
-    dtype = np.promote_types(kernel.dtype, np.float32)
+    dtype = wide_dtype(kernel.dtype)
     if jnp.issubdtype(state.var.dtype, jnp.floating):
-        dtype = np.promote_types(dtype, state.var.dtype)
+        dtype = promote_types(dtype, state.var.dtype)
     real = jnp.finfo(dtype).dtype
     a = jax.lax.rsqrt(state.var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
     if params.scale is not None:

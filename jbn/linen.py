@@ -15,6 +15,7 @@ from flax.linen.dtypes import canonicalize_dtype
 from jaxtyping import Array, ArrayLike, Shaped
 
 from jbn._arguments import check_flag
+from jbn._dtypes import promote_types, wide_dtype
 from jbn._inputs import as_array
 from jbn._population import State, check_step
 from jbn._population_calls import (
@@ -127,7 +128,7 @@ class BatchNorm(nn.Module):
         shape = tuple(x.shape[a] for a in features)
 
         # Statistics have x's precision from the start: their dtype never changes, as scan asks.
-        dtype = promote_types(x.dtype, jnp.float32)
+        dtype = wide_dtype(x.dtype)
         kept = dtype if self.force_float32_reductions else self.param_dtype
         is_fresh = initializing or not self.has_variable("batch_stats", "mean")
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, kept)
@@ -365,12 +366,6 @@ def missing_count(remedy: str) -> str:
         "checkpoint of Flax's layer, or of one without a schedule, has none. Say how many batches "
         f"its statistics have absorbed, 0 to start them anew: {remedy}."
     )
-
-
-def promote_types(a: Any, b: Any) -> Any:
-    """Promote dtypes, in `jax_numpy_dtype_promotion="strict"` too: to widen is what is wanted."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.promote_types(a, b)
 
 
 @jax.jit

@@ -123,7 +123,7 @@ def _merge_moments(parts: tuple[Moments | WeightedMoments, ...]) -> Moments | We
     effective = None
     if any(isinstance(part, WeightedMoments) for part in parts):
         effective = jnp.stack([effective_count(part) for part in parts])
-    return merge(mean, jnp.zeros_like(mean), var, count, effective).moments
+    return merge(mean, jnp.zeros_like(mean), var, count, effective, squared=True).moments
 
 
 def effective_count(moments: Moments | WeightedMoments) -> Array:

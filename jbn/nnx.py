@@ -15,6 +15,7 @@ from flax.nnx.nn import dtypes
 from jaxtyping import Array, ArrayLike, Shaped
 
 from jbn._arguments import check_flag
+from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array
 from jbn._population import check_step
 from jbn._population_calls import (
@@ -31,7 +32,6 @@ from jbn.linen import (
     apply_batch_norm,
     as_count,
     missing_count,
-    promote_types,
 )
 from jbn.moments import feature_axes
 from jbn.types import BatchNormParams, BatchNormState
@@ -191,7 +191,7 @@ class BatchNorm(nnx.Module):
             x,
             BatchNormParams(scale, bias),
             BatchNormState(mean, var, as_count(None if count is None else count[...])),
-            kept=promote_types(x.dtype, jnp.float32),
+            kept=wide_dtype(x.dtype),
             y_dtype=y_dtype,
             training=training,
             axis=feature_axes(self.axis, x.ndim),

@@ -16,7 +16,8 @@ from jaxtyping import Array, ArrayLike, Inexact
 
 from jbn._arguments import as_scalar, check_epsilon, check_params, check_size
 from jbn._axes import along_features, as_inexact, feature_axes
-from jbn._center import Centered, abs_squared, center, wide_dtype
+from jbn._center import Centered, abs_squared, center
+from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array
 from jbn.moments import moments
 from jbn.types import BatchNormParams
@@ -308,7 +309,7 @@ def _affine(
 def _direction(kernel: Array, features: tuple[int, ...]) -> tuple[Array, Array]:
     """Compute v / ||v|| and ||v||, of which the latter keeps v's rank."""
     axes = tuple(a for a in range(kernel.ndim) if a not in features)
-    kernel = kernel.astype(wide_dtype(kernel))
+    kernel = kernel.astype(wide_dtype(kernel.dtype))
     # A constant to the derivative: the direction does not depend on it, and in ||v|| it cancels.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(kernel), axes, keepdims=True))
     shrunk = kernel / jnp.where(largest > 0, largest, 1)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from jbn._arguments import check_flag, check_state, weight_of_old
+from jbn._dtypes import promote_types
 from jbn._inputs import check_fields, describe
 from jbn._schedules import Schedule
+from jbn._sharding import like
 from jbn.moments import effective_count
 from jbn.types import BatchNormState, Moments, WeightedMoments
 
@@ -92,7 +94,8 @@ def _update(
     var = jnp.minimum(var, jnp.finfo(var.dtype).max)
 
     def moved(old: Array, batch: Array, has: Array) -> Array:
-        dtype = jnp.promote_types(old.dtype, batch.dtype)
+        dtype = promote_types(old.dtype, batch.dtype)
+        batch, has = like(batch, old), like(has, old)
         weight = jnp.asarray(momentum).astype(jnp.finfo(dtype).dtype)
         # What weighs nothing may be NaN.
         old_part = jnp.where((weight == 0) & ~jnp.isfinite(old), 0, old.astype(dtype))

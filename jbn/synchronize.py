@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool
 
-from jbn._arguments import check_flag
+from jbn._arguments import check_flag, check_statistics
 from jbn._center import pooled, root
+from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, describe
-from jbn.batch_norm import check_statistics
 from jbn.collectives import AxisName, Pool, pool
 from jbn.types import BatchNormState, Moments, WeightedMoments, is_statistics
 
@@ -162,7 +162,7 @@ def _together(
             f"Expected `counts` to be a number or of shape {mean.shape}, one per feature, got "
             f"{n.shape}. Pass how many examples this device's statistics rest on."
         )
-    wide = jnp.promote_types(mean.dtype, jnp.float32)
+    wide = wide_dtype(mean.dtype)
     n = jnp.broadcast_to(n, mean.shape).astype(jnp.finfo(wide).dtype)
     n = jnp.where(devices.sum(n) > 0, n, 1)
     std = root(var.astype(n.dtype))

@@ -48,6 +48,7 @@ from jbn._axes import (
 )
 from jbn._center import abs_squared, center, merge, rstd
 from jbn._schedules import Schedule
+from jbn._sharding import gathered
 from jbn.batch_norm import (
     batch_norm,
     check_call,
@@ -193,8 +194,9 @@ def _ghost_batch_norm(
     y = y.reshape(examples + missing, *x.shape[1:])[:examples].astype(x.dtype)
     if state is None:
         return y, None
-    m = centered.moments
-    merged = merge(centered.pivot, centered.remainder, m.var, m.count, centered.effective_count)
+    parts = centered.pivot, centered.remainder, centered.var, centered.count
+    parts = jax.tree.map(lambda v: gathered(v, (0,)), (*parts, centered.effective_count))
+    merged = merge(*parts, squared=True)
     batch = to_features(merged.moments, features)
     return y, update(state, batch, momentum=momentum, unbiased=unbiased)
 

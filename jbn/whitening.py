@@ -1,6 +1,7 @@
 """Whitening: the ideal that batch normalization approximates one feature at a time."""
 
 import functools
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -9,8 +10,10 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jbn._arguments import as_scalar, check_number
 from jbn._axes import along_features, as_inexact, reduction_axes
-from jbn._center import center, power_of_two, wide_dtype
+from jbn._center import center, power_of_two
+from jbn._dtypes import wide_dtype
 from jbn._inputs import check_fields, describe
+from jbn._sharding import gathered, like, on_all
 from jbn.norms import check_values, one_feature_axis, split_features
 
 
@@ -100,7 +103,11 @@ def _whiten(
     shift = -centered.remainder / unit
     rows = _rows(centered.scale_and_shift(ones, shift), feature, groups)
     # Highest: by default accelerators multiply in fewer bits, and W is the inverse of this.
-    covariance = jnp.einsum("mgi,mgj->gij", rows, rows, precision="highest") / rows.shape[0]
+    values = math.prod(rows.shape[:-2])
+    batch = "abcdefh"[: rows.ndim - 2]
+    product = f"{batch}gi,{batch}gj->gij"
+    covariance = jnp.einsum(product, rows, rows, precision="highest", out_sharding=on_all(rows))
+    covariance = covariance / values
     ridge = jnp.asarray(epsilon).astype(covariance.dtype) / unit / unit
     if method == "zca":
         matrix = _inverse_root(covariance, ridge)
@@ -159,7 +166,7 @@ def apply_whitening(
 
 @functools.partial(jax.jit, static_argnames="feature")
 def _apply_whitening(x: Array, whitening: Whitening, *, feature: int) -> Array:
-    mean = along_features(whitening.mean, x, (feature,)).astype(wide_dtype(x))
+    mean = along_features(whitening.mean, x, (feature,)).astype(wide_dtype(x.dtype))
     rows = _rows(x.astype(mean.dtype) - mean, feature, whitening.matrix.shape[0])
     return _project(rows, whitening.matrix.astype(mean.dtype), x, feature)
 
@@ -203,16 +210,16 @@ def _congruence(indices: str, vectors: Array, inner: Array) -> Array:
 
 
 def _rows(x: Array, feature: int, groups: int) -> Array:
-    """Reshape x to (values, groups, width)."""
-    x = jnp.moveaxis(x, feature, -1)
-    return x.reshape(-1, groups, x.shape[-1] // groups)
+    """Reshape x to (..., groups, width), with all features on each device."""
+    x = jnp.moveaxis(gathered(x, (feature,)), feature, -1)
+    return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
 
 
 def _project(rows: Array, matrix: Array, x: Array, feature: int) -> Array:
     """Multiply each group by its matrix, and undo `_rows`."""
-    y = jnp.einsum("mgj,gij->mgi", rows, matrix, precision="highest")
-    shape = (*x.shape[:feature], *x.shape[feature + 1 :], x.shape[feature])
-    return jnp.moveaxis(y.reshape(shape), -1, feature).astype(x.dtype)
+    y = jnp.einsum("...gj,gij->...gi", rows, matrix, precision="highest")
+    y = y.reshape(*y.shape[:-2], x.shape[feature])
+    return like(jnp.moveaxis(y, -1, feature).astype(x.dtype), x)
 
 
 def _check_real(x: Array) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from jbn._dtypes import wide_dtype
 from jbn._inputs import describe
 from jbn._layer_trees import as_arrays, as_params, as_state
 from jbn._schedules import Schedule
@@ -377,4 +378,4 @@ def check_layer(
 
 def _widened(array: Array) -> Array:
     """Return statistics in float32 at least, as `BatchNormState` has them."""
-    return array.astype(np.promote_types(array.dtype, np.float32))
+    return array.astype(wide_dtype(array.dtype))

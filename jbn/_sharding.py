@@ -1,0 +1,38 @@
+"""Types of arrays on meshes with explicit axes, which `jax.make_mesh` makes by default.
+
+There an array's sharding is part of its type, and `select` asks that all have the same one. On any
+other mesh, inside `shard_map` and without a mesh these functions change nothing.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+
+def like(value: Array, reference: Array) -> Array:
+    """Give a value, broadcast if need be, the shape and the sharding of another."""
+    value = jnp.broadcast_to(value, reference.shape)
+    sharding = jax.typeof(reference).sharding
+    return jax.sharding.reshard(value, sharding) if _is_explicit(sharding) else value
+
+
+def gathered(x: Array, axes: Sequence[int]) -> Array:
+    """Give every device all of x along some axes."""
+    sharding = jax.typeof(x).sharding
+    if not _is_explicit(sharding):
+        return x
+    spec = (None if a in axes else name for a, name in enumerate(sharding.spec))
+    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+
+
+def on_all(x: Array) -> NamedSharding | None:
+    """Return the `out_sharding` of a product that sums over sharded axes: all of it everywhere."""
+    sharding = jax.typeof(x).sharding
+    return NamedSharding(sharding.mesh, PartitionSpec()) if _is_explicit(sharding) else None
+
+
+def _is_explicit(sharding: NamedSharding) -> bool:
+    return AxisType.Explicit in sharding.mesh.axis_types
