@@ -89,15 +89,10 @@ def weight_of_old(momentum: ArrayLike | Schedule, count: Any, x: Any) -> ArrayLi
 def check_flag(name: str, value: Any) -> bool:
     """Check that a static flag is True or False."""
     if not isinstance(value, bool | np.bool_):
-        how = (
-            "It decides what is compiled: pass it to jax.jit as a static argument"
-            if isinstance(value, jax.core.Tracer)
-            else "Pass one of the two"
-        )
-        raise TypeError(
-            f"Expected `{name}` to be True or False, got {describe(value)}. {how}, and an array as "
-            "bool(...)."
-        )
+        how = "Pass one of the two, and an array as bool(...)."
+        if isinstance(value, jax.core.Tracer):
+            how = "It decides what is compiled: pass it to jax.jit as a static argument."
+        raise TypeError(f"Expected `{name}` to be True or False, got {describe(value)}. {how}")
     return bool(value)
 
 

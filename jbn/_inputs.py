@@ -73,7 +73,9 @@ def describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {_listed(map(str, value), 'the keys', 'no keys')}"
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        kinds = dict.fromkeys(type(part).__name__ for part in value)
+        kinds = dict.fromkeys(
+            "Array" if isinstance(part, jax.Array) else type(part).__name__ for part in value
+        )
         return f"a {type(value).__name__} of {len(value)} ({', '.join(kinds)})"
     if isinstance(value, str | bool | int | float | complex) or value is None:
         return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jbn._inputs import as_array, describe
-from jbn.types import BatchNormParams, BatchNormState
+from jbn.types import BatchNormParams, BatchNormState, Moments, WeightedMoments
 
 
 def as_params(params: Any) -> BatchNormParams:
@@ -74,7 +74,9 @@ def remedy(name: str, kind: type, value: Any) -> str:
         return "Are params and state swapped? Params come first."
     if isinstance(value, tuple) and any(isinstance(part, kind) for part in value):
         return "Unpack what jbn.init or a converter returned: params, state = ..."
-    if isinstance(value, tuple | list):
+    if isinstance(value, Moments | WeightedMoments):
+        return "These are moments of one batch: jbn.update(state, moments) takes them second."
+    if type(value) in (tuple, list):
         return f"Pass {line}(*{name}), if it has {', '.join(fields)}."
     if isinstance(value, Mapping) and {"params", "batch_stats"} & value.keys():
         return "Take one layer out of the variables: jbn.convert.from_linen(variables, path)."

@@ -1,5 +1,7 @@
 """Population statistics: Algorithm 2, for any step that moves running statistics."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, TypeVar
 

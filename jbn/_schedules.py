@@ -5,6 +5,8 @@ is one compiled function, so that a call outside `jit` costs one dispatch. Numbe
 as arguments they would be transferred to the device at every call.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +43,33 @@ from jbn.running import update
 from jbn.types import BatchNormParams, BatchNormState, OptionalState
 
 
+@overload
+def init(
+    num_features: int | Sequence[int],
+    *,
+    use_scale: Literal[True] = True,
+    use_bias: Literal[True] = True,
+    param_dtype: Any = ...,
+) -> tuple[BatchNormParams[Array], BatchNormState]: ...
+
+
+@overload
+def init(
+    num_features: int | Sequence[int],
+    *,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    param_dtype: Any = ...,
+) -> tuple[BatchNormParams[Any], BatchNormState]: ...
+
+
 def init(
     num_features: int | Sequence[int],
     *,
     use_scale: bool = True,
     use_bias: bool = True,
     param_dtype: Any = jnp.float32,
-) -> tuple[BatchNormParams, BatchNormState]:
+) -> tuple[BatchNormParams[Any], BatchNormState]:
     """Make the parameters and running statistics of one layer: scale 1, bias 0; mean 0, var 1.
 
     Args:

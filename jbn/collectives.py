@@ -146,8 +146,9 @@ def _as_groups(groups: Any) -> list[list[int]]:
         indices = [[None]]
     found = [[i for i in group if i is not None] for group in indices]
     if found != indices:
+        shown = groups if isinstance(groups, list | tuple) else describe(groups)
         raise TypeError(
-            f"Expected `axis_index_groups` to be lists of ints, got {describe(groups)}. "
+            f"Expected `axis_index_groups` to be lists of ints, got {shown}. "
             "List the indices of each group, as in [[0, 1], [2, 3]]."
         )
     return found

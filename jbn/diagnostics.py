@@ -4,6 +4,8 @@ Layers are named by their path in the pytree, as "block_0/norm". Statistics may 
 or dicts with `mean` and `var`, as in a Flax `batch_stats` collection.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO

@@ -1,5 +1,7 @@
 """Fold batch normalization into the dense or convolutional layer before it."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

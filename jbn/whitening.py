@@ -1,5 +1,7 @@
 """Whitening: the ideal that batch normalization approximates one feature at a time."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Literal, NamedTuple

@@ -1,5 +1,7 @@
 """What all converters share: the result, the errors that list everything, reading arrays."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral

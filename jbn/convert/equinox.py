@@ -1,5 +1,7 @@
 """Equinox: `eqx.nn.BatchNorm` and its `State`."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """Flax: `BatchNorm` of linen and nnx, and jbn's own layers, which keep the same variables."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Haiku: `hk.BatchNorm`, whose moving averages are debiased from zero."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from numbers import Real

@@ -1,5 +1,7 @@
 """Keras 3: `keras.layers.BatchNormalization`, as a layer or its list of weights."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Hyper-parameters: the schedules other frameworks imply, and the arguments of their layers."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from jbn._inputs import describe

@@ -1,5 +1,7 @@
 """PyTorch: `torch.nn.BatchNorm1d`, `2d`, `3d`, `SyncBatchNorm`, and the kernels before them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
