@@ -16,7 +16,7 @@ FUNCTIONS = {
     f"{module.__name__}.{name}": value
     for module in (jbn, jbn.convert, jbn.diagnostics)
     for name, value in vars(module).items()
-    if inspect.isfunction(value) and value.__module__.startswith("jbn") and name[0] != "_"
+    if inspect.isfunction(value) and value.__module__.startswith(module.__name__) and name[0] != "_"
 }
 
 
