@@ -1,13 +1,15 @@
 """Numbers, flags, parameters and states as users pass them: what is checked, how it travels."""
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike
 
+from jbn._inputs import as_array, as_index, check_fields, describe, is_array
+from jbn._layer_trees import remedy
 from jbn._schedules import Schedule
 from jbn.types import BatchNormParams, BatchNormState
 
@@ -22,25 +24,21 @@ def as_scalar(value: ArrayLike, x: Any) -> ArrayLike:
     """
     if isinstance(value, jax.Array) or isinstance(x, jax.core.Tracer):
         return value
-    return jax.device_put(value)
+    return jax.device_put(float(value) if isinstance(value, int) else value)
 
 
 def check_number(name: str, value: Any, expected: str) -> float | None:
     """Check that value is one real number; return it if that needs no waiting for a device."""
-    dtype = None
-    if isinstance(value, (int, float, jax.Array, np.ndarray, np.generic)):
-        dtype = jnp.result_type(value)
-    if (
-        dtype is None
-        or isinstance(value, bool)
-        or not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer))
-    ):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_array(value):
+        is_number = any(jnp.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer))
+    if not is_number:
         raise TypeError(
-            f"Expected `{name}` to be {expected}, got {_described(value)}. Pass a number."
+            f"Expected `{name}` to be {expected}, got {describe(value)}. Pass a number."
         )
-    if jnp.shape(value) != ():
+    if np.shape(value) != ():
         raise ValueError(
-            f"Expected `{name}` to be {expected}, got shape {jnp.shape(value)}. Pass one number "
+            f"Expected `{name}` to be {expected}, got shape {np.shape(value)}. Pass one number "
             "for all features."
         )
     if isinstance(value, jax.core.Tracer):
@@ -56,8 +54,10 @@ def check_number(name: str, value: Any, expected: str) -> float | None:
 def check_epsilon(epsilon: Any) -> None:
     """Reject an epsilon that is not positive, where its value is known."""
     known = check_number("epsilon", epsilon, "a positive number")
-    if known is not None and not known > 0:
-        raise ValueError(f"Expected a positive `epsilon`, got {epsilon}. The usual one is 1e-5.")
+    if known is not None and not 0 < known < math.inf:
+        raise ValueError(
+            f"Expected a positive and finite `epsilon`, got {epsilon}. The usual one is 1e-5."
+        )
 
 
 def check_momentum(momentum: Any) -> None:
@@ -81,18 +81,29 @@ def weight_of_old(momentum: ArrayLike | Schedule, count: Any, x: Any) -> ArrayLi
         value = 1.0
     else:
         value = momentum(count)
+        check_number("momentum(count)", value, "a number in [0, 1]")
     check_momentum(value)
     return as_scalar(value, x)
 
 
 def check_flag(name: str, value: Any) -> bool:
     """Check that a static flag is True or False."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(
-            f"Expected `{name}` to be True or False, got {_described(value)}. It decides what is "
-            "compiled: pass it to jax.jit as a static argument."
-        )
+    if not isinstance(value, bool | np.bool_):
+        how = "Pass one of the two, and an array as bool(...)."
+        if isinstance(value, jax.core.Tracer):
+            how = "It decides what is compiled: pass it to jax.jit as a static argument."
+        raise TypeError(f"Expected `{name}` to be True or False, got {describe(value)}. {how}")
     return bool(value)
+
+
+def check_size(name: str, value: Any, remedy: str) -> int:
+    """Check that a static number of things is a positive int."""
+    size = as_index(value)
+    if size is None:
+        raise TypeError(f"Expected `{name}` to be a positive int, got {describe(value)}. {remedy}")
+    if size < 1:
+        raise ValueError(f"Expected `{name}` to be a positive int, got {size}. {remedy}")
+    return size
 
 
 # ---- Parameters and states -----------------------------------------------------------------------
@@ -101,50 +112,36 @@ def check_flag(name: str, value: Any) -> bool:
 def check_params(params: Any) -> BatchNormParams:
     """Reject what is not BatchNormParams, with the line that makes them of it."""
     if not isinstance(params, BatchNormParams):
-        raise TypeError(_remedy("params", BatchNormParams, params))
+        raise TypeError(_not(BatchNormParams, "params", params))
+    check_fields("params", params, optional=True)
     return params
 
 
 def check_state(state: Any) -> BatchNormState:
     """Reject what is not a BatchNormState, with the line that makes one of it."""
     if not isinstance(state, BatchNormState):
-        raise TypeError(_remedy("state", BatchNormState, state))
-    if not hasattr(state.count, "dtype"):
+        raise TypeError(_not(BatchNormState, "state", state))
+    if not is_array(state.count):
         raise TypeError(
-            f"Expected `state.count` to be an int32 array, got {_described(state.count)}. Write "
+            f"Expected `state.count` to be an int32 array, got {describe(state.count)}. Write "
             "state._replace(count=jnp.int32(n))."
         )
+    check_fields("state", state)
     return state
 
 
-def _remedy(name: str, kind: type, value: Any) -> str:
-    other = BatchNormState if kind is BatchNormParams else BatchNormParams
-    fields = kind._fields
-    if isinstance(value, Mapping) and set(value) <= set(fields) and value:
-        remedy = f"Write jbn.{kind.__name__}(**{name})"
-        missing = [field for field in fields if field not in value]
-        remedy += f", with {' and '.join(missing)} added." if missing else "."
-    elif isinstance(value, other):
-        remedy = "params and state are swapped: the order is (x, params, state)."
-    elif isinstance(value, tuple) and any(isinstance(v, kind) for v in value):
-        remedy = "jbn.init returns both: params, state = jbn.init(num_features)."
-    elif type(value) in (list, tuple) and len(value) == len(fields):
-        remedy = f"Write jbn.{kind.__name__}(*{name})."
-    elif value is None and kind is BatchNormParams:
-        remedy = "For no scale and bias pass jbn.BatchNormParams(None, None)."
-    else:
-        remedy = "Make them with params, state = jbn.init(num_features)."
-    return f"Expected `{name}` to be jbn.{kind.__name__}, got {_described(value)}. {remedy}"
+def check_statistics(mean: ArrayLike, var: ArrayLike) -> tuple[Array, Array]:
+    """Check that mean and var are arrays, var a real one."""
+    how = "Pass state.mean and state.var, or moments of data."
+    mean, var = as_array("mean", mean, how), as_array("var", var, how)
+    for name, value in (("mean", mean), ("var", var)):
+        if not jnp.issubdtype(value.dtype, jnp.inexact if name == "mean" else jnp.floating):
+            raise TypeError(f"Expected a floating `{name}`, got {value.dtype}. {how}")
+    return mean, var
 
 
-def _described(value: Any) -> str:
-    """Describe a value for a message, in a few words."""
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return repr(value)
-    if isinstance(value, jax.core.Tracer):
-        return f"a traced {value.dtype} of shape {value.shape}"
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"an array of {value.dtype} and shape {value.shape}"
-    if isinstance(value, Mapping):
-        return f"a dict with the keys {', '.join(map(repr, list(value)[:4]))}"
-    return f"a {type(value).__name__}"
+def _not(kind: type, name: str, value: Any) -> str:
+    return (
+        f"Expected `{name}` to be jbn.{kind.__name__}, got {describe(value)}. "
+        f"{remedy(name, kind, value)}"
+    )

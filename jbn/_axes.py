@@ -6,31 +6,30 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from jbn._inputs import as_array, as_index, describe
 
-def as_inexact(x: ArrayLike) -> Array:
+
+def as_inexact(x: ArrayLike, name: str = "x") -> Array:
     """Check that x is floating or complex."""
-    given = type(x).__name__
-    if isinstance(x, (list, tuple)):
-        x = np.asarray(x)
-    if not isinstance(x, (jax.Array, np.ndarray, np.generic, int, float, complex)):
-        raise TypeError(f"Expected x to be an array, got {given}. Convert it: jnp.asarray(x).")
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    array = as_array(name, x)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(
-            f"Expected floating or complex x, got {dtype}. Convert it: x.astype(jnp.float32)."
+            f"Expected floating or complex `{name}`, got {array.dtype}. "
+            f"Convert it: jnp.asarray({name}, jnp.float32)."
         )
-    return jnp.asarray(x)
+    return array
 
 
 def feature_axes(axis: int | Sequence[int], ndim: int) -> tuple[int, ...]:
     """Turn `axis` into non-negative axes in ascending order, the order of the statistics' shape."""
-    given = tuple(axis) if isinstance(axis, Sequence) else (axis,)
-    if isinstance(axis, str) or not all(hasattr(a, "__index__") for a in given):
+    several = isinstance(axis, Sequence) and not isinstance(axis, str | bytes)
+    indices = [as_index(a) for a in (axis if several else (axis,))]
+    given = tuple(a for a in indices if a is not None)
+    if len(given) != len(indices):
         raise TypeError(
-            f"Expected `axis` to be an int or a tuple of ints, got {axis!r}. "
+            f"Expected `axis` to be an int or a tuple of ints, got {describe(axis)}. "
             "Name the feature axis, which is -1 for channels last and 1 for channels first."
         )
     if ndim == 0:
@@ -77,7 +76,7 @@ def check_mask(mask: ArrayLike | None, x: Array, features: tuple[int, ...]) -> A
     """Check that the mask is boolean or float, and of x's rank."""
     if mask is None:
         return None
-    mask = jnp.asarray(mask)
+    mask = as_array("mask", mask, "Pass an array of bool, or None.")
     if not (mask.dtype == jnp.bool_ or jnp.issubdtype(mask.dtype, jnp.floating)):
         raise TypeError(
             f"Expected a boolean `mask` or float weights, got {mask.dtype}. Write mask != 0."

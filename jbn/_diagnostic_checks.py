@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from jbn._layer_trees import as_array, describe
+from jbn._inputs import as_array, describe
 
 
 def precise(*numbers: ArrayLike) -> list[Any]:

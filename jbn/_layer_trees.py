@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
 
-from jbn.types import BatchNormParams, BatchNormState
+from jbn._inputs import as_array, describe
+from jbn.types import BatchNormParams, BatchNormState, Moments, WeightedMoments
 
 
 def as_params(params: Any) -> BatchNormParams:
@@ -25,7 +25,7 @@ def as_params(params: Any) -> BatchNormParams:
         return BatchNormParams(params.get("scale"), params.get("bias"))
     raise TypeError(
         f"Expected `params` as BatchNormParams or as a mapping with the keys scale and bias, got "
-        f"{describe(params)}. {_remedy(params, 'params', BatchNormParams)}"
+        f"{describe(params)}. {remedy('params', BatchNormParams, params)}"
     )
 
 
@@ -43,7 +43,7 @@ def as_state(state: Any) -> BatchNormState:
     if not isinstance(state, BatchNormState):
         raise TypeError(
             f"Expected `state` as BatchNormState or as a mapping with the keys mean, var and "
-            f"count, got {describe(state)}. {_remedy(state, 'state', BatchNormState)}"
+            f"count, got {describe(state)}. {remedy('state', BatchNormState, state)}"
         )
     for name in ("mean", "var"):
         if getattr(state, name) is None:
@@ -67,49 +67,25 @@ def as_arrays(
     return params, BatchNormState(mean, var, state.count)
 
 
-def as_array(name: str, value: Any, remedy: str) -> Array:
-    """Return the value as an array; `remedy` is what to do where it is none."""
-    try:
-        if isinstance(value, str | bytes):  # NumPy reads some as names of dtypes.
-            raise TypeError
-        return jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"Expected `{name}` as an array, got {describe(value)}. {remedy}") from None
-
-
-def _remedy(value: Any, name: str, kind: type) -> str:
+def remedy(name: str, kind: type, value: Any) -> str:
+    """Say how to make params or a state of what came in their place."""
+    fields, line = kind._fields, f"jbn.{kind.__name__}"
     if isinstance(value, BatchNormParams | BatchNormState):
-        return "Are params and state swapped?"
-    if isinstance(value, tuple) and any(isinstance(part, BatchNormParams) for part in value):
+        return "Are params and state swapped? Params come first."
+    if isinstance(value, tuple) and any(isinstance(part, kind) for part in value):
         return "Unpack what jbn.init or a converter returned: params, state = ..."
-    if isinstance(value, tuple | list):
-        return f"Pass jbn.{kind.__name__}(*{name}), if it has {', '.join(kind._fields)}."
+    if isinstance(value, Moments | WeightedMoments):
+        return "These are moments of one batch: jbn.update(state, moments) takes them second."
+    if type(value) in (tuple, list):
+        return f"Pass {line}(*{name}), if it has {', '.join(fields)}."
     if isinstance(value, Mapping) and {"params", "batch_stats"} & value.keys():
         return "Take one layer out of the variables: jbn.convert.from_linen(variables, path)."
+    if isinstance(value, Mapping) and value and value.keys() <= set(fields):
+        missing = [field for field in fields if field not in value]
+        added = f", with {' and '.join(missing)} added" if missing else ""
+        return f"Pass {line}(**{name}){added}."
     if isinstance(value, Mapping) and value:
-        return f"Pass jbn.{kind.__name__}(**{name}), once its keys are {', '.join(kind._fields)}."
+        return f"Pass {line}(**{name}), once its keys are {', '.join(fields)}."
     if kind is BatchNormParams:
-        return "Without scale and bias it is jbn.BatchNormParams(None, None)."
+        return "Make them with jbn.init, or jbn.BatchNormParams(None, None) for no scale and bias."
     return "Make it with jbn.init."
-
-
-def describe(value: Any) -> str:
-    """Say what came, in a few words of a message."""
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with {_listed(map(str, value), 'the keys', 'no keys')}"
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        kinds = dict.fromkeys(type(part).__name__ for part in value)
-        return f"a {type(value).__name__} of {len(value)} ({', '.join(kinds)})"
-    if isinstance(value, str | bool | int | float) or value is None:
-        return repr(value)
-    if isinstance(value, type):
-        return f"the class {value.__name__}, not an instance"
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"an array of shape {tuple(value.shape)} and {value.dtype}"
-    return f"{type(value).__module__}.{type(value).__name__}"
-
-
-def _listed(names: Any, label: str, none: str) -> str:
-    names = list(names)
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{label} {', '.join(map(repr, names[:10]))}{more}" if names else none

@@ -1,5 +1,7 @@
 """Population statistics: Algorithm 2, for any step that moves running statistics."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,6 +11,7 @@ from jaxtyping import Array
 
 from jbn._batches import fold
 from jbn._dtypes import wide_dtype
+from jbn._inputs import as_array
 
 State = TypeVar("State")
 
@@ -68,7 +71,7 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     """
     check_step(step, "step, state, batches")
     leaves, treedef = jax.tree.flatten(state)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    leaves = [as_array("state", leaf, "Pass a pytree of arrays.") for leaf in leaves]
     moving = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
 
     def split(leaves: list[Array]) -> tuple[list[Array], list[Array]]:

@@ -5,6 +5,8 @@ is one compiled function, so that a call outside `jit` costs one dispatch. Numbe
 as arguments they would be transferred to the device at every call.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from jbn._dtypes import wide_dtype
+from jbn._inputs import as_array, as_index, describe, is_array
 
 Schedule = Callable[[Int[Array, ""]], ArrayLike]
 
@@ -51,13 +54,13 @@ class _OfDecay:
     def __post_init__(self):
         decay: Any = self.decay
         if isinstance(decay, np.ndarray | jax.Array) and not isinstance(decay, jax.core.Tracer):
-            decay = decay.item() if decay.ndim == 0 else decay
+            decay = decay.item() if decay.ndim == 0 and is_array(decay) else decay
             object.__setattr__(self, "decay", decay)
         is_scalar = isinstance(decay, Real) or (isinstance(decay, jax.Array) and decay.ndim == 0)
         if isinstance(decay, bool) or not is_scalar:
             raise TypeError(
-                f"Expected `decay` to be a number in [0, 1), got {decay!r}. Pass the weight of the "
-                "old value in the long run, such as 0.99."
+                f"Expected `decay` to be a number in [0, 1), got {describe(decay)}. Pass the "
+                "weight of the old value in the long run, such as 0.99."
             )
         if isinstance(decay, Real) and not 0 <= float(decay) < 1:
             raise ValueError(
@@ -145,7 +148,9 @@ def debiased(decay: ArrayLike) -> Debiased:
 
 def _as_operand(count: Int[ArrayLike, ""]) -> Any:
     """Give a count that is a number a dtype in which it has no end: int32 ends at 2^31."""
-    return float(count) if isinstance(count, Real) else count
+    if isinstance(count, Real):
+        return float(count)
+    return as_array("count", count, "Pass state.count.")
 
 
 def _as_float(count: ArrayLike) -> Array:
@@ -199,12 +204,13 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
       >>> jbn.moving_average([100, 110, 130, 120, 140], window=2).tolist()
       [100.0, 105.0, 120.0, 125.0, 130.0]
     """
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(
-            f"Expected `window` to be a positive int, got {window!r}. "
+    size = as_index(window)
+    if size is None or size < 1:
+        raise (TypeError if size is None else ValueError)(
+            f"Expected `window` to be a positive int, got {describe(window)}. "
             "Pass the number of values to average."
         )
-    values = jnp.asarray(values)
+    values = as_array("values", values, "Pass a sequence of numbers, one per step.")
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(
             f"Expected one or more values along a first axis, got shape {values.shape}. "
@@ -212,7 +218,7 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
         )
     with jax.numpy_dtype_promotion("standard"):  # To widen is what is wanted, "strict" or not.
         values = values.astype(wide_dtype(values.dtype))
-    window = min(window, values.shape[0])
+    window = min(size, values.shape[0])
     # Each window on its own: differences of one running sum would lose digits along the way.
     padded = jnp.concatenate([jnp.zeros((window - 1, *values.shape[1:]), values.dtype), values])
     total = sum(padded[i : i + values.shape[0]] for i in range(window))

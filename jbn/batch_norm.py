@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jbn._arguments import (
     check_momentum,
     check_params,
     check_state,
+    check_statistics,
     weight_of_old,
 )
 from jbn._axes import (
@@ -35,10 +36,31 @@ from jbn._axes import (
 )
 from jbn._center import Centered, center, rstd
 from jbn._dtypes import wide_dtype
+from jbn._inputs import as_index, is_inexact
 from jbn._schedules import Schedule
 from jbn.collectives import AxisName, Pool, pool
 from jbn.running import update
 from jbn.types import BatchNormParams, BatchNormState, OptionalState
+
+
+@overload
+def init(
+    num_features: int | Sequence[int],
+    *,
+    use_scale: Literal[True] = True,
+    use_bias: Literal[True] = True,
+    param_dtype: Any = ...,
+) -> tuple[BatchNormParams[Array], BatchNormState]: ...
+
+
+@overload
+def init(
+    num_features: int | Sequence[int],
+    *,
+    use_scale: bool = True,
+    use_bias: bool = True,
+    param_dtype: Any = ...,
+) -> tuple[BatchNormParams[Any], BatchNormState]: ...
 
 
 def init(
@@ -47,7 +69,7 @@ def init(
     use_scale: bool = True,
     use_bias: bool = True,
     param_dtype: Any = jnp.float32,
-) -> tuple[BatchNormParams, BatchNormState]:
+) -> tuple[BatchNormParams[Any], BatchNormState]:
     """Make the parameters and running statistics of one layer: scale 1, bias 0; mean 0, var 1.
 
     Args:
@@ -72,19 +94,21 @@ def init(
     """
     if isinstance(num_features, np.ndarray) and num_features.ndim == 1:
         num_features = tuple(num_features.tolist())
-    shape = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
-    for size in shape:
-        if isinstance(size, bool) or not hasattr(size, "__index__"):
-            raise TypeError(
-                f"Expected `num_features` to be an int or a tuple of ints, got {num_features!r}. "
-                "Pass the length of x's feature axis: x.shape[-1]."
-            )
-    if not shape or min(shape) < 1:
+    several = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
+    sizes = [as_index(size) for size in several]
+    shape = tuple(size for size in sizes if size is not None)
+    if len(shape) != len(sizes):
+        raise TypeError(
+            f"Expected `num_features` to be an int or a tuple of ints, got {num_features!r}. "
+            "Pass the length of x's feature axis: x.shape[-1]."
+        )
+    if not shape or not min(shape) >= 1:
         raise ValueError(
             f"Expected `num_features` to be positive, got {num_features!r}. "
             "Pass the length of x's feature axis: x.shape[-1]."
         )
-    if not jnp.issubdtype(param_dtype, jnp.inexact):
+    use_scale, use_bias = check_flag("use_scale", use_scale), check_flag("use_bias", use_bias)
+    if not is_inexact(param_dtype):
         raise TypeError(
             f"Expected a floating or complex `param_dtype`, got {param_dtype}. "
             "The usual one is jnp.float32."
@@ -241,7 +265,7 @@ def normalize(
     """
     params = BatchNormParams(None, None) if params is None else params
     x, features = check_call(x, params, None, axis, epsilon)
-    mean, var = jnp.asarray(mean), jnp.asarray(var)
+    mean, var = check_statistics(mean, var)
     check_features(x, features, params, mean, var)
     return _normalize(x, mean, var, params, as_scalar(epsilon, x), features=features)
 

@@ -8,12 +8,15 @@ Each device writes into its own slot of zeros; the sum of all slots is the gathe
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from numbers import Number
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+
+from jbn._inputs import as_index, describe
 
 AxisName = Hashable | Sequence[Hashable]
 
@@ -66,12 +69,12 @@ class Pool(NamedTuple):
     def _psum(self, x: Array) -> Array:
         try:
             return jax.lax.psum(x, self.names)
-        except (AssertionError, ValueError) as error:  # JAX's own say nothing of the cause.
+        except (AssertionError, ValueError):  # JAX's own say nothing of the cause.
             raise ValueError(
                 f"Expected axes of the mesh in `axis_name` inside shard_map, got {self.names}: JAX "
                 "has no psum over the name of a vmap there. Give that axis to the mesh, as in the "
                 "2-D mesh jax.make_mesh((D, V), ('d', 'v')), or use shard_map(check_vma=False)."
-            ) from error
+            ) from None
 
     def _index(self) -> Array | int:
         # Name by name: axis_index of a tuple is lost where a derivative is taken after the axis is
@@ -98,7 +101,13 @@ def pool(
                 "batch of shape (groups, N / groups, ...)."
             )
         return None
-    names = tuple(axis_name) if isinstance(axis_name, (tuple, list)) else (axis_name,)
+    names = tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
+    for name in names:
+        if not _is_name(name):
+            raise TypeError(
+                f"Expected `axis_name` to be a name, or a tuple of names, got {describe(name)}. "
+                "Pass the name that pmap, shard_map or vmap gives the axis, such as 'devices'."
+            )
     if len(set(names)) != len(names) or not names:
         raise ValueError(
             f"Expected one or more different names, got axis_name={axis_name!r}. "
@@ -108,7 +117,7 @@ def pool(
     size = math.prod(sizes)
     if axis_index_groups is None:
         return Pool(names, sizes, None)
-    groups = [[int(i) for i in group] for group in axis_index_groups]
+    groups = _as_groups(axis_index_groups)
     if sorted(i for group in groups for i in group) != list(range(size)):
         raise ValueError(
             f"Expected `axis_index_groups` to hold each index of axis {axis_name!r}, 0 to "
@@ -120,12 +129,37 @@ def pool(
     return Pool(names, sizes, tuple(group_of.tolist()))
 
 
+def _is_name(name: Any) -> bool:
+    """Tell what can name an axis: anything hashable but a number, which is a position to JAX."""
+    try:
+        hash(name)
+    except TypeError:
+        return False
+    return name is not None and not isinstance(name, Number | tuple)
+
+
+def _as_groups(groups: Any) -> list[list[int]]:
+    """Check that groups are lists of ints."""
+    try:
+        indices = [[as_index(i) for i in group] for group in groups]
+    except TypeError:  # Not iterable.
+        indices = [[None]]
+    found = [[i for i in group if i is not None] for group in indices]
+    if found != indices:
+        shown = groups if isinstance(groups, list | tuple) else describe(groups)
+        raise TypeError(
+            f"Expected `axis_index_groups` to be lists of ints, got {shown}. "
+            "List the indices of each group, as in [[0, 1], [2, 3]]."
+        )
+    return found
+
+
 def _axis_size(name: Hashable) -> int:
     try:
         return jax.lax.axis_size(name)
-    except NameError as error:
+    except (NameError, TypeError, ValueError):
         raise ValueError(
             f"Expected `axis_name` to be bound by pmap, shard_map or vmap, got {name!r}, which is "
             "not. Call from inside that transform, as in jax.vmap(f, axis_name=...); in jit over "
             "sharded arrays the batch is already global: leave axis_name out."
-        ) from error
+        ) from None

@@ -4,6 +4,8 @@ Layers are named by their path in the pytree, as "block_0/norm". Statistics may 
 or dicts with `mean` and `var`, as in a Flax `batch_stats` collection.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -24,7 +26,7 @@ from jbn._diagnostic_checks import (
     precise,
 )
 from jbn._dtypes import wide_dtype
-from jbn._layer_trees import as_array, describe
+from jbn._inputs import as_array, describe
 from jbn.types import BatchNormState, is_statistics
 
 Activation = Callable[[Array], Array]

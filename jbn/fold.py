@@ -1,5 +1,7 @@
 """Fold batch normalization into the dense or convolutional layer before it."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
@@ -9,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Inexact
 
 from jbn._arguments import check_epsilon
 from jbn._dtypes import promote_types, wide_dtype
-from jbn._layer_trees import as_array, as_arrays, as_params, as_state
+from jbn._inputs import as_array
+from jbn._layer_trees import as_arrays, as_params, as_state
 from jbn.types import BatchNormParams, BatchNormState
 
 

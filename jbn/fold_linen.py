@@ -10,7 +10,7 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn.fold_pairs import (
     CHANGED,
     OWN_CALL,

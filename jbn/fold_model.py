@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 
 if TYPE_CHECKING:
     import flax.linen

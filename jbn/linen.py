@@ -14,7 +14,9 @@ import numpy as np
 from flax.linen.dtypes import canonicalize_dtype
 from jaxtyping import Array, ArrayLike, Shaped
 
+from jbn._arguments import check_flag
 from jbn._dtypes import promote_types, wide_dtype
+from jbn._inputs import as_array
 from jbn._population import State, check_step
 from jbn._population_calls import (
     Tally,
@@ -115,12 +117,13 @@ class BatchNorm(nn.Module):
           ValueError: `use_running_average` given twice or not at all; in training, a schedule and
             statistics without their count. See also `jbn.batch_norm`.
         """
-        training = not as_flag(
-            nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        training = not check_flag(
+            "use_running_average",
+            nn.merge_param("use_running_average", self.use_running_average, use_running_average),
         )
         initializing = self.is_initializing()
         operation = self._operation()
-        x = as_array(x)
+        x = as_array("x", x)
         features = feature_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in features)
 
@@ -337,27 +340,6 @@ def apply_batch_norm(
     return _cast(y, y_dtype), state
 
 
-def as_array(value: Shaped[ArrayLike, "..."], name: str = "x") -> Array:
-    """Make an array, of whatever dtype."""
-    try:
-        return value if isinstance(value, jax.Array) else jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"Expected {name} to be an array, got {type(value).__name__}. Pass one array, or "
-            "nested lists of numbers."
-        ) from error
-
-
-def as_flag(value: Any, name: str = "use_running_average") -> bool:
-    """Check that the mode is known when the call is traced."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(
-            f"Expected `{name}` to be True or False, got {value!r}. It decides what is compiled: "
-            "pass it to jax.jit as a static argument, and an array as bool(...)."
-        )
-    return bool(value)
-
-
 def as_count(count: Any) -> Array:
     """Give a stored count an integer dtype; without one, 0.
 
@@ -401,7 +383,7 @@ def _as_mask(mask: ArrayLike, shape: tuple[int, ...]) -> Array:
 
     A mask that does not fit is left to the operation, whose error shows it as it was given.
     """
-    array = as_array(mask, "`mask`")
+    array = as_array("mask", mask)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = _cast(array, jnp.dtype(bool))
     missing = len(shape) - array.ndim

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jbn._inputs import as_array
 from jbn._schedules import Switched
-from jbn.linen import BatchNorm, Initializer, as_array
+from jbn.linen import BatchNorm, Initializer
 from jbn.moments import feature_axes
 from jbn.norms import group_norm, instance_norm, layer_norm
 from jbn.types import BatchNormParams
@@ -141,7 +142,7 @@ class _WithoutStatistics(nn.Module):
         mask: ArrayLike | None = None,
     ) -> Float[Array, "N ... C"]:
         """Normalise x."""
-        x = as_array(x)
+        x = as_array("x", x)
         (feature,) = feature_axes(self.axis, x.ndim)
         shape, dtype = (x.shape[feature],), self.param_dtype
         scale = self.param("scale", self.scale_init, shape, dtype) if self.use_scale else None

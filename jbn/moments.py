@@ -18,6 +18,7 @@ from jbn._axes import (
     to_features,
 )
 from jbn._center import center, merge
+from jbn._inputs import check_fields, describe
 from jbn.collectives import AxisName, Pool, pool
 from jbn.types import Moments, WeightedMoments
 
@@ -98,13 +99,15 @@ def merge_moments(*parts: Moments | WeightedMoments) -> Moments | WeightedMoment
 
     References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983.
     """
-    wrong = next((part for part in parts if not isinstance(part, (Moments, WeightedMoments))), None)
-    if not parts or wrong is not None:
-        what = "none" if not parts else f"a {type(wrong).__name__}"
+    wrong = [part for part in parts if not isinstance(part, Moments | WeightedMoments)]
+    if not parts or wrong:
+        what = describe(wrong[0]) if parts else "none"
         raise (TypeError if parts else ValueError)(
             f"Expected one or more Moments to merge, got {what}. Unpack a list of them, "
             "merge_moments(*parts), and take moments with jbn.moments(x)."
         )
+    for part in parts:
+        check_fields("part", part)
     shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(parts)}
     if len(shapes) > 1:
         raise ValueError(

@@ -14,7 +14,9 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jaxtyping import Array, ArrayLike, Shaped
 
+from jbn._arguments import check_flag
 from jbn._dtypes import wide_dtype
+from jbn._inputs import as_array
 from jbn._population import check_step
 from jbn._population_calls import (
     Tally,
@@ -28,9 +30,7 @@ from jbn.batch_norm import batch_norm, init
 from jbn.linen import (
     Initializer,
     apply_batch_norm,
-    as_array,
     as_count,
-    as_flag,
     missing_count,
 )
 from jbn.moments import feature_axes
@@ -168,12 +168,12 @@ class BatchNorm(nnx.Module):
                 "Expected `use_running_average` to be True or False, got None in the constructor "
                 "and in the call. Give it in one of them, or call model.train() or model.eval()."
             )
-        training = not as_flag(use_running_average)
+        training = not check_flag("use_running_average", use_running_average)
         counted = callable(self.momentum)
         count = getattr(self, "count", None) if counted else None
         if counted and count is None and training:
             raise ValueError(missing_count("layer.count = nnx.BatchStat(jnp.int32(n))"))
-        x = as_array(x)
+        x = as_array("x", x)
         mean, var = self.mean[...], self.var[...]
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]

@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn._arguments import as_scalar, check_epsilon, check_params
+from jbn._arguments import as_scalar, check_epsilon, check_params, check_size
 from jbn._axes import along_features, as_inexact, feature_axes
 from jbn._center import Centered, abs_squared, center
 from jbn._dtypes import wide_dtype
+from jbn._inputs import as_array
 from jbn.moments import moments
 from jbn.types import BatchNormParams
 
@@ -96,7 +97,7 @@ def group_norm(
             f"Expected examples along the first axis, got the feature axis {axis}, which is the "
             "first. Move it: jnp.moveaxis(x, 0, -1)."
         )
-    width = group_width(x.shape[feature], groups)
+    groups, width = split_features(x.shape[feature], groups)
     split = (*x.shape[:feature], groups, width, *x.shape[feature + 1 :])
     return _standardize(x, split, (0, feature), params, (feature,), epsilon)
 
@@ -166,9 +167,9 @@ def weight_norm(
 
     References: Salimans, Kingma, "Weight Normalization", 2016, section 2.
     """
-    kernel = as_inexact(kernel)
+    kernel = as_inexact(kernel, "kernel")
     features = feature_axes(axis, kernel.ndim)
-    scale = None if scale is None else jnp.asarray(scale)
+    scale = None if scale is None else as_array("scale", scale, "Pass (C,), or None.")
     _check_params(kernel, BatchNormParams(scale, None), features)
     _check_inputs(kernel, features)
     return _weight_norm(kernel, scale, features=features)
@@ -216,7 +217,8 @@ def weight_norm_init(
 
     References: Salimans, Kingma, "Weight Normalization", 2016, section 3.
     """
-    kernel, pre = as_inexact(kernel), as_inexact(pre_activations)
+    kernel = as_inexact(kernel, "kernel")
+    pre = as_inexact(pre_activations, "pre_activations")
     check_epsilon(epsilon)
     features, outputs = feature_axes(axis, kernel.ndim), feature_axes(feature_axis, pre.ndim)
     shape, output = tuple(kernel.shape[a] for a in features), tuple(pre.shape[a] for a in outputs)
@@ -364,15 +366,12 @@ def one_feature_axis(x: Array, axis: int) -> int:
     return axes[0]
 
 
-def group_width(features: int, groups: int) -> int:
-    """Divide features into groups."""
-    if isinstance(groups, bool) or not hasattr(groups, "__index__") or groups < 1:
-        raise ValueError(
-            f"Expected `groups` to be a positive int, got {groups!r}. Pass 1 for a single group."
-        )
+def split_features(features: int, groups: int) -> tuple[int, int]:
+    """Divide features into groups; return how many, and how many are in each."""
+    groups = check_size("groups", groups, "Pass 1 for a single group.")
     if features % groups:
         raise ValueError(
             f"Expected `groups` to divide the {features} features, got {groups}. "
             "Choose a divisor, or pad the features."
         )
-    return features // groups
+    return groups, features // groups

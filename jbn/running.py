@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike
 
 from jbn._arguments import check_flag, check_state, weight_of_old
 from jbn._dtypes import promote_types
+from jbn._inputs import check_fields, describe
 from jbn._schedules import Schedule
 from jbn._sharding import like
 from jbn.moments import effective_count
@@ -61,9 +62,10 @@ def update(
     unbiased = check_flag("unbiased", unbiased)
     if not isinstance(moments, (Moments, WeightedMoments)):
         raise TypeError(
-            f"Expected `moments` to be jbn.Moments, got {type(moments).__name__}. "
+            f"Expected `moments` to be jbn.Moments, got {describe(moments)}. "
             "Take them with jbn.moments(x)."
         )
+    check_fields("moments", moments)
     shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(moments)}
     if shapes != {jnp.shape(state.mean)}:
         raise ValueError(

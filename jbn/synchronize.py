@@ -14,17 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool
 
+from jbn._arguments import check_flag, check_statistics
 from jbn._center import pooled, root
 from jbn._dtypes import wide_dtype
+from jbn._inputs import as_array, describe
 from jbn.collectives import AxisName, Pool, pool
-from jbn.types import BatchNormState, Moments, is_statistics
+from jbn.types import BatchNormState, Moments, WeightedMoments, is_statistics
 
 State = TypeVar("State")
 
 
 def synchronize(
     state: State,
-    counts: Moments | ArrayLike | None = None,
+    counts: Moments | WeightedMoments | ArrayLike | None = None,
     *,
     axis_name: AxisName | None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
@@ -82,8 +84,8 @@ def synchronize(
     state = jax.tree.map(together, state, is_leaf=is_statistics)
     if not found:
         raise TypeError(
-            f"Expected BatchNormState or dicts with `mean` and `var` in `state`, got {state!r}. "
-            "Pass the statistics, not the parameters."
+            f"Expected BatchNormState or dicts with mean and var in `state`, got "
+            f"{describe(state)}. Pass the statistics, not the parameters."
         )
     return state
 
@@ -116,9 +118,26 @@ def is_synchronized(
       >>> jbn.is_synchronized(jnp.array([[1.0], [2.0]]), stacked=True)
       False
     """
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    leaves = [
+        as_array("state", leaf, "Pass a pytree of arrays.") for leaf in jax.tree.leaves(state)
+    ]
+    if not leaves:
+        raise TypeError(
+            f"Expected `state` with one or more arrays, got {describe(state)}. Pass the statistics."
+        )
+    stacked = check_flag("stacked", stacked)
     devices = pool(axis_name, axis_index_groups)
     if devices is None:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            raise ValueError(
+                "Expected `axis_name` where `state` is traced, got None. Name the axis of the "
+                "mapped function, or call is_synchronized outside of it."
+            )
+        if stacked and any(leaf.ndim == 0 for leaf in leaves):
+            raise ValueError(
+                "Expected arrays with a leading axis of devices with stacked=True, got one of "
+                "shape (). Pass the state as pmap or vmap returned it, or leave stacked out."
+            )
         return all(_same(copies) for leaf in leaves for copies in _copies(leaf, stacked))
     differ = jnp.asarray(False)
     for leaf in leaves:
@@ -128,13 +147,16 @@ def is_synchronized(
     return everyone.sum(differ.astype(jnp.int32)) == 0
 
 
-def _together(node: Any, counts: Moments | ArrayLike | None, devices: Pool) -> Any:
+def _together(
+    node: Any, counts: Moments | WeightedMoments | ArrayLike | None, devices: Pool
+) -> Any:
     """Pool one layer's statistics."""
     fields = node._asdict() if isinstance(node, BatchNormState) else dict(node)
-    mean, var = (jnp.asarray(fields[name]) for name in ("mean", "var"))
-    if isinstance(counts, Moments):
+    mean, var = check_statistics(fields["mean"], fields["var"])
+    if isinstance(counts, Moments | WeightedMoments):
         counts = counts.count
-    n = jnp.asarray(fields.get("count", 1) if counts is None else counts)
+    weight = fields.get("count", 1) if counts is None else counts
+    n = as_array("counts", weight, "Pass a number, one per feature, or Moments.")
     if n.shape not in ((), mean.shape):
         raise ValueError(
             f"Expected `counts` to be a number or of shape {mean.shape}, one per feature, got "

@@ -34,7 +34,9 @@ from jbn._arguments import (
     check_flag,
     check_momentum,
     check_number,
+    check_size,
     check_state,
+    check_statistics,
     weight_of_old,
 )
 from jbn._axes import (
@@ -115,11 +117,9 @@ def ghost_batch_norm(
 
     References: Hoffer, Hubara, Soudry, "Train longer, generalize better", 2017, Algorithm 1.
     """
-    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
-        raise ValueError(
-            f"Expected `batch_size` to be a positive int, got {batch_size!r}. "
-            "Pass the number of examples per group, such as 32."
-        )
+    batch_size = check_size(
+        "batch_size", batch_size, "Pass the number of examples per group, such as 32."
+    )
     if not check_flag("training", training):
         return batch_norm(
             x, params, state, training=False, axis=axis, momentum=momentum, epsilon=epsilon
@@ -131,7 +131,7 @@ def ghost_batch_norm(
     check_batch(x)
     mask = check_mask(mask, x, features)
     running: BatchNormState | None = state
-    examples, size = x.shape[0], int(batch_size)
+    examples, size = x.shape[0], batch_size
     if isinstance(examples, int):  # Else it is a symbol of jax.export.
         size = min(size, examples)
         last = examples % size or size
@@ -169,14 +169,15 @@ def _ghost_batch_norm(
     unbiased: bool,
 ) -> tuple[Array, BatchNormState | None]:
     examples = x.shape[0]
-    missing = -examples % size
+    groups = (examples + size - 1) // size  # Which jax.export knows to be positive.
+    missing = groups * size - examples
     # Padding completes the last group and weighs nothing.
     whole = isinstance(missing, int) and missing == 0
     if mask is None and not whole:
         mask = jnp.ones((1,) * x.ndim, bool)
-    grouped = _in_groups(x, size, missing)
+    grouped = _in_groups(x, groups, size)
     if mask is not None:
-        mask = _in_groups(jnp.broadcast_to(mask, (examples, *mask.shape[1:])), size, missing)
+        mask = _in_groups(jnp.broadcast_to(mask, (examples, *mask.shape[1:])), groups, size)
     # The group is one more feature axis.
     centered = center(
         grouped, reduction_axes(grouped, (0, *(a + 1 for a in features))), mask, None, epsilon
@@ -370,7 +371,7 @@ def normalize_with_example(
     x, features = check_call(x, params, None, axis, epsilon)
     _check_examples(features, axis)
     check_batch(x)
-    mean, var = jnp.asarray(mean), jnp.asarray(var)
+    mean, var = check_statistics(mean, var)
     check_features(x, features, params, mean, var)
     known = check_number("weight", weight, "a number in [0, 1]")
     if known is not None and not 0 <= known <= 1:
@@ -447,7 +448,7 @@ def _limit_at(limit: Limit, count: Array, x: Array, name: str, least: int) -> Ar
     return as_scalar(value, x)
 
 
-def _in_groups(x: Array, size: int, missing: int) -> Array:
+def _in_groups(x: Array, groups: int, size: int) -> Array:
     """Reshape `(N, ...)` to `(groups, size, ...)`, completing the last group with zeros."""
-    x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    return x.reshape(x.shape[0] // size, size, *x.shape[1:])
+    x = jnp.pad(x, [(0, groups * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(groups, size, *x.shape[1:])

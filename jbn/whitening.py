@@ -1,5 +1,7 @@
 """Whitening: the ideal that batch normalization approximates one feature at a time."""
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Literal, NamedTuple
@@ -12,8 +14,9 @@ from jbn._arguments import as_scalar, check_number
 from jbn._axes import along_features, as_inexact, reduction_axes
 from jbn._center import center, power_of_two
 from jbn._dtypes import wide_dtype
+from jbn._inputs import check_fields, describe
 from jbn._sharding import gathered, like, on_all
-from jbn.norms import check_values, group_width, one_feature_axis
+from jbn.norms import check_values, one_feature_axis, split_features
 
 
 class Whitening(NamedTuple):
@@ -71,8 +74,8 @@ def whiten(
     x = as_inexact(x)
     _check_real(x)
     feature = one_feature_axis(x, axis)
-    width = group_width(x.shape[feature], groups)
-    if method not in ("zca", "cholesky"):
+    groups, width = split_features(x.shape[feature], groups)
+    if not isinstance(method, str) or method not in ("zca", "cholesky"):
         raise ValueError(
             f"Expected `method` to be 'zca' or 'cholesky', got {method!r}. Name one of the two."
         )
@@ -142,6 +145,19 @@ def apply_whitening(
     x = as_inexact(x)
     _check_real(x)
     feature = one_feature_axis(x, axis)
+    if not isinstance(whitening, Whitening):
+        raise TypeError(
+            f"Expected `whitening` to be jbn.Whitening, got {describe(whitening)}. Pass what "
+            "jbn.whiten returned second: y, whitening = jbn.whiten(x)."
+        )
+    check_fields("whitening", whitening)
+    groups, size = whitening.matrix.shape[:1], whitening.mean.size
+    if whitening.matrix.shape not in [(g, size // g, size // g) for g in groups if g]:
+        raise ValueError(
+            "Expected `whitening.matrix` of shape (groups, C / groups, C / groups), got "
+            f"{whitening.matrix.shape} for a mean of shape {whitening.mean.shape}. Pass what "
+            "jbn.whiten returned."
+        )
     if whitening.mean.shape != (x.shape[feature],):
         raise ValueError(
             f"Expected x of the whitening's {whitening.mean.shape[0]} features, got "

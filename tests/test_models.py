@@ -411,5 +411,5 @@ def test_training_is_known_when_traced(name):
 
 
 def test_x_that_is_no_array_says_so():
-    with pytest.raises(TypeError, match="Expected x to be an array, got dict"):
+    with pytest.raises(TypeError, match="Expected `x` to be an array, got a dict"):
         MODELS["MLP"][0].init(KEYS, {"image": 1}, training=False)

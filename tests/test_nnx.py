@@ -240,7 +240,7 @@ def test_wrong_modes_and_inputs_say_what_was_expected():
         apply(layer, True)
     with pytest.raises(TypeError, match=r"use_running_average.*'no'"):
         layer(sample((4, 3)), use_running_average="no")
-    with pytest.raises(TypeError, match="Expected x to be an array, got dict"):
+    with pytest.raises(TypeError, match="Expected `x` to be an array, got a dict"):
         layer({})
     chex.assert_trees_all_equal(layer(sample((4, 3)).tolist()), layer(sample((4, 3))))
 

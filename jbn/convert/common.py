@@ -1,5 +1,7 @@
 """What all converters share: the result, the errors that list everything, reading arrays."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
@@ -11,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from jbn._dtypes import wide_dtype
-from jbn._layer_trees import as_arrays, as_params, as_state, describe
+from jbn._inputs import describe
+from jbn._layer_trees import as_arrays, as_params, as_state
 from jbn._schedules import Schedule
 from jbn.types import BatchNormParams, BatchNormState
 

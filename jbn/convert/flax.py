@@ -1,11 +1,13 @@
 """Flax: `BatchNorm` of linen and nnx, and jbn's own layers, which keep the same variables."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Array
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn.convert.common import (
     ConversionError,
     Converted,

@@ -1,5 +1,7 @@
 """Haiku: `hk.BatchNorm`, whose moving averages are debiased from zero."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from numbers import Real
@@ -9,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn.convert.common import (
     ConversionError,
     Converted,

@@ -1,11 +1,13 @@
 """Keras 3: `keras.layers.BatchNormalization`, as a layer or its list of weights."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn.convert.common import (
     ConversionError,
     Converted,

@@ -1,8 +1,10 @@
 """Hyper-parameters: the schedules other frameworks imply, and the arguments of their layers."""
 
+from __future__ import annotations
+
 from typing import Any
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn._schedules import Debiased, FirstBatch, cumulative
 from jbn.convert.common import ConversionError, Options, option_problems
 

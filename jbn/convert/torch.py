@@ -1,5 +1,7 @@
 """PyTorch: `torch.nn.BatchNorm1d`, `2d`, `3d`, `SyncBatchNorm`, and the kernels before them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn._layer_trees import describe
+from jbn._inputs import describe
 from jbn._schedules import cumulative
 from jbn.convert.common import (
     ConversionError,

@@ -8,7 +8,9 @@ import flax.linen as nn
 from jaxtyping import Array, ArrayLike
 
 from jbn import linen_norms
-from jbn.linen import BatchNorm, as_array, as_flag
+from jbn._arguments import check_flag
+from jbn._inputs import as_array
+from jbn.linen import BatchNorm
 
 Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -71,8 +73,8 @@ def check_call(x: Any, layout: str, *, training: Any, mask: Any) -> tuple[Array,
       TypeError: no array; `training` traced or no bool.
       ValueError: x of another rank; a mask that is not of shape `(N,)`.
     """
-    as_flag(training, "training")
-    x = as_array(x)
+    check_flag("training", training)
+    x = as_array("x", x)
     axes = layout.split()
     if x.ndim != len(axes):
         raise ValueError(
@@ -80,7 +82,7 @@ def check_call(x: Any, layout: str, *, training: Any, mask: Any) -> tuple[Array,
         )
     if mask is None:
         return x, None
-    mask = as_array(mask, "`mask`")
+    mask = as_array("mask", mask)
     if mask.shape != x.shape[:1]:
         raise ValueError(
             f"Expected `mask` of shape {x.shape[:1]}, one value per example of x.shape={x.shape}, "

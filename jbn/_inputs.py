@@ -1,0 +1,100 @@
+"""What users pass, whatever it is: taken as an int or an array if it is one, described if not."""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def as_index(value: Any) -> int | None:
+    """Return a whole number of Python, NumPy or JAX as an int; None for anything else."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # Traced ones, too.
+        return None
+
+
+def is_array(value: Any) -> bool:
+    """Tell an array of numbers, which may be traced, from lists and everything else."""
+    if not (isinstance(value, jax.Array | np.ndarray | np.generic) or _converts(value)):
+        return False
+    return jnp.issubdtype(value.dtype, np.number) or jnp.issubdtype(value.dtype, np.bool_)
+
+
+def as_array(
+    name: str, value: Any, remedy: str = "Pass an array, or nested lists of numbers."
+) -> Array:
+    """Return the value as an array; `remedy` is what to do where it is none."""
+    try:
+        # NumPy reads some strings as names of dtypes, and stacks the fields of tuples with names.
+        if isinstance(value, str | bytes) or hasattr(value, "_fields"):
+            raise TypeError
+        array = jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    if array is None or not is_array(array):
+        raise TypeError(f"Expected `{name}` to be an array, got {describe(value)}. {remedy}")
+    return array
+
+
+def is_inexact(dtype: Any) -> bool:
+    """Tell a floating or complex dtype from everything else."""
+    try:
+        return not is_array(dtype) and jnp.issubdtype(dtype, jnp.inexact)
+    except (TypeError, ValueError, SyntaxError):  # NumPy evaluates some strings.
+        return False
+
+
+def check_fields(name: str, value: Any, *, optional: bool = False) -> None:
+    """Check that a named tuple holds arrays, and floating ones but for a count."""
+    for field, array in value._asdict().items():
+        if array is None and optional:
+            continue
+        if not is_array(array):
+            raise TypeError(
+                f"Expected `{name}.{field}` to be an array, got {describe(array)}. "
+                f"Write {name}._replace({field}=jnp.asarray(...))."
+            )
+        if field != "count" and not jnp.issubdtype(array.dtype, np.inexact):
+            raise TypeError(
+                f"Expected `{name}.{field}` to be floating or complex, got {array.dtype}. "
+                f"Write {name}._replace({field}={name}.{field}.astype(jnp.float32))."
+            )
+
+
+def describe(value: Any) -> str:
+    """Say what came, in a few words of a message."""
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {_listed(map(str, value), 'the keys', 'no keys')}"
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        kinds = dict.fromkeys(
+            "Array" if isinstance(part, jax.Array) else type(part).__name__ for part in value
+        )
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(kinds)})"
+    if isinstance(value, str | bool | int | float | complex) or value is None:
+        return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+    if isinstance(value, type):
+        return f"the class {value.__name__}, not an instance"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        kind = "a traced array" if isinstance(value, jax.core.Tracer) else "an array"
+        return f"{kind} of shape {tuple(value.shape)} and {value.dtype}"
+    if type(value).__module__ == "builtins":
+        return f"a {type(value).__name__}"
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def _converts(value: Any) -> bool:
+    """Tell whether JAX takes the value for an array, as it does Flax's variables."""
+    return hasattr(value, "__jax_array__") and hasattr(value, "dtype")
+
+
+def _listed(names: Any, label: str, none: str) -> str:
+    names = list(names)
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"{label} {', '.join(map(repr, names[:10]))}{more}" if names else none

@@ -1,0 +1,88 @@
+"""`jax.export` with a symbolic batch: one program for every batch size, with the values of a call.
+
+Peers' programs, which users serve, are exported so; the number of examples is then a symbol.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jbn
+import jbn.linen
+import jbn.linen_norms
+
+C = 8
+PARAMS, STATE = jbn.init(C)
+WHITENING = jbn.whiten(jnp.asarray(np.random.default_rng(1).normal(size=(50, C)), jnp.float32))[1]
+# Programs of one size and of any size differ by rounding, at values and gradients of order 1.
+ATOL = 1e-5
+
+
+def layer(module):
+    variables = module.init(jax.random.key(0), jnp.ones((4, 3, C)), use_running_average=False)
+
+    def call(x):
+        return module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+
+    return call
+
+
+def gradient(function):
+    return jax.grad(lambda x: jnp.sum(function(x)[0] ** 3))
+
+
+def batch_norm(x, state=STATE, training=True, **options):
+    return jbn.batch_norm(x, PARAMS, state, training=training, **options)
+
+
+def ghost(x, state=STATE, **options):
+    return jbn.ghost_batch_norm(x, PARAMS, state, training=True, batch_size=4, **options)
+
+
+FUNCTIONS = {
+    "batch_norm": batch_norm,
+    "batch_norm, inference": lambda x: batch_norm(x, training=False),
+    "batch_norm, mask": lambda x: batch_norm(x, mask=x[..., :1] > 0),
+    "batch_norm, weights": lambda x: batch_norm(x, mask=jnp.abs(x[..., :1])),
+    "batch_norm, no state": lambda x: batch_norm(x, None),
+    "batch_norm, gradient": gradient(batch_norm),
+    "ghost_batch_norm": ghost,
+    "ghost_batch_norm, mask": lambda x: ghost(x, mask=x[..., :1] > 0),
+    "ghost_batch_norm, no state": lambda x: ghost(x, None),
+    "ghost_batch_norm, gradient": gradient(ghost),
+    "batch_renorm": lambda x: jbn.batch_renorm(
+        x, PARAMS, STATE, training=True, r_max=3.0, d_max=5.0
+    ),
+    "moments": jbn.moments,
+    "normalize": lambda x: jbn.normalize(x, STATE.mean, STATE.var),
+    "normalize_with_example": lambda x: jbn.normalize_with_example(
+        x, STATE.mean, STATE.var, weight=0.5
+    ),
+    "layer_norm": jbn.layer_norm,
+    "group_norm": lambda x: jbn.group_norm(x, groups=2),
+    "instance_norm": jbn.instance_norm,
+    "whiten": jbn.whiten,
+    "whiten, gradient": gradient(jbn.whiten),
+    "whiten, cholesky": lambda x: jbn.whiten(x, groups=2, method="cholesky"),
+    "apply_whitening": lambda x: jbn.apply_whitening(x, WHITENING),
+    "linen.BatchNorm": layer(jbn.linen.BatchNorm()),
+    "linen_norms.GhostBatchNorm": layer(jbn.linen_norms.GhostBatchNorm(batch_size=4)),
+    "linen_norms.BatchRenorm": layer(jbn.linen_norms.BatchRenorm()),
+    "linen_norms.LayerNorm": layer(jbn.linen_norms.LayerNorm()),
+    "linen_norms.GroupNorm": layer(jbn.linen_norms.GroupNorm(groups=2)),
+    "linen_norms.InstanceNorm": layer(jbn.linen_norms.InstanceNorm()),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_one_program_for_every_batch_size(name):
+    function = FUNCTIONS[name]
+    shape = jax.export.symbolic_shape(f"b, 3, {C}")
+    exported = jax.export.export(jax.jit(function))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    for examples in (12, 15):  # Whole ghost batches, and a rest.
+        values = np.random.default_rng(0).normal(size=(examples, 3, C))
+        x = jnp.asarray(values, jnp.float32)
+        found, expected = jax.tree.leaves(exported.call(x)), jax.tree.leaves(function(x))
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=ATOL)
