@@ -3,7 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-devices ledger report notebooks test peers browser lint format bench clean
+# Most of the suite's time is XLA's, compiling. Experiments, messages and counts of programs are
+# tested on programs that are hardly optimized; the library's numbers, on those that users get.
+# A worker begins with one half of the files, whose tests share programs and fixtures.
+PYTEST := -m pytest -n 2 --dist worksteal -q
+COMPILE_FAST := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
+NO_NUMBERS := $(shell grep -lw experiments tests/test_*.py) \
+  $(patsubst %,tests/test_%.py,docs notebooks eager errors convert_errors)
+CORE := batch_norm moments running norms linen nnx errors
+
+.PHONY: demo demo-devices ledger report notebooks test test-fast peers browser lint format bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.experiments  ## Fig. 1 of the paper on handwritten digits, about a minute
@@ -25,7 +34,11 @@ notebooks: .venv/.dev  ## each notebook from the script beside it, executed
 	PYTHONPATH=. $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 test: .venv/.dev  ## the whole suite; what compares with a peer is skipped where it is not installed
-	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python $(PYTEST) jbn $(filter-out $(NO_NUMBERS),$(wildcard tests/test_*.py))
+	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(NO_NUMBERS)
+
+test-fast: .venv/.dev  ## the core alone, its programs hardly optimized: a minute and a half
+	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(CORE:%=tests/test_%.py)
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .

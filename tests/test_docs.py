@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from environments import own_environment
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -19,9 +20,10 @@ def snippets(page, language):
 
 def environment():
     """Return one without the suite's own eight devices, and with this Python as `python`."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JBN_DATA")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**inherited, "PYTHONPATH": str(ROOT), "PATH": path}
+    # A torn entry of the cache is a warning, here an error.
+    own = own_environment(PYTHONPATH=str(ROOT), PATH=path)
+    return {**own, "JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from environments import own_environment
 
 from experiments import data, hosts, mnist_mlp, record
 from experiments.__main__ import main
@@ -28,14 +28,14 @@ PERCENTILE = 1.01e-4  # Metrics have four decimals.
 @contextlib.contextmanager
 def processes(count, arguments, folder, environment=lambda i: {}):
     """Start `count` processes with these arguments, their output going to out.0, out.1, ..."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JBN_DATA")}
+    inherited = own_environment(PYTHONPATH=str(ROOT))
     started = []
     for i in range(count):
         with (folder / f"out.{i}").open("w") as out:
             started.append(
                 subprocess.Popen(
                     [sys.executable, *arguments(i)],
-                    env={**inherited, "PYTHONPATH": str(ROOT), **environment(i)},
+                    env={**inherited, **environment(i)},
                     stdout=out,
                     stderr=subprocess.STDOUT,
                     cwd=folder,

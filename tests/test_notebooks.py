@@ -7,6 +7,7 @@ import jupytext
 import nbclient
 import nbformat
 import pytest
+from environments import own_environment
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -31,7 +32,7 @@ def test_notebook_and_script_are_the_same(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     """In a fresh kernel, in a folder of its own, on one device until the notebook asks for more."""
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", own_environment()["XLA_FLAGS"])
     monkeypatch.setenv("PYTHONPATH", str(path.parents[1]))
     monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
     notebook = nbformat.read(path, as_version=4)
