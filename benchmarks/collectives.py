@@ -110,13 +110,15 @@ def payload(
     """Compute what jbn sends in pmap and shard_map.
 
     Up to GATHER_LIMIT devices, all have the (pivot, remainder, var) of each, with the count where
-    it may differ. Beyond, there are two sums: (mean, 1) for a common pivot, then count and first
-    and second moment about it. Backward are two sums in any case, with a third, not
+    it may differ. Beyond, there are two sums: (mean, size, 1), with the count where it may differ,
+    for a common pivot and unit, then first and second moment about it. Backward are two sums in any case, with a third, not
     here, where weights are differentiated. A sum over index groups has a slot for each group.
     """
     value = features * jnp.promote_types(dtype, jnp.float32).itemsize
     gathered = devices <= _center.GATHER_LIMIT
-    forward = devices * (4 if masked else 3) if gathered else groups * (2 + 3)
+    forward = (
+        devices * (4 if masked else 3) if gathered else groups * (4 if masked else 3) + groups * 2
+    )
     return Payload(forward * value, groups * 2 * value)
 
 

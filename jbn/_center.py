@@ -6,7 +6,7 @@ taken of `deviation = x - pivot` with a pivot near the mean, and three rules kee
   normalized: (x - pivot) - remainder has an error of 1e-6 where x - (pivot + remainder) has 4e-3;
 - devices exchange (pivot, remainder, std, count) and merge those, not sums about zero;
 - neither y nor a gradient goes by a square or a cube that float32 cannot hold: deviations beyond
-  1e9 are kept in a unit, a power of two for each feature, and what is differentiated is the
+  1e16 are kept in a unit, a power of two for each feature, and what is differentiated is the
   variance relative to var + epsilon.
 
 References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983: shifted
@@ -238,7 +238,7 @@ def _center(
     one array and vectors, and forward mode and second order come from the same few lines.
     """
     n = _count(weights, x, axes)
-    part = _local(x, weights, epsilon, axes)
+    part = _local(x, weights, n, epsilon, axes)
     n = like(n, part.std)
     unit = jnp.ones_like(n) if unit is None else like(unit, n)
     effective = None
@@ -346,8 +346,10 @@ class _Part(NamedTuple):
     var: Array
 
 
-def _local(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> _Part:
-    """Compute the moments of this device's part.
+def _local(
+    x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
+) -> _Part:
+    """Compute the moments of this device's part, of n values or of weights whose sum is n.
 
     Two ways, since what is cheap differs. On accelerators a subtraction inside a reduction is
     free and a branch on data is not. On CPU, XLA runs reductions of x itself as library kernels
@@ -356,52 +358,54 @@ def _local(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...
     return jax.lax.platform_dependent(
         x,
         weights,
+        n,
         epsilon,
         cpu=functools.partial(_shift_if_needed, axes=axes),
         default=functools.partial(_shift, axes=axes),
     )
 
 
-def _shift(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> _Part:
+def _shift(
+    x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
+) -> _Part:
     """Take sums about the mean, in a unit in which no square overflows."""
     wide = x.astype(wide_dtype(x.dtype))
-    n = _count(weights, x, axes)
     # Divided first, for the sum may overflow where the mean does not.
     mean = jnp.sum(_weigh(wide, weights) * _inverse(n).astype(wide.dtype), axes, keepdims=True)
     unit = jnp.ones_like(mean.real)
     if _may_overflow(x):
         unit = _unit(wide, weights, epsilon, axes)
-    return _about(_as_pivot(mean), unit, x, weights, axes)
+    return _about(_as_pivot(mean), unit, x, weights, n, axes)
 
 
 def _shift_if_needed(
-    x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]
+    x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
 ) -> _Part:
     """Take sums about 0, and again about the mean if any feature would lose precision by it."""
     wide = x.astype(wide_dtype(x.dtype))
-    mean = _mean(wide, weights, axes)
-    second = _mean(wide, weights, axes, squared=True)
+    mean = _mean(wide, weights, n, axes)
+    second = _mean(wide, weights, n, axes, squared=True)
     var = jnp.maximum(second - abs_squared(mean), 0)
     calm = abs_squared(mean) <= WELL_CONDITIONED * var
     # Else squares of x overflow, or vanish though epsilon is as small as they are.
     limits = jnp.finfo(second.dtype)
-    in_range = (second < limits.max**0.5) & (second + epsilon > limits.tiny**0.5)
+    in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
 
     def scaled(x: Array) -> tuple[Array, Array]:
         wide = x.astype(mean.dtype)
         unit = _unit(wide, weights, epsilon, axes)
         divisor = unit.astype(wide.dtype)
-        return _as_pivot(_mean(wide / divisor, weights, axes) * divisor), unit
+        return _as_pivot(_mean(wide / divisor, weights, n, axes) * divisor), unit
 
     def plain(x: Array) -> tuple[Array, Array]:
         return _as_pivot(mean), jnp.ones_like(var)
 
     def about_mean(x: Array, *_: Array) -> _Part:
         if not _may_overflow(x):
-            return _about(_as_pivot(mean), jnp.ones_like(var), x, weights, axes)
+            return _about(_as_pivot(mean), jnp.ones_like(var), x, weights, n, axes)
         # Of these branches only vectors come back: XLA would copy an array.
         pivot, unit = jax.lax.cond(_anywhere(jnp.any(~in_range)), scaled, plain, x)
-        return _about(pivot, unit, x, weights, axes)
+        return _about(pivot, unit, x, weights, n, axes)
 
     # The other branch returns its arguments: for anything else XLA would copy x in it.
     about_zero = _Part(x, jnp.zeros_like(mean), jnp.ones_like(var), mean, jnp.sqrt(var), var)
@@ -445,7 +449,7 @@ def _unit(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]
     largest = jnp.max(present, axes, keepdims=True)
     largest = jnp.maximum(largest, jnp.sqrt(epsilon))
     info = jnp.finfo(largest.dtype)
-    in_range = (largest > info.tiny**0.25) & (largest < info.max**0.25)
+    in_range = (largest > info.tiny**0.25) & (largest < info.max**0.42)
     return jnp.where(in_range, 1, power_of_two(largest))
 
 
@@ -457,13 +461,18 @@ def power_of_two(x: Array) -> Array:
 
 
 def _about(
-    pivot: Array, unit: Array, x: Array, weights: Array | None, axes: tuple[int, ...]
+    pivot: Array,
+    unit: Array,
+    x: Array,
+    weights: Array | None,
+    n: Array,
+    axes: tuple[int, ...],
 ) -> _Part:
     """Take the moments about a pivot, by sums in a unit of x."""
     wide, per_unit = unit.astype(pivot.dtype), 1 / unit
     deviation = (x.astype(pivot.dtype) - pivot) * per_unit.astype(pivot.dtype)
-    mean = _mean(deviation, weights, axes)
-    second = _mean(deviation, weights, axes, squared=True)
+    mean = _mean(deviation, weights, n, axes)
+    second = _mean(deviation, weights, n, axes, squared=True)
     var = jnp.maximum(second - abs_squared(mean), 0)
     return _Part(
         residual=deviation if x.dtype == pivot.dtype else x,
@@ -476,7 +485,12 @@ def _about(
 
 
 def _mean(
-    x: Array, weights: Array | None, axes: tuple[int, ...], *, squared: bool = False
+    x: Array,
+    weights: Array | None,
+    n: Array,
+    axes: tuple[int, ...],
+    *,
+    squared: bool = False,
 ) -> Array:
     weighed = _weigh(x, weights)
     if squared:
@@ -485,7 +499,6 @@ def _mean(
         total = _inner(other, weighed, axes)
     else:
         total = jnp.sum(weighed, axes, keepdims=True)
-    n = _count(weights, x, axes)
     return total / jnp.where(_has(n), n, 1).astype(total.dtype)
 
 
@@ -512,8 +525,9 @@ def _count(weights: Array | None, x: Array, axes: tuple[int, ...]) -> Array:
     if weights is None:
         return jnp.asarray(math.prod(x.shape[a] for a in axes), dtype)
     repeated = math.prod(x.shape[a] for a in axes if weights.shape[a] == 1)
-    # As integers: a float32 that counts one by one ends at 2^24.
-    counted = jnp.int32 if weights.dtype == jnp.bool_ else dtype
+    # A float32 that counts one by one ends at 2^24. Else as floats, to share x's collective.
+    many = not isinstance(x.size, int) or x.size > 2**24
+    counted = jnp.int32 if many and weights.dtype == jnp.bool_ else dtype
     total = jnp.sum(weights, axes, keepdims=True, dtype=counted)
     return total.astype(dtype) * repeated
 

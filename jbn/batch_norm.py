@@ -38,7 +38,7 @@ from jbn._center import Centered, center, rstd
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_index, is_inexact
 from jbn._schedules import Schedule
-from jbn.collectives import AxisName, Pool, pool
+from jbn.collectives import AxisName, Pool, jit_over_devices, pool
 from jbn.running import update
 from jbn.types import BatchNormParams, BatchNormState, OptionalState
 
@@ -214,7 +214,7 @@ def batch_norm(
     return y, new_state
 
 
-@functools.partial(jax.jit, static_argnames=("features", "pool", "unbiased"))
+@functools.partial(jit_over_devices, static_argnames=("features", "unbiased"))
 def _batch_norm(
     x: Array,
     params: BatchNormParams,

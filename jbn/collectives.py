@@ -6,8 +6,9 @@ implemented under `vmap`, nor in `shard_map` with check_vma
 Each device writes into its own slot of zeros; the sum of all slots is the gather.
 """
 
+import functools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from numbers import Number
 from typing import Any, NamedTuple
 
@@ -86,6 +87,33 @@ class Pool(NamedTuple):
 
     def _group(self) -> Array:
         return jnp.asarray(self.group_of)[self._index()]
+
+
+def jit_over_devices(
+    function: Callable[..., Any], static_argnames: Sequence[str]
+) -> Callable[..., Any]:
+    """Make a cached program of a function of arrays and the keyword `pool`.
+
+    But not where a vmap that names an axis is itself being compiled: the program's derivative would
+    be taken when that axis is gone, as in jax.grad(jax.jit(jax.vmap(f, axis_name=...))).
+    """
+    program = jax.jit(function, static_argnames=(*static_argnames, "pool"))
+
+    @functools.wraps(function)
+    def call(*arrays: Any, pool: Pool | None, **static: Any) -> Any:
+        lasting = pool is None or _is_of_mesh(pool.names) or not _is_staged()
+        return (program if lasting else function)(*arrays, pool=pool, **static)
+
+    return call
+
+
+def _is_of_mesh(names: tuple[Hashable, ...]) -> bool:
+    return set(names) <= set(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _is_staged() -> bool:
+    """Tell whether operations are recorded for a compiler, where even a constant is traced."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def pool(

@@ -19,7 +19,7 @@ from jbn._axes import (
 )
 from jbn._center import center, merge
 from jbn._inputs import check_fields, describe
-from jbn.collectives import AxisName, Pool, pool
+from jbn.collectives import AxisName, Pool, jit_over_devices, pool
 from jbn.types import Moments, WeightedMoments
 
 
@@ -72,7 +72,7 @@ def moments(
     return _moments(x, check_mask(mask, x, features), features=features, pool=devices)
 
 
-@functools.partial(jax.jit, static_argnames=("features", "pool"))
+@functools.partial(jit_over_devices, static_argnames=("features",))
 def _moments(
     x: Array, mask: Array | None, *, features: tuple[int, ...], pool: Pool | None
 ) -> Moments | WeightedMoments:

@@ -58,7 +58,7 @@ from jbn.batch_norm import (
     or_running,
     vectors,
 )
-from jbn.collectives import AxisName, Pool, pool
+from jbn.collectives import AxisName, Pool, jit_over_devices, pool
 from jbn.running import update
 from jbn.types import BatchNormParams, BatchNormState, OptionalState
 
@@ -290,7 +290,7 @@ def batch_renorm(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("features", "pool", "unbiased"))
+@functools.partial(jit_over_devices, static_argnames=("features", "unbiased"))
 def _batch_renorm(
     x: Array,
     params: BatchNormParams,
@@ -310,7 +310,7 @@ def _batch_renorm(
     mean, var = (along_features(v, x, features).astype(dtype) for v in (state.mean, state.var))
     r_max, d_max = (jnp.asarray(limit).astype(dtype) for limit in limits)
     running_rstd = rstd(var, epsilon)
-    batch_rstd = used.affine_coefficients(None, None, epsilon)[0] * used.rstd
+    batch_rstd = used.affine_coefficients(None, None, epsilon)[0] * used.per_unit
     r = jnp.clip(running_rstd / batch_rstd, 1 / r_max, r_max)
     # Both means seen from the pivot: rounded into one number first, d would lose its digits.
     d = jnp.clip((used.remainder - (mean - used.pivot)) * running_rstd, -d_max, d_max)

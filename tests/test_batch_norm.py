@@ -636,7 +636,8 @@ def test_a_batch_of_one_has_no_gradient():
     x = values(3, (1, 3))
     mask = jnp.ones((1, 1), bool)
     gradient = jax.grad(lambda x: jnp.sum(train(x, params, state, mask=mask)[0] ** 2))(x)
-    np.testing.assert_allclose(gradient, np.zeros((1, 3)), atol=F32_GRADIENT)
+    # What cancels is as large as 1 / sqrt(epsilon), 316.
+    np.testing.assert_allclose(gradient, np.zeros((1, 3)), atol=316 * F32_GRADIENT)
 
 
 def test_inference_gradient():

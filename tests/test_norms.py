@@ -185,8 +185,6 @@ def test_errors():
         jbn.instance_norm(x[:, 0, 0], params)
     with pytest.raises(ValueError, match="more than one value"):
         jbn.layer_norm(x[..., :1])
-    with pytest.raises(ValueError, match="at least one value"):
-        jbn.layer_norm(x[:0], params)
     for norm in (jbn.instance_norm, functools.partial(jbn.group_norm, groups=2)):
         with pytest.raises(ValueError, match="first axis"):
             norm(x, axis=0)

@@ -1,0 +1,199 @@
+"""Every function and layer where JAX is strict: no implicit promotion, no NaN on the way.
+
+Values are those of the lenient mode, to the last bit; NaN counts as found in any result of a
+compiled function, and `jax_debug_nans` then looks for it operation by operation.
+"""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jbn
+import jbn.linen
+import jbn.nnx
+from jbn import linen_norms
+
+MODES = {
+    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "debug_nans": lambda: jax.debug_nans(True),
+}
+SHAPE = (8, 3, 4)
+MASKS = ("none", "boolean", "weights", "one value", "nothing")
+
+
+def draw(dtype, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(1, 2, SHAPE), dtype)
+
+
+def make_mask(kind):
+    boolean = (np.arange(8) % 3 > 0)[:, None, None]
+    return {
+        "none": None,
+        "boolean": jnp.asarray(boolean),
+        "weights": jnp.asarray(boolean * np.linspace(0.1, 2, 8)[:, None, None], jnp.float32),
+        "one value": jnp.zeros((8, 3, 1), bool).at[2, 1].set(True),
+        "nothing": jnp.zeros((8, 3, 1), jnp.float32),
+    }[kind]
+
+
+def trained(function, **options):
+    def call(x, params, state, mask):
+        keywords = {} if mask is None else {"mask": mask}
+        return function(x, params, state, training=True, **options, **keywords)
+
+    return call
+
+
+def layer(make):
+    def call(x, params, state, mask):
+        module = make()
+        variables = {"params": params._asdict(), "batch_stats": state._asdict()}
+        module.init(jax.random.key(0), x, mask=mask)
+        return module.apply(variables, x, mask=mask, mutable=["batch_stats"])
+
+    return call
+
+
+def of_nnx(x, params, state, mask):
+    module = jbn.nnx.BatchNorm(4, momentum=jbn.cumulative, rngs=nnx.Rngs(0))
+    return module(x, mask=mask), module.mean[...], module.var[...], module.count[...]
+
+
+def over_names(x, params, state, mask):
+    def each(x, mask):
+        return jbn.batch_norm(x, params, state, training=True, mask=mask, axis_name="d")
+
+    split = (x.reshape(4, 2, 3, 4), None if mask is None else mask.reshape(4, 2, *mask.shape[1:]))
+    return jax.vmap(each, axis_name="d", in_axes=(0, None if mask is None else 0))(*split)
+
+
+def population(x, params, state, mask):
+    def step(state, x):
+        return jbn.batch_norm(x, params, state, training=True, mask=mask)[1]
+
+    return jbn.population(step, state, [x, x])
+
+
+FUNCTIONS = {
+    "batch_norm": trained(jbn.batch_norm),
+    "batch_norm, schedule": trained(jbn.batch_norm, momentum=jbn.debiased(0.9)),
+    "ghost_batch_norm": trained(jbn.ghost_batch_norm, batch_size=3),
+    "batch_renorm": trained(jbn.batch_renorm, r_max=jnp.float32(3), d_max=5.0),
+    "moments": lambda x, params, state, mask: jbn.moments(x, mask=mask),
+    "axis_name": over_names,
+    "population": population,
+    "linen.BatchNorm": layer(lambda: jbn.linen.BatchNorm(use_running_average=False)),
+    "linen, schedule": layer(
+        lambda: jbn.linen.BatchNorm(use_running_average=False, momentum=jbn.cumulative)
+    ),
+    "linen GhostBatchNorm": layer(
+        lambda: linen_norms.GhostBatchNorm(use_running_average=False, batch_size=3)
+    ),
+    "linen BatchRenorm": layer(
+        lambda: linen_norms.BatchRenorm(use_running_average=False, warmup_steps=2)
+    ),
+    "nnx.BatchNorm": of_nnx,
+}
+WITHOUT_MASK = {
+    "inference": lambda x, p, s: jbn.batch_norm(x, p, s, training=False),
+    "no state": lambda x, p, s: jbn.batch_norm(x, p, None, training=True),
+    "normalize": lambda x, p, s: jbn.normalize(x, s.mean, s.var, p),
+    "normalize_with_example": lambda x, p, s: jbn.normalize_with_example(
+        x, s.mean, s.var, p, weight=0.5
+    ),
+    "layer_norm": lambda x, p, s: jbn.layer_norm(x, p),
+    "group_norm": lambda x, p, s: jbn.group_norm(x, p, groups=2),
+    "instance_norm": lambda x, p, s: jbn.instance_norm(x, p),
+    "weight_norm": lambda x, p, s: jbn.weight_norm(x, p.scale),
+    "weight_norm_init": lambda x, p, s: jbn.weight_norm_init(x, x),
+    "whiten": lambda x, p, s: jbn.apply_whitening(x, jbn.whiten(x)[1]),
+    "whiten by cholesky": lambda x, p, s: jbn.whiten(x, method="cholesky"),
+    "merge_moments": lambda x, p, s: jbn.merge_moments(
+        jbn.moments(x), jbn.moments(x, mask=jnp.ones((1, 1, 1)))
+    ),
+    "update": lambda x, p, s: jbn.update(s, jbn.moments(x), momentum=jbn.cumulative),
+    "synchronize": lambda x, p, s: jax.vmap(
+        lambda m: jbn.synchronize(s._replace(mean=m), axis_name="d"), axis_name="d"
+    )(jnp.stack([s.mean, s.mean])),
+    "fold": lambda x, p, s: jbn.fold(x, None, p, s),
+    "moving_average": lambda x, p, s: jbn.moving_average(x, window=2),
+}
+
+
+def check(call, mode, dtype):
+    """Compare values and gradients by x and params in a mode with those without it."""
+    x, (params, state) = draw(dtype), jbn.init(4)
+
+    def run():
+        def loss(x, params):
+            out = call(x, params, state)
+            floats = [a for a in jax.tree.leaves(out) if jnp.issubdtype(a.dtype, jnp.inexact)]
+            return sum(jnp.sum(jnp.sin(a.astype(jnp.float32))) for a in floats), out
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(x, params), call(
+            x, params, state
+        )
+
+    with MODES[mode]() if mode else contextlib.nullcontext():
+        return run()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("mode", MODES)
+def test_functions_with_masks(mode, name, dtype):
+    for kind in MASKS:
+        mask = make_mask(kind)
+
+        def call(x, params, state, mask=mask):
+            return FUNCTIONS[name](x, params, state, mask)
+
+        assert_same(check(call, mode, dtype), check(call, None, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", WITHOUT_MASK)
+@pytest.mark.parametrize("mode", MODES)
+def test_functions_without_masks(mode, name, dtype):
+    assert_same(check(WITHOUT_MASK[name], mode, dtype), check(WITHOUT_MASK[name], None, dtype))
+
+
+def assert_same(got, want):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float64), np.asarray(b, np.float64))
+
+
+# Nothing to normalize ----------------------------------------------------------------------------
+
+
+def test_norms_of_examples_take_an_empty_batch():
+    params, _ = jbn.init(4)
+    x = jnp.zeros((0, 3, 4))
+    assert jbn.layer_norm(x, params).shape == x.shape
+    assert jbn.group_norm(x, params, groups=2).shape == x.shape
+    assert jbn.instance_norm(x, params).shape == x.shape
+    for make in (linen_norms.LayerNorm, linen_norms.InstanceNorm):
+        variables = make().init(jax.random.key(0), jnp.zeros((2, 3, 4)))
+        assert make().apply(variables, x).shape == x.shape
+
+
+def test_without_a_state_a_mask_that_leaves_nothing_takes_a_fresh_one():
+    params, state = jbn.init(4)
+    x, mask = draw("float32"), jnp.zeros((8, 3, 1), bool)
+    y, none = jbn.batch_norm(x, params, None, training=True, mask=mask)
+    assert none is None
+    np.testing.assert_array_equal(y, jbn.batch_norm(x, params, state, training=True, mask=mask)[0])
+    mask = make_mask("weights")
+    y, _ = jbn.ghost_batch_norm(x, params, None, training=True, mask=mask, batch_size=3)
+    want, _ = jbn.ghost_batch_norm(x, params, state, training=True, mask=mask, batch_size=3)
+    np.testing.assert_array_equal(y, want)
+
+
+def test_weight_norm_init_of_nothing_is_finite():
+    scale, bias = jbn.weight_norm_init(jnp.zeros((3, 4)), jnp.zeros((8, 4)))
+    np.testing.assert_allclose(scale, np.full(4, 1e-5**-0.5), rtol=1e-6)
+    np.testing.assert_array_equal(bias, np.zeros(4))
