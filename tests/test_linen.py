@@ -506,9 +506,9 @@ WRONG = {  # name: (call, error, words of the message)
         ValueError,
         ["use_running_average", "constructor"],
     ),
-    "x, str": (lambda: called("abc"), TypeError, ["Expected x", "str"]),
-    "x, dict": (lambda: called({"x": 1}), TypeError, ["Expected x", "dict"]),
-    "mask, str": (lambda: called(mask="abc"), TypeError, ["`mask`", "str"]),
+    "x, str": (lambda: called("abc"), TypeError, ["Expected `x`", "abc"]),
+    "x, dict": (lambda: called({"x": 1}), TypeError, ["Expected `x`", "dict"]),
+    "mask, str": (lambda: called(mask="abc"), TypeError, ["`mask`", "abc"]),
     "mask, too long": (lambda: called(mask=jnp.ones((4,), bool)), ValueError, ["`mask`", "(4,)"]),
     "mask, rank": (
         lambda: called(mask=jnp.ones((1, 4, 5, 1), bool)),

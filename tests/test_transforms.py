@@ -64,7 +64,9 @@ def plain(x, scale, bias, mean, var, epsilon, momentum, mask=None):
     batch_var = (w * (rows - batch_mean) ** 2).sum(0, keepdims=True) / n
     y = (rows - batch_mean) / jnp.sqrt(batch_var + epsilon) * scale[None] + bias[None]
     new_mean = momentum * mean + (1 - momentum) * batch_mean[0]
-    new_var = momentum * var + (1 - momentum) * batch_var[0] * n / (n - 1)
+    effective = w.shape[0] if mask is None else n**2 / (w**2).sum()
+    bessel = effective / (effective - 1)
+    new_var = momentum * var + (1 - momentum) * batch_var[0] * bessel
     return y.reshape(x.shape), new_mean, new_var
 
 

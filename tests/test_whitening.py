@@ -157,9 +157,11 @@ def test_whiten_maps():
 
 def test_errors():
     x = values(9, (8, 6))
-    for groups, match in ((4, "divide"), (0, "positive int"), (True, "positive int")):
+    for groups, match in ((4, "divide"), (0, "positive int")):
         with pytest.raises(ValueError, match=match):
             jbn.whiten(x, groups=groups)
+    with pytest.raises(TypeError, match="positive int"):
+        jbn.whiten(x, groups=True)
     with pytest.raises(ValueError, match="method"):
         jbn.whiten(x, method="pca")
     with pytest.raises(ValueError, match="epsilon"):
