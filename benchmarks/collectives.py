@@ -111,8 +111,9 @@ def payload(
 
     Up to GATHER_LIMIT devices, all have the (pivot, remainder, var) of each, with the count where
     it may differ. Beyond, there are two sums: (mean, size, 1), with the count where it may differ,
-    for a common pivot and unit, then first and second moment about it. Backward are two sums in any case, with a third, not
-    here, where weights are differentiated. A sum over index groups has a slot for each group.
+    for a common pivot and unit, then first and second moment about it. Backward are two sums in
+    any case, with two more, not here, where weights are differentiated. A sum over index groups has
+    a slot for each group.
     """
     value = features * jnp.promote_types(dtype, jnp.float32).itemsize
     gathered = devices <= _center.GATHER_LIMIT

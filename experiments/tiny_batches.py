@@ -1,6 +1,5 @@
 """Batches of one and of two examples, which leave BN nothing, and one bit, of them."""
 
-import functools
 import operator
 
 import jax
@@ -14,18 +13,18 @@ import jbn
 def batch_of_one(
     x: Array, kernel: Array, params: jbn.BatchNormParams, dy: Array
 ) -> tuple[Array, Array]:
-    """Normalise W x of one example, by the formula: the largest |y - beta|, and |dL/dW|.
+    """Normalize W x of one example, by the formula: the largest |y - beta|, and |dL/dW|.
 
-    `jbn.batch_norm` refuses a batch of one. Over a mapped axis it does not know the number of
-    examples beforehand, and computes: an axis of length one gives what the formula gives.
+    `jbn.batch_norm` refuses a batch of one. With a mask it does not know the number of examples
+    beforehand, and computes: a mask that leaves the one example gives what the formula gives.
     """
     _, state = jbn.init(kernel.shape[1], param_dtype=kernel.dtype)
+    mask = jnp.ones((1, 1, 1), bool)
 
-    def normalised(kernel: Array) -> Array:
-        operation = functools.partial(jbn.batch_norm, training=True, axis_name="batch")
-        return jax.vmap(lambda x: operation(x @ kernel, params, state)[0], axis_name="batch")(x)
+    def normalized(kernel: Array) -> Array:
+        return jbn.batch_norm(x @ kernel, params, state, training=True, mask=mask)[0]
 
-    y, pull = jax.vjp(normalised, kernel)
+    y, pull = jax.vjp(normalized, kernel)
     (gradient,) = pull(dy)
     return jnp.abs(y - jnp.asarray(params.bias)[None, None]).max(), jnp.abs(gradient).max()
 
