@@ -247,7 +247,8 @@ class Normalized:
         rstd = self.rstd[self.labels]
         inner = dy * self.gain * (1 if self.r is None else self.r[self.labels])
         live = dy != 0  # Elsewhere x may be garbage.
-        deviation, size = np.where(live, self.deviation, 0), np.where(live, self.deviation_size, 0)
+        deviation = np.where(live, self.deviation, 0)
+        size = np.where(live, np.maximum(self.deviation_size, 1 / rstd), 0)
         corrected = np.where(live, self.corrected, 0)
         to_var = total(inner * deviation, self.labels).real
         var_size = np.sqrt(total(np.abs(inner * size) ** 2, self.labels))

@@ -474,12 +474,14 @@ def _about(
     mean = _mean(deviation, weights, n, axes)
     second = _mean(deviation, weights, n, axes, squared=True)
     var = jnp.maximum(second - abs_squared(mean), 0)
+    # In a unit of x, less than its rounding is nothing: its inverse would be infinite.
+    std = jnp.where(unit == 1, jnp.sqrt(var), jnp.maximum(jnp.sqrt(var), 2.0**-34))
     return _Part(
         residual=deviation if x.dtype == pivot.dtype else x,
         pivot=pivot,
         per_unit=per_unit,
         remainder=mean * wide,
-        std=jnp.sqrt(var) * unit,
+        std=std * unit,
         var=finite(var * unit * unit),
     )
 
