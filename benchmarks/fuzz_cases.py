@@ -361,6 +361,7 @@ def draw(seed: int) -> Case:
             if signature.spread:
                 state = (signature.spread.devices, *state)
             size = of_state * np.clip([rstd, rstd**2], 1e-30, 1e30)
+            size[1] *= scale > 1e-17  # Else float32 does not hold the variance.
             cotangents["mean"] = (size[0] * normal(rng, state, wide)).astype(wide)
             cotangents["var"] = (size[1] * rng.normal(size=state)).astype(np.float32)
     if signature.function == "weight_norm":
