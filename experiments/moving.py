@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-import jbn
 from experiments import fig1, networks
 from experiments.networks import Network, cross_entropy
 from experiments.train import batch_indices
@@ -135,20 +134,21 @@ class NoisyBatchNorm(BatchNorm):
 
     noise: float = 0.5
 
-    def operation(self) -> Callable[..., tuple[Array, Any]]:
-        """Return `jbn.batch_norm` with the noise."""
-
-        def noisy(x: Array, params: Any, state: Any, *, training: bool, **options: Any) -> Any:
-            y, state = jbn.batch_norm(x, params, state, training=training, **options)
-            if training and self.has_rng("noise"):
-                of_mean, of_deviation, of_values = jax.random.split(self.make_rng("noise"), 3)
-                one = (1,) * (y.ndim - 1) + y.shape[-1:]
-                mean = jax.random.uniform(of_mean, one, y.dtype, -self.noise, self.noise)
-                deviation = jax.random.uniform(of_deviation, one, y.dtype, 0, self.noise)
-                y = y + mean + deviation * jax.random.normal(of_values, y.shape, y.dtype)
-            return y, state
-
-        return noisy
+    def __call__(
+        self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None
+    ) -> Array:
+        """Normalize x, and add the noise."""
+        y = super().__call__(x, use_running_average, mask=mask)
+        average = nn.merge_param(
+            "use_running_average", self.use_running_average, use_running_average
+        )
+        if average or not self.has_rng("noise"):
+            return y
+        of_mean, of_deviation, of_values = jax.random.split(self.make_rng("noise"), 3)
+        one = (1,) * (y.ndim - 1) + y.shape[-1:]
+        mean = jax.random.uniform(of_mean, one, y.dtype, -self.noise, self.noise)
+        deviation = jax.random.uniform(of_deviation, one, y.dtype, 0, self.noise)
+        return y + mean + deviation * jax.random.normal(of_values, y.shape, y.dtype)
 
 
 # ---- Shift and landscape while a network trains --------------------------------------------------
