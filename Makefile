@@ -59,6 +59,8 @@ bench: .venv/.peers  ## jbn against its peers on this machine
 	$(BIN)/python -m benchmarks.modes
 	$(BIN)/python -m benchmarks.collectives
 	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.eager
+	$(BIN)/python -m benchmarks.fuzz
 
 clean:
 	rm -rf .venv
