@@ -37,7 +37,7 @@ test: .venv/.dev  ## the whole suite; what compares with a peer is skipped where
 	$(BIN)/python $(PYTEST) jbn $(filter-out $(NO_NUMBERS),$(wildcard tests/test_*.py))
 	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(NO_NUMBERS)
 
-test-fast: .venv/.dev  ## the core alone, its programs hardly optimized: a minute and a half
+test-fast: .venv/.dev  ## the core alone, its programs hardly optimized
 	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(CORE:%=tests/test_%.py)
 
 lint: .venv/.dev  ## format, lint and types
