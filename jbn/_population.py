@@ -71,7 +71,7 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     """
     check_step(step, "step, state, batches")
     leaves, treedef = jax.tree.flatten(state)
-    leaves = [as_array("state", leaf, "Pass a pytree of arrays.") for leaf in leaves]
+    leaves = [_as_leaf(leaf) for leaf in leaves]
     moving = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
 
     def split(leaves: list[Array]) -> tuple[list[Array], list[Array]]:
@@ -114,6 +114,12 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
         for average, n, old in zip(averages, absorbed, floats, strict=True)
     ]
     return join(floats, counts)
+
+
+def _as_leaf(leaf: Any) -> Array:
+    if isinstance(leaf, jax.Array):  # Of any dtype: a random key is carried along.
+        return leaf
+    return as_array("state", leaf, "Pass a pytree of arrays.")
 
 
 def check_step(step: Any, order: str) -> None:
