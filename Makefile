@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-# Most of the suite's time is XLA's, compiling. Experiments, messages and counts of programs are
-# tested on programs that are hardly optimized; the library's numbers, on those that users get.
-# A worker begins with one half of the files, whose tests share programs and fixtures.
+# Most of the suite's time is XLA's, compiling: tests of what float32 can do take the programs that
+# users get, all others hardly optimized ones. The longest come first, so that no worker waits.
 PYTEST := -m pytest -n 2 --dist worksteal -q
-COMPILE_FAST := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
-NO_NUMBERS := $(shell grep -lw experiments tests/test_*.py) \
-  $(patsubst %,tests/test_%.py,docs notebooks eager errors convert_errors)
+COMPILE_FAST := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+  --xla_cpu_parallel_codegen_split_count=1
+tests = $(1:%=tests/test_%.py)
+NUMBERS := $(call tests,numerics scales fuzz)
+LONG := $(call tests,study hosts faults modes)
+OTHERS := $(filter-out $(NUMBERS) $(LONG),$(wildcard tests/test_*.py))
 CORE := batch_norm moments running norms linen nnx errors
 
 .PHONY: demo demo-devices ledger report notebooks test test-fast peers browser lint format bench clean
@@ -34,11 +36,11 @@ notebooks: .venv/.dev  ## each notebook from the script beside it, executed
 	PYTHONPATH=. $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 test: .venv/.dev  ## the whole suite; what compares with a peer is skipped where it is not installed
-	$(BIN)/python $(PYTEST) jbn $(filter-out $(NO_NUMBERS),$(wildcard tests/test_*.py))
-	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(NO_NUMBERS)
+	$(BIN)/python $(PYTEST) $(NUMBERS)
+	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(LONG) $(OTHERS) jbn
 
 test-fast: .venv/.dev  ## the core alone, its programs hardly optimized
-	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(CORE:%=tests/test_%.py)
+	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(call tests,$(CORE))
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .

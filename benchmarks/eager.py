@@ -27,6 +27,7 @@ import jbn.nnx
 from benchmarks import common
 from benchmarks.common import Run
 from benchmarks.modes import DEVICES, mesh
+from jbn import linen_norms
 from jbn.models import MLP
 
 ROWS, FEATURES, GROUPS, BATCHES = 256, 64, 32, 8
@@ -167,14 +168,14 @@ def linen_calls(name: str, norm: Callable[..., Any]) -> Calls:
     return {operation: {name: call} for operation, call in calls.items()}
 
 
-def linen_others() -> Calls:
-    """Call Flax linen's other norms."""
+def linen_others(name: str, norms: Any) -> Calls:
+    """Call linen's other norms: Flax's, or ours in their place."""
     x, images = normal(0, ROWS, FEATURES), normal(1, ROWS // POSITIONS, POSITIONS, FEATURES)
     calls: dict[str, Call] = {}
     for operation, layer, batch in (
-        ("layer_norm", nn.LayerNorm(), x),
-        ("group_norm", nn.GroupNorm(num_groups=GROUPS), x),
-        ("instance_norm", nn.InstanceNorm(), images),
+        ("layer_norm", norms.LayerNorm(), x),
+        ("group_norm", norms.GroupNorm(), x),  # Of 32 groups in both.
+        ("instance_norm", norms.InstanceNorm(), images),
     ):
         variables = layer.init(jax.random.key(0), batch)
         calls[operation] = functools.partial(layer.apply, variables, batch)
@@ -182,7 +183,7 @@ def linen_others() -> Calls:
             calls["layer_norm, gradient"] = gradient(
                 lambda x, variables, layer=layer: layer.apply(variables, x), x, variables
             )
-    return {operation: {"Flax linen": call} for operation, call in calls.items()}
+    return {operation: {name: call} for operation, call in calls.items()}
 
 
 def nnx_calls(name: str, norm: Callable[..., Any]) -> Calls:
@@ -346,7 +347,8 @@ def all_calls() -> Calls:
         nnx_calls("jbn.nnx", jbn.nnx.BatchNorm),
         with_schedule(),
         linen_calls("Flax linen", nn.BatchNorm),
-        linen_others(),
+        linen_others("Flax linen", nn),
+        linen_others("jbn.linen", linen_norms),
         nnx_calls("Flax nnx", nnx.BatchNorm),
         nnx_others(),
     ]
@@ -377,10 +379,14 @@ def repeated(call: Call) -> Run:
 
 
 def ours_to_flax(seconds: dict[str, float]) -> float | None:
-    """Divide our slowest by Flax's fastest, where Flax has the operation."""
-    flax = [seconds[name] for name in FLAX if name in seconds]
-    ours = [value for name, value in seconds.items() if name.startswith("jbn")]
-    return max(ours) / min(flax) if flax else None
+    """Divide each of ours by Flax's of the same kind, a function by the faster one; the largest."""
+    flax = {name: seconds[name] for name in FLAX if name in seconds}
+    if not flax:
+        return None
+    like = {"jbn": min(flax.values())} | {
+        f"jbn.{name.split()[1]}": value for name, value in flax.items()
+    }
+    return max(seconds[name] / value for name, value in like.items() if name in seconds)
 
 
 def report(result: dict[str, Any]) -> str:
@@ -396,7 +402,8 @@ def report(result: dict[str, Any]) -> str:
         "# At the prompt",
         f"`python -m benchmarks.eager` on {common.describe(result['env'])}.",
         f"Milliseconds of one call outside `jit`, x of {ROWS} x {FEATURES} float32. The last "
-        "column is the slowest of jbn's over the fastest of Flax's. How the calls are made is in "
+        "column is the largest ratio of a layer of jbn's to Flax's of the same kind, and of a "
+        "function to the faster of the two. How the calls are made is in "
         "the docstring of `benchmarks/eager.py`. Outside `jit`, JAX's own `shard_map` compiles "
         "every operation at every call; it is measured once.",
         common.table(["", *ways, "jbn / Flax"], lines),

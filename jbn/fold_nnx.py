@@ -91,18 +91,19 @@ def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
         for name, module in _modules(model).items():
             if callable(module) and any(map(_is_variable, vars(module).values())):
                 # The copy alone calls the hook: nothing of Flax is patched.
-                module.__class__ = _reporting(hook, name, module, modules[name], name in shared)
+                module._report = _reporter(hook, name, module, modules[name], name in shared)
+                module.__class__ = _reporting(type(module))
         return model(*args, **kwargs)
 
     return run
 
 
-def _reporting(hook: Hook, name: str, module: Any, original: Any, is_shared: bool) -> type:
-    """Make a subclass of a layer's class whose calls go through the hook."""
+def _reporter(hook: Hook, name: str, module: Any, original: Any, is_shared: bool) -> Any:
+    """Make what takes a layer's calls to the hook."""
     kind, is_norm = type(module), _is_norm(module)
     calls_own = not calls_as_written(module)
 
-    def call(self, *args: Any, **kwargs: Any) -> Any:
+    def report(self: Any, args: Any, kwargs: Any) -> Any:
         def proceed() -> Any:
             return kind.__call__(self, *args, **kwargs)
 
@@ -118,7 +119,22 @@ def _reporting(hook: Hook, name: str, module: Any, original: Any, is_shared: boo
             problem = None if self.kernel.shape == original.kernel.shape else CHANGED
         return hook(Site(name, is_norm, problem), proceed, x)
 
-    return type(kind.__name__, (kind,), {"__call__": call})
+    return report
+
+
+def _reporting(kind: type) -> Any:
+    """Make the subclass of a layer's class whose calls are reported.
+
+    One for each class, found again among its subclasses: Flax registers every class for good.
+    """
+    for subclass in kind.__subclasses__():
+        if "_reports_calls" in vars(subclass):
+            return subclass
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return self._report(self, args, kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": call, "_reports_calls": True})
 
 
 def _modules(model: nnx.Module) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Eight virtual CPU devices and strict JAX, set before anything makes an array."""
 
+import atexit
 import gc
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -9,6 +11,15 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
+
+# Most of the suite's time is XLA's, compiling: each program once a run, whichever worker or
+# subprocess asks for it, and never from an earlier run unless the variable is set.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="jbn-compiled-", ignore_cleanup_errors=True)
+    atexit.register(compiled.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import hypothesis
 import jax
@@ -28,10 +39,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jbn")
 
 
-def pytest_collection_finish():
-    """Leave what was imported alone: a test that collects garbage waits a second for it."""
-    gc.collect()
+@pytest.fixture
+def old_objects_left_alone():
+    """Collect the garbage of one test alone: of all that a worker holds it takes seconds."""
     gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,8 +1,4 @@
-"""Collectives: how many and how large, and the two sums of O(C) that many devices get.
-
-The two sums begin above 64 devices. Here the limit is 2, and eight devices must still equal one:
-the tests of test_devices.py and test_numerics.py run again, on that path.
-"""
+"""Collectives: how many and how large, by a gather and by the two sums of many devices."""
 
 import functools
 import json
@@ -14,9 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-import test_devices
-import test_numerics
-from meshes import DEVICES, MAPPED, spread
+from meshes import DEVICES, spread
 from strategies import values
 
 import jbn
@@ -33,14 +27,9 @@ LIMIT = 2 * LAYERS + 1
 @pytest.fixture
 def two_sums(monkeypatch):
     """Let eight devices be too many to gather; what was traced otherwise must not be found."""
-    forget()
+    jax.clear_caches()
     monkeypatch.setattr(_center, "GATHER_LIMIT", 2)
     yield
-    forget()
-
-
-def forget():
-    test_devices.program.cache_clear()
     jax.clear_caches()
 
 
@@ -197,58 +186,3 @@ def test_payload_of_two_sums_does_not_grow_with_the_devices(mode, masked, two_su
 def test_payload_of_a_gather_grows_with_the_devices():
     few, many = (counted("shard_map", with_jbn, devices) for devices in (4, DEVICES))
     assert many == (2 * few[0], few[1])
-
-
-# Two sums equal one device ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", list(test_devices.KINDS))
-@pytest.mark.parametrize("mode", MAPPED)
-def test_two_sums_equal_one_device(mode, kind, two_sums):
-    """Values, state, every gradient: unequal masks, an empty shard, nothing left, weights."""
-    test_devices.test_eight_devices_equal_one(mode, kind)
-
-
-@pytest.mark.parametrize(
-    ("groups", "kind"),
-    [("halves, shuffled", kind) for kind in test_devices.KINDS] + [("singles", "weights")],
-)
-@pytest.mark.parametrize("mode", MAPPED)
-def test_two_sums_in_groups(mode, groups, kind, two_sums):
-    test_devices.test_groups_equal_one_device_for_each(mode, groups, kind)
-
-
-@pytest.mark.parametrize("mode", MAPPED)
-def test_two_sums_and_a_gradient_inside(mode, two_sums):
-    test_devices.test_gradient_taken_inside_the_mapped_function(mode)
-
-
-@pytest.mark.parametrize("mode", MAPPED)
-def test_two_sums_in_forward_mode_and_second_order(mode, two_sums):
-    test_devices.test_forward_mode_through_the_axis(mode)
-    test_devices.test_second_order_through_the_axis(mode)
-
-
-@pytest.mark.parametrize("named", ["a", "b, a"])
-@pytest.mark.parametrize("mode", test_devices.TWO)
-def test_two_sums_over_two_axes(mode, named, two_sums):
-    test_devices.test_one_or_both_of_two_axes(mode, named)
-
-
-@pytest.mark.parametrize("mode", MAPPED)
-def test_two_sums_at_large_means(mode, two_sums):
-    """Within 4e-6 up to mean/std 1e5, also where the devices' means are 1e5 apart."""
-    test_numerics.test_eight_devices(mode)
-    test_numerics.test_eight_devices_with_different_means(mode)
-    test_numerics.test_gradient_at_large_means_over_devices(mode)
-
-
-@pytest.mark.parametrize("kind", ["boolean", "weights"])
-@pytest.mark.parametrize("mode", MAPPED)
-def test_two_sums_at_large_means_with_masks(mode, kind, two_sums):
-    test_numerics.test_eight_devices_with_masks(mode, kind)
-
-
-@pytest.mark.parametrize("name", list(test_numerics.ADVERSARIES))
-def test_two_sums_of_adversaries(name, two_sums):
-    test_numerics.test_adversaries_over_devices(name)

@@ -391,6 +391,16 @@ def test_impossible_in_nnx_is_named(case):
         jbn.fold_model(Net(order, **options), values((4, 4)))
 
 
+def test_nnx_layers_are_subclassed_once():
+    """Flax registers every class for good: one a call would stay."""
+    model, x = Net(lambda m, x: m.norm(m.first(x))), values((4, 4))
+    jbn.fold_model(model, x)
+    kinds = nnx.BatchNorm, nnx.Linear
+    before = [kind.__subclasses__() for kind in kinds]
+    jbn.fold_model(model, x)
+    assert [kind.__subclasses__() for kind in kinds] == before
+
+
 def test_a_norm_with_two_names_is_replaced_under_both():
     model = Net(lambda m, x: m.alias(m.first(x)))
     model.alias = model.norm

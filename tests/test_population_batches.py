@@ -348,7 +348,7 @@ def test_the_function_is_compiled_once_for_each_shape():
 
 
 @pytest.mark.parametrize("name", POPULATIONS)
-def test_batches_are_let_go(name):
+def test_batches_are_let_go(name, old_objects_left_alone):
     """However many there are, few are alive at once."""
     alive, most = [], []
 

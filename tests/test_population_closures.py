@@ -97,7 +97,7 @@ def test_a_step_may_read_traced_values(kind, form):
 
 @pytest.mark.parametrize("form", BATCHES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_outlives_the_call(kind, form):
+def test_nothing_outlives_the_call(kind, form, old_objects_left_alone):
     """A step that holds a weight of 1 MiB, made anew for each of 6 calls."""
     batches = BATCHES[form](batches_of(shape=(2, 4, 3)))
     sizes = []
@@ -115,7 +115,7 @@ def test_nothing_outlives_the_call(kind, form):
 
 @pytest.mark.parametrize("form", BATCHES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_leaks(kind, form):
+def test_nothing_leaks(kind, form, old_objects_left_alone):
     trainer, batches = Scaled(kind), BATCHES[form](batches_of())
     with jax.checking_leaks():
         trainer.population(batches)

@@ -1,0 +1,80 @@
+"""The two sums of O(C) that more than 64 devices get.
+
+Here the limit is 2, and eight devices must still equal one: the tests of test_devices.py and
+test_numerics.py run again, on that path.
+"""
+
+import jax
+import pytest
+import test_devices
+import test_numerics
+from meshes import MAPPED
+
+from jbn import _center
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_sums():
+    """Let eight devices be too many to gather; what was traced otherwise must not be found."""
+    forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_center, "GATHER_LIMIT", 2)
+        yield
+    forget()
+
+
+def forget():
+    test_devices.program.cache_clear()
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("kind", list(test_devices.KINDS))
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_equal_one_device(mode, kind):
+    """Values, state, every gradient: unequal masks, an empty shard, nothing left, weights."""
+    test_devices.test_eight_devices_equal_one(mode, kind)
+
+
+@pytest.mark.parametrize(
+    ("groups", "kind"),
+    [("halves, shuffled", kind) for kind in test_devices.KINDS] + [("singles", "weights")],
+)
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_in_groups(mode, groups, kind):
+    test_devices.test_groups_equal_one_device_for_each(mode, groups, kind)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_and_a_gradient_inside(mode):
+    test_devices.test_gradient_taken_inside_the_mapped_function(mode)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_in_forward_mode_and_second_order(mode):
+    test_devices.test_forward_mode_through_the_axis(mode)
+    test_devices.test_second_order_through_the_axis(mode)
+
+
+@pytest.mark.parametrize("named", ["a", "b, a"])
+@pytest.mark.parametrize("mode", test_devices.TWO)
+def test_two_sums_over_two_axes(mode, named):
+    test_devices.test_one_or_both_of_two_axes(mode, named)
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_at_large_means(mode):
+    """Within 4e-6 up to mean/std 1e5, also where the devices' means are 1e5 apart."""
+    test_numerics.test_eight_devices(mode)
+    test_numerics.test_eight_devices_with_different_means(mode)
+    test_numerics.test_gradient_at_large_means_over_devices(mode)
+
+
+@pytest.mark.parametrize("kind", ["boolean", "weights"])
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_at_large_means_with_masks(mode, kind):
+    test_numerics.test_eight_devices_with_masks(mode, kind)
+
+
+@pytest.mark.parametrize("name", list(test_numerics.ADVERSARIES))
+def test_two_sums_of_adversaries(name):
+    test_numerics.test_adversaries_over_devices(name)
