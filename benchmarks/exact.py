@@ -36,8 +36,9 @@ class Known(NamedTuple):
         return Known(self.value + other.value, self.size + other.size)
 
     def times(self, factor: Any) -> "Known":
-        """Scale value and size."""
-        return Known(self.value * factor, self.size * np.abs(factor))
+        """Scale value and size; nothing of a size that is infinite is nothing."""
+        size = np.where(np.asarray(factor) == 0, 0, self.size * np.abs(factor))
+        return Known(self.value * factor, size)
 
     def at(self, index: Values) -> "Known":
         """Take the entries of these indices."""
@@ -349,12 +350,17 @@ def train(
     dmean, dvar = cotangent(array["dmean"]), of_var(pooled, array["dvar"])
     mean_moves, var_moves = has, has & pooled.has_var
     condition = np.maximum(pooled.bessel, 1)
+    # Of ghost batches, which are pooled by their variances.
+    parts_fit = np.ones(pooled.count.size, bool)
+    np.logical_and.at(parts_fit, pooled.labels, batch.fits[batch.labels])
+    pooled_var = pooled.known_var()
+    pooled_var = Known(pooled_var.value, np.where(parts_fit, pooled_var.size, np.inf))
     stays_mean, stays_var = np.where(mean_moves, old, 1), np.where(var_moves, old, 1)
     state = {
         "mean": Known(running_mean, np.abs(running_mean)).times(stays_mean)
         + _where(mean_moves, pooled.known_mean().times(new)),
         "var": Known(running_var, running_var).times(stays_var)
-        + _where(var_moves, _widened(pooled.known_var().times(new * pooled.bessel), condition)),
+        + _where(var_moves, _widened(pooled_var.times(new * pooled.bessel), condition)),
     }
     moves = pooled.pull(
         _where(mean_moves, dmean.times(new)), _where(var_moves, dvar.times(new * pooled.bessel))

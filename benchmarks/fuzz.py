@@ -9,7 +9,9 @@ An error is relative to the terms that the number is a sum of: for y to scale * 
 rms) + |bias|, so to max(1, |y|) where epsilon is small; for a gradient by x to the largest term of
 its feature; for sums over the batch to the root of the sum of squares. What rounding to the
 output's dtype may do is taken off before, and so is what is below its smallest normal number.
-Numbers that the dtype cannot hold are left out and counted, but a state must stay finite.
+Numbers that the dtype cannot hold are left out and counted, but a state must stay finite. Nothing
+is claimed of y and gradients where a feature beyond 1e16 is constant to the dtype: its deviations
+are rounding, and what a mask leaves out is too many of them away.
 """
 
 import dataclasses
@@ -45,6 +47,8 @@ from benchmarks.modes import DEVICES
 
 # Largest mean / std for which there are claims. Beyond it errors are reported.
 CLAIMED_RATIO = 1e5
+# A feature larger than LARGE whose std is less than CONSTANT of it: see above.
+LARGE, CONSTANT = 1e15, 2.0**-30
 BOUNDS = {
     # README: the normalized output, mean/std 0 to 1e5.
     "y": 4e-6,
@@ -189,7 +193,24 @@ def compare(
         scale=case.scale,
     )
     claimed = ratio <= CLAIMED_RATIO or ratio == math.inf or case.signature.function == "normalize"
+    claimed = claimed and (found.kind == "state" or not has_large_constant(case))
     return found._replace(bound=BOUNDS[found.kind] if claimed else None)
+
+
+def has_large_constant(case: Case) -> bool:
+    """Tell whether what a statistic is taken of is beyond 1e16 and constant to float32."""
+    x, weights, statistic = weighed(case)
+    batch = exact.Batch(x, statistic, weights)
+    size = np.zeros(batch.count.size)
+    np.maximum.at(size, statistic, np.where(weights > 0, np.abs(x), 0))
+    return bool(np.any((size > LARGE) & (np.sqrt(batch.var) < CONSTANT * size)))
+
+
+def weighed(case: Case) -> tuple[Values, Values, Values]:
+    """Return x, its weights, and the number of the statistic of each value."""
+    x, mask = widened(case.arrays["x"]), case.arrays.get("mask")
+    weights = np.ones(x.shape) if mask is None else np.broadcast_to(widened(mask), x.shape)
+    return x, weights, labels(case.signature).statistic
 
 
 def ratio_of(case: Case) -> float:
@@ -197,9 +218,8 @@ def ratio_of(case: Case) -> float:
 
     Where nothing has weight the running statistics stand in.
     """
-    x, mask = widened(case.arrays["x"]), case.arrays.get("mask")
-    weights = np.ones(x.shape) if mask is None else np.broadcast_to(widened(mask), x.shape)
-    batch = exact.Batch(x, labels(case.signature).statistic, weights)
+    x, weights, statistic = weighed(case)
+    batch = exact.Batch(x, statistic, weights)
     ratios = np.abs(batch.mean) / np.sqrt(batch.var)
     ratios = ratios[batch.var > 0]
     if case.signature.function in STATEFUL and not np.all(batch.count > 0):

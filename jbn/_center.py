@@ -318,11 +318,12 @@ def _tangent_sums(
         wdx, weighed = _weigh(dx, weights), jnp.where(_has(weights), deviation, 0)
     total = jnp.sum(wdx, axes, keepdims=True)
     products = _inner(weighed, wdx, axes) - (jnp.conj(mean) * total).real
-    sums = [total * unit * share, 2 * (products * rate * share) * rate]
+    sums = [total * unit * share, 2 * (products * rate.real * share.real) * rate.real]
     if dweights is not None and weights is not None:
         dw, w = (jnp.broadcast_to(v, deviation.shape) for v in (dweights, weights))
         centered = deviation - mean
-        spread = abs_squared(centered * rate) - out.relative_var
+        # Finite: what is masked may be so far off that 0 times its square would be NaN.
+        spread = finite(abs_squared(centered * rate)) - out.relative_var
         first = jnp.sum(dw.astype(dtype) * centered, axes, keepdims=True)
         sums[0] += first * unit * share
         of_weights = [jnp.sum(v, axes, keepdims=True) for v in (dw * spread, dw, dw * w)]
@@ -386,9 +387,11 @@ def _shift_if_needed(
     mean = _mean(wide, weights, n, axes)
     second = _mean(wide, weights, n, axes, squared=True)
     var = jnp.maximum(second - abs_squared(mean), 0)
-    calm = abs_squared(mean) <= WELL_CONDITIONED * var
-    # Else squares of x overflow, or vanish though epsilon is as small as they are.
     limits = jnp.finfo(second.dtype)
+    # Where squares of x vanish nothing is known of its deviation.
+    calm = abs_squared(mean) <= WELL_CONDITIONED * var
+    calm &= (second > limits.tiny * 2**24) | (mean == 0)
+    # Else squares of x overflow, or vanish though epsilon is as small as they are.
     in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
 
     def scaled(x: Array) -> tuple[Array, Array]:
@@ -444,13 +447,13 @@ def _may_overflow(x: Array) -> bool:
 
 
 def _unit(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> Array:
-    """Choose a power of two near the largest |x|, or 1 where squares of x are in range."""
+    """Choose a power of two near the largest |x|, or 1 where squares of x are in range or 0."""
     present = jnp.abs(x) if weights is None else jnp.where(_has(weights), jnp.abs(x), 0)
     largest = jnp.max(present, axes, keepdims=True)
-    largest = jnp.maximum(largest, jnp.sqrt(epsilon))
-    info = jnp.finfo(largest.dtype)
-    in_range = (largest > info.tiny**0.25) & (largest < info.max**0.42)
-    return jnp.where(in_range, 1, power_of_two(largest))
+    size = jnp.maximum(largest, jnp.sqrt(epsilon))
+    info = jnp.finfo(size.dtype)
+    in_range = (size > info.tiny**0.25) & (size < info.max**0.42)
+    return jnp.where(in_range | (largest == 0), 1, power_of_two(size))
 
 
 def power_of_two(x: Array) -> Array:

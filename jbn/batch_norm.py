@@ -284,7 +284,8 @@ def _normalize(
     mean, var = (along_features(v, x, features) for v in (mean, var))
     scale, bias = vectors(params, x, features)
     # Two products: scale / sqrt(var + epsilon) may be more than the dtype holds.
-    y = (x.astype(dtype) - mean.astype(dtype)) * rstd(var.astype(jnp.finfo(dtype).dtype), epsilon)
+    inverse = rstd(var.astype(jnp.finfo(dtype).dtype), epsilon).astype(dtype)
+    y = (x.astype(dtype) - mean.astype(dtype)) * inverse
     y = y if scale is None else y * scale.astype(dtype)
     return (y if bias is None else y + bias.astype(dtype)).astype(x.dtype)
 

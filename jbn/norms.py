@@ -312,10 +312,10 @@ def _direction(kernel: Array, features: tuple[int, ...]) -> tuple[Array, Array]:
     kernel = kernel.astype(wide_dtype(kernel.dtype))
     # A constant to the derivative: the direction does not depend on it, and in ||v|| it cancels.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(kernel), axes, keepdims=True))
-    shrunk = kernel / jnp.where(largest > 0, largest, 1)
+    shrunk = kernel / jnp.where(largest > 0, largest, 1).astype(kernel.dtype)
     squares = jnp.sum(abs_squared(shrunk), axes, keepdims=True)
     safe = jnp.where(squares > 0, squares, 1)
-    return shrunk * jax.lax.rsqrt(safe), largest * jnp.sqrt(safe)
+    return shrunk * jax.lax.rsqrt(safe).astype(shrunk.dtype), largest * jnp.sqrt(safe)
 
 
 # Checks ------------------------------------------------------------------------------------------

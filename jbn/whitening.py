@@ -110,7 +110,10 @@ def _whiten(
     product = f"{batch}gi,{batch}gj->gij"
     covariance = jnp.einsum(product, rows, rows, precision="highest", out_sharding=on_all(rows))
     covariance = covariance / values
-    ridge = jnp.asarray(epsilon).astype(covariance.dtype) / unit / unit
+    # What is asked for is not to vanish: without it a constant feature is NaN.
+    least = jnp.finfo(covariance.dtype).tiny
+    epsilon = jnp.asarray(epsilon).astype(covariance.dtype)
+    ridge = jnp.where(epsilon > 0, jnp.maximum(epsilon / unit / unit, least), 0)
     if method == "zca":
         matrix = _inverse_root(covariance, ridge)
     else:

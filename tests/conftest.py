@@ -1,6 +1,7 @@
 """Eight virtual CPU devices and strict JAX, set before anything makes an array."""
 
 import atexit
+import contextlib
 import gc
 import os
 import tempfile
@@ -37,6 +38,27 @@ hypothesis.settings.register_profile(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile("jbn")
+
+
+# All that these test runs under strict promotion and with NaN as an error, unless a test says
+# `lenient("nan")`, since it brings NaN, or `lenient("promotion")`, since its peer is not strict.
+CORE = ("batch_norm", "moments", "running", "norms", "linen", "nnx", "errors")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "lenient(what): without strict promotion, or with NaN")
+
+
+@pytest.fixture(autouse=True)
+def strict(request):
+    lenient = [what for mark in request.node.iter_markers("lenient") for what in mark.args]
+    with contextlib.ExitStack() as stack:
+        if request.node.path.stem.removeprefix("test_") in CORE:
+            if "promotion" not in lenient:
+                stack.enter_context(jax.numpy_dtype_promotion("strict"))
+            if "nan" not in lenient:
+                stack.enter_context(jax.debug_nans(True))
+        yield
 
 
 @pytest.fixture

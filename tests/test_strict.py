@@ -16,6 +16,7 @@ import jbn.nnx
 from jbn import linen_norms
 
 SHAPE = (8, 3, 4)
+REAL = ("batch_renorm", "linen BatchRenorm", "nnx.BatchNorm", "whiten", "whiten by cholesky")
 MASKS = ("none", "boolean", "weights", "one value", "nothing")
 
 
@@ -121,10 +122,13 @@ WITHOUT_MASK = {
 def check(call, dtype):
     """Compare values and gradients by x and params in both modes with those without them."""
     x, (params, state) = draw(dtype), jbn.init(4)
+    if dtype == "complex64":
+        state = state._replace(mean=state.mean.astype(dtype))
 
     def loss(x, params):
         out = call(x, params, state)
-        floats = [a for a in jax.tree.leaves(out) if jnp.issubdtype(a.dtype, jnp.inexact)]
+        leaves = [a for a in jax.tree.leaves(out) if jnp.issubdtype(a.dtype, jnp.inexact)]
+        floats = [part for a in leaves for part in (a.real, a.imag)]
         return sum(jnp.sum(jnp.sin(a.astype(jnp.float32))) for a in floats), out
 
     # Compiled once: NaN is looked for in what comes out.
@@ -140,23 +144,28 @@ def check(call, dtype):
     assert strict.as_text() == lowered.as_text()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_with_masks(name, kind, dtype):
+    if dtype == "complex64" and (name in REAL or kind not in ("none", "weights")):
+        pytest.skip("real alone, or told by another mask")
     mask = make_mask(kind)
     check(lambda x, params, state: FUNCTIONS[name](x, params, state, mask), dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
 @pytest.mark.parametrize("name", WITHOUT_MASK)
 def test_functions_without_masks(name, dtype):
+    if dtype == "complex64" and name in REAL:
+        pytest.skip("real alone")
     check(WITHOUT_MASK[name], dtype)
 
 
 def assert_same(got, want):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_array_equal(np.asarray(a, np.float64), np.asarray(b, np.float64))
+        a, b = (np.asarray(v).astype(np.complex128) for v in (a, b))  # bfloat16, too.
+        np.testing.assert_array_equal(a, b)
 
 
 # Nothing to normalize ----------------------------------------------------------------------------
