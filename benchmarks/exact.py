@@ -157,6 +157,8 @@ class Batch:
         size = np.abs(self.deviation) + LOST * np.abs(self.mean)[self.labels]
         inner = np.abs(self.inside) + LOST * np.abs(self.mean)[self.labels]
         spread = self.var[self.labels]
+        # The mean is rounded with the deviations that it is the mean of.
+        size = size + np.sqrt(spread)
         return {
             "x": Known(
                 self.weights / n * (mean.value + 2 * np.conj(self.inside) * var.value),
@@ -287,7 +289,10 @@ def moments(batch: Batch, dmean: Values, dvar: Values) -> Truth:
         "count": Known(batch.count, batch.count),
         "effective_count": Known(effective, effective),  # Kish's, of float weights.
     }
-    return Truth(values, batch.pull(cotangent(dmean), of_var(batch, dvar)))
+    has = batch.count > 0  # Else both are 0, whatever x and the weights.
+    return Truth(
+        values, batch.pull(_where(has, cotangent(dmean)), _where(has, of_var(batch, dvar)))
+    )
 
 
 def normalize(normalized: Normalized, dy: Values) -> Truth:

@@ -97,7 +97,8 @@ def ghost_batch_norm(
       axis: feature axis or axes, not the first; all others are reduced.
       momentum, epsilon, unbiased: as for `batch_norm`.
       mask: as for `batch_norm`. A group without any weight is normalized by the running
-        statistics; if all are without, the state comes back unchanged.
+        statistics, and has no gradient by its weights; if all are without, the state comes back
+        unchanged.
 
     Returns:
       `(y, state)`: y of x's shape and dtype, state of the shapes and dtypes it came with. Groups
