@@ -91,8 +91,9 @@ def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
         for name, module in _modules(model).items():
             if callable(module) and any(map(_is_variable, vars(module).values())):
                 # The copy alone calls the hook: nothing of Flax is patched.
-                module._report = _reporter(hook, name, module, modules[name], name in shared)
-                module.__class__ = _reporting(type(module))
+                copy: Any = module
+                copy._report = _reporter(hook, name, copy, modules[name], name in shared)
+                copy.__class__ = _reporting(type(copy))
         return model(*args, **kwargs)
 
     return run
