@@ -13,8 +13,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
 
-# Most of the suite's time is XLA's, compiling: each program once a run, whichever worker or
-# subprocess asks for it, and never from an earlier run unless the variable is set.
+# Processes that a test starts, and kills or resumes, compile the same programs: each once a run. In
+# this one few are asked for twice, and to write all of them down costs a tenth of its time.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="jbn-compiled-", ignore_cleanup_errors=True)
     atexit.register(compiled.cleanup)
@@ -26,6 +26,7 @@ import hypothesis
 import jax
 import pytest
 
+jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compiling a new shape takes longer than hypothesis' deadline; the same examples every time, so
