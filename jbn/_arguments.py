@@ -54,9 +54,17 @@ def check_number(name: str, value: Any, expected: str) -> float | None:
 def check_epsilon(epsilon: Any) -> None:
     """Reject an epsilon that is not positive, where its value is known."""
     known = check_number("epsilon", epsilon, "a positive number")
-    if known is not None and not 0 < known < math.inf:
+    if known is None:
+        return
+    if not 0 < known < math.inf:
         raise ValueError(
             f"Expected a positive and finite `epsilon`, got {epsilon}. The usual one is 1e-5."
+        )
+    least = jnp.finfo(jnp.result_type(float))
+    if known < least.tiny:
+        raise ValueError(
+            f"Expected `epsilon` of at least {least.tiny:.2g}, the smallest normal {least.dtype}, "
+            f"got {epsilon}, which counts as 0. The usual one is 1e-5."
         )
 
 
@@ -127,6 +135,11 @@ def check_state(state: Any) -> BatchNormState:
             "state._replace(count=jnp.int32(n))."
         )
     check_fields("state", state)
+    if np.shape(state.count) != ():
+        raise ValueError(
+            f"Expected `state.count` to be one number, got shape {np.shape(state.count)}. States "
+            "that are stacked go through jax.vmap, each by itself."
+        )
     return state
 
 

@@ -654,8 +654,9 @@ def merge(
     """
     has = _has(count)
     size = jnp.abs(pivot) + jnp.abs(remainder) + (jnp.sqrt(spread) if squared else spread)
-    # In which squares are taken.
-    unit = jax.lax.stop_gradient(power_of_two(jnp.max(jnp.where(has, size, 0), 0)))
+    # In which squares are taken; its own inverse square is finite, for 0 times it is to be 0.
+    largest = jnp.maximum(jnp.max(jnp.where(has, size, 0), 0), jnp.finfo(spread.dtype).tiny ** 0.5)
+    unit = jax.lax.stop_gradient(power_of_two(largest))
     var = spread / unit[None] / unit[None] if squared else jnp.square(spread / unit[None])
     wide = unit.astype(pivot.dtype)
     pivot, remainder = (jnp.where(has, v, 0) / wide[None] for v in (pivot, remainder))

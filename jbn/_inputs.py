@@ -46,7 +46,7 @@ def as_array(
 def is_inexact(dtype: Any) -> bool:
     """Tell a floating or complex dtype from everything else."""
     try:
-        return not is_array(dtype) and jnp.issubdtype(dtype, jnp.inexact)
+        return dtype is not None and not is_array(dtype) and jnp.issubdtype(dtype, jnp.inexact)
     except (TypeError, ValueError, SyntaxError):  # NumPy evaluates some strings.
         return False
 
@@ -65,6 +65,11 @@ def check_fields(name: str, value: Any, *, optional: bool = False) -> None:
             raise TypeError(
                 f"Expected `{name}.{field}` to be floating or complex, got {array.dtype}. "
                 f"Write {name}._replace({field}={name}.{field}.astype(jnp.float32))."
+            )
+        if field == "var" and not jnp.issubdtype(array.dtype, np.floating):
+            raise TypeError(
+                f"Expected a real `{name}.var`, got {array.dtype}: of complex x, too, it is the "
+                f"mean of |x - mean|^2. Write {name}._replace(var={name}.var.real)."
             )
 
 

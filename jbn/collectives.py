@@ -173,7 +173,7 @@ def _as_groups(groups: Any) -> list[list[int]]:
     except TypeError:  # Not iterable.
         indices = [[None]]
     found = [[i for i in group if i is not None] for group in indices]
-    if found != indices:
+    if found != indices or not all(found):
         shown = groups if isinstance(groups, list | tuple) else describe(groups)
         raise TypeError(
             f"Expected `axis_index_groups` to be lists of ints, got {shown}. "

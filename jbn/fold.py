@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact
 
-from jbn._arguments import check_epsilon
+from jbn._arguments import as_scalar, check_epsilon
 from jbn._dtypes import promote_types, wide_dtype
 from jbn._inputs import as_array
 from jbn._layer_trees import as_arrays, as_params, as_state
@@ -71,20 +71,32 @@ def fold(
                     f"Expected real numbers with a kernel of {kernel.dtype}, got a complex {name}. "
                     "Make the kernel complex: the folded layer's output is."
                 )
+    return _fold(kernel, bias, params, state.mean, state.var, as_scalar(epsilon, kernel))
+
+
+@jax.jit
+def _fold(
+    kernel: Array,
+    bias: Array | None,
+    params: BatchNormParams,
+    mean: Array,
+    var: Array,
+    epsilon: ArrayLike,
+) -> tuple[Array, Array]:
     # NumPy's rule, as JAX has none under strict promotion; for floats they agree.
     dtype = wide_dtype(kernel.dtype)
-    if jnp.issubdtype(state.var.dtype, jnp.floating):
-        dtype = promote_types(dtype, state.var.dtype)
+    if jnp.issubdtype(var.dtype, jnp.floating):
+        dtype = promote_types(dtype, var.dtype)
     real = jnp.finfo(dtype).dtype
-    a = jax.lax.rsqrt(state.var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
+    a = jax.lax.rsqrt(var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
     if params.scale is not None:
-        a = a * jnp.asarray(params.scale, dtype)
-    shift = -jnp.asarray(state.mean, dtype)
+        a = a * params.scale.astype(dtype)
+    shift = -mean.astype(dtype)
     if bias is not None:
-        shift = jnp.asarray(bias, dtype) + shift
+        shift = bias.astype(dtype) + shift
     new_bias = shift * a
     if params.bias is not None:
-        new_bias = new_bias + jnp.asarray(params.bias, dtype)
+        new_bias = new_bias + params.bias.astype(dtype)
     new_kernel = kernel.astype(dtype) * a.reshape((1,) * (kernel.ndim - 1) + a.shape)
     return new_kernel.astype(kernel.dtype), new_bias.astype(kernel.dtype)
 

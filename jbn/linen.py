@@ -141,9 +141,9 @@ class BatchNorm(nn.Module):
                 keys = "".join(f'["{name}"]' for name in self.path)
                 raise ValueError(missing_count(f'batch_stats{keys}["count"] = jnp.int32(n)'))
         scale = bias = None
-        if self.use_scale:
+        if check_flag("use_scale", self.use_scale):
             scale = self.param("scale", self.scale_init, shape, self.param_dtype)
-        if self.use_bias:
+        if check_flag("use_bias", self.use_bias):
             bias = self.param("bias", self.bias_init, shape, self.param_dtype)
 
         with jax.numpy_dtype_promotion("standard"):  # Flax's rule, "strict" or not.

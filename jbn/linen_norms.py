@@ -10,22 +10,19 @@ from jbn import _flax as _flax
 
 import functools
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from jbn._arguments import check_flag
 from jbn._inputs import as_array
 from jbn._schedules import Switched
 from jbn.linen import BatchNorm, Initializer
-from jbn.moments import feature_axes
-from jbn.norms import group_norm, instance_norm, layer_norm
+from jbn.norms import group_norm, instance_norm, layer_norm, one_feature_axis
 from jbn.types import BatchNormParams
-from jbn.variants import Limit, batch_renorm, ghost_batch_norm
+from jbn.variants import Limit, batch_renorm, check_limit, ghost_batch_norm
 
 
 class GhostBatchNorm(BatchNorm):
@@ -91,8 +88,8 @@ class BatchRenorm(BatchNorm):
         r_max, d_max = self.r_max, self.d_max
         if steps:
             # What a schedule returns is an array, whose value `batch_renorm` does not check.
-            _check_limit("r_max", r_max, 1)
-            _check_limit("d_max", d_max, 0)
+            check_limit(r_max, "r_max", 1)
+            check_limit(d_max, "d_max", 0)
             r_max, d_max = Switched(int(steps), 1.0, r_max), Switched(int(steps), 0.0, d_max)
         return functools.partial(batch_renorm, r_max=r_max, d_max=d_max)
 
@@ -100,16 +97,6 @@ class BatchRenorm(BatchNorm):
     def _has_schedule(self) -> bool:
         schedules = (self.momentum, self.r_max, self.d_max)
         return self.warmup_steps > 0 or any(callable(s) for s in schedules)
-
-
-def _check_limit(name: str, limit: Limit, least: int) -> None:
-    if callable(limit) or isinstance(limit, jax.Array | np.ndarray):
-        return
-    if not isinstance(limit, Real) or not float(limit) >= least:
-        raise ValueError(
-            f"Expected `{name}` to be a number of at least {least} or a schedule, got {limit!r}. "
-            "3 and 5 are the paper's last values of r_max and d_max."
-        )
 
 
 class _WithoutStatistics(nn.Module):
@@ -143,10 +130,13 @@ class _WithoutStatistics(nn.Module):
     ) -> Float[Array, "N ... C"]:
         """Normalise x."""
         x = as_array("x", x)
-        (feature,) = feature_axes(self.axis, x.ndim)
+        feature = one_feature_axis(x, self.axis)
         shape, dtype = (x.shape[feature],), self.param_dtype
-        scale = self.param("scale", self.scale_init, shape, dtype) if self.use_scale else None
-        bias = self.param("bias", self.bias_init, shape, dtype) if self.use_bias else None
+        scale = bias = None
+        if check_flag("use_scale", self.use_scale):
+            scale = self.param("scale", self.scale_init, shape, dtype)
+        if check_flag("use_bias", self.use_bias):
+            bias = self.param("bias", self.bias_init, shape, dtype)
         return self._normalize(x, BatchNormParams(scale, bias), axis=feature, epsilon=self.epsilon)
 
     @nn.nowrap

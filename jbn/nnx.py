@@ -116,11 +116,11 @@ class BatchNorm(nnx.Module):
             self.count = nnx.BatchStat(state.count)
         # Scale before bias, one key each: layers made after this one get the keys they get in Flax.
         self.scale: nnx.Param[Array] | None = nnx.data(None)
-        if use_scale:
+        if check_flag("use_scale", use_scale):
             value = scale_init(rngs.params(), shape, param_dtype)
             self.scale = nnx.Param(value, **scale_metadata)
         self.bias: nnx.Param[Array] | None = nnx.data(None)
-        if use_bias:
+        if check_flag("use_bias", use_bias):
             value = bias_init(rngs.params(), shape, param_dtype)
             self.bias = nnx.Param(value, **bias_metadata)
 

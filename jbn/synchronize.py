@@ -157,6 +157,11 @@ def _together(
         counts = counts.count
     weight = fields.get("count", 1) if counts is None else counts
     n = as_array("counts", weight, "Pass a number, one per feature, or Moments.")
+    if n.dtype == jnp.bool_:
+        raise TypeError(
+            "Expected `counts` to be numbers of values, got bool. Pass how many values each "
+            "device's statistics are of, or counts.astype(jnp.int32)."
+        )
     if n.shape not in ((), mean.shape):
         raise ValueError(
             f"Expected `counts` to be a number or of shape {mean.shape}, one per feature, got "

@@ -315,6 +315,8 @@ def _batch_renorm(
     r = jnp.clip(running_rstd / batch_rstd, 1 / r_max, r_max)
     # Both means seen from the pivot: rounded into one number first, d would lose its digits.
     d = jnp.clip((used.remainder - (mean - used.pivot)) * running_rstd, -d_max, d_max)
+    # Limits that leave nothing leave nothing of NaN either.
+    r, d = jnp.where(r_max == 1, 1, r), jnp.where(d_max == 0, 0, d)
     r, d = jax.lax.stop_gradient((r, d))
     # scale (xhat r + d) + bias is batch norm with other parameters.
     scale, bias = (v if v is None else v.astype(dtype) for v in vectors(params, x, features))
@@ -371,7 +373,6 @@ def normalize_with_example(
     params = BatchNormParams(None, None) if params is None else params
     x, features = check_call(x, params, None, axis, epsilon)
     _check_examples(features, axis)
-    check_batch(x)
     mean, var = check_statistics(mean, var)
     check_features(x, features, params, mean, var)
     known = check_number("weight", weight, "a number in [0, 1]")
@@ -380,6 +381,8 @@ def normalize_with_example(
             f"Expected `weight`, that of the example's own statistics, in [0, 1], got {weight}."
             " 0 uses the given statistics alone."
         )
+    if x.size == 0:
+        return x
     scalars = as_scalar(weight, x), as_scalar(epsilon, x)
     return _normalize_with_example(x, mean, var, params, *scalars, features=features)
 

@@ -312,6 +312,13 @@ def test_function_transfers_nothing(name):
         run(name, v, gradient=False)
 
 
+def test_fold_transfers_nothing():
+    v = batch(0)
+    jbn.fold(v.kernel, None, v.params, v.state)
+    with jax.transfer_guard("disallow"):
+        jbn.fold(v.kernel, None, v.params, v.state)
+
+
 @pytest.mark.parametrize("name", LINEN)
 def test_linen_layer_transfers_nothing(name):
     if name == "MLP":

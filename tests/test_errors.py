@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 from meshes import mesh
 
 import jbn
+import jbn.linen
+import jbn.nnx
+from jbn import linen_norms
 
 FEATURES = 5
 
@@ -108,8 +112,88 @@ def fold(kernel, bias=None, features=FEATURES, **options):
     return jbn.fold(kernel, bias, *jbn.init(features), **options)
 
 
+def layer(make):
+    return make().init(jax.random.key(0), x_of(4, 3, FEATURES))
+
+
+def warmed_up(**limits):
+    options = {"use_running_average": False, "warmup_steps": 1, **limits}
+    return layer(lambda: linen_norms.BatchRenorm(**options))
+
+
 # name: (call, error, words that the message holds)
 CASES = {
+    # What float32 flushes to 0.
+    "epsilon of nothing": (
+        lambda: train(x_of(4, 5), epsilon=1e-40),
+        ValueError,
+        ["epsilon", "at least 1.2e-38", "1e-40", "1e-5"],
+    ),
+    "epsilon of nothing in layer norm": (
+        lambda: jbn.layer_norm(x_of(4, 5), epsilon=1e-38),
+        ValueError,
+        ["epsilon", "1.2e-38"],
+    ),
+    "epsilon of nothing in fold": (lambda: fold(x_of(3, 5), epsilon=1e-40), ValueError, ["1e-40"]),
+    # Layers.
+    "r_max below 1 with a warm-up": (
+        lambda: warmed_up(r_max=np.array(0.5)),
+        ValueError,
+        ["r_max", "at least 1", "0.5"],
+    ),
+    "d_max below 0 with a warm-up": (
+        lambda: warmed_up(d_max=np.array(-1.0)),
+        ValueError,
+        ["d_max", "at least 0", "-1"],
+    ),
+    "r_max of bool with a warm-up": (lambda: warmed_up(r_max=True), TypeError, ["r_max", "True"]),
+    "two axes of LayerNorm": (
+        lambda: layer(lambda: linen_norms.LayerNorm(axis=(0, 1))),
+        ValueError,
+        ["one feature axis", "(0, 1)"],
+    ),
+    "use_scale of linen": (
+        lambda: layer(lambda: jbn.linen.BatchNorm(use_running_average=False, use_scale="no")),
+        TypeError,
+        ["use_scale", "True or False", "'no'"],
+    ),
+    "use_bias of linen LayerNorm": (
+        lambda: layer(lambda: linen_norms.LayerNorm(use_bias="no")),
+        TypeError,
+        ["use_bias", "True or False", "'no'"],
+    ),
+    "use_scale of nnx": (
+        lambda: jbn.nnx.BatchNorm(5, use_scale="no", rngs=nnx.Rngs(0)),
+        TypeError,
+        ["use_scale", "True or False", "'no'"],
+    ),
+    # States.
+    "complex var": (
+        lambda: batch_norm(state=STATE._replace(var=STATE.var.astype(complex))),
+        TypeError,
+        ["state.var", "real", "complex", "var.real"],
+    ),
+    "complex var of moments": (
+        lambda: jbn.update(STATE, MOMENTS._replace(var=MOMENTS.var.astype(complex)), momentum=0.9),
+        TypeError,
+        ["moments.var", "real"],
+    ),
+    "count of each feature": (
+        lambda: batch_norm(state=STATE._replace(count=jnp.zeros(5, jnp.int32))),
+        ValueError,
+        ["state.count", "(5,)", "vmap"],
+    ),
+    "no dtype of parameters": (lambda: jbn.init(4, param_dtype=None), TypeError, ["param_dtype"]),
+    "an empty group": (
+        lambda: pooled(axis_name="d", axis_index_groups=[[], [0, 1, 2, 3]]),
+        TypeError,
+        ["axis_index_groups", "lists of ints", "[[], [0, 1, 2, 3]]"],
+    ),
+    "counts of bool": (
+        lambda: synchronize(STATE, jnp.ones(FEATURES, bool)),
+        TypeError,
+        ["counts", "bool"],
+    ),
     # Wrong number of features.
     "features of params": (lambda: train(x_of(4, 7)), ValueError, ["5", "7"]),
     "features in inference": (lambda: infer(x_of(4, 7)), ValueError, ["5", "7"]),

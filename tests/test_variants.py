@@ -599,3 +599,31 @@ def test_frozen_statistics_pass_the_gradient_of_an_affine_map():
     centred = oracles.exact(x) - oracles.exact(state.mean)
     want = -0.5 * (g * centred).sum(0) / (oracles.exact(state.var) + 1e-5)
     assert_close(dvar, want, F32_GRADIENT)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 9])
+def test_weights_of_nothing_have_a_gradient_of_nothing(batch_size):
+    x, (params, state) = jnp.array([[1.0], [2.0], [10.0], [4.0]]), jbn.init(1)
+
+    def var(weights):
+        options = {"training": True, "batch_size": batch_size, "mask": weights}
+        return jbn.ghost_batch_norm(x, params, state, **options)[1].var[0]
+
+    np.testing.assert_array_equal(jax.grad(var)(jnp.zeros((4, 1))), np.zeros((4, 1)))
+
+
+def test_renorm_that_corrects_nothing_is_batch_norm_over_a_broken_state():
+    x, (params, state) = jnp.array([[1.0], [2.0], [10.0], [4.0]]), jbn.init(1)
+    broken = state._replace(mean=jnp.full(1, jnp.nan), var=jnp.full(1, jnp.nan))
+    options = {"training": True, "momentum": 0.0}
+    want, mended = jbn.batch_norm(x, params, broken, **options)
+    got, moved = jbn.batch_renorm(x, params, broken, r_max=1.0, d_max=0.0, **options)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    for a, b in zip(moved, mended, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_example_of_nothing_needs_no_batch():
+    x = jnp.zeros((0, 3, 4))
+    y = jbn.normalize_with_example(x, jnp.zeros(4), jnp.ones(4), weight=0.5)
+    assert y.shape == x.shape
