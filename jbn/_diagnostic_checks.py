@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from jbn._inputs import as_array, describe
+from jbn._inputs import as_array, describe, describe_result
 
 
 def precise(*numbers: ArrayLike) -> list[Any]:
@@ -82,6 +82,6 @@ def check_loss(loss: Any, params: Any) -> None:
     value = jax.eval_shape(loss, params)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            f"Expected a loss that returns one number, got {describe(value)}. Take the mean over "
-            "the batch."
+            f"Expected a loss that returns one number, got {describe_result(value)}. Take the mean "
+            "over the batch."
         )

@@ -26,7 +26,7 @@ from jbn._diagnostic_checks import (
     precise,
 )
 from jbn._dtypes import wide_dtype
-from jbn._inputs import as_array, describe
+from jbn._inputs import as_array, describe, describe_result
 from jbn.types import BatchNormState, is_statistics
 
 Activation = Callable[[Array], Array]
@@ -311,8 +311,8 @@ def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "
     y = jax.eval_shape(activation, x)
     if not (hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.inexact)):
         raise TypeError(
-            f"Expected an activation that returns floats, got {describe(y)}. Without a derivative "
-            "there is no slope."
+            f"Expected an activation that returns floats, got {describe_result(y)}. Without a "
+            "derivative there is no slope."
         )
     if y.shape != x.shape:
         raise ValueError(
