@@ -76,7 +76,8 @@ def describe(value: Any) -> str:
         kinds = dict.fromkeys(
             "Array" if isinstance(part, jax.Array) else type(part).__name__ for part in value
         )
-        return f"a {type(value).__name__} of {len(value)} ({', '.join(kinds)})"
+        of = f" of {len(value)} ({', '.join(kinds)})" if value else ""
+        return f"{'a' if value else 'an empty'} {type(value).__name__}{of}"
     if isinstance(value, str | bool | int | float | complex) or value is None:
         return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
     if isinstance(value, type):
