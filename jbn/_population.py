@@ -157,7 +157,10 @@ def in_order(order: str, state: Any, batches: Any) -> Iterator[None]:
 
 
 def _has_statistics(tree: Any) -> bool:
-    return any(map(is_statistics, jax.tree.leaves(tree, is_leaf=is_statistics)))
+    def is_leaf(node: Any) -> bool:  # Of iterators JAX wants it to be said.
+        return is_statistics(node) or jax.tree_util.all_leaves([node])
+
+    return any(map(is_statistics, jax.tree.leaves(tree, is_leaf=is_leaf)))
 
 
 def from_zero(leaf: Array) -> Array:

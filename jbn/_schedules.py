@@ -25,7 +25,7 @@ from jbn._inputs import as_array, as_index, describe, is_array
 Schedule = Callable[[Int[Array, ""]], ArrayLike]
 
 
-def at_count(name: str, schedule: Schedule, count: Int[ArrayLike, ""]) -> Any:
+def at_count(name: str, schedule: Schedule, count: Any) -> Any:
     """Call a schedule; what cannot be called with one count is no schedule, and is told so.
 
     What a schedule raises for its own reasons is left as it is.
