@@ -1,11 +1,14 @@
 """Batches, stacked in arrays or one at a time: fold a step over either."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jbn._inputs import describe
 
 Carry = TypeVar("Carry")
 
@@ -41,7 +44,8 @@ def fold(absorb: Callable[[Carry, Any], Carry], carry: Carry, batches: Any) -> C
                 f"takes several arrays of shape {_shapes(batch)} as one batch. Pass one batch x "
                 "as the list [x], or as x[None]; make batches of single examples."
             )
-        carry = step(carry, batch)
+        with _explained(batch) if is_first else contextlib.nullcontext():
+            carry = step(carry, batch)
         is_first = False
     if is_first:
         raise ValueError(
@@ -49,6 +53,25 @@ def fold(absorb: Callable[[Carry, Any], Carry], carry: Carry, batches: Any) -> C
             "An iterator can be read only once: make a new one for each call."
         )
     return carry
+
+
+@contextlib.contextmanager
+def _explained(batch: Any) -> Iterator[None]:
+    """Say that a batch holds no examples, if the step fails and it has none but single numbers."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # Not of the shapes.
+        raise
+    except Exception as error:
+        leaves = jax.tree.leaves(batch)
+        if any(leaf.ndim for leaf in leaves):
+            raise
+        came = f"one with numbers alone, {describe(leaves[0])}" if leaves else "one without arrays"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"Expected each of `batches` to hold arrays with an axis of examples, got {came}. Pass "
+            f"the arrays that `step` takes, such as [x] for one batch x. It raised {reason}"
+        ) from error
 
 
 def _fold_stacked(absorb: Callable[[Carry, Any], Carry], carry: Carry, batches: Any) -> Carry:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from jbn._inputs import as_array, describe
+from jbn._inputs import as_array, describe, describe_result
 
 
 def precise(*numbers: ArrayLike) -> list[Any]:
@@ -35,7 +35,14 @@ def check_count(count: Any) -> None:
 
 
 def check_number(
-    name: str, value: Any, least: float, most: float, interval: str, remedy: str
+    name: str,
+    value: Any,
+    least: float,
+    most: float,
+    interval: str,
+    remedy: str,
+    *,
+    kind: str = "a number",
 ) -> None:
     """Reject what is no number, or out of range where its value is known; arrays, any of them."""
     if any(isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(value)):
@@ -45,9 +52,15 @@ def check_number(
     except ValueError:  # Lists of different lengths.
         array = np.asarray(None)
     if not jnp.issubdtype(array.dtype, jnp.integer) | jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"Expected `{name}` as a number, got {describe(value)}. {remedy}")
+        raise TypeError(f"Expected `{name}` as {kind}, got {describe(value)}. {remedy}")
     if not np.all((array >= least) & (array <= most)):
         raise ValueError(f"Expected `{name}`: {interval}, got {value}. {remedy}")
+
+
+def check_single(name: str, value: Any, remedy: str) -> None:
+    """Reject several numbers where one is wanted."""
+    if isinstance(value, list | tuple) or np.ndim(value):
+        raise ValueError(f"Expected `{name}` as one number, got {describe(value)}. {remedy}")
 
 
 def as_inexact(name: str, value: Any, remedy: str) -> Array:
@@ -82,6 +95,6 @@ def check_loss(loss: Any, params: Any) -> None:
     value = jax.eval_shape(loss, params)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            f"Expected a loss that returns one number, got {describe(value)}. Take the mean over "
-            "the batch."
+            f"Expected a loss that returns one number, got {describe_result(value)}. Take the mean "
+            "over the batch."
         )

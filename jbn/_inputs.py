@@ -81,17 +81,27 @@ def describe(value: Any) -> str:
         kinds = dict.fromkeys(
             "Array" if isinstance(part, jax.Array) else type(part).__name__ for part in value
         )
-        return f"a {type(value).__name__} of {len(value)} ({', '.join(kinds)})"
+        of = f" of {len(value)} ({', '.join(kinds)})" if value else ""
+        return f"{'a' if value else 'an empty'} {type(value).__name__}{of}"
     if isinstance(value, str | bool | int | float | complex) or value is None:
         return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
     if isinstance(value, type):
         return f"the class {value.__name__}, not an instance"
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"a jax.ShapeDtypeStruct, which describes {describe_result(value)} and has no values"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         kind = "a traced array" if isinstance(value, jax.core.Tracer) else "an array"
         return f"{kind} of shape {tuple(value.shape)} and {value.dtype}"
     if type(value).__module__ == "builtins":
         return f"a {type(value).__name__}"
     return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def describe_result(value: Any) -> str:
+    """Say what a function returned to `jax.eval_shape`, which describes each array."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"an array of shape {value.shape} and {value.dtype}"
+    return describe(value)
 
 
 def _converts(value: Any) -> bool:

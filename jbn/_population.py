@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -11,7 +12,8 @@ from jaxtyping import Array
 
 from jbn._batches import fold
 from jbn._dtypes import wide_dtype
-from jbn._inputs import as_array
+from jbn._inputs import as_array, describe
+from jbn.types import is_statistics
 
 State = TypeVar("State")
 
@@ -69,7 +71,13 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
       Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (precise BN).
     """
-    check_step(step, "step, state, batches")
+    order = "step, state, batches"
+    check_step(step, order)
+    with in_order(order, state, batches):
+        return _population(step, state, batches)
+
+
+def _population(step: Callable[[State, Any], State], state: State, batches: Any) -> State:
     leaves, treedef = jax.tree.flatten(state)
     leaves = [_as_leaf(leaf) for leaf in leaves]
     moving = [jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
@@ -129,6 +137,30 @@ def check_step(step: Any, order: str) -> None:
             f"Expected a function first, as in population({order}), got a {type(step).__name__}. "
             "Give the arguments in this order."
         )
+
+
+@contextlib.contextmanager
+def in_order(order: str, state: Any, batches: Any) -> Iterator[None]:
+    """Say that the last two arguments are swapped, where they are, if what they are given to fails.
+
+    Only then: a state may have any names, and batches may have columns named mean and var.
+    """
+    try:
+        yield
+    except Exception:
+        if not _has_statistics(batches) or _has_statistics(state):
+            raise
+        raise TypeError(
+            f"Expected population({order}), got statistics last, {describe(batches)}, and "
+            f"{describe(state)} before. Give the arguments in this order: batches go last."
+        ) from None
+
+
+def _has_statistics(tree: Any) -> bool:
+    def is_leaf(node: Any) -> bool:  # Of iterators JAX wants it to be said.
+        return is_statistics(node) or jax.tree_util.all_leaves([node])
+
+    return any(map(is_statistics, jax.tree.leaves(tree, is_leaf=is_leaf)))
 
 
 def from_zero(leaf: Array) -> Array:

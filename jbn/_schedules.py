@@ -8,6 +8,7 @@ as arguments they would be transferred to the device at every call.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from numbers import Real
@@ -22,6 +23,39 @@ from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, as_index, describe, is_array
 
 Schedule = Callable[[Int[Array, ""]], ArrayLike]
+
+
+def at_count(name: str, schedule: Schedule, count: Any) -> Any:
+    """Call a schedule; what cannot be called with one count is no schedule, and is told so.
+
+    What a schedule raises for its own reasons is left as it is.
+    """
+    try:
+        return schedule(count)
+    except TypeError:
+        takes = _other_arguments(schedule)
+        if takes is None:
+            raise
+        raise TypeError(
+            f"Expected `{name}` to be a schedule that is called as {name}(count) and returns a "
+            f"number, got {describe(schedule)}{takes}. Write it as lambda count: ..., or pass a "
+            "number."
+        ) from None
+
+
+def _other_arguments(schedule: Any) -> str | None:
+    """Say what is called with something else than one count; None if it may well be called so."""
+    if isinstance(schedule, type):
+        return ""
+    try:
+        signature = inspect.signature(schedule)
+    except (TypeError, ValueError):  # Some of C tell none.
+        return None
+    try:
+        signature.bind(0)
+    except TypeError:
+        return f" of {signature}"
+    return None
 
 
 def cumulative(count: Int[ArrayLike, ""]) -> Float[Array, ""]:
@@ -117,7 +151,9 @@ class Switched:
     def __call__(self, count: Int[ArrayLike, ""]) -> Float[Array, ""]:
         """Return the value after `count` batches, float32."""
         operand = _as_operand(count)
-        after = self.after(operand) if callable(self.after) else self.after
+        after = self.after
+        if callable(after):
+            after = at_count("schedule", after, operand)
         switched = _switched if isinstance(after, Real) else _switched_traced
         return switched(operand, self.steps, self.before, after)
 

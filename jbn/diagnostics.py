@@ -23,10 +23,11 @@ from jbn._diagnostic_checks import (
     check_loss,
     check_momentum,
     check_number,
+    check_single,
     precise,
 )
 from jbn._dtypes import wide_dtype
-from jbn._inputs import as_array, describe
+from jbn._inputs import as_array, describe, describe_result
 from jbn.types import BatchNormState, is_statistics
 
 Activation = Callable[[Array], Array]
@@ -311,8 +312,8 @@ def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "
     y = jax.eval_shape(activation, x)
     if not (hasattr(y, "dtype") and jnp.issubdtype(y.dtype, jnp.inexact)):
         raise TypeError(
-            f"Expected an activation that returns floats, got {describe(y)}. Without a derivative "
-            "there is no slope."
+            f"Expected an activation that returns floats, got {describe_result(y)}. Without a "
+            "derivative there is no slope."
         )
     if y.shape != x.shape:
         raise ValueError(
@@ -330,7 +331,7 @@ def saturation(
     Args: x: what enters the nonlinearity. activation: elementwise. threshold: of the slope,
       positive.
     Returns: share, in [0, 1].
-    Raises: ValueError: empty x; a threshold that is not positive. See also `slopes`.
+    Raises: ValueError: empty x; a threshold that is not positive, or several. See also `slopes`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -346,6 +347,7 @@ def saturation(
         "positive and finite",
         "No slope is below 0, and a flat one is 0.",
     )
+    check_single("threshold", threshold, "Call saturation for each, or compare `slopes` with them.")
     slope = slopes(x, activation)
     check_batch(slope, 0)
     return jnp.mean(slope < threshold)
@@ -390,7 +392,7 @@ def percentiles(
     remedy = "Pass a list such as (15, 50, 85)."
     x = as_inexact("x", x, "Pass x.astype(jnp.float32).")
     check_batch(x, 2)
-    check_number("q", q, 0, 100, "percentages in [0, 100]", remedy)
+    check_number("q", q, 0, 100, "percentages in [0, 100]", remedy, kind="a list of numbers")
     shares = jnp.asarray(q, jnp.finfo(x.dtype).dtype)
     if shares.ndim != 1 or not shares.size:
         raise ValueError(f"Expected `q` as a list of percentages, got {describe(q)}. {remedy}")
@@ -555,7 +557,13 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
     """
     remedy = "Pass a list such as (0.01, 0.1)."
     check_number(
-        "sizes", sizes, np.nextafter(0, 1), np.finfo(float).max, "positive and finite", remedy
+        "sizes",
+        sizes,
+        np.nextafter(0, 1),
+        np.finfo(float).max,
+        "positive and finite",
+        remedy,
+        kind="a list of numbers",
     )
     check_loss(loss, params)
     steps = jnp.asarray(sizes)

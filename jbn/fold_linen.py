@@ -80,11 +80,15 @@ def _check_variables(variables: Any) -> None:
             f"Expected `variables` as a dict of collections, got {describe(variables)}. Pass what "
             "model.init returned, or {'params': ..., 'batch_stats': ...}."
         )
-    if not variables.get("params") or not variables.get("batch_stats"):
+    collections = ("params", "batch_stats")
+    if not all(variables.get(name) for name in collections):
+        empty = [name for name in collections if name in variables and not variables[name]]
+        hold = "hold" if len(empty) > 1 else "holds"
+        of_them = f", of which {' and '.join(map(repr, empty))} {hold} nothing" if empty else ""
         raise ValueError(
             "Expected `variables` with the collections 'params' and 'batch_stats', got "
-            f"{describe(variables)}. Pass all that model.init returned, as {{'params': ..., "
-            "'batch_stats': ...}; a model without batch norms has nothing to fold."
+            f"{describe(variables)}{of_them}. Pass all that model.init returned, as "
+            "{'params': ..., 'batch_stats': ...}; a model without batch norms has nothing to fold."
         )
     trees = (BatchNormParams, BatchNormState)
     for leaf in jax.tree.leaves(dict(variables), is_leaf=lambda node: isinstance(node, trees)):

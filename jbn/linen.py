@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Shaped
 from jbn._arguments import check_flag
 from jbn._dtypes import promote_types, wide_dtype
 from jbn._inputs import as_array
-from jbn._population import State, check_step
+from jbn._population import State, check_step, in_order
 from jbn._population_calls import (
     Tally,
     check_momentum,
@@ -240,8 +240,10 @@ def population(step: Callable[[State, Any], State], batch_stats: State, batches:
             finally:
                 outside.restore()
 
-    check_step(step, "step, batch_stats, batches")
-    return population_by_call(step_apart, batch_stats, batches)
+    order = "step, batch_stats, batches"
+    check_step(step, order)
+    with in_order(order, batch_stats, batches):
+        return population_by_call(step_apart, batch_stats, batches)
 
 
 def _apart(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:

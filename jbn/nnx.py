@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Shaped
 
 from jbn._arguments import check_flag
 from jbn._dtypes import wide_dtype
-from jbn._inputs import as_array
+from jbn._inputs import as_array, describe
 from jbn._population import check_step
 from jbn._population_calls import (
     Tally,
@@ -269,6 +269,7 @@ def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: A
             "Expected population(forward, model, batches) with a model second, got a "
             f"{type(model).__name__}. Give the arguments in this order."
         )
+    _check_model(model)
     graphdef, state, rest = nnx.split(model, nnx.BatchStat, ...)
 
     def step(stats: Any, batch: Any) -> Any:
@@ -279,6 +280,19 @@ def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: A
         return _values(nnx.state(copy, nnx.BatchStat))
 
     return _filled(state, population_by_call(step, _values(state), batches))
+
+
+def _check_model(model: Any) -> None:
+    """Reject what holds no module, such as a model's state."""
+    if isinstance(model, nnx.Module):
+        return
+    is_tree = not isinstance(model, type) and not isinstance(model, nnx.State | nnx.GraphDef)
+    if not is_tree or not any(isinstance(node, nnx.Module) for _, node in nnx.iter_graph(model)):
+        raise TypeError(
+            "Expected population(forward, model, batches) with an nnx.Module as `model`, got "
+            f"{describe(model)}. Pass the model itself, and of a split one "
+            "nnx.merge(graphdef, state)."
+        )
 
 
 def _values(state: nnx.State) -> dict[str, Any]:

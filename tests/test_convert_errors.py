@@ -164,6 +164,34 @@ CASES = {
             ("BatchNorm2d", (C,), {"track_running_stats": False}),
         )
     },
+    **{
+        f"torch {name}, {form}": (
+            lambda name=name, arguments=arguments, options=options, take=take: convert.from_torch(
+                take(getattr(torch_nn(), name)(*arguments, **options))
+            ),
+            Error,
+            [
+                *([name] if form == "module" else []),
+                "No layer" if form == "state_dict" else "no layer",
+                "keys are 'weight', 'bias'",
+                "track_running_stats=True",
+            ],
+        )
+        for name, arguments, options in (
+            ("Linear", (C, C), {}),
+            ("LayerNorm", (C,), {}),
+            ("BatchNorm1d", (C,), {"track_running_stats": False}),
+        )
+        for form, take in (
+            ("module", lambda module: module),
+            ("state_dict", lambda module: module.state_dict()),
+        )
+    },
+    "empty state_dict": (
+        lambda: convert.from_torch({}),
+        Error,
+        ["keys are none", "a state_dict with running_mean"],
+    ),
     "tracking InstanceNorm in a network": (
         lambda: convert.from_torch(
             torch_nn().Sequential(torch_nn().InstanceNorm3d(C, track_running_stats=True)), "0"
@@ -195,7 +223,7 @@ CASES = {
     "fraction of a batch": (
         lambda: convert.from_torch(state_dict(num_batches_tracked=np.float32(0.3))),
         Error,
-        ["'num_batches_tracked' is 0.3", "whole number"],
+        ["'num_batches_tracked' is 0.3", "whole number", "Set it to"],
     ),
     "negative count": (
         lambda: convert.from_torch(state_dict(num_batches_tracked=np.array(-1))),
@@ -210,7 +238,12 @@ CASES = {
     "fraction as count=": (
         lambda: convert.from_torch(state_dict(num_batches_tracked=None), count=1.5),
         Error,
-        ["`count` is 1.5"],
+        ["`count` is 1.5", "Pass the number of batches absorbed, at least 0"],
+    ),
+    "count= below 0": (
+        lambda: convert.from_torch(state_dict(num_batches_tracked=None), count=-7),
+        Error,
+        ["`count` is -7", "Pass the number of batches absorbed, at least 0"],
     ),
     **{
         f"no count for a schedule, {name}": (
@@ -378,7 +411,7 @@ CASES = {
     "Haiku LayerNorm": (
         lambda: from_haiku({"ln": {"scale": ones(C), "offset": ones(C)}}, {}, "ln"),
         Error,
-        ["'ln'", "Layer and group norm have none", "with statistics are none"],
+        ["'ln'", "Layer and group norm have none", "no layer of the source has statistics"],
     ),
     "Haiku arrays for modules": (
         lambda: from_haiku({"scale": ones(C)}, {}),

@@ -439,10 +439,27 @@ CASES = {
         ["`x`", "int32"],
     ),
     **{
+        f"threshold of {threshold}": (
+            lambda threshold=threshold: diagnostics.saturation(
+                jnp.ones((4, 2)), jnp.tanh, threshold=threshold
+            ),
+            error,
+            ["`threshold` as", came, "slope"],
+        )
+        for threshold, error, came in (
+            (np.ones(3), ValueError, "an array of shape (3,)"),
+            (jnp.ones(3), ValueError, "an array of shape (3,)"),
+            ([1], ValueError, "a list of 1 (int)"),
+            ([], ValueError, "an empty list"),
+            ([[1], [1, 2]], TypeError, "a list of 2 (list)"),
+            (None, TypeError, "None"),
+        )
+    },
+    **{
         f"q of {q}": (
             lambda q=q: diagnostics.percentiles(jnp.ones((4, 3)), q),
             error,
-            ["`q`", "(15, 50, 85)"],
+            ["`q`", "a list" if error is TypeError else "percentages", "(15, 50, 85)"],
         )
         for q, error in (
             (200, ValueError),
@@ -509,7 +526,7 @@ CASES = {
         f"sizes of {sizes}": (
             lambda sizes=sizes: diagnostics.landscape(lambda w: w**2, ONE, sizes),
             error,
-            ["`sizes`", "(0.01, 0.1)"],
+            ["`sizes`", "a list of numbers" if error is TypeError else "", "(0.01, 0.1)"],
         )
         for sizes, error in (
             (0.1, ValueError),

@@ -862,6 +862,16 @@ CASES = {
         ["`pre_activations`", "(5,)", "(3,)"],
     ),
     # population.
+    "ShapeDtypeStruct for x": (
+        lambda: train(jax.ShapeDtypeStruct((8, 5), jnp.float32)),
+        TypeError,
+        ["`x`", "a jax.ShapeDtypeStruct, which describes an array of shape (8, 5)", "no values"],
+    ),
+    "ShapeDtypeStruct in a state": (
+        lambda: batch_norm(state=jax.eval_shape(lambda: jbn.init(FEATURES)[1])),
+        TypeError,
+        ["`state.count`", "a jax.ShapeDtypeStruct", "no values"],
+    ),
     "population of a string": (
         lambda: jbn.population(lambda state, x: state, "state", x_of(2, 4, 5)),
         TypeError,

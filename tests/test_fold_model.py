@@ -545,6 +545,16 @@ CASES = {
         ValueError,
         ["'params' and 'batch_stats'", "no keys", "model.init"],
     ),
+    "variables of empty collections": (
+        lambda: fold_mlp(variables=lambda v: {"params": {}, "batch_stats": {}}),
+        ValueError,
+        ["the keys 'params', 'batch_stats', of which 'params' and 'batch_stats' hold nothing"],
+    ),
+    "variables with empty batch_stats": (
+        lambda: fold_mlp(variables=lambda v: {**v, "batch_stats": {}}),
+        ValueError,
+        ["of which 'batch_stats' holds nothing", "nothing to fold"],
+    ),
     "variables without batch_stats": (
         lambda: fold_mlp(variables=lambda v: {"params": v["params"]}),
         ValueError,

@@ -498,6 +498,135 @@ def test_swapped_arguments():
         jbn.nnx.population(x, model, lambda model, x: model(x))
 
 
+def move_function(state, x):
+    return jbn.batch_norm(x, jbn.init(3)[0], state, training=True)[1]
+
+
+def move_linen(batch_stats, x):
+    layer = nn.BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
+    return layer.apply({"batch_stats": batch_stats}, x, mutable="batch_stats")[1]["batch_stats"]
+
+
+def move_nnx(model, x):
+    model(x)
+
+
+def stats_of_linen():
+    return {"mean": jnp.zeros(3), "var": jnp.ones(3)}
+
+
+def layer_of_nnx():
+    return nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+
+TWO = np.ones((2, 4, 3), np.float32)
+
+# name: (call, error, words that the message holds)
+WRONG = {
+    "swapped": (
+        lambda: jbn.population(move_function, TWO, jbn.init(3)[1]),
+        TypeError,
+        ["population(step, state, batches)", "BatchNormState", "(2, 4, 3)", "batches go last"],
+    ),
+    "swapped, a loader": (
+        lambda: jbn.population(move_function, iter(TWO), jbn.init(3)[1]),
+        TypeError,
+        ["population(step, state, batches)", "BatchNormState", "batches go last"],
+    ),
+    "swapped, linen": (
+        lambda: jbn.linen.population(move_linen, TWO, stats_of_linen()),
+        TypeError,
+        ["population(step, batch_stats, batches)", "the keys 'mean', 'var'", "batches go last"],
+    ),
+    "swapped, linen, a list": (
+        lambda: jbn.linen.population(move_linen, [TWO[0]], {"norm": stats_of_linen()}),
+        TypeError,
+        ["a dict with the keys 'norm'", "a list of 1", "batches go last"],
+    ),
+    "swapped, linen, variables": (
+        lambda: jbn.linen.population(move_linen, TWO, {"batch_stats": stats_of_linen()}),
+        TypeError,
+        ["the keys 'batch_stats'", "batches go last"],
+    ),
+    "swapped, nnx": (
+        lambda: jbn.nnx.population(move_nnx, TWO, layer_of_nnx()),
+        TypeError,
+        ["population(forward, model, batches)", "(2, 4, 3)", "the model itself"],
+    ),
+    "a dict for a model": (
+        lambda: jbn.nnx.population(move_nnx, {"a": 1}, TWO),
+        TypeError,
+        ["nnx.Module as `model`", "the keys 'a'", "the model itself"],
+    ),
+    "a state for a model": (
+        lambda: jbn.nnx.population(move_nnx, nnx.state(layer_of_nnx()), TWO),
+        TypeError,
+        ["nnx.Module as `model`", "State", "nnx.merge(graphdef, state)"],
+    ),
+    "a class for a model": (
+        lambda: jbn.nnx.population(move_nnx, nnx.BatchNorm, TWO),
+        TypeError,
+        ["the class BatchNorm, not an instance"],
+    ),
+    "a model of linen for one of nnx": (
+        lambda: jbn.nnx.population(move_nnx, nn.BatchNorm(), TWO),
+        TypeError,
+        ["nnx.Module as `model`", "flax.linen"],
+    ),
+    **{
+        f"batches {batches}, {name}": (
+            lambda call=call, batches=batches: call(batches),
+            ValueError,
+            ["an axis of examples", came, "[x] for one batch x", "raised"],
+        )
+        for name, call in {
+            "function": lambda batches: jbn.population(move_function, jbn.init(3)[1], batches),
+            "linen": lambda batches: jbn.linen.population(move_linen, stats_of_linen(), batches),
+            "nnx": lambda batches: jbn.nnx.population(move_nnx, layer_of_nnx(), batches),
+        }.items()
+        for batches, came in (
+            ([None], "one without arrays"),
+            ([1.0], "an array of shape () and float64"),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_raises(name):
+    call, error, words = WRONG[name]
+    with pytest.raises(error) as caught:
+        call()
+    for word in ["Expected", "got", *words]:
+        assert word in str(caught.value), f"does not say {word!r}: {caught.value}"
+
+
+def test_a_tree_of_models():
+    layer = layer_of_nnx()
+    state = jbn.nnx.population(lambda models, x: models["a"](x), {"a": layer}, TWO)
+    assert_close(nnx.to_pure_dict(state)["a"]["mean"], np.ones(3), AVERAGED, "mean")
+
+
+def test_batches_with_columns_named_as_statistics():
+    """An error of the step's own is left as it is, where the state holds statistics too."""
+
+    def step(state, batch):
+        raise RuntimeError("of the step")
+
+    with pytest.raises(RuntimeError, match="of the step"):
+        jbn.population(step, jbn.init(3)[1], {"mean": TWO, "var": TWO})
+
+
+def test_batches_that_are_numbers():
+    """Such as seeds, of which a step makes its batch."""
+
+    def step(state, seed):
+        return move_function(state, seed + jnp.ones((4, 3)))
+
+    state = jbn.population(step, jbn.init(3)[1], [1.0, 2.0])
+    assert_close(state.mean, np.full(3, 2.5), RECOVERED, "mean")
+
+
 def test_a_step_that_returns_its_output_too():
     params, state = jbn.init(3)
     x = jnp.ones((2, 4, 3))

@@ -14,7 +14,7 @@ from oracles import F32_STATISTICS, assert_close
 from strategies import values
 
 import jbn
-from jbn._schedules import Switched
+from jbn._schedules import Switched, at_count
 
 # A running average of K float32 batches: K roundings of 6e-8 each, relative to its size.
 AVERAGED = 5e-6
@@ -311,3 +311,38 @@ def test_moving_average_does_not_cancel():
     """A window after a huge value is exact again: no running sum from which it is taken away."""
     got = jbn.moving_average(jnp.array([1e9, 1.0, 2.0, 3.0]), window=2)
     np.testing.assert_array_equal(got[2:], [1.5, 2.5])
+
+
+# What is no schedule ----------------------------------------------------------------------------
+
+# name: (what is called as one, words that the message holds)
+WRONG = {
+    "two arguments": (lambda a, b: 0.9, ["a function of (a, b)", "lambda count"]),
+    "no argument": (lambda: 0.9, ["a function of ()"]),
+    "a keyword": (lambda *, count: 0.9, ["a function of (*, count)"]),
+    "partial": (functools.partial(lambda a, b, c: 0.9, 0.5), ["functools.partial of (b, c)"]),
+    "function of jax.jit": (jax.jit(lambda a, b: 0.9), ["of (a, b)"]),
+    "class": (dict, ["the class dict, not an instance"]),
+    "class of a schedule": (Switched, ["the class Switched, not an instance"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_raises(name):
+    schedule, words = WRONG[name]
+    with pytest.raises(TypeError) as caught:
+        at_count("momentum", schedule, jnp.int32(3))
+    for word in ["Expected `momentum`", "called as momentum(count)", "got", *words]:
+        assert word in str(caught.value), f"does not say {word!r}: {caught.value}"
+    with pytest.raises(TypeError, match="called as schedule"):
+        Switched(2, 1.0, schedule)(3)
+
+
+def test_an_error_inside_a_schedule():
+    def schedule(count):
+        raise TypeError("of its own")
+
+    with pytest.raises(TypeError, match="of its own"):
+        at_count("momentum", schedule, 3)
+    with pytest.raises(TypeError, match="real number"):  # A builtin function, of one argument.
+        at_count("momentum", math.sqrt, "3")

@@ -117,7 +117,8 @@ class Reader:
             if value is not None:
                 self._take(field, value)
             elif required:
-                hint = f" {self.hint}" if self.hint and field == "mean" else ""
+                hint = f" {self.hint[:1].upper()}{self.hint[1:]}" if field == "mean" else ""
+                hint = hint.rstrip()
                 self.problems.append(f"{self.where}: no {key!r}, expected {_MEANING[field]}.{hint}")
 
     def _take(self, field: str, value: Any) -> None:
@@ -128,7 +129,9 @@ class Reader:
                 return
             array = as_array(value)
         except CountError as error:
-            self.problems.append(f"{self.where}: {key!r} is {error}")
+            self.problems.append(
+                f"{self.where}: {key!r} is {error} Set it to the number of batches absorbed."
+            )
         # What NumPy, JAX and torch raise for objects, parameters without values, and meta tensors.
         except (TypeError, ValueError, RuntimeError):
             self.problems.append(
@@ -187,7 +190,10 @@ class Reader:
         try:
             self.arrays["count"] = as_count(0 if count is None else count)
         except CountError as error:
-            self.problems.append(f"{self.where}: `count` is {error}")
+            self.problems.append(
+                f"{self.where}: `count` is {error} Pass the number of batches absorbed, at least "
+                "0, or leave it out."
+            )
 
     def _check_shapes(self, num_features: int | None) -> None:
         shape = (num_features,)
@@ -310,10 +316,7 @@ def as_count(value: Any) -> Array:
         raise CountError(f"of shape {array.shape}, expected () for one count.")
     number = array.item() if array.dtype.kind in "iuf" else math.nan
     if not (number >= 0 and math.isfinite(number) and number == int(number)):
-        raise CountError(
-            f"{array}, expected a whole number of batches, 0 or more. An average of states leaves "
-            "other counts: take the state's own count back with state._replace(count=...)."
-        )
+        raise CountError(f"{array}, expected a whole number of batches, 0 or more.")
     return jnp.asarray(min(int(number), most), jnp.int32)
 
 
@@ -326,12 +329,17 @@ def check_name(where: str, argument: str, name: Any) -> str:
     return name
 
 
-def layers_there(names: Iterable[str], wanted: str = "") -> str:
-    """List the layers that could have been meant, the likeliest first."""
+def layers_there(names: Iterable[str], remedy: str, otherwise: str, wanted: str = "") -> str:
+    """List the layers that could have been meant, the likeliest first, and say what to pass.
+
+    `remedy` is what to do with them, `otherwise` what to do where there is none.
+    """
     names = sorted(names, key=lambda name: not (wanted and name.endswith(wanted)))
+    if not names:
+        return f"no layer of the source has statistics. {otherwise}"
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    listed = ", ".join(map(repr, names[:10])) or "none"
-    return f"the source's layers with statistics are {listed}{more}."
+    listed = ", ".join(map(repr, names[:10]))
+    return f"the source's layers with statistics are {listed}{more}. {remedy}"
 
 
 def paths_of_statistics(tree: Any) -> list[str]:
@@ -372,7 +380,10 @@ def check_layer(
         try:
             state = state._replace(count=as_count(state.count))
         except CountError as error:
-            problems.append(f"{where}: count is {error}")
+            problems.append(
+                f"{where}: count is {error} An average of states leaves other counts: take the "
+                "state's own count back with state._replace(count=...)."
+            )
     if problems:
         raise ConversionError(problems)
     return params, state

@@ -81,9 +81,14 @@ def _found(variables: Mapping[str, Any], path: str, learned: Mapping[str, Any]) 
             f"The variables are {describe(variables)}, without 'batch_stats': pass "
             "{'params': ..., 'batch_stats': ...}."
         )
-    there = layers_there(paths_of_statistics(variables["batch_stats"]), path)
+    there = layers_there(
+        paths_of_statistics(variables["batch_stats"]),
+        "Pass one of them as `path`.",
+        "Pass the variables of a model with batch norms, as its init returned them.",
+        path,
+    )
     other = " Layer and group norm have none;" if {"scale", "bias"} & learned.keys() else ""
-    return f"{other.strip()} {there} Pass one of them as `path`.".strip()
+    return f"{other} {there}".strip()
 
 
 def _at(tree: Any, path: str) -> Mapping[str, Any]:
@@ -164,7 +169,11 @@ def from_nnx(
         own = Options(source.momentum, source.epsilon, getattr(source, "unbiased", False))
         source = {name: getattr(source, name, None) for name in _KEYS}
     elif isinstance(source, Mapping):
-        hint = f"{layers_there(paths_of_statistics(source))} Pass the part below its name."
+        hint = layers_there(
+            paths_of_statistics(source),
+            "Pass the part below its name.",
+            f"It is {describe(source)}: pass a batch norm, or the part of a state that is its own.",
+        )
     else:
         raise ConversionError(
             [

@@ -103,7 +103,10 @@ def from_haiku(
                 counts[ema] = int(as_count(counter))
             except CountError as error:
                 if ema == "var_ema":  # The reader has the other.
-                    reader.problems.append(f"{reader.where}: {keys[2]!r} is {error}")
+                    reader.problems.append(
+                        f"{reader.where}: {keys[2]!r} is {error} Set it to the number of batches "
+                        "absorbed."
+                    )
         if hidden is None or value is None or ema not in counts:
             continue
         hidden, value = np.asarray(hidden), np.asarray(value)
@@ -131,7 +134,8 @@ def _found(params: Mapping[str, Any], state: Mapping[str, Any], name: str) -> st
         return "`params` holds averages: are params and state swapped?"
     norms = [key.removesuffix(end) for key in state if key.endswith(end)]
     other = "Layer and group norm have none; " if name in params else ""
-    return f"{other}{layers_there(norms, name)} Pass one of them as `name`."
+    otherwise = "Pass what hk.transform_with_state(...).init returned for a net with hk.BatchNorm."
+    return other + layers_there(norms, "Pass one of them as `name`.", otherwise, name)
 
 
 def _check_decay_rate(where: str, decay_rate: float) -> None:

@@ -88,9 +88,10 @@ def _named(where: str, source: Any, use_scale: bool, use_bias: bool) -> dict[str
     """Name the weights of a list, which are in Keras' order."""
     if hasattr(source, "layers"):
         norms = [layer.name for layer in source.layers if hasattr(layer, "moving_mean")]
-        problem = (
-            f"is a {type(source).__name__}, expected one BatchNormalization; {layers_there(norms)} "
-            "Pass model.get_layer(name)."
+        problem = f"is a {type(source).__name__}, expected one BatchNormalization; " + layers_there(
+            norms,
+            "Pass model.get_layer(name).",
+            "Pass a layer, or model.get_layer(name) of a model inside that has one.",
         )
     elif not isinstance(source, list | tuple) and not np.ndim(source):
         problem = f"is {describe(source)}, expected a BatchNormalization or its get_weights()."

@@ -130,7 +130,15 @@ def _found(source: Mapping[str, Any], name: str) -> str:
     if nested:
         return f"The source holds mappings below {', '.join(map(repr, nested))}: pass one of them."
     norms = [key.removesuffix(end).rstrip(".") for key in source if str(key).endswith(end)]
-    return f"{layers_there(norms, name)} Pass one of them as `prefix`."
+    keys = list(map(repr, source))
+    more = f" and {len(keys) - 10} more" if len(keys) > 10 else ""
+    return layers_there(
+        norms,
+        "Pass one of them as `prefix`.",
+        f"Its keys are {', '.join(keys[:10]) or 'none'}{more}. Pass a batch norm that has "
+        "track_running_stats=True, or a state_dict with running_mean and running_var.",
+        name,
+    )
 
 
 def _options(layer: Any, default: Options) -> Options:
