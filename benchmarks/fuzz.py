@@ -11,7 +11,7 @@ its feature; for sums over the batch to the root of the sum of squares. What rou
 output's dtype may do is taken off before, and so is what is below its smallest normal number.
 Numbers that the dtype cannot hold are left out and counted, but a state must stay finite. Nothing
 is claimed of y and gradients where a feature is constant to the dtype and epsilon is less than the
-square of its rounding: what y divides by is rounding then.
+square of its rounding: what y divides by is rounding then. Such cases are in the last column.
 """
 
 import dataclasses
@@ -128,7 +128,7 @@ def examine(case: Case) -> list[Finding]:
     got = jax.device_get(program(signature)(floats, fixed, case.cotangents))
     with np.errstate(all="ignore"):
         known = truth(case)
-        ratio = ratio_of(case)
+        ratio = math.inf if has_constant(case) else ratio_of(case)
         findings = []
         for what, value in got[0].items():
             state = signature.function in STATEFUL and what in ("mean", "var")

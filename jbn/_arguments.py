@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike
 
 from jbn._inputs import as_array, as_index, check_fields, describe, is_array
 from jbn._layer_trees import remedy
-from jbn._schedules import Schedule
+from jbn._schedules import Schedule, at_count
 from jbn.types import BatchNormParams, BatchNormState
 
 # ---- Numbers and flags ---------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def weight_of_old(momentum: ArrayLike | Schedule, count: Any, x: Any) -> ArrayLi
     elif count is None:  # Nothing moves.
         value = 1.0
     else:
-        value = momentum(count)
+        value = at_count("momentum", momentum, count)
         check_number("momentum(count)", value, "a number in [0, 1]")
     check_momentum(value)
     return as_scalar(value, x)

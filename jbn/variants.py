@@ -47,7 +47,7 @@ from jbn._axes import (
     to_features,
 )
 from jbn._center import abs_squared, center, merge, rstd
-from jbn._schedules import Schedule
+from jbn._schedules import Schedule, at_count
 from jbn._sharding import gathered
 from jbn.batch_norm import (
     batch_norm,
@@ -447,7 +447,7 @@ def check_limit(limit: Any, name: str, least: int) -> None:
 
 def _limit_at(limit: Limit, count: Array, x: Array, name: str, least: int) -> ArrayLike:
     """Evaluate the schedule of r_max or d_max."""
-    value = limit(count) if callable(limit) else limit
+    value = at_count(name, limit, count) if callable(limit) else limit
     check_limit(value, name, least)
     return as_scalar(value, x)
 

@@ -565,6 +565,21 @@ CASES = {
         ValueError,
         ["`momentum`", "-0.5"],
     ),
+    "momentum a function of two": (
+        lambda: batch_norm(momentum=lambda a, b: 0.9),
+        TypeError,
+        ["called as momentum(count)", "a function of (a, b)", "lambda count"],
+    ),
+    "momentum a class": (
+        lambda: update(momentum=dict),
+        TypeError,
+        ["called as momentum(count)", "the class dict", "lambda count"],
+    ),
+    "r_max a function of none": (
+        lambda: renorm(r_max=lambda: 3.0),
+        TypeError,
+        ["called as r_max(count)", "a function of ()"],
+    ),
     "momentum a schedule of strings": (
         lambda: batch_norm(momentum=lambda count: "0.9"),
         TypeError,
