@@ -6,8 +6,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Most of the suite's time is XLA's, compiling: tests of what float32 can do take the programs that
 # users get, all others hardly optimized ones. The longest come first, so that no worker waits.
 PYTEST := -m pytest -n 2 --dist worksteal -q
-COMPILE_FAST := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
-  --xla_cpu_parallel_codegen_split_count=1
+COMPILE_FAST = --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 \
+  $(shell $(TRY) 2>/dev/null && echo $(OLD_EMITTERS))
+# XLA aborts at a flag that it does not know, and since jax 0.11 it does not know this one.
+OLD_EMITTERS := --xla_cpu_use_fusion_emitters=false
+TRY := JAX_PLATFORMS=cpu XLA_FLAGS=$(OLD_EMITTERS) $(BIN)/python -c 'import jax; jax.devices()'
 tests = $(1:%=tests/test_%.py)
 NUMBERS := $(call tests,numerics scales fuzz)
 LONG := $(call tests,study hosts faults modes)
