@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from jbn._arguments import check_epsilon
+from jbn._arguments import as_scalar, check_epsilon
 from jbn._diagnostic_checks import (
     as_inexact,
     check_batch,
@@ -28,6 +28,7 @@ from jbn._diagnostic_checks import (
 )
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, describe, describe_result
+from jbn._sharding import gathered
 from jbn.types import BatchNormState, is_statistics
 
 Activation = Callable[[Array], Array]
@@ -112,10 +113,9 @@ def train_eval_gap(
     for name, (mean, var, absorbed) in layers.items():
         true_mean, true_var, _ = truths[name]
         absorbed = count if absorbed is None else absorbed
-        shift, scale = _distance((mean, var), (true_mean, true_var), epsilon)
-        noise = jnp.maximum(*_distance(batches[name][:2], (true_mean, true_var), epsilon))
-        lost = jnp.log2(1 + jnp.max(jnp.abs(true_mean) ** 2 / (true_var + epsilon)))
-        effective = stale = jnp.asarray(jnp.nan)
+        here, seen, true = (mean, var), batches[name][:2], (true_mean, true_var)
+        shift, scale, noise, lost = _distances(here, seen, true, as_scalar(epsilon, mean))
+        effective = stale = _as_float32(np.nan)
         if absorbed is not None and momentum is not None:
             effective = effective_batches(absorbed, momentum)
             stale = initial_weight(absorbed, momentum)
@@ -144,7 +144,7 @@ def effective_batches(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]
     check_momentum(momentum, below_one=True)
     m, t = precise(momentum, count)
     kept = m**t
-    return jnp.asarray((1 - kept) * (1 + m) / ((1 + kept) * (1 - m)), jnp.float32)
+    return _as_float32((1 - kept) * (1 + m) / ((1 + kept) * (1 - m)))
 
 
 def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
@@ -164,7 +164,11 @@ def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
     check_count(count)
     check_momentum(momentum, below_one=False)
     m, t = precise(momentum, count)
-    return jnp.asarray(m**t, jnp.float32)
+    return _as_float32(m**t)
+
+
+def _as_float32(value: Any) -> Array:
+    return value if isinstance(value, jax.Array) else jax.device_put(np.float32(value))
 
 
 class Statistics(NamedTuple):
@@ -232,6 +236,20 @@ def _same_layers(
                 f"{other.mean.shape}. Take both from the same model."
             )
     return others
+
+
+@jax.jit
+def _distances(
+    here: tuple[Array, Array],
+    seen: tuple[Array, Array],
+    true: tuple[Array, Array],
+    epsilon: ArrayLike,
+) -> tuple[Array, Array, Array, Array]:
+    """Compute the first four of a layer's `Gap`."""
+    shift, scale = _distance(here, true, epsilon)
+    noise = jnp.maximum(*_distance(seen, true, epsilon))
+    mean, var = true
+    return shift, scale, noise, jnp.log2(1 + jnp.max(jnp.abs(mean) ** 2 / (var + epsilon)))
 
 
 def _distance(
@@ -393,10 +411,16 @@ def percentiles(
     x = as_inexact("x", x, "Pass x.astype(jnp.float32).")
     check_batch(x, 2)
     check_number("q", q, 0, 100, "percentages in [0, 100]", remedy, kind="a list of numbers")
-    shares = jnp.asarray(q, jnp.finfo(x.dtype).dtype)
+    shares = q if isinstance(q, jax.Array) else jax.device_put(np.asarray(q, np.float32))
     if shares.ndim != 1 or not shares.size:
         raise ValueError(f"Expected `q` as a list of percentages, got {describe(q)}. {remedy}")
-    return jnp.percentile(x.reshape(-1, x.shape[-1]), shares, axis=0)
+    return _percentiles(x, shares.astype(jnp.finfo(x.dtype).dtype))
+
+
+@jax.jit
+def _percentiles(x: Array, shares: Array) -> Array:
+    rows = gathered(x, range(x.ndim))  # It sorts, which JAX does not along a sharded axis.
+    return jnp.percentile(rows.reshape(-1, x.shape[-1]), shares, axis=0)
 
 
 # ---- Shift ---------------------------------------------------------------------------------------
@@ -579,7 +603,11 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
         return value, _norm(jax.tree.leaves(change))
 
     steps = steps.astype(length.dtype)
-    values, changes = jax.lax.map(along, steps)  # One after the other: params may be large.
+    # One after the other: params may be large. At the prompt `map` would compile at every call.
+    if isinstance(length, jax.core.Tracer):
+        values, changes = jax.lax.map(along, steps)
+    else:
+        values, changes = map(jnp.stack, zip(*map(along, steps), strict=True))
     return Landscape(values, changes, jnp.max(changes / (steps * length)))
 
 

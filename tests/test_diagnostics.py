@@ -198,6 +198,17 @@ def test_gradient_shift_under_jit_and_without_a_step():
         assert [float(v) for v in shift] == pytest.approx([0, 0, 1], abs=1e-5)
 
 
+def test_percentiles_of_sharded_features():
+    """On a mesh with explicit axes, where JAX does not sort along a sharded one."""
+    made = jax.make_mesh((4, 2), ("b", "m"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 6)), jnp.float32)
+    want = diagnostics.percentiles(x)
+    with jax.sharding.set_mesh(made):
+        placed = jax.device_put(x, jax.NamedSharding(made, jax.P("b", None, "m")))
+        got = diagnostics.percentiles(placed)
+    np.testing.assert_array_equal(got, want)
+
+
 def test_landscape_of_a_quadratic():
     """Loss w H w / 2: the smoothness along the gradient is |H g| / |g|, at every size."""
     rng = np.random.default_rng(2)

@@ -17,7 +17,7 @@ import jbn
 import jbn.linen
 import jbn.nnx
 from benchmarks.modes import DEVICES, mesh
-from jbn import linen_norms
+from jbn import diagnostics, linen_norms
 from jbn.models import MLP
 
 TRACE = "/jax/core/compile/jaxpr_trace_duration"
@@ -312,11 +312,37 @@ def test_function_transfers_nothing(name):
         run(name, v, gradient=False)
 
 
-def test_fold_transfers_nothing():
+OTHERS = {
+    "fold": lambda v: jbn.fold(v.kernel, None, v.params, v.state),
+    "percentiles": lambda v: diagnostics.percentiles(v.x),
+    "train_eval_gap": lambda v: diagnostics.train_eval_gap(
+        {"a": v.state}, {"a": v.state}, momentum=0.9
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_transfer_and_compile_nothing(name):
     v = batch(0)
-    jbn.fold(v.kernel, None, v.params, v.state)
-    with jax.transfer_guard("disallow"):
-        jbn.fold(v.kernel, None, v.params, v.state)
+    OTHERS[name](v)
+    with jax.transfer_guard("disallow"), counted() as found:
+        OTHERS[name](v)
+    assert found == []
+
+
+def test_landscape_compiles_nothing_again():
+    def measure():
+        return diagnostics.landscape(loss, {"a": v.x}, (0.1, 0.2))
+
+    def loss(params):
+        return jnp.mean(params["a"] ** 2)
+
+    v = batch(0)
+    first = measure()
+    with counted() as found:
+        again = measure()
+    assert [event for event in found if "compile" in event] == []
+    np.testing.assert_array_equal(again.loss, first.loss)
 
 
 @pytest.mark.parametrize("name", LINEN)
