@@ -14,7 +14,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     )
 
 # Processes that a test starts, and kills or resumes, compile the same programs: each once a run. In
-# this one few are asked for twice, and to write all of them down costs a tenth of its time.
+# this one few are asked for twice, and to write all of them down takes longer than it saves.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="jbn-compiled-", ignore_cleanup_errors=True)
     atexit.register(compiled.cleanup)
