@@ -62,6 +62,12 @@ def strict(request):
         yield
 
 
+def pytest_collection_finish():
+    """Collect garbage seldom: traces are so many objects that it takes a tenth of all time."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture
 def old_objects_left_alone():
     """Collect the garbage of one test alone: of all that a worker holds it takes seconds."""
