@@ -43,41 +43,42 @@ class Centered(NamedTuple):
 
     A device's deviation is from its own pivot; `remainder` is the mean of all devices minus that,
     so `deviation - remainder` is exact on each of them, unlike x - mean. `residual` stands for the
-    deviation times `per_unit`, see `_deviation`. `rstd` is 1 / sqrt(var + epsilon) up to rounding,
-    a constant to the derivative; y goes by `relative_var` = var rstd^2 instead of var.
+    deviation times `per_unit`, see `_deviation`. `rstd` is near 1 / sqrt(var + epsilon), a constant
+    to the derivative; y goes by `relative_var` = var rstd^2 instead of var. `has_weight` is where
+    any value counts, None where all do. NaN weights do: what they make of the statistics is NaN.
     """
 
     residual: Array
     pivot: Array
     per_unit: Array
     remainder: Array
-    rstd: Array
+    near_rstd: Array
     relative_var: Array
     mean: Array
     var: Array
     count: Array
     effective_count: Array | None
-
-    @property
-    def has_weight(self) -> Array:
-        """Where any value counts. NaN weights do: what they make of the statistics is NaN."""
-        return ~(self.count <= 0)
+    has_weight: Array | None
 
     @property
     def moments(self) -> Moments | WeightedMoments:
         """Moments of all devices; 0, 0 and count 0 where nothing has weight."""
-        mean, var = (jnp.where(self.has_weight, v, 0) for v in (self.mean, self.var))
+        mean, var = self.mean, self.var
+        if self.has_weight is not None:
+            mean, var = (jnp.where(self.has_weight, v, 0) for v in (mean, var))
         return _moments(mean, var, self.count, self.effective_count)
 
     def or_running(self, mean: Array, var: Array, epsilon: ArrayLike) -> "Centered":
         """Put running statistics, vectors, where nothing has weight: for whatever has a mask."""
         dtype, has = self.pivot.dtype, self.has_weight
-        var = like(var.astype(self.rstd.dtype), self.rstd)
+        var = like(var.astype(self.near_rstd.dtype), self.near_rstd)
         mean = like(mean.astype(dtype), self.pivot)
         residual, pivot = _from_pivot(
             jax.lax.stop_gradient(_as_pivot(mean)), ~has, self.residual, self.pivot, self.per_unit
         )
-        rstd = jnp.where(has, self.rstd, jax.lax.stop_gradient(_rstd(var, epsilon)))
+        rstd = jnp.where(
+            has, self.near_rstd, jax.lax.stop_gradient(_near_rstd(jnp.sqrt(var), epsilon))
+        )
         # What is masked may be so far off that it would be infinite, and NaN in the gradient.
         deviation = _deviation(residual, pivot, self.per_unit)
         within = jnp.isfinite(deviation * (rstd / self.per_unit).astype(dtype))
@@ -86,7 +87,7 @@ class Centered(NamedTuple):
             residual=jnp.where(within, residual, nearby),
             pivot=pivot,
             remainder=jnp.where(has, self.remainder, mean - pivot),
-            rstd=rstd,
+            near_rstd=rstd,
             relative_var=jnp.where(has, self.relative_var, var * rstd * rstd),
         )
 
@@ -94,8 +95,8 @@ class Centered(NamedTuple):
         self, scale: Array | None, bias: Array | None, epsilon: ArrayLike
     ) -> tuple[Array, Array]:
         """Compute a and b of y = (deviation * per_unit) * a + b, from vectors scale and bias."""
-        dtype, rstd = self.pivot.dtype, self.rstd
-        # 1 but for the rounding of rstd.
+        dtype, rstd = self.pivot.dtype, self.near_rstd
+        # From .5 to 1.
         relative = self.relative_var + jnp.asarray(epsilon, rstd.dtype) * rstd * rstd
         gain = jax.lax.rsqrt(relative).astype(dtype)
         if scale is not None:
@@ -141,21 +142,21 @@ def center(
         # y is computed where x is masked; NaN there must not reach a gradient.
         x = jnp.where(_has(weights) | jnp.isfinite(x), x, 0)
     epsilon = jnp.asarray(epsilon, jnp.finfo(wide_dtype(x.dtype)).dtype)
-    out = _center(x, weights, unit, jax.lax.stop_gradient(epsilon), axes, pool)
-    constants = out.pivot, out.per_unit, out.shared, out.rstd
-    pivot, per_unit, shared, rstd = jax.lax.stop_gradient(constants)
-    remainder = out.remainder if pool is None else (shared - pivot) + out.remainder
+    values = _values(*jax.lax.stop_gradient((x, weights, unit, epsilon)), axes, pool)
+    out = _with_derivative(x, weights, values, axes, pool)
+    pivot, shared = values.pivot, values.shared
     return Centered(
         residual=out.residual,
         pivot=pivot,
-        per_unit=per_unit,
-        remainder=remainder,
-        rstd=rstd,
+        per_unit=values.per_unit,
+        remainder=out.remainder if pool is None else (shared - pivot) + out.remainder,
+        near_rstd=values.near_rstd,
         relative_var=out.relative_var,
         mean=shared + out.remainder,
         var=out.var,
         count=out.count,
         effective_count=out.effective_count,
+        has_weight=None if weights is None else _has(values.count),
     )
 
 
@@ -164,13 +165,14 @@ def rstd(var: Array, epsilon: ArrayLike) -> Array:
 
     That of rsqrt is the cube of its value, which float32 cannot hold beyond 1e13.
     """
-    value = jax.lax.stop_gradient(_rstd(var, epsilon))
+    value = jax.lax.stop_gradient(_near_rstd(jnp.sqrt(var), epsilon))
     relative = var * value * value + jnp.asarray(epsilon, var.dtype) * value * value
     return value * jax.lax.rsqrt(relative)
 
 
-def _rstd(var: Array, epsilon: ArrayLike) -> Array:
-    return 1 / jnp.hypot(jnp.sqrt(var), jnp.sqrt(jnp.asarray(epsilon, var.dtype)))
+def _near_rstd(std: Array, epsilon: ArrayLike) -> Array:
+    """Estimate 1 / sqrt(std^2 + epsilon), at most sqrt(2) too small, without a square."""
+    return 1 / (std + jnp.sqrt(jnp.asarray(epsilon, std.dtype)))
 
 
 def _deviation(residual: Array, pivot: Array, per_unit: Array) -> Array:
@@ -202,8 +204,8 @@ def _scale_and_shift(residual: Array, pivot: Array, per_unit: Array, a: Array, b
 # ---- The batch and its derivative ----------------------------------------------------------------
 
 
-class _Out(NamedTuple):
-    """What `_center` returns. residual, pivot, per_unit, share are this device's, the rest of all.
+class _Values(NamedTuple):
+    """A batch centered. residual, pivot, per_unit, share are this device's, the rest of all.
 
     The mean of all is shared + remainder. `share` is what one unit of this device's weights has
     of the total weight: 1 / n where all weigh 1.
@@ -214,7 +216,7 @@ class _Out(NamedTuple):
     per_unit: Array
     shared: Array
     remainder: Array
-    rstd: Array
+    near_rstd: Array
     relative_var: Array
     var: Array
     count: Array
@@ -222,21 +224,15 @@ class _Out(NamedTuple):
     share: Array
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
-def _center(
+def _values(
     x: Array,
     weights: Array | None,
     unit: Array | None,
     epsilon: Array,
     axes: tuple[int, ...],
     pool: Pool | None,
-) -> _Out:
-    """Center a batch, by weights that are given in units of `unit` and are not above 2.
-
-    The derivative is that of the moments themselves, written about the pivot. Its transpose is
-    the closed form dx = dy c1 + deviation c2 + c3 of the paper's section 3, so reverse mode keeps
-    one array and vectors, and forward mode and second order come from the same few lines.
-    """
+) -> _Values:
+    """Center a batch, by weights that are given in units of `unit` and are not above 2."""
     n = _count(weights, x, axes)
     part = _local(x, weights, n, epsilon, axes)
     n = like(n, part.std)
@@ -254,15 +250,15 @@ def _center(
     residual, pivot = part.residual, part.pivot
     if pool is not None and weights is not None:  # y is computed where all is masked, too.
         residual, pivot = _from_pivot(whole.pivot, ~_has(n), residual, pivot, part.per_unit)
-    rstd = 1 / jnp.hypot(whole.std, jnp.sqrt(epsilon))
+    rstd = _near_rstd(whole.std, epsilon)
     total = jnp.where(_has(whole.relative_count), whole.relative_count, 1)
-    return _Out(
+    return _Values(
         residual=residual,
         pivot=pivot,
         per_unit=part.per_unit,
         shared=whole.pivot,
         remainder=whole.remainder,
-        rstd=rstd,
+        near_rstd=rstd,
         relative_var=jnp.square(whole.std * rstd),
         var=whole.var,
         count=whole.total,
@@ -271,11 +267,25 @@ def _center(
     )
 
 
-@functools.partial(_center.defjvp, symbolic_zeros=True)
-def _center_jvp(axes, pool, primals, tangents):
-    x, weights, *_ = primals
-    dx, dweights, *_ = tangents
-    out = _center(*primals, axes, pool)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _with_derivative(
+    x: Array, weights: Array | None, values: _Values, axes: tuple[int, ...], pool: Pool | None
+) -> _Values:
+    """Return the values, with a derivative by x and weights.
+
+    It is that of the moments themselves, written about the pivot. Its transpose is the closed form
+    dx = dy c1 + deviation c2 + c3 of the paper's section 3, so reverse mode keeps one array and
+    vectors, and forward mode and second order come from the same few lines. Of the pivot, the
+    units, and whatever is made of them alone, there is none.
+    """
+    return values
+
+
+@functools.partial(_with_derivative.defjvp, symbolic_zeros=True)
+def _derivative(axes, pool, primals, tangents):
+    x, weights, _ = primals
+    dx, dweights, _ = tangents
+    out = _with_derivative(*primals, axes, pool)
     dx = jnp.zeros_like(x) if isinstance(dx, SymbolicZero) else dx
     dweights = None if isinstance(dweights, SymbolicZero) else dweights
     mean = out.remainder if pool is None else (out.shared - out.pivot) + out.remainder
@@ -285,7 +295,7 @@ def _center_jvp(axes, pool, primals, tangents):
     if pool is not None:
         sums = pool.sum(sums)
     dout = jax.tree.map(jnp.zeros_like, out)
-    dvar = sums[1].real * finite(jnp.square(1 / out.rstd))
+    dvar = sums[1].real * finite(jnp.square(1 / out.near_rstd))
     if out.residual.dtype == out.pivot.dtype:
         dx = dx * out.per_unit.astype(dx.dtype)
     dout = dout._replace(residual=dx, remainder=sums[0], relative_var=sums[1].real, var=dvar)
@@ -300,7 +310,7 @@ def _center_jvp(axes, pool, primals, tangents):
 
 
 def _tangent_sums(
-    dx: Array, dweights: Array | None, out: _Out, weights: Array | None, axes: tuple[int, ...]
+    dx: Array, dweights: Array | None, out: _Values, weights: Array | None, axes: tuple[int, ...]
 ) -> Array:
     """Compute d mean and d relative_var, stacked, as this device's part of the sums over all.
 
@@ -310,7 +320,7 @@ def _tangent_sums(
     """
     dtype = out.pivot.dtype
     per_unit, share = out.per_unit.astype(dtype), out.share.astype(dtype)
-    unit, rate = (1 / out.per_unit).astype(dtype), (out.rstd / out.per_unit).astype(dtype)
+    unit, rate = (1 / out.per_unit).astype(dtype), (out.near_rstd / out.per_unit).astype(dtype)
     dx, mean = dx.astype(dtype) * per_unit, out.remainder * per_unit
     deviation = _deviation(out.residual, out.pivot, out.per_unit)
     wdx, weighed = dx, deviation
@@ -372,7 +382,8 @@ def _shift(
     """Take sums about the mean, in a unit in which no square overflows."""
     wide = x.astype(wide_dtype(x.dtype))
     # Divided first, for the sum may overflow where the mean does not.
-    mean = jnp.sum(_weigh(wide, weights) * _inverse(n).astype(wide.dtype), axes, keepdims=True)
+    part = 1 / n if weights is None else _inverse(n)
+    mean = jnp.sum(_weigh(wide, weights) * part.astype(wide.dtype), axes, keepdims=True)
     unit = jnp.ones_like(mean.real)
     if _may_overflow(x):
         unit = _unit(wide, weights, epsilon, axes)
@@ -385,11 +396,11 @@ def _shift_if_needed(
     """Take sums about 0, and again about the mean if any feature would lose precision by it."""
     wide = x.astype(wide_dtype(x.dtype))
     mean = _mean(wide, weights, n, axes)
-    second = _mean(wide, weights, n, axes, squared=True)
-    var = jnp.maximum(second - abs_squared(mean), 0)
+    second, squared = _mean(wide, weights, n, axes, squared=True), abs_squared(mean)
+    var = jnp.maximum(second - squared, 0)
     limits = jnp.finfo(second.dtype)
     # Where squares of x vanish nothing is known of its deviation.
-    calm = abs_squared(mean) <= WELL_CONDITIONED * var
+    calm = squared <= WELL_CONDITIONED * var
     calm &= (second > limits.tiny * 2**24) | (mean == 0)
     # Else squares of x overflow, or vanish though epsilon is as small as they are.
     in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
@@ -478,7 +489,7 @@ def _about(
     second = _mean(deviation, weights, n, axes, squared=True)
     var = jnp.maximum(second - abs_squared(mean), 0)
     # In a unit of x, less than its rounding is nothing: its inverse would be infinite.
-    std = jnp.where(unit == 1, jnp.sqrt(var), jnp.maximum(jnp.sqrt(var), 2.0**-34))
+    std = jnp.maximum(jnp.sqrt(var), jnp.where(unit == 1, 0, 2.0**-34))
     return _Part(
         residual=deviation if x.dtype == pivot.dtype else x,
         pivot=pivot,
@@ -504,7 +515,8 @@ def _mean(
         total = _inner(other, weighed, axes)
     else:
         total = jnp.sum(weighed, axes, keepdims=True)
-    return total / jnp.where(_has(n), n, 1).astype(total.dtype)
+    n = n if weights is None else jnp.where(_has(n), n, 1)
+    return total / n.astype(total.dtype)
 
 
 def _inner(x: Array, y: Array, axes: tuple[int, ...]) -> Array:

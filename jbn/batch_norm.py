@@ -39,7 +39,7 @@ from jbn._dtypes import wide_dtype
 from jbn._inputs import as_index, is_inexact
 from jbn._schedules import Schedule
 from jbn.collectives import AxisName, Pool, jit_over_devices, pool
-from jbn.running import update
+from jbn.running import updated
 from jbn.types import BatchNormParams, BatchNormState, OptionalState
 
 
@@ -229,7 +229,7 @@ def _batch_norm(
 ) -> tuple[Array, BatchNormState | None]:
     centered = center(x, reduction_axes(x, features), mask, pool, epsilon)
     scale, bias = vectors(params, x, features)
-    used = centered if mask is None else or_running(centered, state, x, features, epsilon)
+    used = or_running(centered, state, x, features, epsilon)
     y = used.normalize(scale, bias, epsilon).astype(x.dtype)
     return y, move(state, centered, features, momentum, unbiased)
 
@@ -309,9 +309,11 @@ def or_running(
     epsilon: ArrayLike,
 ) -> Centered:
     """Put running statistics where nothing has weight; without a state those of a fresh one."""
+    if centered.has_weight is None:
+        return centered
     if state is None:
         zero = jnp.zeros_like(centered.pivot)
-        return centered.or_running(zero, jnp.ones_like(centered.rstd), epsilon)
+        return centered.or_running(zero, jnp.ones_like(centered.near_rstd), epsilon)
     mean, var = (along_features(v, x, features) for v in (state.mean, state.var))
     return centered.or_running(mean, var, epsilon)
 
@@ -327,7 +329,9 @@ def move(
     if state is None:
         return None
     batch = to_features(centered.moments, features)
-    return update(state, batch, momentum=momentum, unbiased=unbiased)
+    # A batch of symbolic size may be one value.
+    several = centered.has_weight is None and isinstance(centered.residual.size, int)
+    return updated(state, batch, momentum, unbiased=unbiased, several=several)
 
 
 def check_call(

@@ -73,41 +73,49 @@ def update(
             f"{sorted(shapes)}. Make the state with jbn.init for these features."
         )
     weight = weight_of_old(momentum, state.count, moments.mean)
-    return _update(state, moments, weight, unbiased=unbiased)
+    return updated(state, moments, weight, unbiased=unbiased)
 
 
-@functools.partial(jax.jit, static_argnames="unbiased")
-def _update(
+@functools.partial(jax.jit, static_argnames=("unbiased", "several"))
+def updated(
     state: BatchNormState,
     moments: Moments | WeightedMoments,
     momentum: ArrayLike,
     *,
     unbiased: bool,
+    several: bool = False,
 ) -> BatchNormState:
-    count, n = moments.count, effective_count(moments)
-    has = ~(count <= 0)
-    # A single float weight has n = 1 up to rounding.
-    several = has & ~(n <= 1 + 4 * jnp.finfo(n.dtype).eps)
-    var = moments.var
-    if unbiased:
-        var = var * jnp.where(several, n / jnp.where(several, n - 1, 1), 1)
+    """Move running statistics as `update` does, by arguments that are known to be right.
+
+    `several` says that every feature has more than one value.
+    """
+    n = effective_count(moments)
+    has_one = has_two = None
+    factor = n / (n - 1)
+    if not several:
+        has_one = ~(moments.count <= 0)
+        # A single float weight has n = 1 up to rounding.
+        has_two = has_one & ~(n <= 1 + 4 * jnp.finfo(n.dtype).eps)
+        factor = jnp.where(has_two, n / jnp.where(has_two, n - 1, 1), 1)
+    var = moments.var * factor if unbiased else moments.var
     var = jnp.minimum(var, jnp.finfo(var.dtype).max)
 
-    def moved(old: Array, batch: Array, has: Array) -> Array:
+    def moved(old: Array, batch: Array, has: Array | None) -> Array:
         dtype = promote_types(old.dtype, batch.dtype)
-        batch, has = like(batch, old), like(has, old)
+        batch = like(batch, old)
         weight = jnp.asarray(momentum).astype(jnp.finfo(dtype).dtype)
         # What weighs nothing may be NaN.
         old_part = jnp.where((weight == 0) & ~jnp.isfinite(old), 0, old.astype(dtype))
         new_part = jnp.where((weight == 1) & ~jnp.isfinite(batch), 0, batch.astype(dtype))
         new = weight.astype(dtype) * old_part + (1 - weight).astype(dtype) * new_part
-        return jnp.where(has, new.astype(old.dtype), old)
+        new = new.astype(old.dtype)
+        return new if has is None else jnp.where(like(has, old), new, old)
 
-    absorbed = jnp.any(has)
+    absorbed = jnp.asarray(True) if has_one is None else jnp.any(has_one)
     if jnp.issubdtype(state.count.dtype, jnp.integer):  # Where it would wrap, it stays.
         absorbed = absorbed & (state.count < jnp.iinfo(state.count.dtype).max)
     return BatchNormState(
-        mean=moved(state.mean, moments.mean, has),
-        var=moved(state.var, var, several),
+        mean=moved(state.mean, moments.mean, has_one),
+        var=moved(state.var, var, has_two),
         count=state.count + absorbed.astype(state.count.dtype),
     )

@@ -187,7 +187,7 @@ def _ghost_batch_norm(
     used = centered
     if mask is not None:
         mean = jnp.zeros((1, *centered.pivot.shape[1:]), centered.pivot.dtype)
-        var = jnp.ones_like(mean, dtype=centered.rstd.dtype)
+        var = jnp.ones_like(mean, dtype=centered.near_rstd.dtype)
         if state is not None:
             mean, var = (along_features(v, x, features)[None] for v in (state.mean, state.var))
         used = centered.or_running(mean, var, epsilon)
@@ -306,7 +306,7 @@ def _batch_renorm(
     unbiased: bool,
 ) -> tuple[Array, BatchNormState | None]:
     centered = center(x, reduction_axes(x, features), mask, pool, epsilon)
-    used = centered if mask is None else or_running(centered, state, x, features, epsilon)
+    used = or_running(centered, state, x, features, epsilon)
     dtype = centered.pivot.dtype
     mean, var = (along_features(v, x, features).astype(dtype) for v in (state.mean, state.var))
     r_max, d_max = (jnp.asarray(limit).astype(dtype) for limit in limits)
@@ -399,7 +399,7 @@ def _normalize_with_example(
     features: tuple[int, ...],
 ) -> Array:
     centered = center(x, reduction_axes(x, (0, *features)), None, None, epsilon)
-    dtype, real = centered.pivot.dtype, centered.rstd.dtype
+    dtype, real = centered.pivot.dtype, centered.near_rstd.dtype
     mean = along_features(mean, x, features).astype(dtype) - centered.pivot
     var = along_features(var, x, features).astype(real)
     w = jnp.asarray(weight).astype(real)
@@ -407,14 +407,14 @@ def _normalize_with_example(
     gap = centered.remainder - mean
     # All in units of the mixture's deviation, for squares may overflow.
     share, rest = jnp.sqrt(jnp.abs(w)), jnp.sqrt(jnp.abs(1 - w))
-    std = jnp.hypot(share / centered.rstd, rest / rstd(var, epsilon))
+    std = jnp.hypot(share / centered.near_rstd, rest / rstd(var, epsilon))
     per_unit = jax.lax.stop_gradient(1 / jnp.hypot(std, share * rest * jnp.abs(gap)))
-    own = centered.relative_var * jnp.square(per_unit / centered.rstd)
+    own = centered.relative_var * jnp.square(per_unit / centered.near_rstd)
     given = var * per_unit * per_unit
     apart = abs_squared(gap * per_unit.astype(dtype))
     mixed = centered._replace(
         remainder=mean + w.astype(dtype) * gap,
-        rstd=per_unit,
+        near_rstd=per_unit,
         relative_var=(1 - w) * given + w * own + w * (1 - w) * apart,
     )
     return mixed.normalize(*vectors(params, x, features), epsilon).astype(x.dtype)

@@ -100,7 +100,7 @@ def _whiten(
     axes = reduction_axes(x, (feature,))
     centered = center(x, axes, None, None, 1.0)
     # In units of the largest deviation, whose square may overflow.
-    unit = jax.lax.stop_gradient(power_of_two(jnp.max(1 / centered.rstd)))
+    unit = jax.lax.stop_gradient(power_of_two(jnp.max(1 / centered.near_rstd)))
     scale = jnp.broadcast_to(1 / (centered.per_unit * unit), centered.pivot.shape)
     shift = -centered.remainder / unit
     rows = _rows(centered.scale_and_shift(scale, shift), feature, groups)
