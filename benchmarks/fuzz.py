@@ -15,6 +15,7 @@ square of its rounding: what y divides by is rounding then. Such cases are in th
 """
 
 import dataclasses
+import functools
 import math
 import sys
 import time
@@ -128,13 +129,13 @@ def examine(case: Case) -> list[Finding]:
     got = jax.device_get(program(signature)(floats, fixed, case.cotangents))
     with np.errstate(all="ignore"):
         known = truth(case)
-        ratio = math.inf if has_constant(case) else ratio_of(case)
+        constant = has_constant(case)
+        ratio = math.inf if constant else ratio_of(case)
+        check = functools.partial(compare, case, ratio=ratio, constant=constant)
         findings = []
         for what, value in got[0].items():
             state = signature.function in STATEFUL and what in ("mean", "var")
-            findings.append(
-                compare(case, what, value, known.values[what], ratio, must_be_finite=state)
-            )
+            findings.append(check(what, value, known.values[what], must_be_finite=state))
         for name in gradients:
             want = known.gradients[name]
             if name == "mask":
@@ -142,7 +143,7 @@ def examine(case: Case) -> list[Finding]:
                 want = summed_to(want, case.arrays["mask"].shape, case.garbage)
             elif name == "x":
                 want = largest(want, labels(signature).statistic)
-            findings.append(compare(case, f"d{name}", got[1][name], want, ratio))
+            findings.append(check(f"d{name}", got[1][name], want))
     return findings
 
 
@@ -170,9 +171,16 @@ def summed_to(known: Known, shape: tuple[int, ...], garbage: Values) -> Known:
 
 
 def compare(
-    case: Case, what: str, got: Values, known: Known, ratio: float, *, must_be_finite: bool = False
+    case: Case,
+    what: str,
+    got: Values,
+    known: Known,
+    *,
+    ratio: float,
+    constant: bool,
+    must_be_finite: bool = False,
 ) -> Finding:
-    """Measure the largest error of one output."""
+    """Measure the largest error of one output of a case that `has_constant` or not."""
     info = jnp.finfo(got.dtype)
     value, size = (np.reshape(v, got.shape) for v in known)
     parts = np.maximum(np.abs(value.real), np.abs(value.imag))
@@ -203,7 +211,7 @@ def compare(
         scale=case.scale,
     )
     claimed = ratio <= CLAIMED_RATIO or ratio == math.inf or case.signature.function == "normalize"
-    claimed = claimed and (found.kind == "state" or not has_constant(case))
+    claimed = claimed and (found.kind == "state" or not constant)
     return found._replace(bound=BOUNDS[found.kind] if claimed else None)
 
 

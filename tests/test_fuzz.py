@@ -1,5 +1,6 @@
 """The drawn cases: their oracle against finite differences, and a fixed number of them."""
 
+import functools
 import json
 
 import numpy as np
@@ -195,16 +196,19 @@ def test_a_wrong_number_is_found():
     known = exact.Known(np.ones(4), np.ones(4))
     right = np.ones(4, np.float32)
     wrong = np.array([1, 1, 1 + 1e-5, 1], np.float32)
-    assert not fuzz.compare(case, "y", right, known, 1.0).fails
-    assert fuzz.compare(case, "y", wrong, known, 1.0).fails
-    assert fuzz.compare(case, "y", right * np.nan, known, 1.0).fails
-    assert not fuzz.compare(case, "y", right * np.nan, known, 1e7).fails  # Nothing is claimed.
-    assert fuzz.failures([fuzz.compare(case, "y", wrong, known, 1.0)])
+    compare = functools.partial(fuzz.compare, case, ratio=1.0, constant=False)
+    assert not compare("y", right, known).fails
+    assert compare("y", wrong, known).fails
+    assert compare("y", right * np.nan, known).fails
+    # Nothing is claimed.
+    assert not compare("y", right * np.nan, known, ratio=1e7).fails
+    assert not compare("y", right * np.nan, known, constant=True).fails
+    assert compare("var", right * np.nan, known, constant=True).fails
+    assert fuzz.failures([compare("y", wrong, known)])
     overflowing = exact.Known(np.full(4, 1e39), np.full(4, 1e39))
     largest = np.full(4, 3e38, np.float32)
-    options = {"ratio": 1.0, "must_be_finite": True}
-    assert not fuzz.compare(case, "var", largest, overflowing, **options).fails
-    assert fuzz.compare(case, "var", largest * np.inf, overflowing, **options).fails
+    assert not compare("var", largest, overflowing, must_be_finite=True).fails
+    assert compare("var", largest * np.inf, overflowing, must_be_finite=True).fails
 
 
 def test_fuzz_reports(tmp_path, monkeypatch):
