@@ -22,15 +22,30 @@ def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def output_and_variables(model, x):
+    return jax.eval_shape(functools.partial(model.init_with_output, training=False), KEYS, x)
+
+
 def shapes(model, shape):
-    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    return jax.eval_shape(functools.partial(model.init, training=False), KEYS, x)
+    return output_and_variables(model, jax.ShapeDtypeStruct((2, *shape), jnp.float32))[1]
+
+
+def initial(model, x):
+    """Draw variables as `model.init` would, which compiles a program for every array's shape."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, like):
+        name = path[-1].key
+        if name in ("scale", "var") or like.ndim < 2:
+            return np.full(like.shape, name in ("scale", "var"), like.dtype)
+        return rng.normal(0, np.prod(like.shape[:-1]) ** -0.5, like.shape).astype(like.dtype)
+
+    return jax.tree.map_with_path(draw, output_and_variables(model, x)[1])
 
 
 def batch(shape, n=8):
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(n, *shape)), jnp.float32)
-    return x, jnp.asarray(rng.integers(0, 3, n), jnp.int32)
+    return rng.normal(size=(n, *shape)).astype(np.float32), rng.integers(0, 3, n, np.int32)
 
 
 def step(model, variables, x, labels, mask=None):
@@ -95,10 +110,8 @@ def cifar(depth):
 @pytest.mark.parametrize("name", list(COUNTS))
 def test_parameter_counts_and_output(name):
     model, shape, outputs, count = COUNTS[name]
-    variables = shapes(model, shape)
+    y, variables = output_and_variables(model, jax.ShapeDtypeStruct((2, *shape), jnp.float32))
     assert size(variables["params"]) == count
-    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
-    y = jax.eval_shape(functools.partial(model.apply, training=False), variables, x)
     assert y.shape == (2, outputs)
 
 
@@ -115,7 +128,8 @@ def test_skip_connections_have_no_parameters_where_they_pad():
 
 @pytest.mark.parametrize("stem", ["full", "separable", "small"])
 def test_inception_without_norm_has_biases_instead(stem):
-    make = functools.partial(models.InceptionNet, stem=stem, width=8)
+    blocks = inception.plan()[1:3]  # One of the same size, one that halves it.
+    make = functools.partial(models.InceptionNet, blocks=blocks, stem=stem, width=8)
     plain, normalised = (shapes(make(norm=norm), PHOTO) for norm in (None, "batch"))
     convolutions = [name for name in plain["params"] if name not in ("output", "stem_depthwise")]
     assert all("bias" in plain["params"][name] for name in convolutions)
@@ -161,7 +175,7 @@ SMALL = {
 def run_step(make, shape, norm, **options):
     model = make(norm=norm, **options)
     x, labels = batch(shape)
-    variables = model.init(KEYS, x, training=False)
+    variables = initial(model, x)
     taken = jax.jit(functools.partial(step, model))
     value, gradient, new = taken(variables, x, labels)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient, new)))
@@ -190,6 +204,7 @@ def test_every_norm(name, norm):
     if norm == "instance" and name == "MLP":
         pytest.skip("one value per example and feature: nothing to normalise")
     make, shape = SMALL[name]
+    make = functools.partial(make, **{"MLP": {"hidden": (8,)}, "CNN": {"widths": (8,)}}[name])
     if norm == "ghost":
         norm = functools.partial(linen_norms.GhostBatchNorm, batch_size=4)
     if norm == "group":
@@ -206,10 +221,22 @@ def test_placement_after_the_nonlinearity(name):
     assert all("bias" in layer for layer in layers)
 
 
-@pytest.mark.parametrize("name", ["BNInception", "separable, 96", "resnet50", "resnet20"])
+# Every kind of block once or twice: more of them are traced by `test_parameter_counts_and_output`.
+LARGE = {
+    "BNInception": (models.BNInception(blocks=inception.plan()[1:3]), PHOTO),
+    "separable, 96": (
+        models.BNInception(blocks=inception.plan(96)[-1:], stem="separable"),
+        PHOTO,
+    ),
+    "resnet50": (models.resnet50(norm="batch", blocks=(2, 1, 1, 1)), PHOTO),
+    "resnet20": (models.resnet20(norm="batch"), COLOUR),
+}
+
+
+@pytest.mark.parametrize("name", list(LARGE))
 def test_training_step_of_the_large_ones_has_shapes(name):
     """Traced, with its gradient, and not compiled: that would take minutes."""
-    model, shape, _, _ = COUNTS[name]
+    model, shape = LARGE[name]
     variables = shapes(model, shape)
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -225,14 +252,17 @@ def test_masked_examples_count_for_nothing(name):
     make, shape = SMALL[name]
     model = make(norm="batch")
     x, _ = batch(shape)
-    variables = model.init(KEYS, x, training=False)
+    garbage = x.copy()
+    garbage[4:] = 1e3
 
-    def moved(x, mask=None):
-        _, new = model.apply(variables, x, training=True, mask=mask, mutable=["batch_stats"])
-        return new
+    def moved(variables, x, mask=None):
+        return model.apply(variables, x, training=True, mask=mask, mutable=["batch_stats"])[1]
 
-    garbage = x.at[4:].set(1e3)
-    want, got = moved(x[:4]), moved(garbage, jnp.arange(8) < 4)
+    @jax.jit
+    def both(variables, x, garbage):
+        return moved(variables, x[:4]), moved(variables, garbage, jnp.arange(8) < 4)
+
+    want, got = both(initial(model, x), x, garbage)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
@@ -243,13 +273,12 @@ def test_masked_examples_count_for_nothing(name):
 def test_inception_drops_out_and_normalises_responses():
     model = models.SmallInception(blocks=inception.plan()[:1], outputs=3)
     x, _ = batch((8, 8, 3))
-    variables = model.init(KEYS, x, training=False)
-    calm, again = (model.apply(variables, x, training=False) for _ in range(2))
+    variables = initial(model, x)
+    evaluate = jax.jit(functools.partial(model.apply, training=False))
+    calm, again = (evaluate(variables, x) for _ in range(2))
     np.testing.assert_array_equal(calm, again)
-    one, other = (
-        model.apply(variables, x, training=True, rngs={"dropout": jax.random.key(i)})
-        for i in range(2)
-    )
+    train = jax.jit(functools.partial(model.apply, training=True))
+    one, other = (train(variables, x, rngs={"dropout": jax.random.key(i)}) for i in range(2))
     assert not np.allclose(one, other)
     assert models.Inception().local_response
     assert models.Inception().dropout == 0.4
@@ -264,37 +293,46 @@ def test_local_response_norm_is_torchs():
     want = torch.nn.functional.local_response_norm(
         torch.from_numpy(x.transpose(0, 3, 1, 2)), 5, alpha=5 * 2e-5, beta=0.75, k=1.0
     )
-    got = inception.local_response_norm(jnp.asarray(x))
+    got = jax.jit(inception.local_response_norm)(x)
     np.testing.assert_allclose(got, want.numpy().transpose(0, 2, 3, 1), rtol=2e-5)
 
 
 def test_skip_adds_what_came_in():
     """With kernels of zero a block with skip is the identity, and without it nothing."""
-    x = jnp.abs(batch((8, 8, 3))[0])
+    x = np.abs(batch((8, 8, 3))[0])
     for skip in (True, False):
         model = models.ResNet(blocks=(2,), widths=(4,), outputs=3, skip=skip)
-        variables = model.init(KEYS, x, training=False)
         params = {
-            name: jax.tree.map(jnp.zeros_like, value) if name.startswith("block") else value
-            for name, value in variables["params"].items()
+            name: jax.tree.map(np.zeros_like, value) if name.startswith("block") else value
+            for name, value in initial(model, x)["params"].items()
         }
-        y = model.apply({"params": params}, x, training=False)
-        stem = nn.relu(nn.Conv(4, (3, 3)).apply({"params": params["stem"]}, x))
         kernel, bias = params["output"]["kernel"], params["output"]["bias"]
-        want = stem.mean((1, 2)) @ kernel + bias[None]
-        np.testing.assert_allclose(y, want if skip else 0 * want + bias[None], atol=1e-5)
+
+        @jax.jit
+        def both(params, x, model=model):
+            stem = nn.relu(nn.Conv(4, (3, 3)).apply({"params": params["stem"]}, x))
+            return model.apply({"params": params}, x, training=False), stem.mean((1, 2))
+
+        y, features = both(params, x)
+        want = np.asarray(features) @ kernel + bias
+        np.testing.assert_allclose(y, want if skip else 0 * want + bias, atol=1e-5)
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+@functools.partial(jax.jit, static_argnames=("model", "training"))
+def apply(model, variables, x, training):
+    return model.apply(variables, x, training=training, mutable=["batch_stats", "intermediates"])
+
+
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_recurrent_cells_by_hand(cell):
     model = models.recurrent.Recurrent(cell=cell, hidden=4, outputs=2, forget_bias=0.7)
     x, _ = batch(SEQUENCE, 3)
-    variables = model.init(KEYS, x, training=False)
-    got, sown = model.apply(variables, x, training=False, mutable=["intermediates"])
+    variables = initial(model, x)
+    got, sown = jax.device_get(apply(model, variables, x, training=False))
     params = jax.tree.map(np.float64, variables["params"])
     w, b = params["input"]["kernel"], params["input"]["bias"]
     u = [params[f"recurrent_{i}"] for i in range(len(params) - 2)]
@@ -319,8 +357,8 @@ def test_recurrent_cells_by_hand(cell):
 def test_recurrent_input_is_normalised_over_examples_and_time():
     model = models.LSTM(hidden=4, norm="batch")
     x, _ = batch(SEQUENCE)
-    variables = model.init(KEYS, x, training=False)
-    _, moved = model.apply(variables, x, training=True, mutable=["batch_stats"])
+    variables = initial(model, x)
+    _, moved = apply(model, variables, x, training=True)
     inputs = np.float64(x).reshape(-1, SEQUENCE[1]) @ variables["params"]["input"]["kernel"]
     mean = moved["batch_stats"]["input_norm"]["mean"]
     np.testing.assert_allclose(mean, 0.01 * inputs.mean(0), atol=1e-6)
@@ -329,9 +367,9 @@ def test_recurrent_input_is_normalised_over_examples_and_time():
 def test_recurrent_states_are_normalised_where_the_norm_comes_after():
     model = models.GRU(hidden=4, norm="batch", placement="after")
     x, _ = batch(SEQUENCE)
-    variables = model.init(KEYS, x, training=False)
+    variables = initial(model, x)
     assert "bias" in variables["params"]["input"]
-    _, moved = model.apply(variables, x, training=True, mutable=["batch_stats", "intermediates"])
+    _, moved = apply(model, variables, x, training=True)
     states = np.float64(moved["intermediates"]["states"][0]).reshape(-1, 4)
     mean = moved["batch_stats"]["state_norm"]["mean"]
     np.testing.assert_allclose(mean, 0.01 * states.mean(0), atol=1e-6)
@@ -380,7 +418,7 @@ MODELS = {  # name: (model, a shape of x, its letters)
 
 def init(name, shape, training=False, **call):
     model, _, _ = MODELS[name]
-    return model.init(KEYS, jnp.ones(shape), training=training, **call)
+    return jax.eval_shape(lambda: model.init(KEYS, jnp.ones(shape), training=training, **call))
 
 
 @pytest.mark.parametrize("change", ["one example", "one axis more"])
