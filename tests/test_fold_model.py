@@ -26,7 +26,7 @@ def values(shape, seed=0):
 
 
 def assert_folded(got, want):
-    np.testing.assert_allclose(got, want, rtol=0, atol=FOLDED * float(jnp.abs(want).max()))
+    np.testing.assert_allclose(got, want, rtol=0, atol=FOLDED * np.abs(want).max())
 
 
 def trained(tree, seed=1):
@@ -77,9 +77,21 @@ class Block(nn.Module):
         return nn.tanh(x if self.norm is None else self.norm(x))
 
 
-@pytest.mark.parametrize("affine", [(True, True), (True, False), (False, True), (False, False)])
-@pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize("kind", LINEN)
+def cases(kinds):
+    """Every kind of layer with all vectors and with none, and dense with every choice of them.
+
+    Vectors are folded without a look at the kernel, which is multiplied by one of them.
+    """
+    choices = [(b, (s, o)) for b in (True, False) for s in (True, False) for o in (True, False)]
+    all_or_none = choices[:: len(choices) - 1]
+    return [
+        (kind, *choice)
+        for kind in kinds
+        for choice in (choices if kind == "dense" else all_or_none)
+    ]
+
+
+@pytest.mark.parametrize(("kind", "use_bias", "affine"), cases(LINEN))
 def test_linen_layer(kind, use_bias, affine):
     make, shape = LINEN[kind]
     options = {"use_scale": affine[0], "use_bias": affine[1], "epsilon": 1e-3}
@@ -87,7 +99,7 @@ def test_linen_layer(kind, use_bias, affine):
     model = Block(make(use_bias=use_bias), norm)
     x = values(shape)
     variables = trained(jax.eval_shape(model.init, jax.random.key(0), x))
-    before = jax.tree.map(jnp.copy, variables)
+    before = jax.tree.map(np.array, variables)
     want = model.apply(variables, x)
 
     folded = jbn.fold_model(model, x, variables=variables)
@@ -101,9 +113,7 @@ def test_linen_layer(kind, use_bias, affine):
     chex.assert_trees_all_equal(variables, before)
 
 
-@pytest.mark.parametrize("affine", [(True, True), (True, False), (False, True), (False, False)])
-@pytest.mark.parametrize("use_bias", [True, False])
-@pytest.mark.parametrize("kind", NNX)
+@pytest.mark.parametrize(("kind", "use_bias", "affine"), cases(NNX))
 def test_nnx_layer(kind, use_bias, affine):
     make, shape = NNX[kind]
     rngs = nnx.Rngs(0)
@@ -114,7 +124,7 @@ def test_nnx_layer(kind, use_bias, affine):
     norm = nnx.BatchNorm(features, use_running_average=True, rngs=rngs, **options)
     model = nnx.Sequential(layer, norm, jnp.tanh)
     nnx.update(model, trained(nnx.state(model)))
-    before = jax.tree.map(jnp.copy, nnx.state(model))
+    before = jax.tree.map(np.array, nnx.state(model))
     want = model(x)
 
     folded = jbn.fold_model(model, x)
@@ -459,7 +469,8 @@ NNX_OTHER_LAYERS = {
 
 def fold_linen(body):
     model, x = Custom(body), values((8, 4))
-    return jbn.fold_model(model, x, variables=model.init(jax.random.key(0), x))
+    variables = trained(jax.eval_shape(model.init, jax.random.key(0), x))
+    return jbn.fold_model(model, x, variables=variables)
 
 
 @pytest.mark.parametrize("kind", OTHER_LAYERS)
