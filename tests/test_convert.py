@@ -498,8 +498,16 @@ def test_nnx_layer_goes_on_in_jbn(use_scale, use_bias):
 # Haiku ------------------------------------------------------------------------------------------
 
 
-@affine
-@pytest.mark.parametrize(("shape", "axis"), [((16, C), -1), ((4, 5, 5, C), -1), ((4, C, 5), 1)])
+# Every shape with both vectors, and every choice of those for one of them: the shapes' ranks are
+# all that the vectors are given.
+@pytest.mark.parametrize(
+    ("use_scale", "use_bias", "shape", "axis"),
+    [
+        *((*choice, (4, C, 5), 1) for choice in AFFINE),
+        (True, True, (16, C), -1),
+        (True, True, (4, 5, 5, C), -1),
+    ],
+)
 def test_haiku_layer_goes_on_in_jbn(hk, use_scale, use_bias, shape, axis):
     data_format = "channels_first" if axis == 1 else "channels_last"
 
@@ -508,20 +516,21 @@ def test_haiku_layer_goes_on_in_jbn(hk, use_scale, use_bias, shape, axis):
         return norm(x, is_training)
 
     theirs = hk.transform_with_state(forward)
+    apply = jax.jit(theirs.apply, static_argnums=4)
     x = values(shape, seed=9)
-    params, state = theirs.init(None, x, True)
+    params, state = jax.jit(theirs.init, static_argnums=2)(None, x, True)
     assert int(convert.from_haiku(params, state, decay_rate=0.8).state.count) == 0
     keywords = {"decay_rate": 0.8, "epsilon": 1e-3}
-    _, state = theirs.apply(params, state, None, x, True)
+    _, state = apply(params, state, None, x, True)
     converted = convert.from_haiku(params, state, **keywords)
     for step in range(2):
         x = values(shape, seed=10 + step)
         np.testing.assert_allclose(
             evaluate(converted, x, axis=axis),
-            theirs.apply(params, state, None, x, False)[0],
+            apply(params, state, None, x, False)[0],
             **CLOSE,
         )
-        want, state = theirs.apply(params, state, None, x, True)
+        want, state = apply(params, state, None, x, True)
         got, converted = train(converted, x, axis=axis)
         np.testing.assert_allclose(got, want, **CLOSE)
         again = convert.from_haiku(params, state, **keywords)
