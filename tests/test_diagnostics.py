@@ -176,11 +176,12 @@ def loss(params):
 
 def test_gradient_shift_is_of_the_layers_before():
     params, moved = make_params(0), make_params(1)
+    gradient = jax.jit(jax.grad(loss))
     shifts = diagnostics.gradient_shift(loss, params, moved, ["a", "b", "c"])
     assert [float(v) for v in shifts["a"]] == pytest.approx([0, 0, 1], abs=1e-6)
     for name, ahead in (("b", {"a": moved["a"]}), ("c", {"a": moved["a"], "b": moved["b"]})):
-        g = np.float64(jax.grad(loss)(params)[name]["w"])
-        other = np.float64(jax.grad(loss)({**params, **ahead})[name]["w"])
+        g = np.float64(gradient(params)[name]["w"])
+        other = np.float64(gradient({**params, **ahead})[name]["w"])
         assert shifts[name].distance == pytest.approx(np.linalg.norm(g - other), rel=1e-5)
         assert shifts[name].relative == pytest.approx(
             np.linalg.norm(g - other) / np.linalg.norm(g), rel=1e-5
