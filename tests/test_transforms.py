@@ -95,13 +95,27 @@ def assert_trees(got, want, tolerance):
         assert_close(a, b, tolerance, jax.tree_util.keystr(path))
 
 
+def by_differences(loss, arguments, name):
+    """Return central differences of a loss by the entries of one argument."""
+    step, want = 1e-5, np.zeros(arguments[name].shape)
+    for index in np.ndindex(*want.shape):
+        for sign in (1, -1):
+            moved = np.array(arguments[name])
+            moved[index] += sign * step
+            want[index] += sign * float(loss(arguments | {name: jnp.asarray(moved)})) / (2 * step)
+    return want
+
+
 # First order -----------------------------------------------------------------------------------
+
+with_gradient = jax.jit(jax.value_and_grad(scalar(ours)))
 
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_grad_is_that_of_the_plain_formula(x64, masked):
     arguments = case(masked=masked)
-    got, want = (jax.jit(jax.grad(scalar(f)))(arguments) for f in (ours, plain))
+    _, got = with_gradient(arguments)
+    want = jax.jit(jax.grad(scalar(plain)))(arguments)
     assert_trees(got, want, F64_GRADIENT)
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(want)), "nothing to compare"
 
@@ -120,13 +134,8 @@ def test_jvp_is_that_of_the_plain_formula(x64, masked):
 
 def test_gradient_of_weights_is_finite_differences(x64):
     arguments = case()
-    loss = jax.jit(scalar(ours))
-    got = jax.grad(loss)(arguments)["mask"]
-    step, want = 1e-5, np.zeros(got.shape)
-    for index in np.ndindex(*got.shape):
-        for sign in (1, -1):
-            moved = arguments | {"mask": arguments["mask"].at[index].add(sign * step)}
-            want[index] += sign * float(loss(moved)) / (2 * step)
+    got = with_gradient(arguments)[1]["mask"]
+    want = by_differences(lambda a: with_gradient(a)[0], arguments, "mask")
     # Central differences: truncation step^2 = 1e-10, rounding 1e-16 * 30 / step = 3e-10.
     assert_close(got, want, 1e-8)
     assert np.abs(want).min() > 1e-4
@@ -135,14 +144,10 @@ def test_gradient_of_weights_is_finite_differences(x64):
 def test_derivative_is_the_true_one_at_masked_positions(x64):
     """A value at a masked position is one like any other: whoever uses it gets its derivative."""
     arguments = case() | {"mask": (jnp.arange(10).reshape(5, 2, 1) % 3 > 0)}
-    loss = jax.jit(scalar(ours))
-    got = jax.grad(lambda x: loss(arguments | {"x": x}))(arguments["x"])
-    step, want = 1e-5, np.zeros(got.shape)
-    for index in np.ndindex(*got.shape):
-        for sign in (1, -1):
-            moved = arguments | {"x": arguments["x"].at[index].add(sign * step)}
-            want[index] += sign * float(loss(moved)) / (2 * step)
-    assert_close(got, want, 1e-8)
+    mask = arguments.pop("mask")  # Boolean, so that there is no derivative by it.
+    loss = jax.jit(jax.value_and_grad(lambda a: scalar(functools.partial(ours, mask=mask))(a)))
+    got = loss(arguments)[1]["x"]
+    assert_close(got, by_differences(lambda a: loss(a)[0], arguments, "x"), 1e-8)
 
 
 def test_jacfwd_is_jacrev(x64):
@@ -165,17 +170,21 @@ def test_jacfwd_is_jacrev_with_a_boolean_mask_and_an_empty_feature(x64):
 
 
 def test_linearize_is_jvp_and_its_transpose_is_vjp():
+    @jax.jit
+    def both_ways(arguments, tangents):
+        function = jax.jit(lambda a: ours(**a))
+        out, linear = jax.linearize(function, arguments)
+        forward = linear(tangents), jax.jvp(function, (arguments,), (tangents,))[1]
+        cotangent = jax.tree.map(jnp.cos, out)
+        transposed = jax.linear_transpose(linear, arguments)(cotangent)
+        want, pullback = jax.vjp(function, arguments)
+        return (out, want), forward, (transposed, pullback(cotangent))
+
     arguments = case("float32")
-    t = tangents(arguments)
-    function = jax.jit(lambda a: ours(**a))
-    out, linear = jax.linearize(function, arguments)
-    want_out, want = jax.jvp(function, (arguments,), (t,))
-    assert_trees(out, want_out, REORDERED)
-    assert_trees(linear(t), want, F32_GRADIENT)
-    cotangent = jax.tree.map(jnp.cos, out)
-    (transposed,) = jax.linear_transpose(linear, arguments)(cotangent)
-    (pulled,) = jax.vjp(function, arguments)[1](cotangent)
-    assert_trees(transposed, pulled, F32_GRADIENT)
+    value, forward, reverse = both_ways(arguments, tangents(arguments))
+    assert_trees(*value, REORDERED)
+    assert_trees(*forward, F32_GRADIENT)
+    assert_trees(*reverse, F32_GRADIENT)
 
 
 def test_inference_has_both_modes(x64):
@@ -200,11 +209,15 @@ def test_inference_has_both_modes(x64):
 # Second order ----------------------------------------------------------------------------------
 
 
+# One program of the formula for the tests of this section.
+hessian_of_plain = jax.jit(jax.hessian(scalar(plain)))
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_hessian_by_everything_is_that_of_the_plain_formula(x64, masked):
     arguments = case(shape=(4, 2), masked=masked)
-    got, want = (jax.jit(jax.hessian(scalar(f)))(arguments) for f in (ours, plain))
-    assert_trees(got, want, F64_HESSIAN)
+    got = jax.jit(jax.hessian(scalar(ours)))(arguments)
+    assert_trees(got, hessian_of_plain(arguments), F64_HESSIAN)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +231,13 @@ def test_second_order_in_every_order_of_modes(x64, second):
     }[second]
     arguments = case(shape=(4, 2))
 
-    def of(function):
-        def loss(x, mask):
-            return scalar(function)(arguments | {"x": x, "mask": mask})
+    def loss(part):
+        return scalar(ours)(arguments | part)
 
-        return jax.jit(outer(inner(loss, (0, 1)), (0, 1)))(arguments["x"], arguments["mask"])
-
-    assert_trees(of(ours), of(plain), F64_HESSIAN)
+    got = jax.jit(outer(inner(loss)))({name: arguments[name] for name in ("mask", "x")})
+    want = hessian_of_plain(arguments)
+    want = {i: {j: want[i][j] for j in ("mask", "x")} for i in ("mask", "x")}
+    assert_trees(got, want, F64_HESSIAN)
 
 
 def test_third_order(x64):
@@ -265,15 +278,11 @@ def test_gradient_penalty_in_float32():
 
 # vmap ------------------------------------------------------------------------------------------
 
+# Arguments that are mapped together, one `vmap` in another.
 MAPPED = {
-    "x": ("x",),
-    "params": ("scale", "bias"),
-    "state": ("mean", "var"),
-    "mask": ("mask",),
-    "momentum": ("momentum",),
-    "epsilon": ("epsilon",),
-    "x, mask": ("x", "mask"),
-    "all": ("x", "scale", "bias", "mean", "var", "epsilon", "momentum", "mask"),
+    "each": [("x",), ("scale", "bias"), ("mean", "var"), ("mask",), ("momentum",), ("epsilon",)],
+    "x, mask": [("x", "mask")],
+    "all": [("x", "scale", "bias", "mean", "var", "epsilon", "momentum", "mask")],
 }
 
 
@@ -284,20 +293,22 @@ def value_and_gradient(arguments):
 
 @pytest.mark.parametrize("mapped", list(MAPPED))
 def test_vmap_is_a_loop(mapped):
-    arguments = case("float32")
-    names = MAPPED[mapped]
-    stacked = {
-        name: jnp.stack([a, a * 0.5, a * 0.9]) if name in names else a
-        for name, a in arguments.items()
-    }
-    axes = {name: 0 if name in names else None for name in arguments}
-
-    got = jax.jit(jax.vmap(value_and_gradient, in_axes=(axes,)))(stacked)
-    for i in range(3):
-        each = {name: a[i] if name in names else a for name, a in stacked.items()}
-        assert_trees(
-            jax.tree.map(lambda leaf, i=i: leaf[i], got), value_and_gradient(each), F32_GRADIENT
-        )
+    arguments, groups = case("float32"), MAPPED[mapped]
+    factors = np.float32([1, 0.5])
+    stacked, function = dict(arguments), value_and_gradient
+    for names in groups:
+        axes = {name: 0 if name in names else None for name in arguments}
+        function = jax.vmap(function, in_axes=(axes,))
+        for name in names:
+            stacked[name] = jnp.stack([arguments[name] * factor for factor in factors])
+    got = jax.tree.map(np.asarray, jax.jit(function)(stacked))
+    # The last `vmap` is the outermost.
+    for index in np.ndindex(*[2] * len(groups)):
+        each = dict(arguments)
+        for i, names in zip(index, reversed(groups), strict=True):
+            each |= {name: arguments[name] * factors[i] for name in names}
+        part = jax.tree.map(lambda leaf, index=index: leaf[index], got)
+        assert_trees(part, value_and_gradient(each), F32_GRADIENT)
 
 
 def test_vmap_at_another_axis_with_boolean_masks():
@@ -340,7 +351,7 @@ def test_scan_is_a_loop():
 def test_gradient_through_scan():
     _, state = jbn.init(3)
     w = values(3, (3, 3))
-    batches = values(4, (4, 5, 3))
+    batches = values(4, (3, 5, 3))
 
     def loss(w, unroll):
         params = jbn.BatchNormParams(w[0], w[1])
@@ -385,31 +396,30 @@ def test_while_cond_and_switch():
         assert_trees(either(mode), jbn.batch_norm(x, params, state, training=mode), REORDERED)
 
 
+def layer_for_checkpoint(x, w, state):
+    y, state = jbn.batch_norm(x @ w, jbn.init(3)[0], state, training=True)
+    return jnp.tanh(y), state
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+@functools.partial(jax.grad, has_aux=True)
+def gradient_of_two(w, x, layer):
+    h, first = layer(x, w, jbn.init(3)[1])
+    h, second = layer(h, w, jbn.init(3)[1])
+    return jnp.sum(h**2), (first, second)
+
+
 @pytest.mark.parametrize("policy", ["everything", "nothing", "dots"])
 def test_checkpoint_moves_the_statistics_once(policy):
     """A recomputed forward pass is pure: same gradient, and the state moved once."""
-    params, state = jbn.init(3)
     x, w = values(6, (5, 3)), values(7, (3, 3))
     policy = {
         "everything": None,
         "nothing": jax.checkpoint_policies.nothing_saveable,
         "dots": jax.checkpoint_policies.dots_saveable,
     }[policy]
-
-    def layer(x, w, state):
-        y, state = jbn.batch_norm(x @ w, params, state, training=True)
-        return jnp.tanh(y), state
-
-    def loss(w, layer):
-        h, first = layer(x, w, state)
-        h, second = layer(h, w, state)
-        return jnp.sum(h**2), (first, second)
-
-    remat = jax.checkpoint(layer, policy=policy)
-    got, want = (
-        jax.jit(jax.grad(lambda w, f=f: loss(w, f), has_aux=True))(w) for f in (remat, layer)
-    )
-    assert_trees(got, want, F32_GRADIENT)
+    got = gradient_of_two(w, x, layer=jax.checkpoint(layer_for_checkpoint, policy=policy))
+    assert_trees(got, gradient_of_two(w, x, layer=layer_for_checkpoint), F32_GRADIENT)
     assert [int(s.count) for s in got[1]] == [1, 1]
 
 
