@@ -1,5 +1,6 @@
 """`jbn.moments` and `jbn.merge_moments` against float64 NumPy."""
 
+import functools
 import itertools
 
 import chex
@@ -29,8 +30,7 @@ def assert_moments(got, want, tolerance=F32_STATISTICS):
 
 
 @pytest.mark.lenient("nan")
-@settings(max_examples=20)
-@given(problems())
+@pytest.mark.parametrize("problem", problems(10))
 def test_moments_of_any_shape_axis_mask_and_dtype(problem):
     with jax.enable_x64(problem.wide):
         x = problem.make_x()
@@ -59,7 +59,7 @@ def test_feature_axes_come_in_the_order_of_x():
 def test_masked_equals_filtered(kind):
     x = values(1, (6, 4, 3))
     keep = np.random.default_rng(1).random((6, 1, 1) if kind == "example" else (6, 4, 1)) < 0.6
-    filtered = x[np.broadcast_to(keep, (*x.shape[:2], 1))[..., 0]]
+    filtered = np.asarray(x)[np.broadcast_to(keep, (*x.shape[:2], 1))[..., 0]]
     assert 1 < len(filtered) < 24
     got = moments(x, mask=jnp.asarray(keep))
     assert_moments(got, moments(filtered), REORDERED)
@@ -68,8 +68,8 @@ def test_masked_equals_filtered(kind):
 def test_whole_weights_are_repetitions():
     x = values(2, (4, 3))
     repeats = np.array([3, 0, 1, 2])
-    got = moments(x, mask=jnp.asarray(repeats, jnp.float32)[:, None])
-    assert_moments(got, moments(jnp.repeat(x, repeats, axis=0)), REORDERED)
+    got = moments(x, mask=np.float32(repeats)[:, None])
+    assert_moments(got, moments(np.repeat(x, repeats, axis=0)), REORDERED)
 
 
 def test_scaled_weights_change_only_the_count():
@@ -134,13 +134,15 @@ def test_merged_parts_are_the_whole(sizes, weighted):
 
 def test_merge_of_moments_with_features_of_unequal_counts():
     x = values(7, (9, 4)) + 1e3
-    mask = jnp.asarray(np.random.default_rng(7).random((9, 4)) < 0.5)
-    mask = mask.at[:3, 0].set(False).at[3:, 1].set(False).at[:, 2].set(False)
-    got = merge_moments(
-        moments(x[:3], mask=mask[:3]),
-        moments(x[3:5], mask=mask[3:5]),
-        moments(x[5:], mask=mask[5:]),
-    )
+    mask = np.random.default_rng(7).random((9, 4)) < 0.5
+    mask[:3, 0] = mask[3:, 1] = mask[:, 2] = False
+
+    @jax.jit
+    def merged(x, mask):
+        parts = (slice(3), slice(3, 5), slice(5, None))
+        return jbn.merge_moments(*(jbn.moments(x[part], mask=mask[part]) for part in parts))
+
+    got = merged(x, mask)
     want = oracles.moments(x, mask=mask)
     chex.assert_tree_all_finite(got)
     some = want[2] > 0
@@ -199,8 +201,10 @@ def test_moments_are_differentiable():
             mean = (w * x).sum(0) / n
             return mean, (w * (x - mean[None]) ** 2).sum(0) / n, n
 
-        got = jax.grad(lambda x, w: loss(x, w, lambda x, w: moments(x, mask=w)), (0, 1))(x, w)
-        want = jax.grad(lambda x, w: loss(x, w, plain), (0, 1))(x, w)
+        got, want = (
+            jax.jit(jax.grad(functools.partial(loss, compute=compute), (0, 1)))(x, w)
+            for compute in (lambda x, w: moments(x, mask=w), plain)
+        )
         for a, b in zip(got, want, strict=True):
             assert_close(a, b, oracles.F64_GRADIENT)
 
@@ -216,7 +220,8 @@ def test_a_single_value_has_variance_zero():
 def test_masks_of_every_broadcastable_shape():
     x = values(17, (4, 3, 2))
     full = np.random.default_rng(17).random((4, 3, 2)) < 0.7
-    for shape in [(1, 1, 1), (1, 1, 2), (1, 3, 2), (1, 3, 1), (4, 1, 1), (4, 3, 1), (4, 3, 2)]:
-        mask = make_mask(full, shape)
-        got = moments(x, mask=jnp.asarray(mask))
+    shapes = [(1, 1, 1), (1, 1, 2), (1, 3, 2), (1, 3, 1), (4, 1, 1), (4, 3, 1), (4, 3, 2)]
+    masks = [make_mask(full, shape) for shape in shapes]
+    each = jax.jit(lambda x, masks: [jbn.moments(x, mask=mask) for mask in masks])
+    for mask, got in zip(masks, each(x, masks), strict=True):
         assert_moments(got, oracles.moments(x, mask=mask))
