@@ -79,7 +79,7 @@ class Linen(nn.Module):
 
 def linen_step(model, x):
     """Return (step, batch_stats, W), the statistics far from where they will be."""
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = model.init(jax.random.key(0), x)
     stats = jax.tree.map(lambda leaf: leaf + 7, variables["batch_stats"])
 
     def step(batch_stats, batch):
@@ -170,16 +170,16 @@ def test_unbiased_is_line_10():
 @pytest.mark.parametrize(("library", "momentum"), CASES)
 def test_linen_counts_every_call_of_a_shared_layer(library, momentum):
     batches = batches_of()
-    step, stats, w = linen_step(Linen(LINEN[library], momentum, 3), batches[0])
+    step, stats, w = linen_step(Linen(LINEN[library], momentum, 2), batches[0])
     got = jbn.linen.population(step, stats, batches)
-    check(got["norm"], algorithm_2(w, batches, 3), AVERAGED)
+    check(got["norm"], algorithm_2(w, batches, 2), AVERAGED)
 
 
 @pytest.mark.parametrize(("library", "momentum"), CASES)
 def test_nnx_counts_every_call_of_a_shared_layer(library, momentum):
-    batches, model = batches_of(), Nnx(NNX[library], momentum, 3)
+    batches, model = batches_of(), Nnx(NNX[library], momentum, 2)
     got = nnx.to_pure_dict(jbn.nnx.population(forward, model, batches))
-    check(got["norm"], algorithm_2(model.dense.kernel[...], batches, 3), AVERAGED)
+    check(got["norm"], algorithm_2(model.dense.kernel[...], batches, 2), AVERAGED)
 
 
 def test_nnx_layer_in_two_places_is_one():

@@ -37,7 +37,7 @@ def by_layer(name, forward=None, **options):
 
     def linen(batches, features=3):
         layer = LAYERS[name](**{"use_running_average": False} | options)
-        variables = jax.jit(layer.init)(jax.random.key(0), jnp.zeros((2, features)))
+        variables = layer.init(jax.random.key(0), jnp.zeros((2, features)))
 
         def step(batch_stats, batch):
             def call(*args, **kwargs):
