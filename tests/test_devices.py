@@ -55,20 +55,22 @@ def make_mask(name):
         weight = rng.uniform(0.2, 2, SHAPE) * share
         if name != "weights":
             weight[:PER_DEVICE] = 0
-        return jnp.asarray(weight, jnp.float32)
-    return jnp.asarray(mask)
+        return weight.astype(np.float32)
+    return mask
 
 
 def inputs():
-    """Return x with another mean on every device, params, state and cotangents."""
-    x = values(0, SHAPE) + jnp.arange(DEVICES).repeat(PER_DEVICE)[:, None, None] / 4
+    """Return x with another mean on every device, params, state and cotangents.
+
+    In NumPy: what is taken of them to compare with is then no program of its own.
+    """
+    shift = np.arange(DEVICES, dtype=np.float32).repeat(PER_DEVICE)[:, None, None] / 4
     params = jbn.BatchNormParams(values(1, FEATURES, mean=1.0, std=0.3), values(2, FEATURES))
-    state = jbn.BatchNormState(
-        values(3, FEATURES),
-        jnp.asarray(np.random.default_rng(4).uniform(0.5, 2, FEATURES), jnp.float32),
-        jnp.int32(6),
-    )
-    return x, params, state, (values(5, SHAPE), values(6, FEATURES), values(7, FEATURES))
+    variance = np.random.default_rng(4).uniform(0.5, 2, FEATURES)
+    state = jbn.BatchNormState(values(3, FEATURES), np.float32(variance), np.int32(6))
+    cotangents = values(5, SHAPE), values(6, FEATURES), values(7, FEATURES)
+    x, *others = jax.tree.map(np.asarray, (values(0, SHAPE), params, state, cotangents))
+    return x + shift, *others
 
 
 def shard_function(groups):
@@ -129,7 +131,7 @@ def program(mode, kind, groups=None):
     def run(x, mask, params, state, cotangents):
         if dmean_rank_differs(mode, replicated):
             cotangents = (cotangents[0], *(c[None] for c in cotangents[1:]))
-        (_, (y, new)), gradient = function(x, mask, params, *state, cotangents)
+        (_, (y, new)), gradient = jax.device_get(function(x, mask, params, *state, cotangents))
         names = ("x", "mask", "params", "mean", "var")
         return y, new, dict(zip((names[i] for i in numbers), gradient, strict=True))
 
@@ -197,12 +199,20 @@ def test_eight_devices_equal_one(mode, kind):
             chex.assert_trees_all_equal(jax.device_get(new), jax.device_get(state))
 
 
-@pytest.mark.parametrize(
-    ("groups", "kind"),
-    [("halves, shuffled", kind) for kind in KINDS]
-    + [("pairs", "boolean"), ("singles", "weights"), ("all", "weights")],
-)
-@pytest.mark.parametrize("mode", MAPPED)
+# Groups are to jbn an array by the index of the device, which it looks up in the same way in every
+# mode. shard_map has each kind, for it checks the types; so do the other modes between them.
+GROUPED = [
+    *(("shard_map", "halves, shuffled", kind) for kind in KINDS),
+    ("pmap", "halves, shuffled", "weights"),
+    ("shard_map_unchecked", "halves, shuffled", "boolean"),
+    ("vmap", "halves, shuffled", "none"),
+    ("pmap", "pairs", "boolean"),
+    ("vmap", "singles", "weights"),
+    ("shard_map_unchecked", "all", "weights"),
+]
+
+
+@pytest.mark.parametrize(("mode", "groups", "kind"), GROUPED)
 def test_groups_equal_one_device_for_each(mode, groups, kind):
     x, params, state, cotangents = inputs()
     run = program(mode, kind, groups)
@@ -263,7 +273,7 @@ def test_gradient_taken_inside_the_mapped_function(mode):
         return dx, (dparams, new)
 
     run = spread(function, mode, replicated=True)
-    dx, rest = compiled(run, mode)((x, mask, dy), (params, state))
+    dx, rest = jax.device_get(compiled(run, mode)((x, mask, dy), (params, state)))
     dparams, new = one_of(rest, mode, replicated=True)
     p = problem(x, mask, params, state)
     want = p.gradient(oracles.exact(dy))
@@ -271,6 +281,33 @@ def test_gradient_taken_inside_the_mapped_function(mode):
     assert_close(dparams.scale, want["scale"], SUMMED, "scale")
     assert_close(dparams.bias, want["bias"], SUMMED, "bias")
     assert_state(new, p.forward()[1])
+
+
+def tangent_product(f):
+    """Return the product of the Hessian of sum(tanh(f)) with a tangent."""
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(jnp.tanh(f(x))))(x)
+
+    return lambda x, tangent: jax.jvp(gradient, (x,), (tangent,))[1]
+
+
+@functools.cache
+def of_formula():
+    """Return value and tangent, and the second-order product, of the formula in plain JAX."""
+    x, params, _, (tangent, _, _) = inputs()
+    scale, bias = (p[None, None] for p in params)
+
+    def y(x):
+        mean = x.mean((0, 1), keepdims=True)
+        var = x.var((0, 1), keepdims=True)
+        return (x - mean) / jnp.sqrt(var + EPSILON) * scale + bias
+
+    @jax.jit
+    def both(x, tangent):
+        return jax.jvp(y, (x,), (tangent,)), tangent_product(y)(x, tangent)
+
+    return jax.device_get(both(x, tangent))
 
 
 @pytest.mark.parametrize("mode", MAPPED)
@@ -281,16 +318,8 @@ def test_forward_mode_through_the_axis(mode):
     def y(x):
         return run((x, None), (params, state))[0]
 
-    def formula(x):
-        mean = x.mean((0, 1), keepdims=True)
-        var = x.var((0, 1), keepdims=True)
-        return (x - mean) / jnp.sqrt(var + EPSILON) * params.scale[None, None] + params.bias[
-            None, None
-        ]
-
-    got = compiled(lambda x: jax.jvp(y, (x,), (tangent,)), mode)(x)
-    want = jax.jvp(formula, (x,), (tangent,))
-    for a, b in zip(got, want, strict=True):
+    got = compiled(lambda x, t: jax.jvp(y, (x,), (t,)), mode)(x, tangent)
+    for a, b in zip(got, of_formula()[0], strict=True):
         assert_close(a, b, F32_GRADIENT)
 
 
@@ -299,21 +328,11 @@ def test_second_order_through_the_axis(mode):
     x, params, state, (tangent, _, _) = inputs()
     run = spread(shard_function(None), mode, replicated=True)
 
-    def formula(x):
-        mean = x.mean((0, 1), keepdims=True)
-        var = x.var((0, 1), keepdims=True)
-        return (x - mean) / jnp.sqrt(var + EPSILON) * params.scale[None, None]
-
     def ours(x):
-        return run((x, None), (params, state))[0] - params.bias[None, None]
+        return run((x, None), (params, state))[0]
 
-    def product(f):
-        def gradient(x):
-            return jax.grad(lambda x: jnp.sum(jnp.tanh(f(x))))(x)
-
-        return compiled(lambda x: jax.jvp(gradient, (x,), (tangent,))[1], mode)(x)
-
-    assert_close(product(ours), product(formula), 10 * F32_GRADIENT)
+    got = compiled(tangent_product(ours), mode)(x, tangent)
+    assert_close(got, of_formula()[1], 10 * F32_GRADIENT)
 
 
 @pytest.mark.parametrize("mode", MAPPED)
@@ -328,7 +347,7 @@ def test_moments_over_an_axis(mode):
     run = spread(function, mode, replicated=True)
     run = compiled(run, mode)
     # pmap splits no array but the first one where the second argument has no leaves at all.
-    got = one_of(run((x, mask), (x,))[1], mode, replicated=True)
+    got = one_of(jax.device_get(run((x, mask), (x,))[1]), mode, replicated=True)
     for a, b in zip(got, oracles.moments(x, mask=mask), strict=True):
         assert_close(a, b, F32_STATISTICS)
 
@@ -346,18 +365,18 @@ def over_two_vmaps(x, params, state):
     return jax.vmap(jax.vmap(one, axis_name="b"), axis_name="a")(x)
 
 
-@pytest.mark.parametrize("wrap", ["jit", "checkpoint", "scan", "vmap of jit"])
-@pytest.mark.parametrize("axes", [1, 2])
+@pytest.mark.parametrize(
+    ("axes", "wrap"),
+    [(1, "jit"), (1, "scan"), (2, "jit"), (2, "checkpoint"), (2, "scan"), (2, "vmap of jit")],
+)
 def test_differentiated_after_the_axis_is_gone(wrap, axes):
-    """jax.grad outside of jit, scan or checkpoint that hold the vmap: the name is bound inside."""
+    """jax.grad outside of jit, scan or checkpoint that hold the vmap: the name is bound inside.
+
+    The jit around all of it only makes it one program: jax.grad still comes after the vmap.
+    """
     x, params, state, (dy, _, _) = inputs()
     state = state._replace(mean=jnp.zeros(FEATURES), var=jnp.ones(FEATURES))
-    lead = (DEVICES,) if axes == 1 else (4, 2)
-    function = over_vmap if axes == 1 else over_two_vmaps
-
-    def run(x):
-        return function(x.reshape(*lead, PER_DEVICE, *SHAPE[1:]), params, state).reshape(SHAPE)
-
+    run = functools.partial(over_devices, axes, params=params, state=state)
     wrapped = {
         "jit": jax.jit(run),
         "checkpoint": jax.checkpoint(run),
@@ -366,21 +385,31 @@ def test_differentiated_after_the_axis_is_gone(wrap, axes):
     }[wrap]
     want = problem(x, None, params, state)
     want.epsilon = 1e-5
-    gradient = jax.grad(lambda x: jnp.sum(wrapped(x) * dy))(x)
+
+    @jax.jit
+    def derivatives(x, dy):
+        tangent = jax.jvp(wrapped, (x,), (dy,))[1]
+        return jax.grad(lambda x: jnp.sum(wrapped(x) * dy))(x), jnp.sum(tangent * dy)
+
+    gradient, along = derivatives(x, dy)
     assert_close(gradient, want.gradient(oracles.exact(dy))["x"], F32_GRADIENT)
-    tangent = jax.jvp(wrapped, (x,), (dy,))[1]
-    assert_close(jnp.sum(tangent * dy), jnp.sum(gradient_along(run, x, dy) * dy), SUMMED * 10)
+    assert_close(along, tangent_inside(axes, x, dy, params, state), SUMMED * 10)
 
 
-def gradient_along(run, x, t):
-    """Return the tangent with jit outside, where every name is bound."""
-    return jax.jit(lambda x, t: jax.jvp(run, (x,), (t,))[1])(x, t)
+def over_devices(axes, x, params, state):
+    lead, function = ((DEVICES,), over_vmap) if axes == 1 else ((4, 2), over_two_vmaps)
+    return function(x.reshape(*lead, PER_DEVICE, *SHAPE[1:]), params, state).reshape(SHAPE)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def tangent_inside(axes, x, dy, params, state):
+    """Return the tangent of a function without a jit, scan or checkpoint, times dy."""
+    return jnp.sum(jax.jvp(lambda x: over_devices(axes, x, params, state), (x,), (dy,))[1] * dy)
 
 
 # Two axes --------------------------------------------------------------------------------------
 
 A, B = 4, 2
-TWO = ("shard_map", "shard_map_unchecked", "vmap", "pmap of vmap")
 
 
 def spread_two(function, mode, state_axes):
@@ -418,8 +447,20 @@ def spread_two(function, mode, state_axes):
 NAMED = {"a": "a", "b": "b", "tuple of one": ("a",), "a, b": ("a", "b"), "b, a": ("b", "a")}
 
 
-@pytest.mark.parametrize("named", list(NAMED))
-@pytest.mark.parametrize("mode", TWO)
+# What is named becomes a tuple before any mode is asked: each mode has one axis and both.
+@pytest.mark.parametrize(
+    ("mode", "named"),
+    [
+        ("shard_map", "a"),
+        ("shard_map", "b, a"),
+        ("shard_map_unchecked", "b"),
+        ("shard_map_unchecked", "a, b"),
+        ("vmap", "tuple of one"),
+        ("vmap", "b, a"),
+        ("pmap of vmap", "b"),
+        ("pmap of vmap", "a, b"),
+    ],
+)
 def test_one_or_both_of_two_axes(mode, named):
     x, params, state, _ = inputs()
     names = NAMED[named]
@@ -441,7 +482,7 @@ def test_one_or_both_of_two_axes(mode, named):
     run = compiled(spread_two(function, mode, state_axes), mode.split()[0])
     for name in ("unequal", "one shard empty", "nothing left"):
         mask = make_mask(name)
-        y, new = run(x, mask, params, state)
+        y, new = jax.device_get(run(x, mask, params, state))
         # Split the batch as the mesh does and pool over the named axes.
         cells = np.arange(SHAPE[0]).reshape(A, B, PER_DEVICE)
         for a in range(A) if "a" not in pooled else [slice(None)]:
@@ -453,8 +494,15 @@ def test_one_or_both_of_two_axes(mode, named):
                 assert_state(jax.tree.map(lambda leaf, i=index: leaf[i], new), want)
 
 
-@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
-@pytest.mark.parametrize("mode", TWO)
+@pytest.mark.parametrize(
+    ("mode", "order"),
+    [
+        ("shard_map", ("a", "b")),
+        ("shard_map_unchecked", ("b", "a")),
+        ("vmap", ("b", "a")),
+        ("pmap of vmap", ("a", "b")),
+    ],
+)
 def test_groups_are_of_the_flattened_index_over_both_axes(mode, order):
     """Row-major over the named axes, in the order in which they are named."""
     x, params, state, (dy, _, _) = inputs()
@@ -480,7 +528,8 @@ def test_groups_are_of_the_flattened_index_over_both_axes(mode, order):
         y, new = run(x, mask, params, state)
         return jnp.sum(y * dy), (y, new)
 
-    gradient, (y, new) = compiled(jax.grad(loss, has_aux=True), mode.split()[0])(x)
+    run_all = compiled(jax.grad(loss, has_aux=True), mode.split()[0])
+    gradient, (y, new) = jax.device_get(run_all(x))
     cells = np.arange(SHAPE[0]).reshape(A, B, PER_DEVICE)
     flat = cells if order == ("a", "b") else cells.transpose(1, 0, 2)
     flat = flat.reshape(8, PER_DEVICE)

@@ -1,8 +1,12 @@
 """The two sums of O(C) that more than 64 devices get.
 
 Here the limit is 2, and eight devices must still equal one: the tests of test_devices.py and
-test_numerics.py run again, on that path.
+test_numerics.py run again, on that path. Which sums they are depends on the kind of weights alone;
+they reach the devices by `psum`, and no derivative is taken of them (`_center` has its own). So
+shard_map, which checks types as well, has every kind, and the other modes have each one of them.
 """
+
+import functools
 
 import jax
 import pytest
@@ -19,6 +23,9 @@ def two_sums():
     forget()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_center, "GATHER_LIMIT", 2)
+        # One program for each mode, whatever numbers it gets.
+        once = functools.cache(test_numerics.over_devices)
+        patch.setattr(test_numerics, "over_devices", once)
         yield
     forget()
 
@@ -28,35 +35,57 @@ def forget():
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("kind", list(test_devices.KINDS))
-@pytest.mark.parametrize("mode", MAPPED)
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        *(("shard_map", kind) for kind in test_devices.KINDS),
+        ("pmap", "boolean"),
+        ("shard_map_unchecked", "weights"),
+        ("vmap", "none"),
+    ],
+)
 def test_two_sums_equal_one_device(mode, kind):
     """Values, state, every gradient: unequal masks, an empty shard, nothing left, weights."""
     test_devices.test_eight_devices_equal_one(mode, kind)
 
 
 @pytest.mark.parametrize(
-    ("groups", "kind"),
-    [("halves, shuffled", kind) for kind in test_devices.KINDS] + [("singles", "weights")],
+    ("mode", "groups", "kind"),
+    [
+        ("shard_map", "halves, shuffled", "weights"),
+        ("pmap", "halves, shuffled", "boolean"),
+        ("shard_map_unchecked", "halves, shuffled", "none"),
+        ("vmap", "singles", "weights"),
+    ],
 )
-@pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_in_groups(mode, groups, kind):
     test_devices.test_groups_equal_one_device_for_each(mode, groups, kind)
 
 
-@pytest.mark.parametrize("mode", MAPPED)
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
 def test_two_sums_and_a_gradient_inside(mode):
     test_devices.test_gradient_taken_inside_the_mapped_function(mode)
 
 
-@pytest.mark.parametrize("mode", MAPPED)
-def test_two_sums_in_forward_mode_and_second_order(mode):
+@pytest.mark.parametrize("mode", ["shard_map_unchecked", "vmap"])
+def test_two_sums_in_forward_mode(mode):
     test_devices.test_forward_mode_through_the_axis(mode)
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+def test_two_sums_in_second_order(mode):
     test_devices.test_second_order_through_the_axis(mode)
 
 
-@pytest.mark.parametrize("named", ["a", "b, a"])
-@pytest.mark.parametrize("mode", test_devices.TWO)
+@pytest.mark.parametrize(
+    ("mode", "named"),
+    [
+        ("shard_map", "b, a"),
+        ("shard_map_unchecked", "a"),
+        ("vmap", "b, a"),
+        ("pmap of vmap", "a"),
+    ],
+)
 def test_two_sums_over_two_axes(mode, named):
     test_devices.test_one_or_both_of_two_axes(mode, named)
 
@@ -66,11 +95,23 @@ def test_two_sums_at_large_means(mode):
     """Within 4e-6 up to mean/std 1e5, also where the devices' means are 1e5 apart."""
     test_numerics.test_eight_devices(mode)
     test_numerics.test_eight_devices_with_different_means(mode)
+
+
+@pytest.mark.parametrize("mode", ["shard_map", "vmap"])
+def test_two_sums_and_a_gradient_at_large_means(mode):
     test_numerics.test_gradient_at_large_means_over_devices(mode)
 
 
-@pytest.mark.parametrize("kind", ["boolean", "weights"])
-@pytest.mark.parametrize("mode", MAPPED)
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("shard_map", "boolean"),
+        ("shard_map", "weights"),
+        ("pmap", "weights"),
+        ("shard_map_unchecked", "boolean"),
+        ("vmap", "weights"),
+    ],
+)
 def test_two_sums_at_large_means_with_masks(mode, kind):
     test_numerics.test_eight_devices_with_masks(mode, kind)
 
