@@ -77,12 +77,12 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_one_program_for_every_batch_size(name):
-    function = FUNCTIONS[name]
+    function = jax.jit(FUNCTIONS[name])
     shape = jax.export.symbolic_shape(f"b, 3, {C}")
-    exported = jax.export.export(jax.jit(function))(jax.ShapeDtypeStruct(shape, jnp.float32))
-    for examples in (12, 15):  # Whole ghost batches, and a rest.
-        values = np.random.default_rng(0).normal(size=(examples, 3, C))
-        x = jnp.asarray(values, jnp.float32)
+    exported = jax.export.export(function)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    # No size is known to the program, so one is as good as any, but that ghosts may leave a rest.
+    for examples in (12, 15) if name in ("ghost_batch_norm", "ghost_batch_norm, mask") else (15,):
+        x = np.random.default_rng(0).normal(size=(examples, 3, C)).astype(np.float32)
         found, expected = jax.tree.leaves(exported.call(x)), jax.tree.leaves(function(x))
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, atol=ATOL)

@@ -1,5 +1,7 @@
 """What experiments/placement.py trains with, against NumPy and Flax."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,14 +21,14 @@ def test_local_response_norm_is_krizhevskys():
 
 
 def test_patch_conv_is_a_convolution():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 3))
+    x = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
     patches = placement.PatchConv(4)
-    variables = patches.init(jax.random.key(1), x)
+    variables = jax.jit(patches.init)(jax.random.key(1), x)
     dense = variables["params"]["patches"]
     kernel = {"kernel": dense["kernel"].reshape(3, 3, 3, 4), "bias": dense["bias"] + 1}
     variables["params"]["patches"]["bias"] += 1
-    expected = nn.Conv(4, (3, 3)).apply({"params": kernel}, x)
-    np.testing.assert_allclose(patches.apply(variables, x), expected, atol=1e-5)
+    expected = jax.jit(nn.Conv(4, (3, 3)).apply)({"params": kernel}, x)
+    np.testing.assert_allclose(jax.jit(patches.apply)(variables, x), expected, atol=1e-5)
 
 
 def test_halved_averages_squares():
@@ -36,14 +38,17 @@ def test_halved_averages_squares():
 
 
 def test_a_bias_held_at_zero_is_none():
-    x = jax.random.normal(jax.random.key(0), (8, 3))
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     models = [MLP((4,), norm=norm) for norm in ("batch", placement.with_bias)]
-    without, biased = (model.init(jax.random.key(1), x, training=False) for model in models)
+    without, biased = (
+        jax.jit(functools.partial(model.init, training=False))(jax.random.key(1), x)
+        for model in models
+    )
     assert "bias" not in without["params"]["dense_0"]
     assert not np.any(biased["params"]["dense_0"]["bias"])
     outputs = (
-        model.apply(variables, x, training=True, mutable=["batch_stats"])[0]
-        for model, variables in zip(models, (without, biased), strict=True)
+        jax.jit(functools.partial(model.apply, training=True, mutable=["batch_stats"]))(*given)[0]
+        for model, *given in zip(models, (without, biased), (x, x), strict=True)
     )
     np.testing.assert_array_equal(*outputs)
     assert placement.is_hidden_bias(biased["params"]) == {
