@@ -1,6 +1,11 @@
-"""The environment of processes that the tests start."""
+"""The environment of processes that the tests start, and the cache that they share."""
 
+import contextlib
 import os
+from collections.abc import Generator
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 
 def own_environment(**more: str) -> dict[str, str]:
@@ -9,3 +14,18 @@ def own_environment(**more: str) -> dict[str, str]:
     flags = [word for word in words if "host_platform_device_count" not in word]
     inherited = {name: value for name, value in os.environ.items() if name != "JBN_DATA"}
     return {**inherited, "XLA_FLAGS": " ".join(flags), **more}
+
+
+@contextlib.contextmanager
+def programs_on_disk() -> Generator[None]:
+    """Let this process, too, use the cache: where a run is repeated, each makes its jits anew."""
+
+    def enable(is_enabled: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", is_enabled)
+        compilation_cache.reset_cache()
+
+    enable(True)
+    try:
+        yield
+    finally:
+        enable(False)

@@ -6,16 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from environments import programs_on_disk
 
-from experiments import data, mnist_mlp, record
+from experiments import data, fig1, mnist_mlp, record
 from experiments.devices import WAYS, Devices, Share
 from experiments.last_words import LastWords, Stopped
 from experiments.train import Execution
 
 # Batches of 60 on 8 devices: slices of 8, the last one with four examples and four of padding.
-CONFIG = dataclasses.replace(mnist_mlp.PRESETS["smoke"], steps=60, evaluate_every=20)
+CONFIG = dataclasses.replace(
+    mnist_mlp.PRESETS["smoke"], hidden=(30, 20), steps=60, evaluate_every=15, population_batches=2
+)
+# Batches of 6: two of eight devices have nothing but padding; one seed, without vmap. In batches of
+# three the network itself makes ten roundings of one, every step.
+TINY = dataclasses.replace(CONFIG, batch_size=6, seeds=1, steps=15)
 # Percentiles, of size 1, are written with four decimals; after 60 steps rounding is 1e-6.
 PERCENTILE = 1.01e-4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shorter():
+    """Each run makes its functions, so its programs, anew: here the cache pays. No figures."""
+    with programs_on_disk(), pytest.MonkeyPatch.context() as patch:
+        # They show the metrics, which are compared; tests/test_mnist_mlp.py looks at figures.
+        patch.setattr(fig1, "draw", lambda run, summary: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -57,32 +72,35 @@ def one(digits, tmp_path_factory):
     return run_on(Devices(), CONFIG, digits, tmp_path_factory.mktemp("one"))
 
 
+@pytest.fixture(scope="module")
+def tiny(digits, tmp_path_factory):
+    """Those of batches of six."""
+    return run_on(Devices(), TINY, digits, tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_eight_devices_have_the_metrics_of_one(way, one, digits, tmp_path):
     assert_same(run_on(Devices(8, way), CONFIG, digits, tmp_path), one)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_more_devices_than_examples(way, digits, tmp_path):
-    """Two of eight devices have nothing but padding; one seed, without vmap.
-
-    In batches of three the network itself makes ten roundings of one, every step.
-    """
-    config = dataclasses.replace(CONFIG, batch_size=6, seeds=1, steps=20)
-    want = run_on(Devices(), config, digits, tmp_path)
-    assert_same(run_on(Devices(8, way), config, digits, tmp_path), want)
+def test_more_devices_than_examples(way, tiny, digits, tmp_path):
+    assert_same(run_on(Devices(8, way), TINY, digits, tmp_path), tiny)
 
 
-@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 4), (4, 8)])
-def test_a_run_goes_on_with_other_devices(before, after, one, digits, tmp_path):
-    run = record.create(tmp_path, "mnist_mlp", CONFIG)
-    told = LastWords()
+def test_a_run_goes_on_with_other_devices(one, digits, tmp_path):
+    """From 8 to 1, from 1 to 4, from 4 to 8: each takes one chunk of the run."""
+    with record.create(tmp_path, "mnist_mlp", CONFIG) as run:
+        path, told = run.path, LastWords()
     told.told = 15
-    with run, pytest.raises(Stopped):
-        carry_on(run, Devices(before), CONFIG, digits, told)
-    assert [row["step"] for row in rows(run.path)] == [0, 20]
-    with record.open_run(run.path) as run:
-        assert_same(carry_on(run, Devices(after, "pmap"), CONFIG, digits), one)
+    steps = [0]
+    for devices in (Devices(8), Devices(), Devices(4, "pmap")):
+        with record.open_run(path) as run, pytest.raises(Stopped):
+            carry_on(run, devices, CONFIG, digits, told)
+        steps.append(steps[-1] + CONFIG.evaluate_every)
+        assert [row["step"] for row in rows(path)] == steps
+    with record.open_run(path) as run:
+        assert_same(carry_on(run, Devices(8, "pmap"), CONFIG, digits), one)
 
 
 def test_batch_without_padding_has_no_mask():
