@@ -32,44 +32,51 @@ def train(key, rate, **options):
     return networks.fit(step, network, (X, LABELS), BATCHES, **options)
 
 
-def test_fit_is_step_after_step():
-    fitted, _ = jax.jit(train)(jax.random.key(0), 0.1)
+train_once = jax.jit(train)
+
+
+@functools.cache
+def train_steps():
+    """Step after step: the networks before the first and after each."""
     optimizer = optax.sgd(0.1)
-    network = networks.init(MODEL, optimizer, jax.random.key(0), X[:1])
+    advance = jax.jit(functools.partial(networks.advance, MODEL, optimizer))
+    made = [start(jax.random.key(0))]
     for rows in BATCHES:
-        network = networks.advance(MODEL, optimizer, network, X[rows], LABELS[rows])
-    chex.assert_trees_all_close(fitted, network, atol=1e-5)
+        made.append(advance(made[-1], X[rows], LABELS[rows]))
+    return made
+
+
+@jax.jit
+def start(key):
+    return networks.init(MODEL, optax.sgd(0.1), key, X[:1])
+
+
+def test_fit_is_step_after_step():
+    fitted, _ = train_once(jax.random.key(0), 0.1)
+    chex.assert_trees_all_close(fitted, train_steps()[-1], atol=1e-5)
 
 
 def test_observations_come_before_the_first_step_and_after_every_chunk():
     observe = functools.partial(jax.tree.map, jnp.sum)
     _, seen = jax.jit(functools.partial(train, observe=observe, every=4))(jax.random.key(0), 0.1)
     for steps, at in ((0, 0), (4, 1), (12, 3)):
-        part = observe(train_steps(steps))
+        part = observe(train_steps()[steps])
         chex.assert_trees_all_close(jax.tree.map(lambda s, i=at: s[i], seen), part, atol=1e-4)
     with pytest.raises(ValueError, match="`every` to divide 12 steps, got 5"):
         train(jax.random.key(0), 0.1, every=5)
-
-
-def train_steps(steps):
-    optimizer = optax.sgd(0.1)
-    network = networks.init(MODEL, optimizer, jax.random.key(0), X[:1])
-    for rows in BATCHES[:steps]:
-        network = networks.advance(MODEL, optimizer, network, X[rows], LABELS[rows])
-    return network
 
 
 def test_vmap_over_seeds_and_rates_is_one_by_one():
     keys, rates = jax.vmap(jax.random.key)(jnp.arange(2)), jnp.array([0.1, 0.5])
     both, _ = jax.jit(jax.vmap(train))(keys, rates)
     for i in range(2):
-        alone, _ = jax.jit(train)(keys[i], rates[i])
+        alone, _ = train_once(keys[i], rates[i])
         mine = jax.tree.map(lambda leaf, i=i: leaf[i], both)
         chex.assert_trees_all_close(mine, alone, atol=1e-4)
 
 
 def test_population_is_the_mean_over_batches():
-    network = networks.init(MODEL, optax.sgd(0.1), jax.random.key(0), X[:1])
+    network = start(jax.random.key(0))
     stats = networks.population(MODEL, network, X.reshape(4, 10, 5))
     first = X @ network.params["dense_0"]["kernel"]
     parts = np.asarray(first, np.float64).reshape(4, 10, 8)
@@ -79,13 +86,25 @@ def test_population_is_the_mean_over_batches():
 
 def test_penalty_and_accuracy():
     optimizer = optax.sgd(0.1)
-    network = networks.init(MODEL, optimizer, jax.random.key(0), X[:1])
-    plain = networks.advance(MODEL, optimizer, network, X, LABELS)
-    decayed = networks.advance(
-        MODEL, optimizer, network, X, LABELS, penalty=lambda p: jnp.sum(p["output"]["kernel"] ** 2)
-    )
-    difference = plain.params["output"]["kernel"] - decayed.params["output"]["kernel"]
+    network = start(jax.random.key(0))
+
+    @jax.jit
+    def kernels(network):
+        """Without the penalty, and with it."""
+        made = [
+            networks.advance(MODEL, optimizer, network, X, LABELS, penalty=penalty)
+            for penalty in (None, lambda p: jnp.sum(p["output"]["kernel"] ** 2))
+        ]
+        return [one.params["output"]["kernel"] for one in made]
+
+    difference = np.subtract(*kernels(network))
     np.testing.assert_allclose(difference, 0.2 * network.params["output"]["kernel"], atol=1e-6)
-    outputs = MODEL.apply(network.variables, X, training=False)
+
+    @jax.jit
+    def outputs_and_accuracy(variables):
+        outputs = MODEL.apply(variables, X, training=False)
+        return outputs, networks.accuracy(MODEL, variables, X, LABELS)
+
+    outputs, accuracy = outputs_and_accuracy(network.variables)
     expected = np.mean(np.argmax(outputs, -1) == np.asarray(LABELS))
-    assert float(networks.accuracy(MODEL, network.variables, X, LABELS)) == pytest.approx(expected)
+    assert float(accuracy) == pytest.approx(expected)
