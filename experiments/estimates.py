@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import ArrayLike
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -101,6 +101,8 @@ def share(outcomes: ArrayLike) -> Estimate:
     x = np.asarray(outcomes, bool).ravel()
     if not len(x):
         raise ValueError("Expected at least one run, got none.")
+    from scipy import stats  # A second to import, seldom needed.
+
     test = stats.binomtest(int(x.sum()), len(x))
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
     return Estimate(
@@ -150,7 +152,7 @@ def _finite_runs(values: ArrayLike) -> np.ndarray:
 def _t_interval(x: np.ndarray) -> tuple[float, float]:
     if len(x) < 2 or np.ptp(x) == 0:
         return float(x.mean()), float(x.mean())
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1) * stats.sem(x)
+    half = special.stdtrit(len(x) - 1, (1 + CONFIDENCE) / 2) * x.std(ddof=1) / math.sqrt(len(x))
     return float(x.mean() - half), float(x.mean() + half)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
-from scipy import stats
+from scipy import special
 
 from experiments import estimates, figures
 from experiments.record import Run, read_rows
@@ -116,7 +116,7 @@ def interval(values: np.ndarray) -> dict[str, Any]:
     """Return mean over seeds, half the width of its 95 % interval (t), and the values."""
     half = None
     if len(values) > 1:
-        half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+        half = special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
         half = round(float(half), 5)
     return {
         "mean": round(float(values.mean()), 5),
@@ -127,7 +127,10 @@ def interval(values: np.ndarray) -> dict[str, Any]:
 
 def typical_unit(drifts: list[np.ndarray]) -> int:
     """Choose the unit whose drift is nearest to the middle rank, in both networks together."""
-    distance = [np.abs(stats.rankdata(drift) - (len(drift) + 1) / 2) for drift in drifts]
+    ranks = [
+        np.array([(drift < one).sum() + (drift <= one).sum() for one in drift]) for drift in drifts
+    ]
+    distance = [np.abs(rank - len(rank)) for rank in ranks]
     return int(np.sum(distance, axis=0).argmin())
 
 
