@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # Runs: each has work for about one core.
 CHECKPOINT_EVERY = 3  # Chunks.
 CHUNK = mnist_mlp.PRESETS["smoke"].evaluate_every
-STEPS = {"smoke": 300, "full": 1500}  # With 300, a moment seldom falls into the training.
+STEPS = {"smoke": 200, "full": 1500}  # With 300, a moment seldom falls into the training.
 LONGEST = 300  # Seconds before a run is said to hang.
 TRIES = 4  # Until a run is killed before its end: moments at its very end may never come.
 POLL = 0.0005  # Seconds: a checkpoint is 40 ms in writing, then 3 without a manifest.
@@ -170,6 +170,11 @@ class Strike(NamedTuple):
     number: int = signal.SIGKILL
 
 
+def beginning(steps: int) -> list[str]:
+    """Give the options that a run begins with; the short one has a small network, soon traced."""
+    return ["--steps", str(steps), *(["--hidden", "20"] if steps == STEPS["smoke"] else [])]
+
+
 def carry_on(folder: Path, *options: str, strike: Strike | None = None) -> tuple[int, str]:
     """Go on with a run, or begin one, to its end or until struck; return exit status and stderr."""
     path = look(folder).path
@@ -233,7 +238,7 @@ def disturb(folder: Path, steps: int, strikes: Sequence[Strike]) -> dict[str, An
         before, started = look(folder), time.perf_counter()
         if before.finished:
             break
-        status, told = carry_on(folder, "--steps", str(steps), strike=strike)
+        status, told = carry_on(folder, *beginning(steps), strike=strike)
         seconds = round(time.perf_counter() - started, 2)
         began = began_at(told, before.checkpoint if status else steps)
         if status not in ((0, -signal.SIGKILL, 128 + signal.SIGTERM) if strike else (0,)):
@@ -350,7 +355,7 @@ def report(result: dict[str, Any]) -> str:
     parts = [
         "# Runs that are killed, and checkpoints that are damaged",
         f"`python -m benchmarks.faults` on {common.describe(result['env'])}.",
-        f"`mnist_mlp --preset smoke --steps {result['steps']} --checkpoint-every "
+        f"`mnist_mlp --preset smoke {' '.join(beginning(result['steps']))} --checkpoint-every "
         f"{CHECKPOINT_EVERY}`, {CHUNK} steps a chunk, {AT_ONCE} runs at a time; undisturbed, "
         f"{result['life']:.1f} s. What identical means is in the docstring of "
         "`benchmarks/faults.py`.",
@@ -376,7 +381,7 @@ def main(options: Options) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jbn-faults-")))
         pool = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
-        undisturbed = ("--steps", str(steps))
+        undisturbed = beginning(steps)
         started = time.perf_counter()
         list(pool.map(lambda name: carry_on(root / name, *undisturbed), ("one", "other")))
         life = time.perf_counter() - started
