@@ -21,16 +21,16 @@ def snippets(page, language):
 def environment():
     """Return one without the suite's own eight devices, and with this Python as `python`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # A torn entry of the cache is a warning, here an error.
-    own = own_environment(PYTHONPATH=str(ROOT), PATH=path)
-    return {**own, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return own_environment(PYTHONPATH=str(ROOT), PATH=path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python(page):
     code = "\n".join(snippets(page, "python"))
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    # A torn entry of the cache is a warning, here an error.
+    own = {**environment(), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from environments import programs_on_disk
 
 from experiments import data, fig1, mnist_mlp, record
 from experiments.__main__ import main
@@ -175,7 +176,8 @@ def test_config_that_cannot_be_trained(options):
 def finished(tmp_path_factory):
     """A smoke run that nothing interrupts, in this process."""
     root = tmp_path_factory.mktemp("runs")
-    assert main(["mnist_mlp", "--preset", "smoke", "--runs", str(root)]) == 0
+    with programs_on_disk():
+        assert main(["mnist_mlp", "--preset", "smoke", "--runs", str(root)]) == 0
     (path,) = (root / "mnist_mlp").iterdir()
     return path
 
@@ -247,7 +249,8 @@ def test_killed_and_interrupted_run_ends_with_the_same_metrics(finished, tmp_pat
     assert told.splitlines()[-1].endswith(f"--resume {path}")
     assert "Traceback" not in told
     assert not (path / "summary.json").exists()
-    assert main(["mnist_mlp", "--resume", str(path)]) == 0
+    with programs_on_disk():
+        assert main(["mnist_mlp", "--resume", str(path)]) == 0
     for name in ("config.json", "metrics.jsonl", "fig1.svg"):
         assert (path / name).read_bytes() == (finished / name).read_bytes()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from environments import own_environment
+from environments import own_environment, programs_on_disk
 
 from experiments import estimates, everything, ledger, record
 from experiments.__main__ import EXPERIMENTS, main
@@ -100,9 +100,11 @@ def test_killed_study_goes_on_after_its_last_part(tmp_path):
     (path,) = (tmp_path / "identities").iterdir()
     kept = (path / "parts" / "layer.npz").stat().st_mtime_ns
     assert not (path / "summary.json").exists()
-    assert main(["identities", "--preset", "smoke", "--runs", str(tmp_path), "--resume"]) == 0
-    assert (path / "parts" / "layer.npz").stat().st_mtime_ns == kept
-    assert main(["identities", "--preset", "smoke", "--runs", str(tmp_path)]) == 0
+    arguments = ["identities", "--preset", "smoke", "--runs", str(tmp_path)]
+    with programs_on_disk():
+        assert main([*arguments, "--resume"]) == 0
+        assert (path / "parts" / "layer.npz").stat().st_mtime_ns == kept
+        assert main(arguments) == 0
     other, _ = record.finished(tmp_path, "identities")
     one, two = (record.read_json(p / "summary.json")["metrics"] for p in (path, other))
     assert one == two
