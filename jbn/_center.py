@@ -69,7 +69,9 @@ class Centered(NamedTuple):
         return _moments(mean, var, self.count, self.effective_count)
 
     def or_running(self, mean: Array, var: Array, epsilon: ArrayLike) -> "Centered":
-        """Put running statistics, vectors, where nothing has weight: for whatever has a mask."""
+        """Put running statistics, vectors, where nothing has weight."""
+        if self.has_weight is None:
+            return self
         dtype, has = self.pivot.dtype, self.has_weight
         var = like(var.astype(self.near_rstd.dtype), self.near_rstd)
         mean = like(mean.astype(dtype), self.pivot)

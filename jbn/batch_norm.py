@@ -309,8 +309,6 @@ def or_running(
     epsilon: ArrayLike,
 ) -> Centered:
     """Put running statistics where nothing has weight; without a state those of a fresh one."""
-    if centered.has_weight is None:
-        return centered
     if state is None:
         zero = jnp.zeros_like(centered.pivot)
         return centered.or_running(zero, jnp.ones_like(centered.near_rstd), epsilon)
