@@ -77,10 +77,10 @@ def draw(
     def fill(path: tuple[Any, ...], leaf: Any) -> Array:
         name, shape = path[-1].key, (len(seeds), *leaf.shape)
         if name != "kernel":
-            return jnp.full(shape, float(name in ("scale", "var")), leaf.dtype)
+            return jax.device_put(np.full(shape, name in ("scale", "var"), leaf.dtype))
         place, scale = next(places), deviation(*leaf.shape[-2:])
         drawn = [np.random.default_rng([seed, place]).normal(0, scale, shape[1:]) for seed in seeds]
-        return jnp.asarray(np.stack(drawn), leaf.dtype)
+        return jax.device_put(np.stack(drawn).astype(leaf.dtype))
 
     made = jax.tree_util.tree_map_with_path(fill, shapes)
     params = made["params"]

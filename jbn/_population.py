@@ -117,11 +117,17 @@ def _population(step: Callable[[State, Any], State], state: State, batches: Any)
     absorbed = [jnp.zeros_like(leaf, dtype=jnp.int32) for leaf in floats]
     counts = [from_zero(leaf) for leaf in counts]
     averages, absorbed, counts = fold(absorb, (averages, absorbed, counts), batches)
-    floats = [
+    return join(_averages_where_any(averages, absorbed, floats), counts)
+
+
+@jax.jit
+def _averages_where_any(
+    averages: list[Array], absorbed: list[Array], olds: list[Array]
+) -> list[Array]:
+    return [
         jnp.where(n > 0, average.astype(old.dtype), old)
-        for average, n, old in zip(averages, absorbed, floats, strict=True)
+        for average, n, old in zip(averages, absorbed, olds, strict=True)
     ]
-    return join(floats, counts)
 
 
 def _as_leaf(leaf: Any) -> Array:

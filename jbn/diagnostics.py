@@ -298,7 +298,8 @@ def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, "
     return {name: _norm(leaves) for name, leaves in layers.items()}
 
 
-def _norm(leaves: Sequence[Array]) -> Array:
+@jax.jit
+def _norm(leaves: list[Array]) -> Array:
     """Compute the L2 norm of all together, scaled: the square of 1e-25 is 0 in float32."""
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
     unit = jnp.where(largest > 0, largest, 1)

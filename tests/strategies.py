@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +16,7 @@ def values(seed: int, shape, dtype="float32", mean=0.0, std=1.0):
     x = rng.normal(mean, std, shape)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         x = x + 1j * rng.normal(-mean, 2 * std, shape)
-    return jnp.asarray(x, dtype)
+    return jax.device_put(x.astype(dtype))  # By `jnp.asarray` each shape is a program.
 
 
 def make_mask(full: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -22,7 +22,7 @@ FOLDED = 1e-5
 
 
 def values(shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(0, 1, shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(seed).normal(0, 1, shape).astype(np.float32))
 
 
 def assert_folded(got, want):
@@ -32,7 +32,9 @@ def assert_folded(got, want):
 def trained(tree, seed=1):
     """Return variables as training leaves them: nothing is 0 or 1, variances are positive."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 2, leaf.shape), leaf.dtype), tree)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(rng.uniform(0.5, 2, leaf.shape).astype(leaf.dtype)), tree
+    )
 
 
 # One layer, then a norm -------------------------------------------------------------------------

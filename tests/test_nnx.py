@@ -31,7 +31,7 @@ def sample(shape, dtype="float32", seed=0):
         x = x + 1j * rng.normal(0, 1, shape)
     if dtype == "int32":
         x = 5 * x
-    return jnp.asarray(x, dtype)
+    return jax.device_put(x.astype(dtype))
 
 
 def arrays(layer):
