@@ -81,6 +81,7 @@ def save(made: Figure, path: Path) -> None:
     """Write a figure as `path`.png and `path`.svg."""
     with mpl.rc_context(STYLE):
         made.savefig(path.with_suffix(".png"), dpi=150)
+        made.set_layout_engine("none")  # All stays in its place: the search takes half of the time.
         made.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 

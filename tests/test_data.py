@@ -230,3 +230,12 @@ def test_digits_look_like_mnist():
     assert digits.train_images.max() == 255
     assert set(digits.test_labels) == set(range(10))
     assert digits.describe() == data.load_digits().describe()
+
+
+def test_digits_are_scikit_learns_whether_it_is_imported_or_not(monkeypatch):
+    code = "import sys; from experiments import data; data.load_digits(); "
+    code += "assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    digits = data.load_digits().describe()
+    monkeypatch.setattr(data, "DIGITS_SHA256", "that of another version")
+    assert data.load_digits().describe() == digits
