@@ -125,17 +125,18 @@ def layer_errors(key: Array) -> dict[str, Array]:
         return jnp.sum(batch_norm(u @ w + b[None], jbn.BatchNormParams(scale, bias)) * dy)
 
     dw, db, dbias = jax.grad(loss, (0, 1, 2))(w, b, bias)
-    scaled = [
-        (largest(batch_norm(u @ (a * w)) - batch_norm(u @ w)), a * jax.grad(loss)(a * w, b))
-        for a in SCALES
-    ]
+
+    def scaled(a: Array) -> tuple[Array, Array]:
+        return largest(batch_norm(u @ (a * w)) - batch_norm(u @ w)), a * jax.grad(loss)(a * w, b)
+
+    errors, gradients = jax.vmap(scaled)(jnp.asarray(SCALES))
     images = normal(6, 4, 5, MAPS)
     dense = batch_norm(images.reshape(-1, MAPS), params).reshape(images.shape)
     return {
         "bias_effect": largest(batch_norm(u @ w + b[None]) - batch_norm(u @ w)),
         "bias_gradient": largest(db) / largest(dbias),
-        "scaled_output": jnp.max(jnp.stack([error for error, _ in scaled])),
-        "scaled_gradient": jnp.max(jnp.stack([largest(g - dw) for _, g in scaled])) / largest(dw),
+        "scaled_output": jnp.max(errors),
+        "scaled_gradient": largest(gradients - dw[None]) / largest(dw),
         "radial_gradient": largest(jnp.sum(w * dw, 0)) / jnp.linalg.norm(w) / jnp.linalg.norm(dw),
         "convolution_difference": largest(batch_norm(images, params) - dense),
         "parameters_per_map": jnp.asarray(
