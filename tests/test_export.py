@@ -86,3 +86,12 @@ def test_one_program_for_every_batch_size(name):
         found, expected = jax.tree.leaves(exported.call(x)), jax.tree.leaves(function(x))
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_allclose(a, b, atol=ATOL)
+
+
+def test_one_value_of_a_batch_of_any_size_leaves_the_variance():
+    """Where the size is known it is an error; here only the exported program can tell."""
+    (size,) = jax.export.symbolic_shape("n")
+    x = jax.ShapeDtypeStruct((size, C), jnp.float32)
+    _, state = jax.export.export(jax.jit(batch_norm))(x).call(np.full((1, C), 2, np.float32))
+    np.testing.assert_array_equal(state.var, STATE.var)
+    np.testing.assert_allclose(state.mean, 0.01 * 2, rtol=1e-6)
