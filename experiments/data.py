@@ -231,7 +231,8 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
             return rows[:, :-1], rows[:, -1]
     from sklearn.datasets import load_digits as sklearn_digits
 
-    return sklearn_digits(return_X_y=True)
+    pixels, digits = sklearn_digits(return_X_y=True)
+    return np.asarray(pixels), np.asarray(digits)
 
 
 def binary(images: UInt8[np.ndarray, "N H W"]) -> UInt8[np.ndarray, "N features"]:
