@@ -90,9 +90,10 @@ def updated(
     `several` says that every feature has more than one value.
     """
     n = effective_count(moments)
-    has_one = has_two = None
-    factor = n / (n - 1)
-    if not several:
+    if several:
+        has_one = has_two = None
+        factor = n / (n - 1)
+    else:
         has_one = ~(moments.count <= 0)
         # A single float weight has n = 1 up to rounding.
         has_two = has_one & ~(n <= 1 + 4 * jnp.finfo(n.dtype).eps)

@@ -1,6 +1,6 @@
 """Batch normalization by statistics other than the whole batch's: ghost batches, renorm, blends.
 
-Each is `batch_norm` with other vectors: y = (deviation * rstd) * a + b about the pivot of
+Each is `batch_norm` with other vectors: y = (deviation * per_unit) * a + b about the pivot of
 `_center`, so all keep its precision and its one array for the backward pass.
 
 Two more need no function. *Frozen* statistics: `jbn.normalize(x, state.mean, state.var, params)`;

@@ -14,7 +14,7 @@ from jbn import linen_norms, models
 from jbn.models import inception
 from jbn.models.units import NORMS, WEIGHT
 
-DIGIT, COLOUR, PHOTO, SEQUENCE = (28, 28, 1), (32, 32, 3), (224, 224, 3), (7, 3)
+DIGIT, COLOR, PHOTO, SEQUENCE = (28, 28, 1), (32, 32, 3), (224, 224, 3), (7, 3)
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
 
@@ -84,9 +84,9 @@ COUNTS = {
     ),
     "resnet18": (models.resnet18(norm="batch"), PHOTO, 1000, 11_689_512),
     "resnet50": (models.resnet50(norm="batch"), PHOTO, 1000, 25_557_032),
-    "resnet20": (models.resnet20(norm="batch"), COLOUR, 10, 269_722),
-    "resnet56": (models.resnet56(norm="batch"), COLOUR, 10, 853_018),
-    "resnet110": (models.resnet110(norm="batch"), COLOUR, 10, 1_727_962),
+    "resnet20": (models.resnet20(norm="batch"), COLOR, 10, 269_722),
+    "resnet56": (models.resnet56(norm="batch"), COLOR, 10, 853_018),
+    "resnet110": (models.resnet110(norm="batch"), COLOR, 10, 1_727_962),
     # Of 784-100-100-100-10: 784*100 + 2*100*100 + 100*10, and biases.
     "MLP": (models.MLP(), (784,), 10, 78_400 + 20_000 + 1_000 + 310),
     # Hidden 100, 3 features: 1, 3, 4 gates.
@@ -121,8 +121,8 @@ def test_counts_of_cifar_are_those_by_hand():
 
 
 def test_skip_connections_have_no_parameters_where_they_pad():
-    assert shapes(models.resnet20(norm="batch", skip=False), COLOUR) == shapes(
-        models.resnet20(norm="batch"), COLOUR
+    assert shapes(models.resnet20(norm="batch", skip=False), COLOR) == shapes(
+        models.resnet20(norm="batch"), COLOR
     )
 
 
@@ -229,7 +229,7 @@ LARGE = {
         PHOTO,
     ),
     "resnet50": (models.resnet50(norm="batch", blocks=(2, 1, 1, 1)), PHOTO),
-    "resnet20": (models.resnet20(norm="batch"), COLOUR),
+    "resnet20": (models.resnet20(norm="batch"), COLOR),
 }
 
 
