@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 from jbn import linen_norms, models
 from jbn.models import inception
-from jbn.models.units import NORMS, WEIGHT
+from jbn.models.units import NORMS, WEIGHT, cancels_bias
 
 DIGIT, COLOR, PHOTO, SEQUENCE = (28, 28, 1), (32, 32, 3), (224, 224, 3), (7, 3)
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
@@ -210,6 +211,25 @@ def test_every_norm(name, norm):
     if norm == "group":
         norm = functools.partial(linen_norms.GroupNorm, groups=2)
     run_step(make, shape, norm)
+
+
+@pytest.mark.parametrize(
+    ("norm", "cancels"),
+    [
+        (nn.BatchNorm, True),
+        (functools.partial(nn.BatchNorm, momentum=0.9), True),
+        (nn.InstanceNorm, True),
+        (nn.LayerNorm, False),
+        (nn.GroupNorm, False),
+    ],
+)
+def test_a_norm_of_flax_cancels_the_bias_as_ours_does(norm, cancels):
+    assert cancels_bias(norm) == cancels
+
+
+def test_a_network_with_the_norm_of_flax_has_no_bias_before_it():
+    ours, theirs = (shapes(models.resnet20(norm=norm), COLOR) for norm in ("batch", nn.BatchNorm))
+    chex.assert_trees_all_equal_shapes_and_dtypes(ours["params"], theirs["params"])
 
 
 @pytest.mark.parametrize("name", ["MLP", "CNN", "ResNet"])

@@ -27,7 +27,7 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 WEIGHT = "weight"
 # Those that subtract a mean over what a bias is constant over, so that the bias cancels.
-CANCEL_BIAS = (BatchNorm, linen_norms.InstanceNorm)  # Ghost and renorm are BatchNorms.
+CANCEL_BIAS = (BatchNorm, nn.BatchNorm, linen_norms.InstanceNorm, nn.InstanceNorm)
 
 
 def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
