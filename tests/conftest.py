@@ -7,7 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+# `benchmarks/gpu.py` runs some of the tests elsewhere.
+os.environ["JAX_PLATFORMS"] = os.environ.get("JBN_TEST_PLATFORM", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -25,6 +26,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import hypothesis
 import jax
 import pytest
+
+# Collect garbage seldom: imports and traces are so many objects that it takes a tenth of all time.
+gc.set_threshold(50_000, 20, 20)
 
 jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -63,9 +67,8 @@ def strict(request):
 
 
 def pytest_collection_finish():
-    """Collect garbage seldom: traces are so many objects that it takes a tenth of all time."""
+    """What is there by now stays: leave it out of every collection of garbage."""
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture
