@@ -15,15 +15,16 @@ sums, merge of parts. Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 1 a
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
 from jbn._dtypes import wide_dtype
-from jbn._sharding import like
+from jbn._sharding import is_explicitly_sharded, like, like_reduced
 from jbn.collectives import Pool
 from jbn.types import Moments, WeightedMoments
 
@@ -81,7 +82,8 @@ class Centered(NamedTuple):
         rstd = jnp.where(
             has, self.near_rstd, jax.lax.stop_gradient(_near_rstd(jnp.sqrt(var), epsilon))
         )
-        # What is masked may be so far off that it would be infinite, and NaN in the gradient.
+        # y is computed where x is masked. What is there may be NaN, or so far off that y would be
+        # infinite, and the gradient of the vectors NaN.
         deviation = _deviation(residual, pivot, self.per_unit)
         within = jnp.isfinite(deviation * (rstd / self.per_unit).astype(dtype))
         nearby = 0 if residual.dtype == dtype else pivot.astype(residual.dtype)
@@ -122,6 +124,7 @@ def center(
     weights: Array | None,
     pool: Pool | None,
     epsilon: ArrayLike = 1.0,
+    guess: Array | None = None,
 ) -> Centered:
     """Center a batch about a pivot near its mean, with the moments of all devices.
 
@@ -132,19 +135,17 @@ def center(
         their ratios, at any scale; a negative one counts as 0.
       pool: the devices that share statistics.
       epsilon: what is added to var before its root. It need only be near where var alone is asked.
+      guess: of the mean, a vector of x's rank, such as the running mean; any value will do.
     """
     unit = None
-    if weights is not None:
-        if weights.dtype != jnp.bool_:
-            weights = weights.astype(jnp.finfo(wide_dtype(x.dtype)).dtype)
-            weights = jnp.where(weights < 0, 0, weights)
-            largest = jnp.max(weights, axes, keepdims=True)
-            unit = jax.lax.stop_gradient(jnp.where(largest > 0, power_of_two(largest), 1))
-            weights = weights / unit
-        # y is computed where x is masked; NaN there must not reach a gradient.
-        x = jnp.where(_has(weights) | jnp.isfinite(x), x, 0)
+    if weights is not None and weights.dtype != jnp.bool_:
+        weights = weights.astype(jnp.finfo(wide_dtype(x.dtype)).dtype)
+        weights = jnp.where(weights < 0, 0, weights)
+        largest = jnp.max(weights, axes, keepdims=True)
+        unit = jax.lax.stop_gradient(jnp.where(largest > 0, power_of_two(largest), 1))
+        weights = weights / unit
     epsilon = jnp.asarray(epsilon, jnp.finfo(wide_dtype(x.dtype)).dtype)
-    values = _values(*jax.lax.stop_gradient((x, weights, unit, epsilon)), axes, pool)
+    values = _values(*jax.lax.stop_gradient((x, weights, unit, epsilon, guess)), axes, pool)
     out = _with_derivative(x, weights, values, axes, pool)
     pivot, shared = values.pivot, values.shared
     return Centered(
@@ -231,12 +232,13 @@ def _values(
     weights: Array | None,
     unit: Array | None,
     epsilon: Array,
+    guess: Array | None,
     axes: tuple[int, ...],
     pool: Pool | None,
 ) -> _Values:
     """Center a batch, by weights that are given in units of `unit` and are not above 2."""
     n = _count(weights, x, axes)
-    part = _local(x, weights, n, epsilon, axes)
+    part = _local(x, weights, n, epsilon, guess, axes)
     n = like(n, part.std)
     unit = jnp.ones_like(n) if unit is None else like(unit, n)
     effective = None
@@ -333,7 +335,7 @@ def _tangent_sums(
     sums = [total * unit * share, 2 * (products * rate.real * share.real) * rate.real]
     if dweights is not None and weights is not None:
         dw, w = (jnp.broadcast_to(v, deviation.shape) for v in (dweights, weights))
-        centered = deviation - mean
+        centered = jnp.where(jnp.isfinite(deviation), deviation, 0) - mean
         # Finite: what is masked may be so far off that 0 times its square would be NaN.
         spread = finite(abs_squared(centered * rate)) - out.relative_var
         first = jnp.sum(dw.astype(dtype) * centered, axes, keepdims=True)
@@ -360,28 +362,41 @@ class _Part(NamedTuple):
 
 
 def _local(
-    x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
+    x: Array,
+    weights: Array | None,
+    n: Array,
+    epsilon: Array,
+    guess: Array | None,
+    axes: tuple[int, ...],
 ) -> _Part:
     """Compute the moments of this device's part, of n values or of weights whose sum is n.
 
-    Two ways, since what is cheap differs. On accelerators a subtraction inside a reduction is
-    free and a branch on data is not. On CPU, XLA runs reductions of x itself as library kernels
-    (2 to 3 times as fast) but first writes `x - pivot` to memory, and a branch is free.
+    Three ways to read x once, since what is cheap differs; each is exact, see `_about_*`:
+    - CPU: sums about 0. XLA runs reductions of x itself as library kernels, 2 to 3 times as fast,
+      but writes `x - pivot` to memory first. A branch on data is free.
+    - TPU: sums about the guess. XLA computes them inside the convolution that makes x, as long as
+      the pivot does not come from x. A branch is free.
+    - GPU: sums about a median of a few rows of x. There a branch waits for the host, which takes
+      longer than a second pass.
     """
     return jax.lax.platform_dependent(
         x,
         weights,
         n,
         epsilon,
-        cpu=functools.partial(_shift_if_needed, axes=axes),
-        default=functools.partial(_shift, axes=axes),
+        guess,
+        cpu=functools.partial(_about_zero, axes=axes),
+        tpu=functools.partial(_about_guess, axes=axes),
+        default=functools.partial(_about_sample, axes=axes),
     )
 
 
-def _shift(
+# Traced once for all the ways that fall back to it.
+@functools.partial(jax.jit, static_argnames="axes", inline=True)
+def _about_mean(
     x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
 ) -> _Part:
-    """Take sums about the mean, in a unit in which no square overflows."""
+    """Take sums about the mean, in a unit in which no square overflows: two passes over x."""
     wide = x.astype(wide_dtype(x.dtype))
     # Divided first, for the sum may overflow where the mean does not.
     part = 1 / n if weights is None else _inverse(n)
@@ -392,20 +407,20 @@ def _shift(
     return _about(_as_pivot(mean), unit, x, weights, n, axes)
 
 
-def _shift_if_needed(
-    x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
+def _about_zero(
+    x: Array,
+    weights: Array | None,
+    n: Array,
+    epsilon: Array,
+    guess: Array | None,
+    axes: tuple[int, ...],
 ) -> _Part:
     """Take sums about 0, and again about the mean if any feature would lose precision by it."""
     wide = x.astype(wide_dtype(x.dtype))
     mean = _mean(wide, weights, n, axes)
-    second, squared = _mean(wide, weights, n, axes, squared=True), abs_squared(mean)
-    var = jnp.maximum(second - squared, 0)
-    limits = jnp.finfo(second.dtype)
-    # Where squares of x vanish nothing is known of its deviation.
-    calm = squared <= WELL_CONDITIONED * var
-    calm &= (second > limits.tiny * 2**24) | (mean == 0)
-    # Else squares of x overflow, or vanish though epsilon is as small as they are.
-    in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
+    second = _mean(wide, weights, n, axes, squared=True)
+    var = jnp.maximum(second - abs_squared(mean), 0)
+    in_range, calm = _trust(mean, second, epsilon)
 
     def scaled(x: Array) -> tuple[Array, Array]:
         wide = x.astype(mean.dtype)
@@ -427,6 +442,114 @@ def _shift_if_needed(
     about_zero = _Part(x, jnp.zeros_like(mean), jnp.ones_like(var), mean, jnp.sqrt(var), var)
     shifts = _anywhere(jnp.any(~(calm & in_range)))
     return jax.lax.cond(shifts, about_mean, lambda *part: _Part(*part), *about_zero)
+
+
+def _about_guess(
+    x: Array,
+    weights: Array | None,
+    n: Array,
+    epsilon: Array,
+    guess: Array | None,
+    axes: tuple[int, ...],
+) -> _Part:
+    """Take sums about a guess, and again about the mean if any feature would lose precision by it.
+
+    Of the branches only vectors come back, so that x is not kept for them.
+    """
+    if guess is None:
+        return _about_mean(x, weights, n, epsilon, axes=axes)
+    guess = guess.astype(wide_dtype(x.dtype))
+    pivot = _as_pivot(jnp.where(jnp.isfinite(guess), guess, 0))
+    if weights is not None:
+        pivot = jnp.where(_has(n), pivot, 0)
+    pivot = like_reduced(pivot, x, axes)
+    near = _about(pivot, jnp.ones_like(pivot.real), x, weights, n, axes)
+    second = near.var + abs_squared(near.remainder)
+    in_range, calm = _trust(near.remainder, second, epsilon)
+
+    def again(x: Array) -> tuple[Array, ...]:
+        return _about_mean(x, weights, n, epsilon, axes=axes)[1:]
+
+    # Branches have the same types: in `shard_map` these two have to vary as the others do. No
+    # operation is left of it in the compiled program.
+    same = [jnp.where(calm, v, v) for v in (near.pivot, near.per_unit)]
+    shifts = _anywhere(jnp.any(~(calm & in_range)))
+    pivot, per_unit, *others = jax.lax.cond(shifts, again, lambda x: (*same, *near[3:]), x)
+    residual = x
+    if x.dtype == pivot.dtype:
+        residual = (x - pivot) * per_unit.astype(pivot.dtype)
+    return _Part(residual, pivot, per_unit, *others)
+
+
+def _about_sample(
+    x: Array,
+    weights: Array | None,
+    n: Array,
+    epsilon: Array,
+    guess: Array | None,
+    axes: tuple[int, ...],
+) -> _Part:
+    """Take sums about Tukey's ninther, a median of nine values of each feature.
+
+    Three outliers among the nine do not move it, and any three of them that are no outliers keep it
+    near. Were it one itself, at a distance d: the nine are part of the batch, so d^2 / var < N / 4
+    holds in any case, and var is off by N / 4 roundings at most.
+
+    References: Tukey, "The Ninther, a Technique for Low-Effort Robust (Resistant) Location in Large
+    Samples", 1978.
+    """
+    sample = None if weights is not None else _sample(x, axes)
+    if sample is None:
+        return _about_mean(x, weights, n, epsilon, axes=axes)
+    unit = jnp.ones(sample.shape[1:], epsilon.dtype)
+    if _may_overflow(x):
+        unit = _unit(sample, None, epsilon, (0,))[0]
+    a, b, c = (_median(*sample[i : i + 3]) for i in (0, 3, 6))
+    return _about(_as_pivot(_median(a, b, c)), unit, x, weights, n, axes)
+
+
+# From this many values on, one read less is worth a small kernel more.
+SAMPLE_FROM = 1024
+
+
+def _sample(x: Array, axes: tuple[int, ...]) -> Array | None:
+    """Take nine values of each feature from all over the batch, stacked; None if it is small.
+
+    By one gather, which costs one collective where x is sharded; a slice would cost several.
+    """
+    sizes = [x.shape[a] for a in axes]
+    is_known = all(isinstance(size, int) for size in sizes)
+    if not is_known or math.prod(sizes) < SAMPLE_FROM or is_explicitly_sharded(x, axes):
+        return None
+    # Spread by the golden ratio, so that they have no period in common with the batch.
+    places = [(i + i * 0.618 % 1) / 9 for i in range(9)]
+    where = np.unravel_index([int(place * math.prod(sizes)) for place in places], sizes)
+    index: list[Any] = [slice(None)] * x.ndim
+    for axis, positions in zip(axes, where, strict=True):
+        index[axis] = positions
+    # NumPy's rule: the new axis stands where the old ones did, or first if they were apart.
+    at = axes[0] if axes[-1] - axes[0] == len(axes) - 1 else 0
+    sample = jnp.moveaxis(x[tuple(index)], at, 0).astype(wide_dtype(x.dtype))
+    return jnp.expand_dims(sample, [a + 1 for a in axes])
+
+
+def _median(a: Array, b: Array, c: Array) -> Array:
+    if jnp.iscomplexobj(a):
+        parts = ([v.real for v in (a, b, c)], [v.imag for v in (a, b, c)])
+        return jax.lax.complex(*(_median(*part) for part in parts))
+    return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+
+
+def _trust(mean: Array, second: Array, epsilon: Array) -> tuple[Array, Array]:
+    """Tell of sums about some pivot whether squares are in range, and whether var is exact."""
+    squared = abs_squared(mean)
+    limits = jnp.finfo(second.dtype)
+    # Where squares of x vanish nothing is known of its deviation.
+    calm = squared <= WELL_CONDITIONED * jnp.maximum(second - squared, 0)
+    calm &= (second > limits.tiny * 2**24) | (mean == 0)
+    # Else squares of x overflow, or vanish though epsilon is as small as they are.
+    in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
+    return in_range, calm
 
 
 @jax.custom_batching.custom_vmap

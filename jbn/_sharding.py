@@ -19,13 +19,22 @@ def like(value: Array, reference: Array) -> Array:
     return jax.sharding.reshard(value, sharding) if _is_explicit(sharding) else value
 
 
+def like_reduced(value: Array, x: Array, axes: Sequence[int]) -> Array:
+    """Give a vector the shape and the sharding of x reduced over some axes, which are kept as 1."""
+    shape = [1 if a in axes else size for a, size in enumerate(x.shape)]
+    value = jnp.broadcast_to(value, shape)
+    sharding = jax.typeof(x).sharding
+    return (
+        jax.sharding.reshard(value, _without(sharding, axes)) if _is_explicit(sharding) else value
+    )
+
+
 def gathered(x: Array, axes: Sequence[int]) -> Array:
     """Give every device all of x along some axes."""
     sharding = jax.typeof(x).sharding
     if not _is_explicit(sharding):
         return x
-    spec = (None if a in axes else name for a, name in enumerate(sharding.spec))
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*spec)))
+    return jax.sharding.reshard(x, _without(sharding, axes))
 
 
 def on_all(x: Array) -> NamedSharding | None:
@@ -34,5 +43,16 @@ def on_all(x: Array) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec()) if _is_explicit(sharding) else None
 
 
+def is_explicitly_sharded(x: Array, axes: Sequence[int]) -> bool:
+    """Tell whether some of these axes are split by x's type."""
+    sharding = jax.typeof(x).sharding
+    return _is_explicit(sharding) and any(sharding.spec[a] is not None for a in axes)
+
+
 def _is_explicit(sharding: NamedSharding) -> bool:
     return AxisType.Explicit in sharding.mesh.axis_types
+
+
+def _without(sharding: NamedSharding, axes: Sequence[int]) -> NamedSharding:
+    spec = (None if a in axes else name for a, name in enumerate(sharding.spec))
+    return NamedSharding(sharding.mesh, PartitionSpec(*spec))

@@ -227,7 +227,8 @@ def _batch_norm(
     pool: Pool | None,
     unbiased: bool,
 ) -> tuple[Array, BatchNormState | None]:
-    centered = center(x, reduction_axes(x, features), mask, pool, epsilon)
+    guess = running_mean(state, x, features)
+    centered = center(x, reduction_axes(x, features), mask, pool, epsilon, guess)
     scale, bias = vectors(params, x, features)
     used = or_running(centered, state, x, features, epsilon)
     y = used.normalize(scale, bias, epsilon).astype(x.dtype)
@@ -299,6 +300,11 @@ def vectors(
     """Give scale and bias x's rank."""
     scale, bias = (p if p is None else along_features(p, x, features) for p in params)
     return scale, bias
+
+
+def running_mean(state: BatchNormState | None, x: Array, features: tuple[int, ...]) -> Array | None:
+    """Give the running mean, a guess of the batch's, x's rank."""
+    return None if state is None else along_features(state.mean, x, features)
 
 
 def or_running(

@@ -56,6 +56,7 @@ from jbn.batch_norm import (
     check_values,
     move,
     or_running,
+    running_mean,
     vectors,
 )
 from jbn.collectives import AxisName, Pool, jit_over_devices, pool
@@ -180,9 +181,10 @@ def _ghost_batch_norm(
     if mask is not None:
         mask = _in_groups(jnp.broadcast_to(mask, (examples, *mask.shape[1:])), groups, size)
     # The group is one more feature axis.
-    centered = center(
-        grouped, reduction_axes(grouped, (0, *(a + 1 for a in features))), mask, None, epsilon
-    )
+    over = reduction_axes(grouped, (0, *(a + 1 for a in features)))
+    guess = running_mean(state, x, features)
+    guess = guess if guess is None else guess[None]
+    centered = center(grouped, over, mask, None, epsilon, guess)
     scale, bias = (v if v is None else v[None] for v in vectors(params, x, features))
     used = centered
     if mask is not None:
@@ -305,7 +307,8 @@ def _batch_renorm(
     pool: Pool | None,
     unbiased: bool,
 ) -> tuple[Array, BatchNormState | None]:
-    centered = center(x, reduction_axes(x, features), mask, pool, epsilon)
+    guess = running_mean(state, x, features)
+    centered = center(x, reduction_axes(x, features), mask, pool, epsilon, guess)
     used = or_running(centered, state, x, features, epsilon)
     dtype = centered.pivot.dtype
     mean, var = (along_features(v, x, features).astype(dtype) for v in (state.mean, state.var))

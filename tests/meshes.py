@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -19,6 +20,8 @@ def spread(function, mode, *, replicated):
     which `shard_map` then proves; otherwise it comes back with a leading axis of devices, as it
     does from pmap and vmap in any case.
     """
+    if mode != "vmap":
+        need_devices()
     if mode in ("pmap", "vmap"):
         transform = {"pmap": jax.pmap, "vmap": jax.vmap}[mode]
         mapped = transform(function, axis_name="d", in_axes=(0, None))
@@ -56,8 +59,15 @@ def one_of(state, mode, *, replicated):
     return state
 
 
+def need_devices():
+    """Skip the test where there are fewer: on a GPU there are those that it has."""
+    if jax.device_count() < DEVICES:
+        pytest.skip(f"needs {DEVICES} devices, there are {jax.device_count()}")
+
+
 def shard(tree, *, replicate=False):
     """Return the arrays on eight devices, for jit."""
+    need_devices()
     spec = P() if replicate else P("d")
     return jax.device_put(tree, NamedSharding(mesh(("d", DEVICES)), spec))
 

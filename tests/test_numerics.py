@@ -1,5 +1,6 @@
 """Exact whatever the mean: the normalised output against float64 of the same float32 x."""
 
+import contextlib
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from meshes import DEVICES, MODES, compiled, one_of, shard, spread
+from meshes import DEVICES, MAPPED, MODES, compiled, one_of, shard, spread
 from strategies import values
 
 import jbn
@@ -17,6 +18,7 @@ import jbn
 OUTPUT = 4e-6
 # The variance is a mean of squares of deviations, each with a float32 rounding or two.
 VARIANCE = 4e-6
+EPS = 2**-23  # A rounding of float32.
 # A float32 mean: half a unit in the last place is 6e-8 of its size, and momentum 0 adds nothing.
 MEAN = 1.2e-7
 # dx = rstd (g - mean(g) - xhat mean(g xhat)): each term is O(1) with xhat's error of 4e-6 and the
@@ -340,42 +342,124 @@ def test_inference_at_a_large_running_mean():
         assert oracles.error(y, oracles.normalize(x, mean, var)) <= OUTPUT
 
 
-# Other branches --------------------------------------------------------------------------------
+# What other platforms run ----------------------------------------------------------------------
+
+# A row each, for jbn's own jit keeps what it traced for a shape; above `_center.SAMPLE_FROM`.
+ROWS = {"tpu": 1040, "cuda": 1056}
+
+
+@contextlib.contextmanager
+def compiled_as_for(platform, monkeypatch):
+    """Compile for this CPU what another platform runs."""
+    taken = []
+
+    def take(*arguments, default, **platforms):
+        branch = platforms.get(platform, default)
+        taken.append(branch.func.__name__)
+        return branch(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", take)
+    yield
+    assert set(taken) == {"_about_guess" if platform == "tpu" else "_about_sample"}
+
+
+@pytest.fixture(params=list(ROWS))
+def platform(request, monkeypatch):
+    with compiled_as_for(request.param, monkeypatch):
+        yield request.param
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
-    """Compile for this CPU what other platforms run, where jbn has a branch for each.
+def steps(platform):
+    """Return a way to take gradients, and draws for it that no other platform traced."""
 
-    For a shape that no other test has: jbn's own jit keeps what it traced for one.
-    """
-    taken = []
+    def run(x, dy, mask=None, state=None):
+        function = functools.partial(step, mask=mask, state=state)
+        return with_gradient(function, x, dy)
 
-    def take_default(*arguments, default, **_):
-        taken.append(default)
-        return default(*arguments)
-
-    monkeypatch.setattr(jax.lax, "platform_dependent", take_default)
-    yield
-    assert taken
+    return jax.jit(run)
 
 
-@pytest.mark.parametrize("mask", [None, "boolean", "weights"])
-def test_what_other_platforms_run(elsewhere, mask):
-    shape = (1000, 64)
-    dy = DY[: shape[0]]
-    mask = None if mask is None else make_mask((shape[0], 1), mask)
-    run = jax.jit(functools.partial(with_gradient, functools.partial(step, mask=mask)))
+@pytest.mark.parametrize("kind", ["none", "boolean", "weights"])
+def test_other_platforms(platform, steps, kind):
+    shape = (ROWS[platform], 64)
+    dy = draw(shape, 0.0, seed=5)
+    mask = None if kind == "none" else make_mask((shape[0], 1), kind)
     for ratio in RATIOS:
         x = draw(shape, ratio)
-        y, state, dx = run(x, dy)
-        check(y, x, mask)
-        check_state(state, x, mask)
-        check_dx(dx, x, dy, mask)
+        cold = jbn.init(64)[1]
+        # Cold, warm, some deviations off, and from another world: NaN, too.
+        for mean in (0.0, ratio, ratio + 1.4, ratio - 3.0, 1e5 - ratio, 1e30, np.nan):
+            y, state, dx = steps(x, dy, mask, cold._replace(mean=np.full(64, mean, "f4")))
+            check(y, x, mask)
+            if np.isfinite(mean):  # At momentum 0.
+                check_state(state, x, mask)
+            check_dx(dx, x, dy, mask)
         for name in ADVERSARIES:
             if mask is None or "sparse" not in name:  # the one row may be masked
                 x = adversary(name, ratio, shape)
-                check(run(x, dy)[0], x, mask)
+                check(steps(x, dy, mask, cold)[0], x, mask)
+
+
+def test_other_platforms_with_outliers_among_the_sampled(platform, steps):
+    """Three in any place do not move a ninther; all nine do."""
+    shape = (ROWS[platform] + 1, 64)
+    places = [int((i + i * 0.618 % 1) / 9 * shape[0]) for i in range(9)]
+    dy = draw(shape, 0.0, seed=5)
+    for ratio in (0.0, 1e3, 1e5):
+        for rows in (places[:3], places[::3], places):
+            x = draw(shape, ratio)
+            x[rows] += np.float32(1e4)
+            y, _, dx = steps(x, dy, None, jbn.init(64)[1])
+            moved = platform == "cuda" and len(rows) == 9
+            check(y, x, tolerance=len(x) / 4 * EPS if moved else OUTPUT)
+            if not moved:
+                check_dx(dx, x, dy)
+
+
+def test_other_platforms_in_half_precision(platform, steps):
+    shape = (ROWS[platform] + 2, 64)
+    for ratio in (0.0, 1.4, 100.0):
+        x = jnp.asarray(draw(shape, ratio), jnp.bfloat16)
+        y, state, _ = steps(x, jnp.ones_like(x), None, jbn.init(64)[1])
+        exact = np.asarray(x, np.float64)
+        want = oracles.normalize(exact, *oracles.moments(exact)[:2])
+        # y is rounded to bfloat16: half a unit in the last place, of eight bits.
+        np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=2**-8, atol=2**-9)
+        check_state(state, exact)
+
+
+def test_other_platforms_under_vmap(platform):
+    """A branch is of all problems at once."""
+    rows = ROWS[platform] + 3
+    x = np.stack([draw((rows, 16), ratio, seed=i) for i, ratio in enumerate(RATIOS)])
+    y, state = jax.device_get(jax.jit(jax.vmap(step))(x))
+    for i in range(len(RATIOS)):
+        check(y[i], x[i])
+        check_state(jax.tree.map(lambda leaf, i=i: leaf[i], state), x[i])
+
+
+@pytest.mark.parametrize("mode", MAPPED)
+@pytest.mark.parametrize("platform", list(ROWS))
+def test_other_platforms_over_devices(monkeypatch, platform, mode):
+    """Unequal masks, and a running mean on each device."""
+    rows = DEVICES * (ROWS[platform] + 4 + MAPPED.index(mode))
+
+    def function(sharded, _):
+        x, mask, mean = sharded
+        state = jbn.init(16)[1]._replace(mean=mean[0])
+        return step(x, mask, state, axis_name="d")
+
+    run = compiled(spread(function, mode, replicated=False), mode)
+    masks = make_mask((rows, 1), "weights")
+    masks[: rows // DEVICES] = 0
+    means = np.arange(DEVICES, dtype=np.float32)[:, None] + np.zeros(16, np.float32)
+    for ratio in (0.0, 1e3, 1e5):
+        x = draw((rows, 16), ratio)
+        with compiled_as_for(platform, monkeypatch) if not ratio else contextlib.nullcontext():
+            y, state = run((x, masks, means + np.float32(ratio)), np.zeros(()))
+        check(y, x, masks)
+        check_state(jax.tree.map(lambda leaf: leaf[-1], state), x, masks)
 
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "weights"])
