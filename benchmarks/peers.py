@@ -14,13 +14,14 @@ from benchmarks.common import installed
 
 Shape = tuple[int, ...]
 Stats = Any
-Apply = Callable[[Array, Array, Array, Stats], tuple[Array, Stats]]
+Apply = Callable[..., tuple[Array, Stats]]
 
 
 class Candidate(NamedTuple):
     """One way to normalise `(N, ..., C)`, or `(N, C, ...)` where that is the library's layout.
 
-    `apply(x, scale, bias, stats) -> (y, moved stats)`, scale and bias `(C,)` in `param_dtype`.
+    `apply(x, scale, bias, stats) -> (y, moved stats)`, scale and bias `(C,)` in `param_dtype`; with
+    `mask=` as well where the library has masks.
     """
 
     apply: Apply
@@ -35,8 +36,11 @@ Make = Callable[[Shape, Any], Candidate]
 def with_jbn(shape: Shape, dtype: Any) -> Candidate:
     """Normalise with jbn: float32 parameters and statistics for any x."""
 
-    def apply(x: Array, scale: Array, bias: Array, stats: Stats) -> tuple[Array, Stats]:
-        return jbn.batch_norm(x, jbn.BatchNormParams(scale, bias), stats, training=True)
+    def apply(
+        x: Array, scale: Array, bias: Array, stats: Stats, mask: Array | None = None
+    ) -> tuple[Array, Stats]:
+        params = jbn.BatchNormParams(scale, bias)
+        return jbn.batch_norm(x, params, stats, training=True, mask=mask)
 
     return Candidate(apply, jbn.init(shape[-1])[1])
 
@@ -45,9 +49,11 @@ def with_flax(shape: Shape, dtype: Any, *, fast: bool = True) -> Candidate:
     """Normalise with Flax: by E[x^2] - E[x]^2 if fast. Without dtype= y would be float32."""
     layer = linen.BatchNorm(use_running_average=False, dtype=dtype, use_fast_variance=fast)
 
-    def apply(x: Array, scale: Array, bias: Array, stats: Stats) -> tuple[Array, Stats]:
+    def apply(
+        x: Array, scale: Array, bias: Array, stats: Stats, mask: Array | None = None
+    ) -> tuple[Array, Stats]:
         variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
-        y, moved = layer.apply(variables, x, mutable=["batch_stats"])
+        y, moved = layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
         return y, moved["batch_stats"]
 
     return Candidate(apply, {"mean": jnp.zeros(shape[-1]), "var": jnp.ones(shape[-1])})
@@ -85,6 +91,23 @@ def with_equinox(shape: Shape, dtype: Any) -> Candidate:
         return jax.vmap(this, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, stats)
 
     return Candidate(apply, state, param_dtype=dtype, channels_first=True)
+
+
+def without(shape: Shape, dtype: Any) -> Candidate:
+    """Normalize nothing: scale and bias alone, which any network has."""
+
+    def apply(
+        x: Array, scale: Array, bias: Array, stats: Stats, mask: Array | None = None
+    ) -> tuple[Array, Stats]:
+        return affine(x, scale, bias), stats
+
+    return Candidate(apply, ())
+
+
+def affine(x: Array, scale: Array, bias: Array) -> Array:
+    """Compute scale * x + bias in float32 at least, as the libraries do, and return x's dtype."""
+    scale, bias = (jnp.expand_dims(v, range(x.ndim - 1)) for v in (scale, bias))
+    return (x.astype(scale.dtype) * scale + bias).astype(x.dtype)
 
 
 def candidates() -> dict[str, Make]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import common, fig1, op, peers
+from benchmarks import common, fig1, gpu, op, peers
 
 WAYS = [
     pytest.param(
@@ -93,3 +93,41 @@ def test_fig1_reports(tmp_path, monkeypatch):
         assert min(rate.values()) > 0
     assert result["experiment"] == seconds
     assert "jbn / Flax + optax" in (tmp_path / "fig1_cpu.md").read_text()
+
+
+def test_gpu_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "PASSES", gpu.PASSES[1:])
+    options = gpu.Options(
+        output=tmp_path, preset="smoke", dtypes=("bfloat16",), repeats=1, seconds=0.0
+    )
+    gpu.main(options)
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["tests"]["summary"].startswith("2 passed")
+    assert len(result["rows"]) == 5
+    for row in result["rows"]:
+        assert {"copy", "jbn", "Flax", "none"} <= set(row["seconds"])
+        assert min(row["seconds"].values()) > 0
+    assert "ResNet-50, forward + backward, bfloat16" in (tmp_path / "gpu.md").read_text()
+
+
+def test_gpu_says_what_it_needs(tmp_path):
+    with pytest.raises(SystemExit, match="Expected a GPU, got JAX on cpu"):
+        gpu.main(gpu.Options(output=tmp_path))
+    with pytest.raises(
+        SystemExit, match="Expected parts among tests, op, block, resnet50, got ops"
+    ):
+        gpu.main(gpu.Options(output=tmp_path, parts=("ops",)))
+
+
+def test_what_failed_is_a_note_of_its_row(tmp_path):
+    def fails():
+        raise ValueError("no memory")
+
+    case = gpu.cases(gpu.Options(output=tmp_path, preset="smoke", parts=("op",)))[0]
+    ready = {name: gpu.or_error(fails) for name in case.ways}
+    options = gpu.Options(output=tmp_path, preset="smoke", repeats=1, seconds=0.0)
+    row = gpu.measure(case, ready, options)
+    assert set(row["seconds"]) == {"copy"}
+    report = gpu.report({"env": common.environment(), "rows": [row], "left_out": ["the rest"]})
+    assert "jbn, op 4x3x3x8, forward, bfloat16: ValueError: no memory" in report
+    assert "Left out, for time: the rest." in report
