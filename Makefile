@@ -17,7 +17,7 @@ LONG := $(call tests,study hosts faults modes)
 OTHERS := $(filter-out $(NUMBERS) $(LONG),$(wildcard tests/test_*.py))
 CORE := batch_norm moments running norms linen nnx errors
 
-.PHONY: demo demo-devices ledger report notebooks test test-fast peers browser lint format bench clean
+.PHONY: demo demo-devices ledger report notebooks test test-fast peers browser lint format bench compiled clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.experiments  ## Fig. 1 of the paper on handwritten digits, about a minute
@@ -67,6 +67,9 @@ bench: .venv/.peers  ## jbn against its peers on this machine
 	$(BIN)/python -m benchmarks.eager
 	$(BIN)/python -m benchmarks.fuzz
 
+compiled: .venv/.experiments .venv/.tpu  ## what a TPU's compiler makes of jbn and Flax, minutes; no TPU needed
+	PYTHONPATH=.venv/tpu $(BIN)/python -m benchmarks.compiled
+
 clean:
 	rm -rf .venv
 
@@ -79,4 +82,9 @@ clean:
 .venv/.experiments .venv/.dev .venv/.peers .venv/.browser: .venv/.%: .venv/.base pyproject.toml constraints.txt
 	@echo "installing jbn[$*] from the pinned versions (once)"
 	$(PIP) --editable '.[$*]'
+	@touch $@
+
+# Beside the environment, not in it: JAX looks for a TPU wherever it can import libtpu.
+.venv/.tpu: .venv/.base constraints.txt
+	$(PIP) --no-deps --target .venv/tpu libtpu
 	@touch $@

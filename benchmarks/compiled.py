@@ -1,0 +1,216 @@
+"""Programs compiled for machines that are not here: traffic, kernels, cycles, memory.
+
+  python -m benchmarks.compiled --targets v5e h100
+
+XLA's compilers for TPU and GPU run on any machine. What they make of the programs of
+`benchmarks/programs.py` is counted as `benchmarks/traffic.py` says, side by side for jbn, its peers
+and no normalization. The counts are exact and the same every time; they rank designs, and are no
+times. Needs `pip install 'jbn[tpu-compile]'`, or `'jbn[gpu-compile]'` (4.5 GB).
+"""
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks import common, op, peers, programs, traffic
+
+PROGRAMS = ("op", "block", "resnet50")
+WAYS: dict[str, peers.Make] = {
+    "jbn": peers.with_jbn,
+    "Flax": peers.with_flax,
+    "Haiku": peers.with_haiku,
+    "Equinox": peers.with_equinox,
+    "none": peers.without,
+}
+# Equinox has channels first, and neither has masks.
+CANNOT = {"conv": ("Equinox",), "masked": ("Equinox", "Haiku")}
+NEEDS = {"Haiku": "haiku", "Equinox": "equinox"}
+# What XLA has to know of a card to compile for it: an H100 SXM, from its data sheet and cuDNN 9.10.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84942979072 device_address_bits: 64 ecc_enabled: true
+  cuda_compute_capability { major: 9 }
+  name: "NVIDIA H100 80GB HBM3" device_vendor: "NVIDIA Corporation"
+  driver_version: "13.0.0" runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0"
+  dnn_version: "9.10.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+class Target(NamedTuple):
+    """A machine to compile for: arguments of `get_topology_desc`, and the extra that brings it."""
+
+    platform: str
+    options: dict[str, str]
+    module: str
+    extra: str
+
+
+TARGETS = {
+    "v5e": Target("tpu", {"topology_name": "v5e:2x2"}, "libtpu", "tpu-compile"),
+    "h100": Target(
+        "cuda",
+        {"topology_name": "", "topology": "1x1x1", "target_config": H100},
+        "jax_cuda12_plugin",
+        "gpu-compile",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to compile, for what, and where to leave the result."""
+
+    targets: tuple[str, ...] = ("v5e",)
+    """machines: v5e, h100"""
+    programs: tuple[str, ...] = ("op", "block")
+    """op, block, resnet50 (minutes)"""
+    output: Path | None = None
+    """folder for compiled.json and compiled.md; None is benchmarks/results"""
+
+
+class Case(NamedTuple):
+    """One row: a program by way."""
+
+    name: str
+    ways: dict[str, Callable[[], programs.Program]]
+
+
+def cases(chosen: tuple[str, ...]) -> list[Case]:
+    """List the rows."""
+    sizes, found = programs.FULL, []
+    ways = {n: make for n, make in WAYS.items() if common.installed(NEEDS.get(n, "jax"))}
+
+    def case(name: str, program: Callable[..., programs.Program], *rest: Any) -> Case:
+        return Case(name, {n: functools.partial(program, m, *rest) for n, m in ways.items()})
+
+    for dtype in programs.DTYPES:
+        if "op" in chosen:
+            shape = sizes.op[0]
+            for back, passes in enumerate(op.PASSES):
+                name = f"op {op.label(shape)}, {passes}, {dtype}"
+                found.append(case(name, programs.op, shape, dtype, bool(back)))
+        if "block" in chosen:
+            for kind in ("matmul", "conv", "masked"):
+                row = case(f"block, {kind}, {dtype}", programs.block, kind, sizes, dtype, True)
+                fit = {n: make for n, make in row.ways.items() if n not in CANNOT.get(kind, ())}
+                found.append(row._replace(ways=fit))
+    if "resnet50" in chosen:
+        steps: dict[str, Callable[[], programs.Program]] = {
+            n: functools.partial(programs.network, n, sizes, "bfloat16", True)
+            for n in programs.NORMS
+        }
+        found.append(Case(f"ResNet-50, {op.label(sizes.images)}, bfloat16", steps))
+    return found
+
+
+def compile_for(target: str, program: programs.Program) -> Any:
+    """Compile a program for one device of a machine.
+
+    Raises: SystemExit: the compiler is not installed.
+    """
+    platform, options, module, extra = TARGETS[target]
+    if not common.installed(module):
+        raise SystemExit(
+            f"Expected the compiler for {target}, got no module {module}. Install it with "
+            f"pip install 'jbn[{extra}]'."
+        )
+    devices = topologies.get_topology_desc(platform=platform, **options).devices
+    everywhere = NamedSharding(Mesh(np.array(devices[:1]), ("d",)), PartitionSpec())
+    arguments = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        jax.eval_shape(program.make),
+    )
+    return jax.jit(program.step).lower(*arguments).compile()
+
+
+def measure(target: str, program: programs.Program) -> dict[str, Any]:
+    """Compile and count."""
+    began = time.monotonic()
+    compiled = compile_for(target, program)
+    seconds = time.monotonic() - began
+    found = traffic.traffic(compiled.as_text())
+    return {
+        "GB": found.bytes / 1e9,
+        "passes": found.bytes / program.size,
+        "kernels": found.kernels,
+        "million cycles": found.cycles / 1e6,
+        "temporary GB": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+        "compile seconds": seconds,
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """Write the result as Markdown."""
+    parts = [
+        "# Compiled for machines that are not here",
+        f"`python -m benchmarks.compiled` on {common.describe(result['env'])}.",
+        "Counts of compiled programs, as `benchmarks/traffic.py` says; nothing was run. Blocks and "
+        "networks are forward + backward. A pass is one read or write of the array to normalize.",
+    ]
+    for target, rows in result["targets"].items():
+        cycles = target == "v5e"
+        header = ["", *(["million cycles"] if cycles else []), "passes", "GB", "kernels", "temp GB"]
+        lines = []
+        for row in rows:
+            for name, found in row["ways"].items():
+                numbers = [f"{found['million cycles']:.2f}"] if cycles else []
+                numbers += [f"{found[what]:.2f}" for what in ("passes", "GB")]
+                numbers += [str(found["kernels"]), f"{found['temporary GB']:.2f}"]
+                lines.append([f"{row['program']}: {name}", *numbers])
+        parts += [f"## {target}", common.table(header, lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(options: Options) -> dict[str, Any]:
+    """Compile, count, print, write; return the result."""
+    for name, known, given in (
+        ("targets", tuple(TARGETS), options.targets),
+        ("programs", PROGRAMS, options.programs),
+    ):
+        if unknown := set(given) - set(known):
+            raise SystemExit(
+                f"Expected {name} among {', '.join(known)}, got {', '.join(sorted(unknown))}."
+            )
+    result: dict[str, Any] = {"env": common.environment(), "targets": {}}
+    for target in options.targets:
+        rows = result["targets"].setdefault(target, [])
+        for case in cases(options.programs):
+            rows.append({"program": case.name, "ways": {}})
+            for name, make in case.ways.items():
+                found = measure(target, make())
+                rows[-1]["ways"][name] = found
+                numbers = ", ".join(f"{what} {value:.2f}" for what, value in found.items())
+                print(f"{target} {case.name}: {name}: {numbers}", flush=True)
+    markdown = report(result)
+    print(f"\n{markdown}")
+    common.write(options.output or common.RESULTS, "compiled", result, markdown)
+    return result
+
+
+if __name__ == "__main__":
+    # Before any device is looked for: the compilers need none, and the plugins would wait for one.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    jax.config.update("jax_platforms", "cpu")
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,180 @@
+"""What a compiled program moves: bytes, kernels, estimated cycles, collectives, from its HLO text.
+
+Counted are the instructions of the entry computation: operands read once, results written once.
+- Parameters, tuples, bitcasts and constants move nothing.
+- On TPU an array whose layout says S(1) lives in VMEM and costs no traffic; `copy-start` moves what
+  is in HBM on either side of it, its `copy-done` nothing.
+- A fusion that only slices or gathers from an operand reads the slice, not the operand.
+- Of a conditional that is not taken nothing is counted: of `jax.lax.cond` in these programs the
+  first branch is taken. Collectives of the others are listed apart.
+- Cycles are XLA's "estimated_cycles" for a TPU. Asynchronous copies overlap and have none.
+
+Counts are the same at every compilation. They rank designs; a machine has the last word.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+BITS = {"pred": 8, "bf16": 16} | {
+    f"{kind}{bits}": bits for kind in "sufc" for bits in (4, 8, 16, 32, 64, 128)
+}
+FREE = {
+    "parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all",
+    "copy-done", "all-reduce-done", "all-gather-done", "collective-permute-done",
+}  # fmt: skip
+COLLECTIVES = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter")
+SLICES = ("slice", "dynamic-slice", "gather")
+ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Instruction(NamedTuple):
+    """One line: `name = type opcode(operands), attributes`. A parameter's operand is its number."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: list[str]
+    attributes: str
+
+
+class Traffic(NamedTuple):
+    """Totals of one program. Collectives are opcode and bytes of each."""
+
+    bytes: int
+    kernels: int
+    cycles: int
+    collectives: list[tuple[str, int]]
+    in_other_branches: list[tuple[str, int]]
+
+
+def traffic(text: str) -> Traffic:
+    """Count a compiled program, `jax.jit(f).lower(...).compile().as_text()`.
+
+    Raises: ValueError: a loop, whose number of steps the text does not tell.
+    """
+    computations, entry = parse(text)
+    return _count(computations, computations[entry])
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Split a program into its computations by name; return them and the name of the entry."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, lines = "", None
+    for line in text.splitlines():
+        if line.endswith("{") and "->" in line and not line.startswith(" "):
+            found = NAME.search(line)
+            name = found[1] if found else line.split()[0]
+            lines = computations.setdefault(name, [])
+            entry = name if line.startswith("ENTRY") else entry
+        elif line.startswith("}"):
+            lines = None
+        elif lines is not None and " = " in line:
+            lines.append(_instruction(line))
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction:
+    name, rest = line.strip().removeprefix("ROOT ").split(" = ", 1)
+    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+    kind, rest = rest[:end], rest[end:].strip()
+    opcode = rest[: rest.index("(")]
+    end = _closing(rest, len(opcode))
+    inside = rest[len(opcode) + 1 : end]
+    operands = [inside] if opcode == "parameter" else NAME.findall(inside)
+    return Instruction(name.lstrip("%"), kind, opcode, operands, rest[end + 1 :])
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for i in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[i], 0)
+        if not depth:
+            return i
+    raise ValueError(f"Expected a closing parenthesis, got {text[:80]!r}.")
+
+
+def nbytes(kind: str, *, everywhere: bool = False) -> int:
+    """Count the bytes of a type, of arrays in VMEM only if `everywhere`."""
+    total = 0
+    for dtype, sizes, layout in ARRAY.findall(kind):
+        if dtype in BITS and (everywhere or "S(1)" not in layout):
+            total += math.prod(int(size) for size in sizes.split(",") if size) * BITS[dtype] // 8
+    return total
+
+
+def _count(computations: dict[str, list[Instruction]], lines: list[Instruction]) -> Traffic:
+    kinds = {line.name: line.type for line in lines}
+    total = Traffic(0, 0, 0, [], [])
+    for line in lines:
+        if line.opcode == "while":
+            raise ValueError("Expected a program without loops, got a while: count its body alone.")
+        if line.opcode == "conditional":
+            total = _with_branches(total, computations, line)
+            continue
+        if line.opcode in FREE:
+            continue
+        moved = nbytes(line.type)
+        if line.opcode == "copy-start":  # Its type is of both sides.
+            total = total._replace(bytes=total.bytes + moved)
+            continue
+        moved += sum(
+            _read(computations, line, operand, kinds) for operand in dict.fromkeys(line.operands)
+        )
+        cycles = re.search(r'"estimated_cycles":"(\d+)"', line.attributes)
+        name = line.opcode.removesuffix("-start")
+        payload = sum(nbytes(kinds.get(operand, ""), everywhere=True) for operand in line.operands)
+        total = Traffic(
+            total.bytes + moved,
+            total.kernels + 1,
+            total.cycles + (int(cycles[1]) if cycles else 0),
+            total.collectives + ([(name, payload)] if name in COLLECTIVES else []),
+            total.in_other_branches,
+        )
+    return total
+
+
+def _with_branches(
+    total: Traffic, computations: dict[str, list[Instruction]], line: Instruction
+) -> Traffic:
+    """Add the branch that is taken, and the collectives of the others."""
+    found = re.search(r"branch_computations=\{([^}]*)\}", line.attributes)
+    if found:
+        names = NAME.findall(found[1])
+    else:
+        names = [
+            re.findall(rf"{which}_computation=%([\w.\-]+)", line.attributes)[0]
+            for which in ("false", "true")
+        ]
+    taken, *others = (_count(computations, computations[name]) for name in names)
+    apart = [c for other in others for c in other.collectives + other.in_other_branches]
+    return Traffic(
+        total.bytes + taken.bytes,
+        total.kernels + taken.kernels,
+        total.cycles + taken.cycles,
+        total.collectives + taken.collectives,
+        total.in_other_branches + taken.in_other_branches + apart,
+    )
+
+
+def _read(
+    computations: dict[str, list[Instruction]],
+    line: Instruction,
+    operand: str,
+    kinds: dict[str, str],
+) -> int:
+    """Count what an instruction reads of an operand."""
+    whole = nbytes(kinds.get(operand, ""))
+    called = re.search(r"calls=%([\w.\-]+)", line.attributes)
+    if line.opcode != "fusion" or not called:
+        return whole
+    inner = computations[called[1]]
+    positions = [str(i) for i, each in enumerate(line.operands) if each == operand]
+    names = [
+        each.name for each in inner if each.opcode == "parameter" and each.operands[0] in positions
+    ]
+    uses = [each for each in inner if set(each.operands) & set(names)]
+    if not uses or any(u.opcode not in SLICES or u.operands[0] not in names for u in uses):
+        return whole
+    return min(whole, sum(nbytes(use.type) for use in uses))
