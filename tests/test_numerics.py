@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from meshes import DEVICES, MAPPED, MODES, compiled, one_of, shard, spread
+from meshes import DEVICES, MAPPED, MODES, compiled, need_devices, one_of, shard, spread
 from strategies import values
 
 import jbn
@@ -437,6 +437,18 @@ def test_other_platforms_under_vmap(platform):
     for i in range(len(RATIOS)):
         check(y[i], x[i])
         check_state(jax.tree.map(lambda leaf, i=i: leaf[i], state), x[i])
+
+
+@pytest.mark.parametrize("spec", [("a", None), (None, "b"), ("a", "b")])
+def test_other_platforms_on_an_explicit_mesh(platform, spec):
+    need_devices()
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    for ratio in (0.0, 1e5):
+        x = draw((2 * ROWS[platform], 16), ratio)
+        with jax.sharding.set_mesh(mesh):
+            y, state = train(jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec))))
+        check(y, x)
+        check_state(state, x)
 
 
 @pytest.mark.parametrize("mode", MAPPED)
