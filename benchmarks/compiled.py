@@ -87,7 +87,7 @@ class Options:
     programs: tuple[str, ...] = ("op", "block")
     """op, block, resnet50 (minutes)"""
     output: Path | None = None
-    """folder for compiled.json and compiled.md; None is benchmarks/results"""
+    """folder for JSON and Markdown; None is benchmarks/results for all targets, else none"""
 
 
 class Case(NamedTuple):
@@ -205,7 +205,9 @@ def main(options: Options) -> dict[str, Any]:
                 print(f"{target} {case.name}: {name}: {numbers}", flush=True)
     markdown = report(result)
     print(f"\n{markdown}")
-    common.write(options.output or common.RESULTS, "compiled", result, markdown)
+    whole = set(options.targets) == set(TARGETS)
+    if output := options.output or (common.RESULTS if whole else None):
+        common.write(output, "compiled", result, markdown)
     return result
 
 

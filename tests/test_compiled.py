@@ -132,6 +132,19 @@ def test_messages(monkeypatch):
         compiled.compile_for("v5e", None)
 
 
+def test_only_all_targets_replace_the_results(monkeypatch, tmp_path):
+    found = {"GB": 1.0, "passes": 2.0, "kernels": 3, "million cycles": 4.0, "temporary GB": 0.0}
+    monkeypatch.setattr(compiled, "measure", lambda target, program: found)
+    monkeypatch.setattr(compiled, "WAYS", {"jbn": peers.with_jbn})
+    monkeypatch.setattr(compiled.common, "RESULTS", tmp_path)
+    compiled.main(compiled.Options(targets=("v5e",), programs=("op",)))
+    assert not list(tmp_path.iterdir())
+    compiled.main(compiled.Options(targets=("v5e", "h100"), programs=("op",)))
+    assert {path.name for path in tmp_path.iterdir()} == {"compiled.json", "compiled.md"}
+    table = (tmp_path / "compiled.md").read_text()
+    assert "| op 256x56x56x64, forward, bfloat16: jbn" in table
+
+
 # Million cycles of a TPU v5e, as XLA expects them, forward + backward: Flax's, and a little for
 # the guard of the pivot. With two passes over x, as it once was: 4.17, 5.57, 7.17.
 BOUNDS = {
