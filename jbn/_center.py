@@ -371,7 +371,7 @@ def _local(
 ) -> _Part:
     """Compute the moments of this device's part, of n values or of weights whose sum is n.
 
-    Three ways to read x once, since what is cheap differs; each is exact, see `_about_*`:
+    Three ways to read x once, since what is cheap differs:
     - CPU: sums about 0. XLA runs reductions of x itself as library kernels, 2 to 3 times as fast,
       but writes `x - pivot` to memory first. A branch on data is free.
     - TPU: sums about the guess. XLA computes them inside the convolution that makes x, as long as
@@ -491,9 +491,11 @@ def _about_sample(
 ) -> _Part:
     """Take sums about Tukey's ninther, a median of nine values of each feature.
 
-    Three outliers among the nine do not move it, and any three of them that are no outliers keep it
-    near. Were it one itself, at a distance d: the nine are part of the batch, so d^2 / var < N / 4
-    holds in any case, and var is off by N / 4 roundings at most.
+    Three outliers among the nine do not make it one. Were it one itself, at a distance d: four of
+    the batch at least are as far, so d^2 / var is at most N / 4, and var is off by N / 4 roundings.
+
+    The unit is that of the nine. Where they are all below 1e16 and others above 1e19, squares
+    overflow and the feature is NaN: only a second pass would know.
 
     References: Tukey, "The Ninther, a Technique for Low-Effort Robust (Resistant) Location in Large
     Samples", 1978.

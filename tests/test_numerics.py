@@ -371,7 +371,7 @@ def platform(request, monkeypatch):
 
 @pytest.fixture
 def steps(platform):
-    """Return a way to take gradients, and draws for it that no other platform traced."""
+    """Return (x, dy, mask, state) -> (y, state, dx), compiled as for the platform."""
 
     def run(x, dy, mask=None, state=None):
         function = functools.partial(step, mask=mask, state=state)
