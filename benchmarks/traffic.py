@@ -174,7 +174,10 @@ def _read(
     names = [
         each.name for each in inner if each.opcode == "parameter" and each.operands[0] in positions
     ]
-    uses = [each for each in inner if set(each.operands) & set(names)]
+    for each in inner:  # Operands come first: a bitcast of a bitcast is found, too.
+        if each.opcode == "bitcast" and each.operands[0] in names:
+            names.append(each.name)
+    uses = [each for each in inner if set(each.operands) & set(names) and each.name not in names]
     if not uses or any(u.opcode not in SLICES or u.operands[0] not in names for u in uses):
         return whole
     return min(whole, sum(nbytes(use.type) for use in uses))

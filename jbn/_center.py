@@ -82,13 +82,9 @@ class Centered(NamedTuple):
         rstd = jnp.where(
             has, self.near_rstd, jax.lax.stop_gradient(_near_rstd(jnp.sqrt(var), epsilon))
         )
-        # y is computed where x is masked. What is there may be NaN, or so far off that y would be
-        # infinite, and the gradient of the vectors NaN.
-        deviation = _deviation(residual, pivot, self.per_unit)
-        within = jnp.isfinite(deviation * (rstd / self.per_unit).astype(dtype))
-        nearby = 0 if residual.dtype == dtype else pivot.astype(residual.dtype)
+        residual = _within(residual, pivot, self.per_unit, rstd)
         return self._replace(
-            residual=jnp.where(within, residual, nearby),
+            residual=residual,
             pivot=pivot,
             remainder=jnp.where(has, self.remainder, mean - pivot),
             near_rstd=rstd,
@@ -198,7 +194,19 @@ def _from_pivot(
     return residual, jnp.where(empty, pivot, old_pivot)
 
 
-# Under `checkpoint` what is kept for the backward pass are the arguments, not the deviation.
+# Under `checkpoint` what is kept for the backward pass are the arguments, which are there anyway.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _within(residual: Array, pivot: Array, per_unit: Array, rstd: Array) -> Array:
+    """Put the pivot in place of what is so far off, or NaN, that y is not finite.
+
+    y is computed where x is masked, too, and the gradient of the vectors would be NaN.
+    """
+    deviation = _deviation(residual, pivot, per_unit)
+    within = jnp.isfinite(deviation * (rstd / per_unit).astype(pivot.dtype))
+    nearby = 0 if residual.dtype == pivot.dtype else pivot.astype(residual.dtype)
+    return jnp.where(within, residual, nearby)
+
+
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _scale_and_shift(residual: Array, pivot: Array, per_unit: Array, a: Array, b: Array) -> Array:
     return _deviation(residual, pivot, per_unit) * a + b
@@ -494,38 +502,52 @@ def _about_sample(
     Three outliers among the nine do not make it one. Were it one itself, at a distance d: four of
     the batch at least are as far, so d^2 / var is at most N / 4, and var is off by N / 4 roundings.
 
-    The unit is that of the nine. Where they are all below 1e16 and others above 1e19, squares
-    overflow and the feature is NaN: only a second pass would know.
-
     References: Tukey, "The Ninther, a Technique for Low-Effort Robust (Resistant) Location in Large
     Samples", 1978.
     """
-    sample = None if weights is not None else _sample(x, axes)
+    sample = _sample(x, weights, axes)
     if sample is None:
         return _about_mean(x, weights, n, epsilon, axes=axes)
-    unit = jnp.ones(sample.shape[1:], epsilon.dtype)
-    if _may_overflow(x):
-        unit = _unit(sample, None, epsilon, (0,))[0]
     a, b, c = (_median(*sample[i : i + 3]) for i in (0, 3, 6))
-    return _about(_as_pivot(_median(a, b, c)), unit, x, weights, n, axes)
+    pivot = _as_pivot(_median(a, b, c))
+    if weights is not None:  # What is masked may be NaN.
+        pivot, sample = jnp.where(_has(n), pivot, 0), jnp.where(_has(n)[None], sample, 0)
+    unit = jnp.ones_like(pivot.real)
+    if not _may_overflow(x):
+        return _about(pivot, unit, x, weights, n, axes)
+    unit = _unit(sample, None, epsilon, (0,))[0]
+    # Others may be far from the nine. In this unit no square vanishes that counts beside those of
+    # the nine, and none overflows up to 2^115 / N, some 1e27, times their largest deviation.
+    near = jnp.max(jnp.abs(sample - pivot[None]), 0)
+    near = jnp.where(near > 0, near, jnp.sqrt(epsilon)) / unit
+    size = math.prod(x.shape[a] for a in axes)
+    square_unit = power_of_two(near * (2.0**51 / math.sqrt(size)))
+    return _about(pivot, unit, x, weights, n, axes, square_unit)
 
 
 # From this many values on, one read less is worth a small kernel more.
 SAMPLE_FROM = 1024
 
 
-def _sample(x: Array, axes: tuple[int, ...]) -> Array | None:
-    """Take nine values of each feature from all over the batch, stacked; None if it is small.
+def _sample(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Array | None:
+    """Take nine values of each feature from all over the batch, stacked.
 
-    By one gather, which costs one collective where x is sharded; a slice would cost several.
+    None if the batch is small, or its weights are not the same mask for all features: a value of
+    little weight may be far from all others. By one gather, which costs one collective where x is
+    sharded; a slice would cost several.
     """
     sizes = [x.shape[a] for a in axes]
     is_known = all(isinstance(size, int) for size in sizes)
     if not is_known or math.prod(sizes) < SAMPLE_FROM or is_explicitly_sharded(x, axes):
         return None
     # Spread by the golden ratio, so that they have no period in common with the batch.
-    places = [(i + i * 0.618 % 1) / 9 for i in range(9)]
-    where = np.unravel_index([int(place * math.prod(sizes)) for place in places], sizes)
+    places = np.array([int((i + i * 0.618 % 1) / 9 * math.prod(sizes)) for i in range(9)])
+    where = np.unravel_index(places, sizes)
+    if weights is not None:
+        features = [a for a in range(x.ndim) if a not in axes]
+        if weights.dtype != jnp.bool_ or any(weights.shape[a] != 1 for a in features):
+            return None
+        where = jnp.unravel_index(_next(weights, places, sizes, features), sizes)
     index: list[Any] = [slice(None)] * x.ndim
     for axis, positions in zip(axes, where, strict=True):
         index[axis] = positions
@@ -533,6 +555,14 @@ def _sample(x: Array, axes: tuple[int, ...]) -> Array | None:
     at = axes[0] if axes[-1] - axes[0] == len(axes) - 1 else 0
     sample = jnp.moveaxis(x[tuple(index)], at, 0).astype(wide_dtype(x.dtype))
     return jnp.expand_dims(sample, [a + 1 for a in axes])
+
+
+def _next(mask: Array, places: np.ndarray, sizes: list[int], features: list[int]) -> Array:
+    """Find, for each place, the next one that is not masked, or any if all are."""
+    size = math.prod(sizes)
+    mask = jnp.broadcast_to(jnp.squeeze(mask, features), sizes).reshape(size)
+    ahead = (jnp.arange(size)[None] - places[:, None]) % size
+    return (places + jnp.min(jnp.where(mask[None], ahead, size), 1)) % size
 
 
 def _median(a: Array, b: Array, c: Array) -> Array:
@@ -608,15 +638,22 @@ def _about(
     weights: Array | None,
     n: Array,
     axes: tuple[int, ...],
+    square_unit: Array | None = None,
 ) -> _Part:
-    """Take the moments about a pivot, by sums in a unit of x."""
+    """Take the moments about a pivot, by sums in a unit of x, of squares in a unit of that."""
     wide, per_unit = unit.astype(pivot.dtype), 1 / unit
     deviation = (x.astype(pivot.dtype) - pivot) * per_unit.astype(pivot.dtype)
     mean = _mean(deviation, weights, n, axes)
-    second = _mean(deviation, weights, n, axes, squared=True)
-    var = jnp.maximum(second - abs_squared(mean), 0)
+    root, squares = mean, deviation
+    if square_unit is not None:
+        root, squares = (v * (1 / square_unit).astype(v.dtype) for v in (mean, deviation))
+    second = _mean(squares, weights, n, axes, squared=True)
+    var = jnp.maximum(second - abs_squared(root), 0)
+    std = jnp.sqrt(var)
+    if square_unit is not None:
+        std, var = std * square_unit, var * square_unit * square_unit
     # In a unit of x, less than its rounding is nothing: its inverse would be infinite.
-    std = jnp.maximum(jnp.sqrt(var), jnp.where(unit == 1, 0, 2.0**-34))
+    std = jnp.maximum(std, jnp.where(unit == 1, 0, 2.0**-34))
     return _Part(
         residual=deviation if x.dtype == pivot.dtype else x,
         pivot=pivot,

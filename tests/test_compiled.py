@@ -47,12 +47,15 @@ def test_vmem_costs_nothing_and_a_copy_counts_on_either_side_in_hbm():
     assert nbytes(near, everywhere=True) == SIZE
 
 
-def test_a_fusion_reads_the_slice_that_it_takes():
+@pytest.mark.parametrize("bitcast", [False, True])
+def test_a_fusion_reads_the_slice_that_it_takes(bitcast):
+    flat = "%flat = f32[8,256]{1,0} bitcast(%p.0)" if bitcast else ""
     fused = f"""
 %fused (p.1: {X}, p.0: {X}) -> f32[1,256] {{
   %p.0 = {X} parameter(0)
   %p.1 = {X} parameter(1)
-  %row = f32[1,256]{{1,0}} slice(%p.0), slice={{[0:1], [0:256]}}
+  {flat}
+  %row = f32[1,256]{{1,0}} slice({"%flat" if bitcast else "%p.0"}), slice={{[0:1], [0:256]}}
   %exp = {X} exponential(%p.1)
   ROOT %first = f32[1,256]{{1,0}} slice(%exp), slice={{[0:1], [0:256]}}
 }}

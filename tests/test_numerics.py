@@ -417,6 +417,41 @@ def test_other_platforms_with_outliers_among_the_sampled(platform, steps):
                 check_dx(dx, x, dy)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_other_platforms_with_values_far_beyond_the_sampled(platform, steps, masked):
+    """No square overflows: in a row that no sample sees, and nine zeros say nothing of a scale."""
+    shape = (ROWS[platform] + 5 + masked, 64)
+    dy = draw(shape, 0.0, seed=5)
+    mask = make_mask((shape[0], 1), "boolean") if masked else None
+    for size in (1e10, 1e17, 1e19, 1e22, 1e25, 1e27):
+        for x in (np.zeros(shape, np.float32), draw(shape, 0.0), draw(shape, 5.0, std=1e-3)):
+            x[5::100] = np.float32(size)
+            y, state, dx = steps(x, dy, mask, jbn.init(64)[1])
+            check(y, x, mask)
+            check_dx(dx, x, dy, mask)
+            _, var, n = oracles.moments(x, mask=mask)
+            var = np.minimum(var * n / (n - 1), np.finfo(np.float32).max)
+            np.testing.assert_allclose(state.var, var, rtol=VARIANCE)
+
+
+def test_other_platforms_sample_what_is_not_masked(platform, steps):
+    shape = (ROWS[platform] + 7, 64)
+    dy = draw(shape, 0.0, seed=5)
+    for ratio in (0.0, 1e5):
+        x = draw(shape, ratio)
+        for kept in (slice(-40, None), slice(3, 4), slice(0, 9), slice(0)):
+            mask = np.zeros((shape[0], 1), bool)
+            mask[kept] = True
+            for garbage in (np.nan, np.inf, 1e30, 0.0):
+                dirty = np.where(mask, x, np.float32(garbage))
+                y, _, dx = steps(dirty, np.where(mask, dy, 0), mask, jbn.init(64)[1])
+                assert np.isfinite(y[mask[:, 0]]).all()
+                assert np.isfinite(dx).all()
+                if mask.sum() > 1:
+                    check(y, dirty, mask)
+                    check_dx(dx, dirty, np.where(mask, dy, 0), mask)
+
+
 def test_other_platforms_in_half_precision(platform, steps):
     shape = (ROWS[platform] + 2, 64)
     for ratio in (0.0, 1.4, 100.0):
