@@ -65,8 +65,8 @@ SMOKE = Sizes(
     conv=(2, 4, 4, 8),
     masked=(2, 8, 8),
     features=4,
-    images=(2, 32, 32, 3),
-    blocks=(1, 1, 1, 1),
+    images=(2, 16, 16, 3),
+    blocks=(1,),
 )
 
 
@@ -144,7 +144,11 @@ def network(norm: str, sizes: Sizes, dtype: str, backward: bool) -> Program:
     """Train ResNet-50 on a batch of images: kernels in `dtype`, all other parameters float32."""
     shape = sizes.images
     layers = {"jbn": BatchNorm, "Flax": nn.BatchNorm, "none": ScaleAndBias}
-    model = resnet50(norm=functools.partial(layers[norm], dtype=dtype), blocks=sizes.blocks)
+    model = resnet50(
+        norm=functools.partial(layers[norm], dtype=dtype),
+        blocks=sizes.blocks,
+        widths=(64, 128, 256, 512)[: len(sizes.blocks)],
+    )
     optimizer = optax.sgd(0.1, momentum=0.9)
 
     def arguments() -> tuple[Any, ...]:
