@@ -519,10 +519,10 @@ def _about_sample(
     # Others may be far from the nine. In this unit no square vanishes that counts beside those of
     # the nine, and none overflows up to 2^115 / N, some 1e27, times their largest deviation.
     near = jnp.max(jnp.abs(sample - pivot[None]), 0)
-    near = jnp.where(near > 0, near, jnp.sqrt(epsilon)) / unit
+    near = jnp.where(near > 0, near, jnp.sqrt(epsilon))
     size = math.prod(x.shape[a] for a in axes)
-    square_unit = power_of_two(near * (2.0**51 / math.sqrt(size)))
-    return _about(pivot, unit, x, weights, n, axes, square_unit)
+    sum_unit = power_of_two(near * (2.0**51 / math.sqrt(size)))
+    return _about(pivot, unit, x, weights, n, axes, sum_unit)
 
 
 # From this many values on, one read less is worth a small kernel more.
@@ -638,29 +638,25 @@ def _about(
     weights: Array | None,
     n: Array,
     axes: tuple[int, ...],
-    square_unit: Array | None = None,
+    sum_unit: Array | None = None,
 ) -> _Part:
-    """Take the moments about a pivot, by sums in a unit of x, of squares in a unit of that."""
-    wide, per_unit = unit.astype(pivot.dtype), 1 / unit
-    deviation = (x.astype(pivot.dtype) - pivot) * per_unit.astype(pivot.dtype)
-    mean = _mean(deviation, weights, n, axes)
-    root, squares = mean, deviation
-    if square_unit is not None:
-        root, squares = (v * (1 / square_unit).astype(v.dtype) for v in (mean, deviation))
-    second = _mean(squares, weights, n, axes, squared=True)
-    var = jnp.maximum(second - abs_squared(root), 0)
-    std = jnp.sqrt(var)
-    if square_unit is not None:
-        std, var = std * square_unit, var * square_unit * square_unit
+    """Take the moments about a pivot. Sums may be in another unit than the deviation is kept in."""
+    sum_unit = unit if sum_unit is None else sum_unit
+    deviation, per_unit = x.astype(pivot.dtype) - pivot, 1 / unit
+    residual = deviation * per_unit.astype(pivot.dtype)
+    summand = residual if sum_unit is unit else deviation * (1 / sum_unit).astype(pivot.dtype)
+    mean = _mean(summand, weights, n, axes)
+    second = _mean(summand, weights, n, axes, squared=True)
+    var = jnp.maximum(second - abs_squared(mean), 0)
     # In a unit of x, less than its rounding is nothing: its inverse would be infinite.
-    std = jnp.maximum(std, jnp.where(unit == 1, 0, 2.0**-34))
+    least = jnp.where(unit == 1, 0, 2.0**-34 * unit)
     return _Part(
-        residual=deviation if x.dtype == pivot.dtype else x,
+        residual=residual if x.dtype == pivot.dtype else x,
         pivot=pivot,
         per_unit=per_unit,
-        remainder=mean * wide,
-        std=std * unit,
-        var=finite(var * unit * unit),
+        remainder=mean * sum_unit.astype(pivot.dtype),
+        std=jnp.maximum(jnp.sqrt(var) * sum_unit, least),
+        var=finite(var * sum_unit * sum_unit),
     )
 
 
