@@ -134,6 +134,13 @@ class Layer(NamedTuple):
     apply: Norm
 
 
+class Target(NamedTuple):
+    """Devices to compile for, which need not be here, and their platform: cpu, tpu or cuda."""
+
+    platform: str
+    devices: Sequence[Any]
+
+
 Make = Callable[[int, str | None], Layer]  # Of features, and the name of the axis if there is one.
 
 
@@ -182,6 +189,8 @@ def lower(
     layers: int,
     features: int,
     backward: bool = True,
+    examples: int = PER_DEVICE,
+    target: Target | None = None,
 ) -> Any:
     """Lower the step of a network with `layers` normalised layers, to be compiled.
 
@@ -192,23 +201,25 @@ def lower(
       layers: L.
       features: C.
       backward: False leaves out the gradient, and the parameters stay.
+      examples: of each device.
+      target: what to compile for; None is this CPU.
     """
+    platform, places = target or Target("cpu", jax.devices())
     norm = make(features, None if mode == "jit" else AXIS)
     kernel = jax.ShapeDtypeStruct((features, features), jnp.float32)
     params = [{"kernel": kernel, "norm": norm.params} for _ in range(layers)]
     states = [norm.state] * layers
-    x = jax.ShapeDtypeStruct((devices * PER_DEVICE, features), jnp.float32)
+    x = jax.ShapeDtypeStruct((devices * examples, features), jnp.float32)
 
     if mode == "pmap":
-        x = jax.ShapeDtypeStruct((devices, PER_DEVICE, features), jnp.float32)
+        x = jax.ShapeDtypeStruct((devices, examples, features), jnp.float32)
         run = functools.partial(step, norm.apply, mean=over_axis, backward=backward)
-        place = jax.devices()[:devices]
-        mapped = jax.pmap(run, axis_name=AXIS, in_axes=(None, None, 0), devices=place)
+        mapped = jax.pmap(run, axis_name=AXIS, in_axes=(None, None, 0), devices=places[:devices])
         return mapped.lower(params, states, x)
 
     mesh: Any = AbstractMesh((devices,), (AXIS,))
-    if devices <= jax.device_count():
-        mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+    if devices <= len(places):
+        mesh = Mesh(np.array(places[:devices]), (AXIS,))
 
     def placed(tree: Any, spec: P) -> Any:
         def place(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -236,7 +247,7 @@ def lower(
         out_specs=(P(), P(AXIS), P()),
         check_vma=checked,
     )
-    return jax.jit(mapped).trace(*arguments).lower(lowering_platforms=("cpu",))
+    return jax.jit(mapped).trace(*arguments).lower(lowering_platforms=(platform,))
 
 
 def step(

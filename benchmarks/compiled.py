@@ -6,10 +6,19 @@ XLA's compilers for TPU and GPU run on any machine. What they make of the progra
 `benchmarks/programs.py` is counted as `benchmarks/traffic.py` says, side by side for jbn, its peers
 and no normalization. The counts are exact and the same every time; they rank designs, and are no
 times. Needs `pip install 'jbn[tpu-compile]'`, or `'jbn[gpu-compile]'` (4.5 GB).
+
+`sync` is the step of `benchmarks/collectives.py` over the devices of one or two whole machines: how
+many collectives it has, and what a device puts into them. Collectives of a branch that is not taken
+are counted apart.
+
+Rows that are in the output's folder already stay, unless they are counted anew.
 """
 
+import contextlib
 import dataclasses
 import functools
+import io
+import json
 import os
 import time
 from collections.abc import Callable
@@ -22,9 +31,9 @@ import tyro
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import common, op, peers, programs, traffic
+from benchmarks import collectives, common, op, peers, programs, traffic
 
-PROGRAMS = ("op", "block", "resnet50")
+PROGRAMS = ("op", "block", "resnet50", "sync")
 WAYS: dict[str, peers.Make] = {
     "jbn": peers.with_jbn,
     "Flax": peers.with_flax,
@@ -67,6 +76,21 @@ class Target(NamedTuple):
     extra: str
 
 
+# Whole machines, by number of devices.
+SYNC: dict[str, dict[int, dict[str, str]]] = {
+    "v5e": {4: {}, 256: {"topology_name": "v5e:16x16"}},
+    "h100": {8: {"topology": "1x1x8"}},
+}
+SYNC_WAYS: dict[str, collectives.Make] = {
+    "jbn": collectives.with_jbn,
+    "jbn, masked": functools.partial(collectives.with_jbn, masked=True),
+    "Flax": collectives.with_flax,
+    "Flax, masked": functools.partial(collectives.with_flax, masked=True),
+}
+SYNC_STEP = {"layers": 3, "features": 64, "examples": 256}
+# JAX's pmap takes GPUs that are there.
+CANNOT_SYNC = {"h100": ("pmap",)}
+SYNC_COLUMNS = ("collectives", "bytes", "apart", "bytes apart")
 TARGETS = {
     "v5e": Target("tpu", {"topology_name": "v5e:2x2"}, "libtpu", "tpu-compile"),
     "h100": Target(
@@ -85,9 +109,9 @@ class Options:
     targets: tuple[str, ...] = ("v5e",)
     """machines: v5e, h100"""
     programs: tuple[str, ...] = ("op", "block")
-    """op, block, resnet50 (minutes)"""
-    output: Path | None = None
-    """folder for JSON and Markdown; None is benchmarks/results for all targets, else none"""
+    """op, block, resnet50 (minutes), sync"""
+    output: Path = common.RESULTS
+    """folder for JSON and Markdown"""
 
 
 class Case(NamedTuple):
@@ -125,18 +149,23 @@ def cases(chosen: tuple[str, ...]) -> list[Case]:
     return found
 
 
-def compile_for(target: str, program: programs.Program) -> Any:
-    """Compile a program for one device of a machine.
+def devices_of(target: str, **options: str) -> list[Any]:
+    """List the devices of a machine that need not be here.
 
     Raises: SystemExit: the compiler is not installed.
     """
-    platform, options, module, extra = TARGETS[target]
+    platform, given, module, extra = TARGETS[target]
     if not common.installed(module):
         raise SystemExit(
             f"Expected the compiler for {target}, got no module {module}. Install it with "
             f"pip install 'jbn[{extra}]'."
         )
-    devices = topologies.get_topology_desc(platform=platform, **options).devices
+    return topologies.get_topology_desc(platform=platform, **given | options).devices
+
+
+def compile_for(target: str, program: programs.Program) -> Any:
+    """Compile a program for one device of a machine."""
+    devices = devices_of(target)
     everywhere = NamedSharding(Mesh(np.array(devices[:1]), ("d",)), PartitionSpec())
     arguments = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
@@ -161,6 +190,42 @@ def measure(target: str, program: programs.Program) -> dict[str, Any]:
     }
 
 
+def measure_sync(target: str, devices: int, mode: str, make: collectives.Make) -> dict[str, Any]:
+    """Compile a step over all devices of a machine, and count its collectives."""
+    places = devices_of(target, **SYNC[target][devices])
+    lowered = collectives.lower(
+        mode,
+        make,
+        devices=devices,
+        target=collectives.Target(TARGETS[target].platform, places),
+        **SYNC_STEP,
+    )
+    found = traffic.traffic(lowered.compile().as_text())
+    return {
+        "collectives": len(found.collectives),
+        "bytes": sum(size for _, size in found.collectives),
+        "apart": len(found.in_other_branches),
+        "bytes apart": sum(size for _, size in found.in_other_branches),
+    }
+
+
+def jobs(target: str, chosen: tuple[str, ...]) -> dict[str, dict[str, Callable[[], Any]]]:
+    """List what is to be counted, by row and by way."""
+    found: dict[str, dict[str, Callable[[], Any]]] = {}
+    for case in cases(chosen):
+        found[case.name] = {
+            name: lambda make=make: measure(target, make()) for name, make in case.ways.items()
+        }
+    for devices in SYNC[target] if "sync" in chosen else ():
+        for mode in collectives.MODES:
+            if mode not in CANNOT_SYNC.get(target, ()):
+                found[f"sync over {devices}, {mode}"] = {
+                    name: functools.partial(measure_sync, target, devices, mode, make)
+                    for name, make in SYNC_WAYS.items()
+                }
+    return found
+
+
 def report(result: dict[str, Any]) -> str:
     """Write the result as Markdown."""
     parts = [
@@ -172,15 +237,33 @@ def report(result: dict[str, Any]) -> str:
     for target, rows in result["targets"].items():
         cycles = target == "v5e"
         header = ["", *(["million cycles"] if cycles else []), "passes", "GB", "kernels", "temp GB"]
-        lines = []
-        for row in rows:
-            for name, found in row["ways"].items():
+        lines, sync = [], []
+        for program, ways in rows.items():
+            for name, found in ways.items():
+                label = f"{program}: {name}"
+                if "collectives" in found:
+                    sync.append([label, *(f"{found[what]:,}" for what in SYNC_COLUMNS)])
+                    continue
                 numbers = [f"{found['million cycles']:.2f}"] if cycles else []
                 numbers += [f"{found[what]:.2f}" for what in ("passes", "GB")]
                 numbers += [str(found["kernels"]), f"{found['temporary GB']:.2f}"]
-                lines.append([f"{row['program']}: {name}", *numbers])
-        parts += [f"## {target}", common.table(header, lines)]
+                lines.append([label, *numbers])
+        parts.append(f"## {target}")
+        parts += [common.table(header, lines)] if lines else []
+        if sync:
+            step = ", ".join(f"{count} {what}" for what, count in SYNC_STEP.items())
+            parts.append(
+                f"Collectives of a step of SGD over whole machines, float32, {step} a device. "
+                "Bytes are what a device puts in, the gradients and the loss included."
+            )
+            parts.append(common.table(["", *SYNC_COLUMNS], sync))
     return "\n\n".join(parts) + "\n"
+
+
+def kept(output: Path) -> dict[str, Any]:
+    """Read the rows that are there."""
+    path = output / "compiled.json"
+    return json.loads(path.read_text())["targets"] if path.exists() else {}
 
 
 def main(options: Options) -> dict[str, Any]:
@@ -193,21 +276,18 @@ def main(options: Options) -> dict[str, Any]:
             raise SystemExit(
                 f"Expected {name} among {', '.join(known)}, got {', '.join(sorted(unknown))}."
             )
-    result: dict[str, Any] = {"env": common.environment(), "targets": {}}
+    result: dict[str, Any] = {"env": common.environment(), "targets": kept(options.output)}
     for target in options.targets:
-        rows = result["targets"].setdefault(target, [])
-        for case in cases(options.programs):
-            rows.append({"program": case.name, "ways": {}})
-            for name, make in case.ways.items():
-                found = measure(target, make())
-                rows[-1]["ways"][name] = found
-                numbers = ", ".join(f"{what} {value:.2f}" for what, value in found.items())
-                print(f"{target} {case.name}: {name}: {numbers}", flush=True)
-    markdown = report(result)
-    print(f"\n{markdown}")
-    whole = set(options.targets) == set(TARGETS)
-    if output := options.output or (common.RESULTS if whole else None):
-        common.write(output, "compiled", result, markdown)
+        rows = result["targets"].setdefault(target, {})
+        for program, ways in jobs(target, options.programs).items():
+            rows[program] = {}
+            for name, count in ways.items():
+                rows[program][name] = found = count()
+                numbers = ", ".join(f"{what} {value:,.7g}" for what, value in found.items())
+                print(f"{target} {program}: {name}: {numbers}", flush=True)
+            with contextlib.redirect_stdout(io.StringIO()):  # What is known if it is cut off.
+                common.write(options.output, "compiled", result, report(result))
+    print(f"\n{report(result)}")
     return result
 
 

@@ -119,7 +119,7 @@ def center(
     axes: tuple[int, ...],
     weights: Array | None,
     pool: Pool | None,
-    epsilon: ArrayLike = 1.0,
+    epsilon: ArrayLike = 2.0**-40,
     guess: Array | None = None,
 ) -> Centered:
     """Center a batch about a pivot near its mean, with the moments of all devices.
@@ -130,7 +130,7 @@ def center(
       weights: None, or boolean or float of x's rank, broadcastable to x. Float weights count by
         their ratios, at any scale; a negative one counts as 0.
       pool: the devices that share statistics.
-      epsilon: what is added to var before its root. It need only be near where var alone is asked.
+      epsilon: what is added to var before its root. It need only be small where var alone is asked.
       guess: of the mean, a vector of x's rank, such as the running mean; any value will do.
     """
     unit = None
@@ -467,11 +467,10 @@ def _about_guess(
     if guess is None:
         return _about_mean(x, weights, n, epsilon, axes=axes)
     guess = guess.astype(wide_dtype(x.dtype))
-    pivot = _as_pivot(jnp.where(jnp.isfinite(guess), guess, 0))
-    if weights is not None:
-        pivot = jnp.where(_has(n), pivot, 0)
-    pivot = like_reduced(pivot, x, axes)
+    pivot = like_reduced(_as_pivot(jnp.where(jnp.isfinite(guess), guess, 0)), x, axes)
     near = _about(pivot, jnp.ones_like(pivot.real), x, weights, n, axes)
+    if weights is not None:  # After the sums, so that devices add them up together with n.
+        near = near._replace(pivot=jnp.where(_has(n), pivot, 0))
     second = near.var + abs_squared(near.remainder)
     in_range, calm = _trust(near.remainder, second, epsilon)
 
@@ -518,6 +517,7 @@ def _about_sample(
     unit = _unit(sample, None, epsilon, (0,))[0]
     # Others may be far from the nine. In this unit no square vanishes that counts beside those of
     # the nine, and none overflows up to 2^115 / N, some 1e27, times their largest deviation.
+    # Where they are all equal it is as if they were sqrt(epsilon) apart.
     near = jnp.max(jnp.abs(sample - pivot[None]), 0)
     near = jnp.where(near > 0, near, jnp.sqrt(epsilon))
     size = math.prod(x.shape[a] for a in axes)
@@ -562,7 +562,7 @@ def _next(mask: Array, places: np.ndarray, sizes: list[int], features: list[int]
     size = math.prod(sizes)
     mask = jnp.broadcast_to(jnp.squeeze(mask, features), sizes).reshape(size)
     ahead = (jnp.arange(size)[None] - places[:, None]) % size
-    return (places + jnp.min(jnp.where(mask[None], ahead, size), 1)) % size
+    return (jnp.min(jnp.where(mask[None], ahead, size), 1) + places) % size
 
 
 def _median(a: Array, b: Array, c: Array) -> Array:

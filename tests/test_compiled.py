@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -128,24 +129,53 @@ def test_what_this_cpu_compiles_is_parsed():
 def test_messages(monkeypatch):
     with pytest.raises(SystemExit, match="Expected targets among v5e, h100, got v9"):
         compiled.main(compiled.Options(targets=("v9",)))
-    with pytest.raises(SystemExit, match="Expected programs among op, block, resnet50, got ops"):
+    with pytest.raises(
+        SystemExit, match="Expected programs among op, block, resnet50, sync, got ops"
+    ):
         compiled.main(compiled.Options(programs=("ops",)))
     monkeypatch.setattr(compiled.common, "installed", lambda module: False)
     with pytest.raises(SystemExit, match=r"no module libtpu. .*pip install 'jbn\[tpu-compile\]'"):
         compiled.compile_for("v5e", None)
 
 
-def test_only_all_targets_replace_the_results(monkeypatch, tmp_path):
+def test_rows_stay_until_they_are_counted_anew(monkeypatch, tmp_path):
     found = {"GB": 1.0, "passes": 2.0, "kernels": 3, "million cycles": 4.0, "temporary GB": 0.0}
-    monkeypatch.setattr(compiled, "measure", lambda target, program: found)
+    monkeypatch.setattr(compiled, "measure", lambda target, program: dict(found))
     monkeypatch.setattr(compiled, "WAYS", {"jbn": peers.with_jbn})
-    monkeypatch.setattr(compiled.common, "RESULTS", tmp_path)
-    compiled.main(compiled.Options(targets=("v5e",), programs=("op",)))
-    assert not list(tmp_path.iterdir())
-    compiled.main(compiled.Options(targets=("v5e", "h100"), programs=("op",)))
-    assert {path.name for path in tmp_path.iterdir()} == {"compiled.json", "compiled.md"}
+
+    def count(*targets):
+        options = compiled.Options(targets=targets, programs=("op",), output=tmp_path)
+        return compiled.main(options)["targets"]
+
+    count("v5e")
+    found["passes"] = 5.0
+    row = "op 256x56x56x64, forward, bfloat16"
+    passes = {target: rows[row]["jbn"]["passes"] for target, rows in count("h100").items()}
+    assert passes == {"v5e": 2.0, "h100": 5.0}
     table = (tmp_path / "compiled.md").read_text()
-    assert "| op 256x56x56x64, forward, bfloat16: jbn" in table
+    assert f"| {row}: jbn" in table
+    assert count("v5e")["v5e"][row]["jbn"]["passes"] == 5.0
+
+
+def test_collectives_over_a_machine_are_counted(monkeypatch, tmp_path):
+    places = jax.devices()
+    monkeypatch.setitem(compiled.TARGETS, "v5e", compiled.TARGETS["v5e"]._replace(platform="cpu"))
+    monkeypatch.setattr(compiled, "devices_of", lambda target, **options: places)
+    monkeypatch.setattr(compiled, "SYNC", {"v5e": {len(places): {}}})
+    monkeypatch.setattr(compiled, "SYNC_STEP", {"layers": 1, "features": 4, "examples": 2})
+    monkeypatch.setattr(compiled, "SYNC_WAYS", {"jbn": compiled.collectives.with_jbn})
+    options = compiled.Options(programs=("sync",), output=tmp_path)
+    rows = compiled.main(options)["targets"]["v5e"]
+    assert list(rows) == [f"sync over 8, {mode}" for mode in compiled.collectives.MODES]
+    found = rows["sync over 8, shard_map"]["jbn"]
+    # The statistics of each device, two sums backward, and the gradient with the loss.
+    gathered, sums, gradient = 8 * 3 * 16, 2 * 16, 4 * (4 * 4 + 4 + 4 + 1)
+    assert found == {
+        "collectives": 3, "bytes": gathered + sums + gradient, "apart": 0, "bytes apart": 0
+    }  # fmt: skip
+    table = (tmp_path / "compiled.md").read_text()
+    assert "1 layers, 4 features, 2 examples a device" in table
+    assert re.search(r"sync over 8, shard_map: jbn +\| +3 \| +516 \|", table)
 
 
 # Million cycles of a TPU v5e, as XLA expects them, forward + backward: Flax's, and a little for

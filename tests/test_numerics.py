@@ -444,6 +444,16 @@ def test_other_platforms_with_values_far_beyond_the_sampled(platform, kind):
             np.testing.assert_allclose(state.var, var, rtol=VARIANCE)
 
 
+def test_moments_of_few_small_values_among_zeros(monkeypatch):
+    """The nine that are sampled are equal: beside no epsilon of a user's are the others small."""
+    x = np.zeros((ROWS["cuda"] + 5, 16), np.float32)
+    with compiled_as_for("cuda", monkeypatch):
+        moments = jax.jit(jbn.moments).lower(x).compile()
+    for size in (1e-9, 1e-7, 1e-3, 1e8, 1e17):
+        x[5::100] = np.float32(size)
+        np.testing.assert_allclose(moments(x).var, oracles.moments(x)[1], rtol=VARIANCE)
+
+
 @PLATFORMS
 def test_other_platforms_sample_what_is_not_masked(platform):
     shape = (ROWS[platform], 16)
