@@ -33,7 +33,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import collectives, common, op, peers, programs, traffic
 
-PROGRAMS = ("op", "block", "resnet50", "sync")
+NETWORKS = {"resnet50": "ResNet-50", "bninception": "BN-Inception"}
+PROGRAMS = ("op", "block", *NETWORKS, "sync")
 WAYS: dict[str, peers.Make] = {
     "jbn": peers.with_jbn,
     "Flax": peers.with_flax,
@@ -109,7 +110,7 @@ class Options:
     targets: tuple[str, ...] = ("v5e",)
     """machines: v5e, h100"""
     programs: tuple[str, ...] = ("op", "block")
-    """op, block, resnet50 (minutes), sync"""
+    """op, block, resnet50 and bninception (minutes), sync"""
     output: Path = common.RESULTS
     """folder for JSON and Markdown"""
 
@@ -140,12 +141,13 @@ def cases(chosen: tuple[str, ...]) -> list[Case]:
                 row = case(f"block, {kind}, {dtype}", programs.block, kind, sizes, dtype, True)
                 fit = {n: make for n, make in row.ways.items() if n not in CANNOT.get(kind, ())}
                 found.append(row._replace(ways=fit))
-    if "resnet50" in chosen:
+    for network in [name for name in NETWORKS if name in chosen]:
         steps: dict[str, Callable[[], programs.Program]] = {
-            n: functools.partial(programs.network, n, sizes, "bfloat16", True)
+            n: functools.partial(programs.network, n, sizes, "bfloat16", True, name=network)
             for n in programs.NORMS
         }
-        found.append(Case(f"ResNet-50, {op.label(sizes.images)}, bfloat16", steps))
+        label = f"{NETWORKS[network]}, {op.label(sizes.images)}, bfloat16"
+        found.append(Case(label, steps))
     return found
 
 

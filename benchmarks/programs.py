@@ -7,7 +7,8 @@ on the output, by x and all parameters; a step moves the parameters.
   op       batch normalization alone; the cotangent is y, as it was written to memory
   block    matmul or 3x3 convolution, batch normalization, ReLU, matmul or convolution
   masked   matmul, batch normalization with a padding mask, ReLU on (N, T, C)
-  resnet50 forward pass in training; with gradient and SGD with momentum
+  resnet50, bninception
+           forward pass in training; with gradient and SGD with momentum
 """
 
 import functools
@@ -24,7 +25,7 @@ from jaxtyping import Array
 from benchmarks import peers
 from benchmarks.peers import Shape
 from jbn.linen import BatchNorm
-from jbn.models import resnet50
+from jbn.models import BNInception, resnet50
 
 DTYPES = ("bfloat16", "float32")
 NORMS = ("jbn", "Flax", "none")
@@ -140,15 +141,18 @@ class ScaleAndBias(nn.BatchNorm):
         return peers.affine(x, scale, bias)
 
 
-def network(norm: str, sizes: Sizes, dtype: str, backward: bool) -> Program:
-    """Train ResNet-50 on a batch of images: kernels in `dtype`, all other parameters float32."""
+def network(
+    norm: str, sizes: Sizes, dtype: str, backward: bool, *, name: str = "resnet50"
+) -> Program:
+    """Train a network on a batch of images: kernels in `dtype`, all other parameters float32."""
     shape = sizes.images
     layers = {"jbn": BatchNorm, "Flax": nn.BatchNorm, "none": ScaleAndBias}
-    model = resnet50(
-        norm=functools.partial(layers[norm], dtype=dtype),
-        blocks=sizes.blocks,
-        widths=(64, 128, 256, 512)[: len(sizes.blocks)],
-    )
+    layer = functools.partial(layers[norm], dtype=dtype)
+    widths = (64, 128, 256, 512)[: len(sizes.blocks)]
+    model = {
+        "resnet50": functools.partial(resnet50, blocks=sizes.blocks, widths=widths),
+        "bninception": BNInception,
+    }[name](norm=layer)
     optimizer = optax.sgd(0.1, momentum=0.9)
 
     def arguments() -> tuple[Any, ...]:

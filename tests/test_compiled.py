@@ -130,7 +130,7 @@ def test_messages(monkeypatch):
     with pytest.raises(SystemExit, match="Expected targets among v5e, h100, got v9"):
         compiled.main(compiled.Options(targets=("v9",)))
     with pytest.raises(
-        SystemExit, match="Expected programs among op, block, resnet50, sync, got ops"
+        SystemExit, match="Expected programs among op, block, resnet50, bninception, sync, got ops"
     ):
         compiled.main(compiled.Options(programs=("ops",)))
     monkeypatch.setattr(compiled.common, "installed", lambda module: False)
