@@ -49,7 +49,8 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
     with _compiling_fast() if how.preset == "smoke" else contextlib.nullcontext():
         for name in how.only or names:
             statuses[name] = _one(name, how, one)
-            jax.clear_caches()  # Of no use to the next, and large.
+            if how.preset != "smoke":
+                jax.clear_caches()  # Of no use to the next, and large.
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
     failed = [name for name, status in statuses.items() if status]
     print(f"{len(statuses)} experiments, {minutes} min {seconds} s")
