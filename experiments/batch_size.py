@@ -123,11 +123,11 @@ def draw_images(config: Config, dataset: Dataset) -> tuple[Images, Images, Image
     orders = [np.random.default_rng([i, 1]).permutation(len(x)) for i in range(config.seeds)]
     rows = np.stack(orders)[:, : config.train + config.held_out]
     train, held_out = (
-        Images(jnp.asarray(x[some]), jnp.asarray(labels[some]))
+        Images(*jax.device_put((x[some], labels[some])))
         for some in np.split(rows, [config.train], axis=1)
     )
     test = binary(dataset.test_images), dataset.test_labels.astype(np.int32)
-    return train, held_out, Images(*map(jnp.asarray, test))
+    return train, held_out, Images(*jax.device_put(test))
 
 
 @functools.cache
@@ -223,13 +223,12 @@ def judge(
 
     def one(network: networks.Network, held_out: Images) -> dict[str, Array]:
         seen, x = held_out.x.astype(jnp.float32), test.x.astype(jnp.float32)
-        accuracy = functools.partial(networks.accuracy, model, network.variables)
         apply = functools.partial(model.apply, network.variables, seen, mutable=["batch_stats"])
-        modes = [apply(training=training)[0] for training in (True, False)]
+        (trained, _), (outputs, _) = (apply(training=training) for training in (True, False))
         return {
-            "held_out": accuracy(seen, held_out.labels),
-            "test": accuracy(x, test.labels),
-            "modes": jnp.abs(modes[0] - modes[1]).max(),
+            "held_out": jnp.mean(outputs.argmax(-1) == held_out.labels),
+            "test": networks.accuracy(model, network.variables, x, test.labels),
+            "modes": jnp.abs(trained - outputs).max(),
         }
 
     return jax.vmap(one, in_axes=(0, 0))(network, held_out)
@@ -261,6 +260,7 @@ def measure(config: Config, study: Study) -> None:
     few = study.part("one_and_two", one_and_two)
     images, held_out, test = draw_images(config, study.dataset(config.dataset))
 
+    @functools.cache
     def started(method: str) -> networks.Network:
         return start(make_model(config, method), config.seeds, images.x.shape[-1])
 

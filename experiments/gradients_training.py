@@ -80,7 +80,7 @@ def examples(config: Training, study: Study) -> Data:
         "validation": (train[cut[0] : cut[1]], labels[cut[0] : cut[1]]),
         "test": (test, data.test_labels[: config.test_examples]),
     }
-    return {name: (jnp.asarray(x, jnp.float32), jnp.asarray(y)) for name, (x, y) in pieces.items()}
+    return jax.device_put({name: (x.astype(np.float32), y) for name, (x, y) in pieces.items()})
 
 
 def train(
@@ -105,7 +105,7 @@ def train(
     x, labels = images_and_labels
     rows = np.stack([batch_indices(seed, 0, steps, batch_size, len(x)) for seed in range(seeds)])
     model, _, _ = make(jax.tree.map(lambda leaf: leaf[0], settings), {"blocks": {}})
-    drawn = jax.tree.map(jnp.float32, stack(draw(model, x[:1], range(seeds))))
+    drawn = jax.tree.map(np.float32, stack(draw(model, x[:1], range(seeds))))
 
     def one(setting: Any, variables: Any, rows: Array) -> Any:
         model, optimizer, params = make(setting, variables["params"])
@@ -186,7 +186,9 @@ def first_steps(config: Training, data: Data) -> dict[str, ArrayLike]:
         observe=observe,
     )
     return {
-        f"{kind}_{what}": values[i] for what, values in made.items() for i, kind in enumerate(kinds)
+        f"{kind}_{what}": part
+        for what, values in made.items()
+        for kind, part in zip(kinds, np.asarray(values), strict=True)
     }
 
 

@@ -84,7 +84,7 @@ def draw(
 
     made = jax.tree_util.tree_map_with_path(fill, shapes)
     params = made["params"]
-    return Network(params, made.get("batch_stats", {}), jax.jit(jax.vmap(optimizer.init))(params))
+    return Network(params, made.get("batch_stats", {}), jax.vmap(optimizer.init)(params))
 
 
 def glorot(inputs: int, outputs: int) -> float:

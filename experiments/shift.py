@@ -26,6 +26,7 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -127,7 +128,7 @@ def split(dataset: Dataset, config: Config) -> Split:
     """Take the first examples of each set; what training leaves over is for validation."""
 
     def take(images: np.ndarray, labels: np.ndarray) -> Examples:
-        return Examples(jnp.asarray(data.binary(images)), jnp.asarray(labels, jnp.int32))
+        return Examples(*jax.device_put((data.binary(images), labels.astype(np.int32))))
 
     most, tests = config.train_examples, config.test_examples
     images, labels = dataset.train_images, dataset.train_labels

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from experiments import networks
 from experiments.moving import Examples, Split, batches_of, draw, glorot, he, judge, keys_of
@@ -246,20 +246,21 @@ def accuracy_at_best_rate(
     seeds: int,
     steps: int,
     batch_size: int,
-) -> dict[str, Array]:
+) -> dict[str, ArrayLike]:
     """Train one seed with every rate, then all others with the best.
 
     Returns: `accuracy` on the test set, `(seeds,)`; `rate`, the best on the validation set.
     """
     model = Stack(depth, width, 10, variant.activation, variant.norm, variant.dropout)
 
-    def train(runs: Sequence[int], rates: Array) -> tuple[Array, Array]:
+    def train(runs: Sequence[int], rates: np.ndarray) -> tuple[Array, Array]:
         features = split.train.x.shape[1]
         start = draw(model, momentum(0.0), runs, features, variant.deviation)
         batches = batches_of(runs, steps, batch_size, split)
         return accuracy_after(model, start, rates, variant.l2, keys_of(runs), batches, split)
 
-    validation, _ = train([seeds] * len(rates), jnp.asarray(rates))
-    best = jnp.asarray(rates)[jnp.argmax(validation)]
-    _, accuracy = train(range(seeds), jnp.full(seeds, best))
+    grid = np.asarray(rates, np.float32)
+    validation, _ = train([seeds] * len(rates), grid)
+    best = grid[np.argmax(validation)]
+    _, accuracy = train(range(seeds), np.full(seeds, best))
     return {"accuracy": accuracy, "rate": best}

@@ -47,7 +47,7 @@ def split(
         (images[kept:], labels[kept:]),
         (tested, dataset.test_labels),
     )
-    return Split(*((jnp.asarray(x), jnp.asarray(y)) for x, y in pairs))
+    return Split(*jax.device_put(pairs))
 
 
 def start(model: nn.Module, seeds: int, x: Float[Array, "N ..."]) -> Network:
@@ -122,7 +122,7 @@ def train(
         each_seed = jax.vmap(look, in_axes=(None, 0, None))
         return jax.lax.map(lambda each: each_seed(each[0], each[1], split), (settings, made))
 
-    made = jax.vmap(begin)(settings)
+    made = jax.jit(jax.vmap(begin))(settings)
     seeds = jax.tree.leaves(made.params)[0].shape[1]
     drawn = [batch_indices(i, 0, steps, batch_size, len(split.train[1])) for i in range(seeds)]
     observed = [seen(made, split)] if before else []
@@ -132,7 +132,7 @@ def train(
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=2), *observed)
 
 
-def grid(**values: Sequence[float]) -> dict[str, Array]:
+def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
     """Combine values of several settings, each with each; the last one changes fastest.
 
     Example:
@@ -141,7 +141,11 @@ def grid(**values: Sequence[float]) -> dict[str, Array]:
       {'kind': [0, 0, 0, 1, 1, 1], 'rate': [2, 4, 8, 2, 4, 8]}
     """
     meshes = np.meshgrid(*values.values(), indexing="ij")
-    return {name: jnp.asarray(mesh.ravel()) for name, mesh in zip(values, meshes, strict=True)}
+    kinds = {"i": np.int32, "f": np.float32}
+    return {
+        name: mesh.ravel().astype(kinds[mesh.dtype.kind])
+        for name, mesh in zip(values, meshes, strict=True)
+    }
 
 
 def one_of(functions: Sequence[Activation], which: Int[Array, ""]) -> Activation:
