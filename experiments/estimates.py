@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import ArrayLike
-from scipy import special
 
 CONFIDENCE = 0.95
 
@@ -152,6 +151,8 @@ def _finite_runs(values: ArrayLike) -> np.ndarray:
 def _t_interval(x: np.ndarray) -> tuple[float, float]:
     if len(x) < 2 or np.ptp(x) == 0:
         return float(x.mean()), float(x.mean())
+    from scipy import special  # A fifth of a second to import.
+
     half = special.stdtrit(len(x) - 1, (1 + CONFIDENCE) / 2) * x.std(ddof=1) / math.sqrt(len(x))
     return float(x.mean() - half), float(x.mean() + half)
 

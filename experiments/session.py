@@ -4,10 +4,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from experiments import data, hosts, ledger, options, record
+from experiments import data, hosts, options, record
 from experiments.devices import Devices
 from experiments.last_words import LastWords
-from experiments.study import Study
 from experiments.train import Execution
 
 
@@ -31,6 +30,9 @@ def prepare(name: str, arguments: list[str], last_words: LastWords) -> Session:
 
 def prepare_study(name: str, experiment: Any, arguments: list[str]) -> Session:
     """Parse the options, make or reopen the run directory."""
+    from experiments import ledger  # Slow to import, and only for a study.
+    from experiments.study import Study
+
     config, how = options.parse(name, experiment, arguments, options.Keeping)
     run = open_run(name, config, how, record.environment())
     preset = options.preset_of(experiment.PRESETS, config)
