@@ -113,17 +113,21 @@ batches = np.random.default_rng(1).integers(0, 1400, (150, 60))
 exponential, population = [], []
 
 
-def absorb(state, x):
-    """Let one batch move the statistics, the parameters being held."""
-    return apply(params, state, x, training=True)[1]
+@jax.jit
+def averaged(params, state):
+    """Take the statistics of twenty batches, the parameters being held."""
+
+    def absorb(state, x):  # Let one batch move them.
+        return apply(params, state, x, training=True)[1]
+
+    return jbn.population(absorb, state, train_x[batches[:20]])
 
 
 for i, rows in enumerate(batches):
     params, state = step(params, state, train_x[rows], train_y[rows])
     if i % 10 == 9:
-        again = jbn.population(absorb, state, train_x[batches[:20]])
         exponential.append(float(accuracy(params, state)))
-        population.append(float(accuracy(params, again)))
+        population.append(float(accuracy(params, averaged(params, state))))
 
 # %% [markdown]
 # ## Which statistics
@@ -148,7 +152,7 @@ plt.show()
 # does not: alone or in a batch, it is the same.
 
 # %%
-state = jbn.population(absorb, state, train_x[batches[:20]])
+state = averaged(params, state)
 one_in_first, _ = apply(params, state, test_x[:8], training=True)
 one_in_other, _ = apply(params, state, jnp.concatenate([test_x[:1], test_x[50:57]]), training=True)
 wrong_mode = float(jnp.abs(one_in_first[0] - one_in_other[0]).max())
