@@ -1,5 +1,7 @@
 """The ways to spread a batch over eight devices, as one function each."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.modes import DEVICES, join, mesh, split
+from jbn import _center
+
+# Of JAX's caches it is a part of the key: what was traced by another limit is not found.
+limited = jax.make_user_context(_center.GATHER_LIMIT)
 
 MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "vmap")
 MODES = (*MAPPED, "jit")
@@ -75,3 +81,11 @@ def shard(tree, *, replicate=False):
 def compiled(function, mode):
     """Return the jitted function; pmap compiles by itself and warns inside jit."""
     return function if mode == "pmap" else jax.jit(function)
+
+
+@contextlib.contextmanager
+def gather_limit(devices):
+    """Let more devices than these be too many to gather."""
+    with pytest.MonkeyPatch.context() as patch, limited(devices):
+        patch.setattr(_center, "GATHER_LIMIT", devices)
+        yield

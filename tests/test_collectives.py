@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 from environments import own_environment
-from meshes import DEVICES, spread
+from meshes import DEVICES, gather_limit, spread
 from strategies import values
 
 import jbn
 from benchmarks import collectives
 from benchmarks.collectives import MODES, Collective, Layer, count, lower, parse, payload, with_jbn
-from jbn import _center
 
 LAYERS, FEATURES = 2, 16
 SIZES = {"devices": DEVICES, "layers": LAYERS, "features": FEATURES}
@@ -25,12 +24,9 @@ LIMIT = 2 * LAYERS + 1
 
 
 @pytest.fixture
-def two_sums(monkeypatch):
-    """Let eight devices be too many to gather; what was traced otherwise must not be found."""
-    jax.clear_caches()
-    monkeypatch.setattr(_center, "GATHER_LIMIT", 2)
-    yield
-    jax.clear_caches()
+def two_sums():
+    with gather_limit(2):
+        yield
 
 
 def collectives_of(mode, make):
@@ -162,16 +158,15 @@ def test_two_sums_of_many_devices(mode, options, two_sums):
 
 
 @pytest.mark.parametrize("limit", [2, 64])
-def test_payload_is_of_float32_for_half_precision(limit, two_sums, monkeypatch):
-    monkeypatch.setattr(_center, "GATHER_LIMIT", limit)
-
+def test_payload_is_of_float32_for_half_precision(limit):
     def half(features, name):
         layer = with_jbn(features, name)
         return layer._replace(apply=lambda x, *rest: layer.apply(x.astype(jnp.bfloat16), *rest))
 
-    want = payload(FEATURES, DEVICES, dtype="bfloat16")
-    assert want == payload(FEATURES, DEVICES)
-    assert counted("shard_map", half) == want
+    with gather_limit(limit):
+        want = payload(FEATURES, DEVICES, dtype="bfloat16")
+        assert want == payload(FEATURES, DEVICES)
+        assert counted("shard_map", half) == want
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from meshes import DEVICES, MAPPED, compiled, mesh, one_of, spread
+from meshes import DEVICES, MAPPED, compiled, gather_limit, mesh, one_of, spread
 from oracles import F32_STATISTICS, assert_close, exact
 from strategies import values
 
 import jbn
-from jbn import _center
 
 C = 5
 GROUPS = [[6, 0, 3], [1, 2, 4, 5, 7]]
@@ -60,15 +59,15 @@ def assert_pooled(got, want):
 
 @pytest.mark.parametrize("limit", [64, 2])
 @pytest.mark.parametrize("mode", MAPPED)
-def test_pools_means_and_their_spread(mode, limit, monkeypatch):
+def test_pools_means_and_their_spread(mode, limit):
     """By a gather, and by two sums as beyond 64 devices; shard_map proves the result replicated."""
-    monkeypatch.setattr(_center, "GATHER_LIMIT", limit)
     state = local_states()
 
     def function(state):
         return jbn.synchronize(state, axis_name="d")
 
-    got = run(mode, function, state)
+    with gather_limit(limit):
+        got = run(mode, function, state)
     assert_pooled(got, pooled(state, state.count))
     assert (exact(got.var) > exact(state.var).mean(0) + 1).all()  # An average has no spread.
     for a, b in zip(got, state, strict=True):

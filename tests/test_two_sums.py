@@ -6,33 +6,38 @@ they reach the devices by `psum`, and no derivative is taken of them (`_center` 
 shard_map, which checks types as well, has every kind, and the other modes have each one of them.
 """
 
-import functools
-
 import jax
+import numpy as np
 import pytest
 import test_devices
 import test_numerics
-from meshes import MAPPED
+from meshes import DEVICES, MAPPED, compiled, gather_limit, spread
 
-from jbn import _center
+import jbn
 
 
 @pytest.fixture(autouse=True, scope="module")
 def two_sums():
-    """Let eight devices be too many to gather; what was traced otherwise must not be found."""
-    forget()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_center, "GATHER_LIMIT", 2)
-        # It keeps its programs: here they are others.
-        once = functools.cache(test_numerics.over_devices.__wrapped__)
-        patch.setattr(test_numerics, "over_devices", once)
+    with gather_limit(2):
         yield
-    forget()
 
 
-def forget():
-    test_devices.program.cache_clear()
-    jax.clear_caches()
+@pytest.mark.parametrize("mode", MAPPED)
+def test_what_was_traced_by_another_limit_is_not_found(mode):
+    def moments(x, whole):
+        return x, jbn.moments(x, axis_name="d")
+
+    run = compiled(spread(moments, mode, replicated=True), mode)
+    x = np.zeros((2 * DEVICES, 3), np.float32)
+
+    def program(limit):
+        with gather_limit(limit):
+            return str(jax.make_jaxpr(run)(x, (x,)))
+
+    by_sums, by_gather = program(2), program(64)
+    assert by_sums != by_gather
+    assert by_sums == program(2)
+    assert by_gather == program(64)
 
 
 @pytest.mark.parametrize(
