@@ -30,9 +30,9 @@ WRAPPERS = ("batch_norm, schedule", "population", "linen", "nnx")
 KEPT = (np.arange(8) % 3 > 0)[:, None, None]
 # Masks of one shape and dtype are one program.
 MASKS = {
-    "none": [None],
-    "boolean": [np.repeat(KEPT, 3, 1), np.arange(24).reshape(8, 3, 1) == 7],
-    "weights": [np.float32(KEPT * np.linspace(0.1, 2, 8)[:, None, None]), np.zeros_like(KEPT, "f")],
+    "none": (None,),
+    "boolean": (np.repeat(KEPT, 3, 1), np.arange(24).reshape(8, 3, 1) == 7),
+    "weights": (np.float32(KEPT * np.linspace(0.1, 2, 8)[:, None, None]), np.zeros_like(KEPT, "f")),
 }
 
 
@@ -41,7 +41,7 @@ def draw(dtype, seed=0):
 
 
 def make_masks(kind):
-    return [m if m is None else jnp.asarray(m) for m in MASKS[kind]]
+    return tuple(m if m is None else jnp.asarray(m) for m in MASKS[kind])
 
 
 def trained(function, **options):
@@ -56,7 +56,8 @@ def layer(make):
     def call(x, params, state, mask):
         module = make()
         variables = {"params": params._asdict(), "batch_stats": state._asdict()}
-        module.init(jax.random.key(0), x, mask=mask)
+        # Nobody differentiates this.
+        module.init(jax.random.key(0), jax.lax.stop_gradient(x), mask=mask)
         return module.apply(variables, x, mask=mask, mutable=["batch_stats"])
 
     return call
@@ -137,15 +138,17 @@ def check(name, call, dtype, masks=(None,)):
     def loss(x, params, mask):
         out = call(x, params, state, mask)
         leaves = [a for a in jax.tree.leaves(out) if jnp.issubdtype(a.dtype, jnp.inexact)]
-        floats = [part for a in leaves for part in (a.real, a.imag)]
-        return sum(jnp.sum(jnp.sin(a.astype(jnp.float32))) for a in floats), out
+        parts = [p for a in leaves for p in ((a.real, a.imag) if jnp.iscomplexobj(a) else (a,))]
+        floats = jnp.concatenate([part.astype(jnp.float32).reshape(-1) for part in parts])
+        return jnp.sum(jnp.sin(floats)), out
 
     gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-    lenient = jax.make_jaxpr(gradient)(x, params, masks[0])
     with jax.numpy_dtype_promotion("strict"):
         strict = jax.jit(gradient).trace(x, params, masks[0])
-    # The same program has the same values, so that one of them is compiled.
-    assert str(strict.jaxpr) == str(lenient)
+    # The same program has the same values, so that one of them is compiled. Strict JAX refuses to
+    # promote and changes nothing else: each function shows it once, where there are two dtypes.
+    if dtype == "bfloat16" and masks == (None,):
+        assert str(strict.jaxpr) == str(jax.make_jaxpr(gradient)(x, params, None))
     compiled = strict.lower().compile()
     for mask in masks:
         with jax.debug_nans(True):
