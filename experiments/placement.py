@@ -143,7 +143,7 @@ def is_hidden_bias(params: Any) -> Any:
 
 
 def train(
-    config: Config, build: sweep.Build, settings: dict[str, Array], split: Split, steps: int
+    config: Config, build: sweep.Build, settings: dict[str, np.ndarray], split: Split, steps: int
 ) -> dict[str, np.ndarray]:
     """Train every setting with every seed: accuracies at the end."""
     model, _ = build({name: values[0] for name, values in settings.items()})
