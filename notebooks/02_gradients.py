@@ -44,6 +44,7 @@ import numpy as np
 import optax
 
 import jbn
+from jbn.models import MLP
 
 LAYERS, WIDTH, BATCH = 20, 100, 256
 
@@ -140,32 +141,19 @@ plt.show()
 # reaches the first layers, and the loss stays at that of a guess.
 
 # %%
-points = jax.random.normal(jax.random.key(7), (256, 3))
+points = jax.random.normal(jax.random.key(7), (512, 3))
 regions = (points > 0) @ jnp.array([1, 2, 4])
 
 
-def train(norm, steps=100):
-    of_weights, of_last = jax.random.split(jax.random.key(0))
-    xavier = 32**-0.5
-    layers = {
-        "weights": xavier * jax.random.normal(of_weights, (LAYERS, 32, 32)),
-        "bn": jax.tree.map(lambda leaf: jnp.tile(leaf, (LAYERS, 1)), jbn.init(32)[0]),
-    }
-    params = {"layers": layers, "last": xavier * jax.random.normal(of_last, (32, 8))}
-    first = jnp.pad(points, ((0, 0), (0, 29)))  # So that all layers are alike.
+def train(norm, steps=300):
+    xavier = nn.initializers.glorot_normal()
+    model = MLP(hidden=(32,) * LAYERS, outputs=8, kernel_init=xavier, norm=norm)
+    variables = model.init(jax.random.key(0), points, training=False)
     optimizer = optax.adam(1e-2)
 
-    def apply(x, layer):
-        sums, bn = x @ layer["weights"], layer["bn"]
-        if norm:
-            sums, _ = jbn.batch_norm(sums, bn, jbn.init(32)[1], training=True)
-        else:
-            sums += bn.bias[None]
-        return nn.sigmoid(sums), None
-
     def loss(params):
-        outputs, _ = jax.lax.scan(apply, first, params["layers"])
-        logits = outputs @ params["last"]
+        collections = {**variables, "params": params}
+        logits, _ = model.apply(collections, points, training=True, mutable=["batch_stats"])
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, regions))
 
     def step(carry, _):
@@ -174,7 +162,7 @@ def train(norm, steps=100):
         updates, opt_state = optimizer.update(gradient, opt_state)
         return (optax.apply_updates(params, updates), opt_state), value
 
-    start = params, optimizer.init(params)
+    start = variables["params"], optimizer.init(variables["params"])
     return np.asarray(
         jax.jit(lambda start: jax.lax.scan(step, start, None, length=steps))(start)[1]
     )
