@@ -1,7 +1,4 @@
-"""Fig. 1 of the paper, and its numbers, from the files of a run alone.
-
-What draws is imported at the end: not every process, of several hosts, needs it, or gets there.
-"""
+"""The numbers of the paper's Fig. 1, from the files of a run alone."""
 
 from typing import Any
 
@@ -161,10 +158,3 @@ def table(summary: dict[str, Any]) -> str:
     if seeds > 1:
         lines[-1] += ": mean ± half the width of its 95 % interval"
     return "\n".join(lines)
-
-
-def draw(run: Run, summary: dict[str, Any]) -> None:
-    """Draw Fig. 1a, 1b and 1c, each alone and all in a row."""
-    from experiments import fig1_figures  # Half a second to import, of no use before the end.
-
-    fig1_figures.draw(run, summary)

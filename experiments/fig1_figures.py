@@ -46,10 +46,10 @@ def draw_accuracy(
         "with_exponential": (figures.GREEN, ":"),
     }
     for name, label in CURVES.items():
-        colour, line = looks[name]
+        color, line = looks[name]
         values = accuracy[name]
-        axes.plot(steps, values.mean(1), line, color=colour, label=label)
-        axes.fill_between(steps, values.min(1), values.max(1), color=colour, alpha=0.2, lw=0)
+        axes.plot(steps, values.mean(1), line, color=color, label=label)
+        axes.fill_between(steps, values.min(1), values.max(1), color=color, alpha=0.2, lw=0)
     seeds = values.shape[1]
     axes.set_title(f"Test accuracy, {data}" + (f": mean and range of {seeds} seeds" * (seeds > 1)))
     axes.set_ylabel("accuracy (share of test images)")
@@ -63,17 +63,17 @@ def draw_inputs(
     axes: Axes, steps: np.ndarray, values: Float[np.ndarray, "T 3"], network: str, high: float
 ) -> None:
     """Draw the 15th, 50th and 85th percentile of the input to one sigmoid against steps."""
-    colour = figures.VERMILION if network.startswith("without") else figures.BLUE
-    axes.fill_between(steps, values[:, 0], values[:, 2], color=colour, alpha=0.15, lw=0)
+    color = figures.VERMILION if network.startswith("without") else figures.BLUE
+    axes.fill_between(steps, values[:, 0], values[:, 2], color=color, alpha=0.15, lw=0)
     for column, (rank, line) in enumerate(zip(PERCENTILES, ("--", "-", "--"), strict=True)):
-        axes.plot(steps, values[:, column], line, color=colour)
+        axes.plot(steps, values[:, column], line, color=color)
         axes.annotate(
             f"{rank} %",
             (steps[-1], values[-1, column]),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
-            color=colour,
+            color=color,
         )
     axes.set_title(f"Input to a last-layer sigmoid, {network}")
     axes.set_ylabel("input (percentiles over test images)")

@@ -222,6 +222,14 @@ def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution)
     if run is None:
         return ""
     summary = {"preset": preset_of(PRESETS, config), **fig1.summarise(run)}
-    fig1.draw(run, summary)
+    draw(run, summary)
     run.write("summary.json", summary)  # Last: it marks the run as finished.
     return fig1.table(summary)
+
+
+def draw(run: Run, summary: dict[str, Any]) -> None:
+    """Draw Fig. 1 into the run's directory."""
+    # Half a second to import: of several hosts only the first needs it, and only at the end.
+    from experiments import fig1_figures
+
+    fig1_figures.draw(run, summary)

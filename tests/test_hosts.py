@@ -92,7 +92,7 @@ from experiments import data, hosts, mnist_mlp, record, train
 from experiments.devices import Devices
 
 hosts.connect(hosts.expected(None, None, None), 8)
-mnist_mlp.fig1.draw = lambda *a: None
+mnist_mlp.draw = lambda *a: None
 config = mnist_mlp.Config(**{CONFIG})
 of_train = mnist_mlp.train
 for way in {WAYS}:
@@ -113,7 +113,7 @@ for way in {WAYS}:
 @pytest.fixture
 def no_figures(monkeypatch):
     """Draw nothing: what is looked at here are numbers, and a figure takes longer."""
-    monkeypatch.setattr(mnist_mlp.fig1, "draw", lambda *_: None)
+    monkeypatch.setattr(mnist_mlp, "draw", lambda *_: None)
 
 
 def test_two_hosts_equal_one(tmp_path, no_figures):

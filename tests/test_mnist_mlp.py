@@ -210,7 +210,7 @@ def test_figures_need_only_the_files_of_the_run(finished, tmp_path):
         shutil.copy(finished / name, tmp_path)
     with record.open_run(tmp_path) as run:
         summary = {"preset": "smoke", **fig1.summarise(run)}
-        fig1.draw(run, summary)
+        mnist_mlp.draw(run, summary)
     assert summary == record.read_json(finished / "summary.json")
     for name in FIGURES:
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()

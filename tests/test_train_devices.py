@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from environments import programs_on_disk
 
-from experiments import data, fig1, mnist_mlp, record
+from experiments import data, mnist_mlp, record
 from experiments.devices import WAYS, Devices, Share
 from experiments.last_words import LastWords, Stopped
 from experiments.train import Execution
@@ -29,7 +29,7 @@ def shorter():
     """Each run makes its functions, so its programs, anew: here the cache pays. No figures."""
     with programs_on_disk(), pytest.MonkeyPatch.context() as patch:
         # They show the metrics, which are compared; tests/test_mnist_mlp.py looks at figures.
-        patch.setattr(fig1, "draw", lambda run, summary: None)
+        patch.setattr(mnist_mlp, "draw", lambda run, summary: None)
         yield
 
 
