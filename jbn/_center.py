@@ -248,22 +248,23 @@ def _values(
     n = _count(weights, x, axes)
     part = _local(x, weights, n, epsilon, guess, axes)
     n = like(n, part.std)
-    unit = jnp.ones_like(n) if unit is None else like(unit, n)
-    effective = None
+    unit = 1.0 if unit is None else like(unit, n)
+    count, effective = finite(n * unit), None
     if weights is not None and weights.dtype != jnp.bool_:
         squares = like(_count(jnp.square(weights), x, axes), n)
         effective = n * n / jnp.where(_has(squares), squares, 1)
     if pool is None:
         whole = Pooled(part.pivot, part.remainder, part.std, part.var, unit, n, effective)
     else:
-        count = finite(n * unit)
         parts = part.pivot, part.remainder, part.std, count, effective
         whole = pooled(pool, *parts, equal=weights is None)
     residual, pivot = part.residual, part.pivot
     if pool is not None and weights is not None:  # y is computed where all is masked, too.
         residual, pivot = _from_pivot(whole.pivot, ~_has(n), residual, pivot, part.per_unit)
     rstd = _near_rstd(whole.std, epsilon)
-    total = jnp.where(_has(whole.relative_count), whole.relative_count, 1)
+    total = whole.relative_count
+    if weights is not None:
+        total = jnp.where(_has(total), total, 1)
     return _Values(
         residual=residual,
         pivot=pivot,
@@ -273,7 +274,7 @@ def _values(
         near_rstd=rstd,
         relative_var=jnp.square(whole.std * rstd),
         var=whole.var,
-        count=whole.total,
+        count=count if pool is None else whole.total,
         effective_count=whole.effective_count,
         share=unit / whole.count_unit / total,
     )
@@ -296,7 +297,7 @@ def _with_derivative(
 @functools.partial(_with_derivative.defjvp, symbolic_zeros=True)
 def _derivative(axes, pool, primals, tangents):
     x, weights, _ = primals
-    dx, dweights, _ = tangents
+    dx, dweights, dout = tangents  # All of dout is a symbolic zero.
     out = _with_derivative(*primals, axes, pool)
     dx = jnp.zeros_like(x) if isinstance(dx, SymbolicZero) else dx
     dweights = None if isinstance(dweights, SymbolicZero) else dweights
@@ -305,8 +306,7 @@ def _derivative(axes, pool, primals, tangents):
         dx, dweights, out._replace(remainder=mean), weights, axes
     )
     if pool is not None:
-        sums = pool.sum(sums)
-    dout = jax.tree.map(jnp.zeros_like, out)
+        sums = list(pool.sum(jnp.stack(sums)))
     dvar = sums[1].real * finite(jnp.square(1 / out.near_rstd))
     if out.residual.dtype == out.pivot.dtype:
         dx = dx * out.per_unit.astype(dx.dtype)
@@ -323,8 +323,8 @@ def _derivative(axes, pool, primals, tangents):
 
 def _tangent_sums(
     dx: Array, dweights: Array | None, out: _Values, weights: Array | None, axes: tuple[int, ...]
-) -> Array:
-    """Compute d mean and d relative_var, stacked, as this device's part of the sums over all.
+) -> list[Array]:
+    """Compute d mean and d relative_var as this device's part of the sums over all.
 
     d mean = sum(w dx) / n, d var = 2 sum(w dx (deviation - mean)) / n, with the mean taken out of
     the sum: its factor is a vector. Where weights are differentiated, d n / n and
@@ -339,7 +339,7 @@ def _tangent_sums(
     if weights is not None:
         wdx, weighed = _weigh(dx, weights), jnp.where(_has(weights), deviation, 0)
     total = jnp.sum(wdx, axes, keepdims=True)
-    products = _inner(weighed, wdx, axes) - (jnp.conj(mean) * total).real
+    products = jnp.sum(_product(weighed, wdx), axes, keepdims=True) - _product(mean, total)
     sums = [total * unit * share, 2 * (products * rate.real * share.real) * rate.real]
     if dweights is not None and weights is not None:
         dw, w = (jnp.broadcast_to(v, deviation.shape) for v in (dweights, weights))
@@ -352,7 +352,7 @@ def _tangent_sums(
         second, grown, squares = (v.astype(dtype) * share for v in of_weights)
         sums[1] += second
         sums += [grown, squares * share]
-    return jnp.stack([s.astype(dtype) for s in sums])
+    return [s.astype(dtype) for s in sums]
 
 
 # ---- Sums over this device's part ----------------------------------------------------------------
@@ -409,9 +409,7 @@ def _about_mean(
     # Divided first, for the sum may overflow where the mean does not.
     part = 1 / n if weights is None else _inverse(n)
     mean = jnp.sum(_weigh(wide, weights) * part.astype(wide.dtype), axes, keepdims=True)
-    unit = jnp.ones_like(mean.real)
-    if _may_overflow(x):
-        unit = _unit(wide, weights, epsilon, axes)
+    unit = _unit(wide, weights, epsilon, axes) if _may_overflow(x) else None
     return _about(_as_pivot(mean), unit, x, weights, n, axes)
 
 
@@ -425,23 +423,21 @@ def _about_zero(
 ) -> _Part:
     """Take sums about 0, and again about the mean if any feature would lose precision by it."""
     wide = x.astype(wide_dtype(x.dtype))
-    mean = _mean(wide, weights, n, axes)
-    second = _mean(wide, weights, n, axes, squared=True)
-    var = jnp.maximum(second - abs_squared(mean), 0)
-    in_range, calm = _trust(mean, second, epsilon)
+    mean, var = _mean_and_var(wide, weights, n, axes)
+    in_range, calm = _trust(mean, var, epsilon)
 
     def scaled(x: Array) -> tuple[Array, Array]:
         wide = x.astype(mean.dtype)
         unit = _unit(wide, weights, epsilon, axes)
         divisor = unit.astype(wide.dtype)
-        return _as_pivot(_mean(wide / divisor, weights, n, axes) * divisor), unit
+        return _as_pivot(_mean(_weigh(wide / divisor, weights), weights, n, axes) * divisor), unit
 
     def plain(x: Array) -> tuple[Array, Array]:
         return _as_pivot(mean), jnp.ones_like(var)
 
     def about_mean(x: Array, *_: Array) -> _Part:
         if not _may_overflow(x):
-            return _about(_as_pivot(mean), jnp.ones_like(var), x, weights, n, axes)
+            return _about(_as_pivot(mean), None, x, weights, n, axes)
         # Of these branches only vectors come back: XLA would copy an array.
         pivot, unit = jax.lax.cond(_anywhere(jnp.any(~in_range)), scaled, plain, x)
         return _about(pivot, unit, x, weights, n, axes)
@@ -468,18 +464,17 @@ def _about_guess(
         return _about_mean(x, weights, n, epsilon, axes=axes)
     guess = guess.astype(wide_dtype(x.dtype))
     pivot = like_reduced(_as_pivot(jnp.where(jnp.isfinite(guess), guess, 0)), x, axes)
-    near = _about(pivot, jnp.ones_like(pivot.real), x, weights, n, axes)
+    near = _about(pivot, None, x, weights, n, axes)
     if weights is not None:  # After the sums, so that devices add them up together with n.
         near = near._replace(pivot=jnp.where(_has(n), pivot, 0))
-    second = near.var + abs_squared(near.remainder)
-    in_range, calm = _trust(near.remainder, second, epsilon)
+    in_range, calm = _trust(near.remainder, near.var, epsilon)
 
     def again(x: Array) -> tuple[Array, ...]:
         return _about_mean(x, weights, n, epsilon, axes=axes)[1:]
 
     # Branches have the same types: in `shard_map` these two have to vary as the others do. No
     # operation is left of it in the compiled program.
-    same = [jnp.where(calm, v, v) for v in (near.pivot, near.per_unit)]
+    same = [jax.lax.select(calm, v, v) for v in (near.pivot, near.per_unit)]
     shifts = _anywhere(jnp.any(~(calm & in_range)))
     pivot, per_unit, *others = jax.lax.cond(shifts, again, lambda x: (*same, *near[3:]), x)
     residual = x
@@ -507,13 +502,12 @@ def _about_sample(
     sample = _sample(x, weights, axes)
     if sample is None:
         return _about_mean(x, weights, n, epsilon, axes=axes)
-    a, b, c = (_median(*sample[i : i + 3]) for i in (0, 3, 6))
-    pivot = _as_pivot(_median(a, b, c))
+    three = _median(*jnp.split(sample, 3))
+    pivot = _as_pivot(_median(*jnp.split(three, 3))[0])
     if weights is not None:  # What is masked may be NaN.
         pivot, sample = jnp.where(_has(n), pivot, 0), jnp.where(_has(n)[None], sample, 0)
-    unit = jnp.ones_like(pivot.real)
     if not _may_overflow(x):
-        return _about(pivot, unit, x, weights, n, axes)
+        return _about(pivot, None, x, weights, n, axes)
     unit = _unit(sample, None, epsilon, (0,))[0]
     # Others may be far from the nine. In this unit no square vanishes that counts beside those of
     # the nine, and none overflows up to 2^115 / N, some 1e27, times their largest deviation.
@@ -572,12 +566,13 @@ def _median(a: Array, b: Array, c: Array) -> Array:
     return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
-def _trust(mean: Array, second: Array, epsilon: Array) -> tuple[Array, Array]:
+def _trust(mean: Array, var: Array, epsilon: Array) -> tuple[Array, Array]:
     """Tell of sums about some pivot whether squares are in range, and whether var is exact."""
     squared = abs_squared(mean)
+    second = var + squared
     limits = jnp.finfo(second.dtype)
     # Where squares of x vanish nothing is known of its deviation.
-    calm = squared <= WELL_CONDITIONED * jnp.maximum(second - squared, 0)
+    calm = squared <= WELL_CONDITIONED * var
     calm &= (second > limits.tiny * 2**24) | (mean == 0)
     # Else squares of x overflow, or vanish though epsilon is as small as they are.
     in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
@@ -615,73 +610,73 @@ def _may_overflow(x: Array) -> bool:
 
 
 def _unit(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> Array:
-    """Choose a power of two near the largest |x|, or 1 where squares of x are in range or 0."""
+    """Choose a power of two in which squares of x are in range: 1 where they are so anyway."""
     present = jnp.abs(x) if weights is None else jnp.where(_has(weights), jnp.abs(x), 0)
-    largest = jnp.max(present, axes, keepdims=True)
-    size = jnp.maximum(largest, jnp.sqrt(epsilon))
+    size = jnp.maximum(jnp.max(present, axes, keepdims=True), jnp.sqrt(epsilon))
     info = jnp.finfo(size.dtype)
-    in_range = (size > info.tiny**0.25) & (size < info.max**0.42)
-    return jnp.where(in_range | (largest == 0), 1, power_of_two(size))
+    return power_of_two(size / jax.lax.clamp(info.tiny**0.25, size, info.max**0.25))
 
 
 def power_of_two(x: Array) -> Array:
     """Round to a power of two, whose inverse is finite, too."""
     info = jnp.finfo(x.dtype)
-    within = jnp.clip(x, 4 * info.tiny, info.max / 4)
+    within = jax.lax.clamp(4 * info.tiny, x, info.max / 4)
     return jax.lax.reduce_precision(within, exponent_bits=info.nexp, mantissa_bits=0)
 
 
 def _about(
     pivot: Array,
-    unit: Array,
+    unit: Array | None,
     x: Array,
     weights: Array | None,
     n: Array,
     axes: tuple[int, ...],
     sum_unit: Array | None = None,
 ) -> _Part:
-    """Take the moments about a pivot. Sums may be in another unit than the deviation is kept in."""
+    """Take the moments about a pivot, in a unit, None for 1. Sums may be in one of their own."""
     sum_unit = unit if sum_unit is None else sum_unit
-    deviation, per_unit = x.astype(pivot.dtype) - pivot, 1 / unit
-    residual = deviation * per_unit.astype(pivot.dtype)
-    summand = residual if sum_unit is unit else deviation * (1 / sum_unit).astype(pivot.dtype)
-    mean = _mean(summand, weights, n, axes)
-    second = _mean(summand, weights, n, axes, squared=True)
-    var = jnp.maximum(second - abs_squared(mean), 0)
-    # In a unit of x, less than its rounding is nothing: its inverse would be infinite.
-    least = jnp.where(unit == 1, 0, 2.0**-34 * unit)
+    deviation = x.astype(pivot.dtype) - pivot
+    residual = deviation if unit is None else deviation * (1 / unit).astype(pivot.dtype)
+    summand = residual
+    if sum_unit is not unit:
+        summand = deviation * (1 / sum_unit).astype(pivot.dtype)
+    mean, var = _mean_and_var(summand, weights, n, axes)
+    std = jnp.sqrt(var)
+    if unit is not None and sum_unit is not None:
+        mean, std = mean * sum_unit.astype(pivot.dtype), std * sum_unit
+        var = finite(var * sum_unit * sum_unit)
+        # In a unit above 1, less than its rounding is nothing: its inverse would be infinite.
+        std = jnp.maximum(std, 2.0**-34 * (unit - 1))
     return _Part(
         residual=residual if x.dtype == pivot.dtype else x,
         pivot=pivot,
-        per_unit=per_unit,
-        remainder=mean * sum_unit.astype(pivot.dtype),
-        std=jnp.maximum(jnp.sqrt(var) * sum_unit, least),
-        var=finite(var * sum_unit * sum_unit),
+        per_unit=jnp.ones_like(std) if unit is None else 1 / unit,
+        remainder=mean,
+        std=std,
+        var=var,
     )
 
 
-def _mean(
-    x: Array,
-    weights: Array | None,
-    n: Array,
-    axes: tuple[int, ...],
-    *,
-    squared: bool = False,
-) -> Array:
+def _mean_and_var(
+    x: Array, weights: Array | None, n: Array, axes: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Compute mean and var by sums about 0."""
     weighed = _weigh(x, weights)
-    if squared:
-        # `where` before the product: what is masked may be NaN.
-        other = x if weights is None else jnp.where(_has(weights), x, 0)
-        total = _inner(other, weighed, axes)
-    else:
-        total = jnp.sum(weighed, axes, keepdims=True)
+    mean = _mean(weighed, weights, n, axes)
+    # `where` before the product: what is masked may be NaN.
+    present = x if weights is None else jnp.where(_has(weights), x, 0)
+    second = _mean(_product(present, weighed), weights, n, axes)
+    return mean, jnp.maximum(second - abs_squared(mean), 0)
+
+
+def _mean(weighed: Array, weights: Array | None, n: Array, axes: tuple[int, ...]) -> Array:
     n = n if weights is None else jnp.where(_has(n), n, 1)
-    return total / n.astype(total.dtype)
+    return jnp.sum(weighed, axes, keepdims=True) / n.astype(weighed.dtype)
 
 
-def _inner(x: Array, y: Array, axes: tuple[int, ...]) -> Array:
-    """Sum Re(conj(x) y), which is the product for real x and y."""
-    return jnp.sum((jnp.conj(x) * y).real, axes, keepdims=True)
+def _product(x: Array, y: Array) -> Array:
+    """Re(conj(x) y), which is the product for real x and y."""
+    return (jnp.conj(x) * y).real if jnp.iscomplexobj(x) else x * y
 
 
 def _weigh(x: Array, weights: Array | None) -> Array:
@@ -711,7 +706,7 @@ def _count(weights: Array | None, x: Array, axes: tuple[int, ...]) -> Array:
 
 def abs_squared(x: Array) -> Array:
     """|x|^2, real."""
-    return (jnp.conj(x) * x).real
+    return _product(x, x)
 
 
 def finite(x: Array) -> Array:

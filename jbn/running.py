@@ -106,8 +106,8 @@ def updated(
         batch = like(batch, old)
         weight = jnp.asarray(momentum).astype(jnp.finfo(dtype).dtype)
         # What weighs nothing may be NaN.
-        old_part = jnp.where((weight == 0) & ~jnp.isfinite(old), 0, old.astype(dtype))
-        new_part = jnp.where((weight == 1) & ~jnp.isfinite(batch), 0, batch.astype(dtype))
+        old_part = jnp.where((weight != 0) | jnp.isfinite(old), old.astype(dtype), 0)
+        new_part = jnp.where((weight != 1) | jnp.isfinite(batch), batch.astype(dtype), 0)
         new = weight.astype(dtype) * old_part + (1 - weight).astype(dtype) * new_part
         new = new.astype(old.dtype)
         return new if has is None else jnp.where(like(has, old), new, old)
