@@ -42,7 +42,8 @@ def synchronize(
         `batch_stats` collection, count as one.
       counts: n_d, how much this device's statistics weigh: a number, one per feature, `(C,)`, or
         Moments, whose count it is. None takes the state's own `count`, the batches absorbed, and 1
-        for dicts that have none. Where all devices weigh 0 they weigh alike.
+        for dicts that have none. A negative one counts as 0, NaN makes the result NaN. Where all
+        devices weigh 0 they weigh alike.
       axis_name: name, or tuple of names, of mapped axes (pmap, vmap, shard_map).
       axis_index_groups: partition of the indices along `axis_name`; pools within each group.
 
@@ -169,7 +170,8 @@ def _together(
         )
     wide = wide_dtype(mean.dtype)
     n = jnp.broadcast_to(n, mean.shape).astype(jnp.finfo(wide).dtype)
-    n = jnp.where(devices.sum(n) > 0, n, 1)
+    n = jnp.maximum(n, 0)
+    n = jnp.where(devices.sum(n) == 0, 1, n)
     std = root(var.astype(n.dtype))
     whole = pooled(devices, mean.astype(wide), jnp.zeros(mean.shape, wide), std, n)
     fields["mean"] = (whole.pivot + whole.remainder).astype(mean.dtype)

@@ -118,6 +118,22 @@ def test_devices_without_weight():
     assert_pooled(of_none, (*pooled(state, np.ones(DEVICES))[:2], 0))
 
 
+@pytest.mark.parametrize("limit", [64, 2])
+def test_a_negative_count_is_zero_and_nan_is_seen(limit):
+    state = local_states()
+    counts = np.array([[3], [-5], [2], [0], [1], [1], [-1], [4]], np.float32).repeat(C, 1)
+    broken = counts.copy()
+    broken[2, 1] = np.nan
+
+    def function(state, *counts):
+        return [jbn.synchronize(state, n, axis_name="d") for n in counts]
+
+    with gather_limit(limit):
+        got, seen = run("shard_map", function, state, counts, broken)
+    assert_pooled(got, pooled(state, np.maximum(counts, 0)))
+    assert np.isnan(seen.mean).tolist() == np.isnan(seen.var).tolist() == [i == 1 for i in range(C)]
+
+
 @pytest.mark.parametrize("mode", MAPPED)
 def test_local_training_then_pooled_is_the_whole_batch(mode):
     """One cumulative batch on each device, of different sizes by mask: the moments of all."""
