@@ -16,7 +16,8 @@ is: torch would need further passes for the mix that XLA fuses into dx). Its lar
 fresh pages at each step, as its users have it. It has one thread, or one per core where that is
 faster.
 
-`copy` reads one array and writes another of x's size, in the same loop.
+`copy` reads one array and writes another of x's size, in the same loop. Sequences are padded to a
+random length each; libraries without masks are left out of them.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +40,33 @@ from benchmarks import common, peers
 from benchmarks.common import Run
 from benchmarks.peers import Candidate, Shape
 
-SHAPES = ((256, 100), (8192, 1024), (256, 28, 28, 64), (64, 28, 28, 128), (64, 14, 14, 256),
-          (64, 7, 7, 512))  # fmt: skip
-SMOKE_SHAPES = ((16, 3, 3, 4),)
+
+class Case(NamedTuple):
+    """A batch, and how it lies in memory."""
+
+    shape: Shape  # C last.
+    channels_first: bool = False
+    padded: bool = False
+
+    @property
+    def label(self) -> str:
+        """Write it as 256x100, or 256x64x28x28-first."""
+        n, *between, features = self.shape
+        sizes = (n, features, *between) if self.channels_first else self.shape
+        kind = "-first" if self.channels_first else "-padded" if self.padded else ""
+        return label(sizes) + kind
+
+
+CASES = (Case((256, 100)), Case((8192, 1024)), Case((256, 28, 28, 64)), Case((64, 28, 28, 128)),
+         Case((64, 14, 14, 256)), Case((64, 7, 7, 512)),
+         Case((64, 28, 28, 128), channels_first=True), Case((32, 200, 256), padded=True),
+         Case((8, 4096)), Case((100_000, 16)), Case((8, 8, 28, 28, 64)))  # fmt: skip
+SMOKE_CASES = (Case((16, 3, 3, 4), channels_first=True), Case((8, 3, 4), padded=True))
+COLUMNS = 6  # Of one table.
 DTYPES = ("float32", "bfloat16")
 PASSES = ("forward", "forward + backward")
 RATIOS = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5)
-CALM, OFF_CENTRE = 0.5, 100.0  # Mean / std of x.
+CALM, OFF_CENTER = 0.5, 100.0  # Mean / std of x.
 TORCH = {"torch": False, "torch, channels last": True}
 
 
@@ -55,8 +76,8 @@ class Options:
 
     preset: Literal["smoke", "full"] = "full"
     """smoke: tiny shapes, a second or two, to see that all works"""
-    shapes: tuple[str, ...] = ()
-    """some shapes only, such as 256x100 64x7x7x512"""
+    cases: tuple[str, ...] = ()
+    """some cases only, such as 256x100 64x128x28x28-first 32x200x256-padded"""
     steps: int | None = None
     """in one loop; None takes as many as last .2 s, and ten at least"""
     repeats: int | None = None
@@ -68,16 +89,17 @@ class Options:
 # ---- One step, many times ------------------------------------------------------------------------
 
 
-def jax_run(candidate: Candidate, shape: Shape, dtype: Any, ratio: float, backward: bool) -> Run:
+def jax_run(candidate: Candidate, case: Case, dtype: Any, ratio: float, backward: bool) -> Run:
     """Make the loop of a JAX library; see the module's docstring."""
     loop = jax.jit(
         functools.partial(steps, candidate.apply, ratio=ratio, backward=backward), donate_argnums=0
     )
-    carry = start(candidate, shape, dtype, ratio)
+    carry = start(candidate, case.shape, dtype, ratio)
+    mask = padding(case.shape) if case.padded else None
 
     def run(count: int) -> None:
         nonlocal carry
-        carry = jax.block_until_ready(loop(carry, count))
+        carry = jax.block_until_ready(loop(carry, count, mask))
 
     return run
 
@@ -91,8 +113,18 @@ def start(candidate: Candidate, shape: Shape, dtype: Any, ratio: float) -> Any:
     return jax.tree.map(jnp.copy, (x, scale, bias, candidate.stats))  # To be donated.
 
 
-def steps(apply: peers.Apply, carry: Any, count: Array, *, ratio: float, backward: bool) -> Any:
+def steps(
+    apply: peers.Apply,
+    carry: Any,
+    count: Array,
+    mask: Array | None = None,
+    *,
+    ratio: float,
+    backward: bool,
+) -> Any:
     """Take `count` steps, to be jitted."""
+    if mask is not None:
+        apply = functools.partial(apply, mask=mask)
 
     def forward_step(i: Array, carry: Any) -> Any:
         x, scale, bias, stats = carry
@@ -115,6 +147,13 @@ def steps(apply: peers.Apply, carry: Any, count: Array, *, ratio: float, backwar
         return (dy + dx / 2).astype(x.dtype), scale, bias, stats
 
     return lax.fori_loop(0, count, backward_step if backward else forward_step, carry)
+
+
+def padding(shape: Shape) -> Array:
+    """Tell where sequences, `(N, T, C)`, of random lengths have values, `(N, T, 1)`."""
+    n, length, _ = shape
+    lengths = jax.random.randint(jax.random.key(1), (n, 1, 1), 1, length + 1)
+    return jnp.arange(length)[None, :, None] < lengths
 
 
 def copy_run(shape: Shape, dtype: Any) -> Run:
@@ -156,10 +195,10 @@ def torch_run(shape: Shape, dtype: str, channels_last: bool, backward: bool, dev
 
 
 def torch_layout(x: Any, channels_last: bool) -> Any:
-    """Lay `(N, H, W, C)` out as torch's `(N, C, H, W)`, with C last in memory or not."""
+    """Lay `(N, ..., C)` out as torch's `(N, C, ...)`, with C last in memory or not."""
     if x.ndim == 2:
         return x
-    x = x.permute(0, 3, 1, 2)  # C is last in memory still.
+    x = x.movedim(-1, 1)  # C is last in memory still.
     return x if channels_last else x.contiguous()
 
 
@@ -177,42 +216,45 @@ def batch(shape: Shape, ratio: float, seed: int = 0) -> Float[Array, "..."]:
 
 
 def time_all(
-    shapes: Iterable[Shape], ways: dict[str, peers.Make], device: str | None, options: Options
+    cases: Iterable[Case], ways: dict[str, peers.Make], device: str | None, options: Options
 ) -> list[dict[str, Any]]:
-    """Time every way at every shape, dtype and pass; print each as soon as it is known."""
+    """Time every way at every case, dtype and pass; print each as soon as it is known."""
     rows, smoke = [], options.preset == "smoke"
     for dtype in DTYPES:
         for passes in PASSES:
             backward = passes == PASSES[1]
-            for shape in shapes:
+            for case in cases:
+                shape, first = case.shape, case.channels_first
                 runs = {"copy": copy_run(shape, dtype)}
                 for name, make in ways.items():
-                    runs[name] = jax_run(make(shape, dtype), shape, dtype, CALM, backward)
+                    candidate = make(shape, dtype, channels_first=first)
+                    if not case.padded or candidate.has_mask:
+                        runs[name] = jax_run(candidate, case, dtype, CALM, backward)
                 for name in ("jbn", "Flax"):
-                    candidate = ways[name](shape, dtype)
-                    runs[off_centre(name)] = jax_run(candidate, shape, dtype, OFF_CENTRE, backward)
+                    candidate = ways[name](shape, dtype, channels_first=first)
+                    runs[off_center(name)] = jax_run(candidate, case, dtype, OFF_CENTER, backward)
                 for name, channels_last in TORCH.items():
-                    if device and not (channels_last and len(shape) == 2):
+                    both = len(shape) > 2 and not first
+                    if device and not case.padded and (both or not channels_last):
                         run = torch_run(shape, dtype, channels_last, backward, device)
                         runs |= common.by_threads(name, run)
                 repeats = options.repeats or (2 if smoke else 9)
                 count = options.steps or (5 if smoke else None)
                 seconds = common.fastest(common.interleaved(runs, repeats=repeats, steps=count))
-                rows.append(
-                    {"dtype": dtype, "pass": passes, "shape": list(shape), "seconds": seconds}
-                )
+                row = {"dtype": dtype, "pass": passes, "case": case.label, "seconds": seconds}
+                rows.append(row)
                 ratio = seconds["jbn"] / seconds["Flax"]
-                print(f"{dtype} {passes} {label(shape)}: jbn / Flax {ratio:.2f}", flush=True)
+                print(f"{dtype} {passes} {case.label}: jbn / Flax {ratio:.2f}", flush=True)
     return rows
 
 
-def off_centre(name: str) -> str:
+def off_center(name: str) -> str:
     """Name the row of a way at large mean / std."""
-    return f"{name}, mean/std {OFF_CENTRE:.0f}"
+    return f"{name}, mean/std {OFF_CENTER:.0f}"
 
 
 def ratios(rows: list[dict[str, Any]], dtype: str, passes: str) -> list[float]:
-    """Take jbn / Flax of each shape."""
+    """Take jbn / Flax of each case."""
     chosen = (row["seconds"] for row in rows if (row["dtype"], row["pass"]) == (dtype, passes))
     return [seconds["jbn"] / seconds["Flax"] for seconds in chosen]
 
@@ -242,12 +284,12 @@ def errors(ways: dict[str, peers.Make], device: str | None) -> dict[str, list[fl
     """
     shape, shards = (1024, 64), 8
     functions: dict[str, Callable[[Array], ArrayLike]] = {
-        name: normaliser(make(shape, "float32"), shape) for name, make in ways.items()
+        name: normalizer(make(shape, "float32"), shape) for name, make in ways.items()
     }
     one_shard = jax.jit(sharded)
     functions[f"jbn, {shards} shards"] = lambda x: one_shard(x.reshape(shards, -1, shape[-1]))
     if device:
-        functions["torch"] = functools.partial(torch_normaliser, device)
+        functions["torch"] = functools.partial(torch_normalizer, device)
     found: dict[str, list[float | None]] = {name: [] for name in functions}
     for ratio in RATIOS:
         x = batch(shape, ratio)
@@ -260,15 +302,15 @@ def errors(ways: dict[str, peers.Make], device: str | None) -> dict[str, list[fl
     return found
 
 
-def normaliser(candidate: Candidate, shape: Shape) -> Callable[[Array], Array]:
+def normalizer(candidate: Candidate, shape: Shape) -> Callable[[Array], Array]:
     """Make the function x -> y of a way, at scale 1 and bias 0."""
     _, *rest = start(candidate, shape, "float32", 0.0)
     apply = jax.jit(candidate.apply)
     return lambda x: apply(x, *rest)[0]
 
 
-def torch_normaliser(device: str, x: Array) -> np.ndarray:
-    """Normalise with torch."""
+def torch_normalizer(device: str, x: Array) -> np.ndarray:
+    """Normalize with torch."""
     import torch
 
     y = torch.nn.functional.batch_norm(
@@ -278,7 +320,7 @@ def torch_normaliser(device: str, x: Array) -> np.ndarray:
 
 
 def sharded(x: Float[Array, "D N C"]) -> Float[Array, "D N C"]:
-    """Normalise shards with jbn by the statistics of all of them."""
+    """Normalize shards with jbn by the statistics of all of them."""
     params, state = jbn.init(x.shape[-1])
     one = functools.partial(jbn.batch_norm, training=True, axis_name="shards")
     return jax.vmap(one, axis_name="shards", in_axes=(0, None, None))(x, params, state)[0]
@@ -293,7 +335,7 @@ def label(shape: Iterable[int]) -> str:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Reduce jbn / Flax over the shapes to the geometric mean and the largest."""
+    """Reduce jbn / Flax over the cases to the geometric mean and the largest."""
     found = {}
     for dtype in DTYPES:
         for passes in PASSES:
@@ -301,7 +343,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             found[f"{dtype} {passes}"] = {
                 "geometric_mean": statistics.geometric_mean(values),
                 "largest": max(values),
-                "shapes": values,
+                "cases": values,
             }
     return found
 
@@ -309,7 +351,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> str:
     """Write the result as Markdown."""
     rows = result["rows"]
-    shapes = [row["shape"] for row in rows if (row["dtype"], row["pass"]) == (DTYPES[0], PASSES[0])]
     parts = [
         "# Batch normalization, jbn and its peers",
         f"`python -m benchmarks.op` on {common.describe(result['env'])}.",
@@ -319,24 +360,18 @@ def report(result: dict[str, Any]) -> str:
     ]
     for dtype in DTYPES:
         for passes in PASSES:
-            columns = [
-                row["seconds"] for row in rows if (row["dtype"], row["pass"]) == (dtype, passes)
-            ]
-            names = list(dict.fromkeys(name for column in columns for name in column))
-            lines = [[name, *(cell(column, name) for column in columns)] for name in names]
+            chosen = [row for row in rows if (row["dtype"], row["pass"]) == (dtype, passes)]
+            parts.append(f"## {dtype}, {passes}")
+            starts = range(0, len(chosen), COLUMNS)
+            parts += [times(chosen[i : i + COLUMNS]) for i in starts]
             total = result["jbn / Flax"][f"{dtype} {passes}"]
-            lines.append(["jbn / Flax", *(f"{ratio:.2f}" for ratio in total["shapes"])])
-            parts += [
-                f"## {dtype}, {passes}",
-                common.table(["", *map(label, shapes)], lines),
+            parts.append(
                 f"jbn / Flax: geometric mean {total['geometric_mean']:.2f}, "
-                f"largest {total['largest']:.2f}.",
-            ]
+                f"largest {total['largest']:.2f}."
+            )
     parts += [
         "## Kept for the backward pass",
-        "Bytes that `jax.vjp` keeps, as a multiple of x, at "
-        + label(result["kept"]["shape"])
-        + ".",
+        "Bytes that `jax.vjp` keeps, as a multiple of x, at " + result["kept"]["case"] + ".",
         common.table(
             ["", *DTYPES],
             [
@@ -357,6 +392,15 @@ def report(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def times(rows: list[dict[str, Any]]) -> str:
+    """Lay out a table with a column for each case."""
+    columns = [row["seconds"] for row in rows]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    lines = [[name, *(cell(column, name) for column in columns)] for name in names]
+    lines.append(["jbn / Flax", *(f"{column['jbn'] / column['Flax']:.2f}" for column in columns)])
+    return common.table(["", *(row["case"] for row in rows)], lines)
+
+
 def cell(seconds: dict[str, float], name: str) -> str:
     """Write microseconds and the multiple of a copy; nothing where there is no such way."""
     if name not in seconds:
@@ -366,23 +410,24 @@ def cell(seconds: dict[str, float], name: str) -> str:
 
 def main(options: Options) -> dict[str, Any]:
     """Measure, print, write; return the result."""
-    every = SMOKE_SHAPES if options.preset == "smoke" else SHAPES
-    known = {label(shape): shape for shape in every}
-    if unknown := set(options.shapes) - set(known):
-        raise SystemExit(f"Expected shapes among {', '.join(known)}, got {', '.join(unknown)}.")
-    shapes = [known[name] for name in options.shapes or known]
+    every = SMOKE_CASES if options.preset == "smoke" else CASES
+    known = {case.label: case for case in every}
+    if unknown := set(options.cases) - set(known):
+        raise SystemExit(f"Expected cases among {', '.join(known)}, got {', '.join(unknown)}.")
+    cases = [known[name] for name in options.cases or known]
+    largest = max(cases, key=lambda case: math.prod(case.shape))
     ways = peers.candidates()
     device = peers.torch_device()
-    rows = time_all(shapes, ways, device, options)
+    rows = time_all(cases, ways, device, options)
     result = {
         "env": common.environment(),
         "options": {**dataclasses.asdict(options), "output": None},
         "rows": rows,
         "jbn / Flax": summary(rows),
         "kept": {
-            "shape": shapes[-1],
+            "case": largest.label,
             "multiples": {
-                name: [kept(make, shapes[-1], dtype) for dtype in DTYPES]
+                name: [kept(make, largest.shape, dtype) for dtype in DTYPES]
                 for name, make in ways.items()
             },
         },
@@ -391,7 +436,7 @@ def main(options: Options) -> dict[str, Any]:
     }
     markdown = report(result)
     print(f"\n{markdown}")
-    whole = options.preset == "full" and not options.shapes
+    whole = options.preset == "full" and not options.cases
     if output := options.output or (common.RESULTS if whole else None):
         common.write(output, f"op_{jax.default_backend()}", result, markdown)
     return result

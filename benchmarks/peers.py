@@ -18,36 +18,45 @@ Apply = Callable[..., tuple[Array, Stats]]
 
 
 class Candidate(NamedTuple):
-    """One way to normalise `(N, ..., C)`, or `(N, C, ...)` where that is the library's layout.
+    """One way to normalize `(N, ..., C)`, or `(N, C, ...)` where `channels_first`.
 
     `apply(x, scale, bias, stats) -> (y, moved stats)`, scale and bias `(C,)` in `param_dtype`; with
-    `mask=` as well where the library has masks.
+    `mask=` as well where the library `has_mask`.
     """
 
     apply: Apply
     stats: Stats
     param_dtype: Any = jnp.float32
     channels_first: bool = False
+    has_mask: bool = False
 
 
-Make = Callable[[Shape, Any], Candidate]
+# (shape with C last, dtype, channels_first=) -> Candidate. Equinox has channels first in any case.
+Make = Callable[..., Candidate]
 
 
-def with_jbn(shape: Shape, dtype: Any) -> Candidate:
-    """Normalise with jbn: float32 parameters and statistics for any x."""
+def with_jbn(shape: Shape, dtype: Any, *, channels_first: bool = False) -> Candidate:
+    """Normalize with jbn: float32 parameters and statistics for any x."""
 
     def apply(
         x: Array, scale: Array, bias: Array, stats: Stats, mask: Array | None = None
     ) -> tuple[Array, Stats]:
         params = jbn.BatchNormParams(scale, bias)
-        return jbn.batch_norm(x, params, stats, training=True, mask=mask)
+        axis = 1 if channels_first else -1
+        return jbn.batch_norm(x, params, stats, training=True, axis=axis, mask=mask)
 
-    return Candidate(apply, jbn.init(shape[-1])[1])
+    stats = jbn.init(shape[-1])[1]
+    return Candidate(apply, stats, channels_first=channels_first, has_mask=True)
 
 
-def with_flax(shape: Shape, dtype: Any, *, fast: bool = True) -> Candidate:
-    """Normalise with Flax: by E[x^2] - E[x]^2 if fast. Without dtype= y would be float32."""
-    layer = linen.BatchNorm(use_running_average=False, dtype=dtype, use_fast_variance=fast)
+def with_flax(
+    shape: Shape, dtype: Any, *, channels_first: bool = False, fast: bool = True
+) -> Candidate:
+    """Normalize with Flax: by E[x^2] - E[x]^2 if fast. Without dtype= y would be float32."""
+    axis = 1 if channels_first else -1
+    layer = linen.BatchNorm(
+        use_running_average=False, axis=axis, dtype=dtype, use_fast_variance=fast
+    )
 
     def apply(
         x: Array, scale: Array, bias: Array, stats: Stats, mask: Array | None = None
@@ -56,30 +65,36 @@ def with_flax(shape: Shape, dtype: Any, *, fast: bool = True) -> Candidate:
         y, moved = layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
         return y, moved["batch_stats"]
 
-    return Candidate(apply, {"mean": jnp.zeros(shape[-1]), "var": jnp.ones(shape[-1])})
+    stats = {"mean": jnp.zeros(shape[-1]), "var": jnp.ones(shape[-1])}
+    return Candidate(apply, stats, channels_first=channels_first, has_mask=True)
 
 
-def with_haiku(shape: Shape, dtype: Any) -> Candidate:
-    """Normalise with Haiku, which has parameters and statistics in x's dtype."""
+def with_haiku(shape: Shape, dtype: Any, *, channels_first: bool = False) -> Candidate:
+    """Normalize with Haiku, which has parameters and statistics in x's dtype."""
     import haiku as hk
 
-    def normalise(x: Array) -> Array:
-        layer = hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.99)
+    axis = 1 if channels_first else -1
+    data_format = "channels_first" if channels_first else "channels_last"
+
+    def normalize(x: Array) -> Array:
+        layer = hk.BatchNorm(True, True, decay_rate=0.99, data_format=data_format)
         return layer(x, is_training=True)
 
-    layer = hk.without_apply_rng(hk.transform_with_state(normalise))
+    layer = hk.without_apply_rng(hk.transform_with_state(normalize))
 
     def apply(x: Array, scale: Array, bias: Array, stats: Stats) -> tuple[Array, Stats]:
-        per_feature = (1,) * (x.ndim - 1) + scale.shape
+        per_feature = [1] * x.ndim
+        per_feature[axis] = scale.size
         params = {"scale": scale.reshape(per_feature), "offset": bias.reshape(per_feature)}
         return layer.apply({"batch_norm": params}, stats, x)
 
-    _, stats = layer.init(jax.random.key(0), jnp.ones(shape, dtype))
-    return Candidate(apply, stats, param_dtype=dtype)
+    example = jnp.moveaxis(jnp.ones(shape, dtype), -1, axis)
+    _, stats = layer.init(jax.random.key(0), example)
+    return Candidate(apply, stats, param_dtype=dtype, channels_first=channels_first)
 
 
-def with_equinox(shape: Shape, dtype: Any) -> Candidate:
-    """Normalise with Equinox as documented: examples are `(C, ...)`, the batch is a named vmap."""
+def with_equinox(shape: Shape, dtype: Any, *, channels_first: bool = True) -> Candidate:
+    """Normalize with Equinox as documented: examples are `(C, ...)`, the batch is a named vmap."""
     import equinox as eqx
 
     layer, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(
@@ -101,7 +116,7 @@ def without(shape: Shape, dtype: Any) -> Candidate:
     ) -> tuple[Array, Stats]:
         return affine(x, scale, bias), stats
 
-    return Candidate(apply, ())
+    return Candidate(apply, (), has_mask=True)
 
 
 def affine(x: Array, scale: Array, bias: Array) -> Array:

@@ -57,9 +57,10 @@ def test_op_reports(tmp_path, monkeypatch):
     monkeypatch.setattr(op, "DTYPES", ("bfloat16",))  # float32 is in the test above.
     op.main(op.Options(preset="smoke", output=tmp_path))
     result = json.loads((tmp_path / "op_cpu.json").read_text())
-    assert len(result["rows"]) == len(op.PASSES) * len(op.SMOKE_SHAPES)
+    assert len(result["rows"]) == len(op.PASSES) * len(op.SMOKE_CASES)
     for row in result["rows"]:
         assert {"copy", "jbn", "Flax", "Flax, two-pass"} <= set(row["seconds"])
+        assert ("Haiku" in row["seconds"]) <= ("padded" not in row["case"])
         assert all(seconds > 0 for seconds in row["seconds"].values())
     assert max(result["errors"]["jbn"]) <= 4e-6
     assert max(result["errors"]["jbn, 8 shards"]) <= 4e-6
@@ -68,9 +69,9 @@ def test_op_reports(tmp_path, monkeypatch):
     assert "Largest error" in text
 
 
-def test_op_refuses_unknown_shapes():
+def test_op_refuses_unknown_cases():
     with pytest.raises(SystemExit, match="256x100"):
-        op.main(op.Options(shapes=("1x2x3",)))
+        op.main(op.Options(cases=("1x2x3",)))
 
 
 def test_interleaved_takes_the_median_of_the_rounds():
