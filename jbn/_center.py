@@ -399,18 +399,27 @@ def _local(
     )
 
 
+def _pivot_and_unit(
+    x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Take the mean for a pivot, and a unit in which no square overflows."""
+    wide = x.astype(wide_dtype(x.dtype))
+    # Divided first, for the sum may overflow where the mean does not.
+    part = 1 / n if weights is None else _inverse(n)
+    mean = jnp.sum(_weigh(wide, weights) * part.astype(wide.dtype), axes, keepdims=True)
+    if not _may_overflow(x):
+        return _as_pivot(mean), jnp.ones_like(mean.real)
+    return _as_pivot(mean), _unit(wide, weights, epsilon, axes)
+
+
 # Traced once for all the ways that fall back to it.
 @functools.partial(jax.jit, static_argnames="axes", inline=True)
 def _about_mean(
     x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
 ) -> _Part:
-    """Take sums about the mean, in a unit in which no square overflows: two passes over x."""
-    wide = x.astype(wide_dtype(x.dtype))
-    # Divided first, for the sum may overflow where the mean does not.
-    part = 1 / n if weights is None else _inverse(n)
-    mean = jnp.sum(_weigh(wide, weights) * part.astype(wide.dtype), axes, keepdims=True)
-    unit = _unit(wide, weights, epsilon, axes) if _may_overflow(x) else None
-    return _about(_as_pivot(mean), unit, x, weights, n, axes)
+    """Take sums about the mean: two passes over x."""
+    pivot, unit = _pivot_and_unit(x, weights, n, epsilon, axes)
+    return _about(pivot, unit if _may_overflow(x) else None, x, weights, n, axes)
 
 
 def _about_zero(
@@ -426,20 +435,15 @@ def _about_zero(
     mean, var = _mean_and_var(wide, weights, n, axes)
     in_range, calm = _trust(mean, var, epsilon)
 
-    def scaled(x: Array) -> tuple[Array, Array]:
-        wide = x.astype(mean.dtype)
-        unit = _unit(wide, weights, epsilon, axes)
-        divisor = unit.astype(wide.dtype)
-        return _as_pivot(_mean(_weigh(wide / divisor, weights), weights, n, axes) * divisor), unit
-
-    def plain(x: Array) -> tuple[Array, Array]:
-        return _as_pivot(mean), jnp.ones_like(var)
+    def in_range_again(x: Array) -> tuple[Array, Array]:
+        return _pivot_and_unit(x, weights, n, epsilon, axes)
 
     def about_mean(x: Array, *_: Array) -> _Part:
-        if not _may_overflow(x):
-            return _about(_as_pivot(mean), None, x, weights, n, axes)
-        # Of these branches only vectors come back: XLA would copy an array.
-        pivot, unit = jax.lax.cond(_anywhere(jnp.any(~in_range)), scaled, plain, x)
+        pivot, unit = _as_pivot(mean), None
+        if _may_overflow(x):  # Of these branches only vectors come back: XLA would copy an array.
+            shifts = _anywhere(jnp.any(~in_range))
+            plain = pivot, jnp.ones_like(var)
+            pivot, unit = jax.lax.cond(shifts, in_range_again, lambda _: plain, x)
         return _about(pivot, unit, x, weights, n, axes)
 
     # The other branch returns its arguments: for anything else XLA would copy x in it.
@@ -636,21 +640,22 @@ def _about(
     """Take the moments about a pivot, in a unit, None for 1. Sums may be in one of their own."""
     sum_unit = unit if sum_unit is None else sum_unit
     deviation = x.astype(pivot.dtype) - pivot
-    residual = deviation if unit is None else deviation * (1 / unit).astype(pivot.dtype)
+    per_unit = jnp.ones_like(pivot.real) if unit is None else 1 / unit
+    residual = deviation if unit is None else deviation * per_unit.astype(pivot.dtype)
     summand = residual
     if sum_unit is not unit:
         summand = deviation * (1 / sum_unit).astype(pivot.dtype)
     mean, var = _mean_and_var(summand, weights, n, axes)
     std = jnp.sqrt(var)
-    if unit is not None and sum_unit is not None:
+    if sum_unit is not None:
         mean, std = mean * sum_unit.astype(pivot.dtype), std * sum_unit
         var = finite(var * sum_unit * sum_unit)
-        # In a unit above 1, less than its rounding is nothing: its inverse would be infinite.
-        std = jnp.maximum(std, 2.0**-34 * (unit - 1))
+        # In a unit above 1, less than the rounding of x is nothing: y would be of rounding alone.
+        std = jnp.maximum(std, 2.0**-34 * jnp.abs(pivot) * (1 - per_unit))
     return _Part(
         residual=residual if x.dtype == pivot.dtype else x,
         pivot=pivot,
-        per_unit=jnp.ones_like(std) if unit is None else 1 / unit,
+        per_unit=per_unit,
         remainder=mean,
         std=std,
         var=var,

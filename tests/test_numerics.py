@@ -409,6 +409,19 @@ def test_other_platforms(platform, kind):
                 check(run(x, dy, mask, cold)[0], x, mask)
 
 
+@pytest.mark.parametrize("platform", ["cpu", *ROWS])
+def test_constants_are_the_bias_at_any_scale(platform, monkeypatch):
+    """But for 1e9 to 1e16, where their rounding is more than the root of epsilon, and in range."""
+    exponents = np.array([*range(-30, 9), *range(17, 38)])
+    scales = np.concatenate([factor * 10.0**exponents for factor in (1.7, 2.9, 3.3333)])
+    x = np.full((ROWS.get(platform, 64), scales.size), scales, np.float32)
+    here = contextlib.nullcontext()
+    with here if platform == "cpu" else compiled_as_for(platform, monkeypatch):
+        y, state = jbn.batch_norm(x, *jbn.init(scales.size), training=True)
+    assert np.abs(y).max() <= 0.1, scales[np.abs(y).max(0) > 0.1]
+    assert np.isfinite(state.var).all()
+
+
 @PLATFORMS
 def test_other_platforms_with_outliers_among_the_sampled(platform):
     """Three in any place do not move a ninther; all nine do."""
