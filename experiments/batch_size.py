@@ -97,9 +97,9 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        dataset="digits", seeds=2, train=512, held_out=200, hidden=(20,), ghost=32,
-        rates=(0.1,), top_rates=(0.1,), small=(2, 4), small_examples=512, huge=(32, 64),
-        huge_examples=512, huge_methods=("none", "batch", "ghost"), equal_steps=16, population=256,
+        dataset="digits", seeds=2, train=128, held_out=40, hidden=(20,), ghost=16,
+        rates=(0.1,), top_rates=(0.1,), small=(2, 4), small_examples=128, huge=(4, 32),
+        huge_examples=128, huge_methods=("none", "batch", "ghost"), equal_steps=4, population=128,
         descent=128, descent_epochs=4, descent_rates=(0.1,),
     ),
     "quick": Config(),

@@ -94,7 +94,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        "digits", seeds=2, steps=20, watch_every=10, train_examples=640, test_examples=100,
+        "digits", seeds=2, steps=4, watch_every=2, batch_size=4, train_examples=8, test_examples=20,
         blocks=(1,), width=2,
     ),
     "quick": Config(),

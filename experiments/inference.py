@@ -77,7 +77,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(dataset="digits", seeds=2, hidden=(20,), steps=200),
+    "smoke": Config(dataset="digits", seeds=2, hidden=(20,), steps=100),
     "quick": Config(),
     "paper": Config(seeds=20, steps=30_000),
 }

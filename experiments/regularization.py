@@ -105,8 +105,8 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        dataset="digits", seeds=2, train=128, validation=200, test=200, width=32, widths=(32,),
-        depth=1, batch_size=32, steps=60, large_batch=32, large_steps=60, ghosts=(16,),
+        dataset="digits", seeds=2, train=128, validation=40, test=40, width=16, widths=(16,),
+        depth=1, batch_size=16, steps=8, large_batch=16, large_steps=8, ghosts=(8,),
         rates=(0.1,), dropout=(0.1,), l1=(1e-3,), l2=(1e-3,), flips=(0.4,),
     ),
     "quick": Config(),

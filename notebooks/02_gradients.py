@@ -56,15 +56,17 @@ LAYERS, WIDTH, BATCH = 20, 100, 256
 
 
 # %%
+of_x, of_w, of_last, of_labels = jax.random.split(jax.random.key(0), 4)
+x = jax.random.normal(of_x, (BATCH, WIDTH))
+weights = WIDTH**-0.5 * jax.random.normal(of_w, (LAYERS, WIDTH, WIDTH))
+last = WIDTH**-0.5 * jax.random.normal(of_last, (WIDTH, 10))
+labels = jax.random.randint(of_labels, (BATCH,), 0, 10)
+params, state = jbn.init(WIDTH)
+
+
 @functools.partial(jax.jit, static_argnames=("activation", "norm"))
 def norms(activation, scale=1.0, norm=False):
     """Return |dL/d(Wu)| of each layer, first to last."""
-    of_x, of_w, of_last, of_labels = jax.random.split(jax.random.key(0), 4)
-    x = jax.random.normal(of_x, (BATCH, WIDTH))
-    weights = scale * WIDTH**-0.5 * jax.random.normal(of_w, (LAYERS, WIDTH, WIDTH))
-    last = WIDTH**-0.5 * jax.random.normal(of_last, (WIDTH, 10))
-    labels = jax.random.randint(of_labels, (BATCH,), 0, 10)
-    params, state = jbn.init(WIDTH)
 
     def layer(x, of_layer):
         weight, change = of_layer
@@ -74,7 +76,7 @@ def norms(activation, scale=1.0, norm=False):
         return activation(sums), None
 
     def loss(changes):
-        outputs, _ = jax.lax.scan(layer, x, (weights, changes))
+        outputs, _ = jax.lax.scan(layer, x, (scale * weights, changes))
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs @ last, labels))
 
     gradient = jax.grad(loss)(jnp.zeros((LAYERS, BATCH, WIDTH)))
@@ -116,7 +118,7 @@ plt.show()
 # ## The scale of the weights
 
 # %%
-scales = np.array([0.2, 0.5, 1.0, 2.0, 5.0])
+scales = (0.2, 0.5, 1.0, 2.0, 5.0)
 plain = [factor(norms(nn.relu, scale * he)) for scale in scales]
 normalised = [factor(norms(nn.relu, scale * he, norm=True)) for scale in scales]
 

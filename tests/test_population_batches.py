@@ -38,7 +38,11 @@ def by_layer(name, forward=None, **options):
 
     def linen(batches, features=3):
         layer = LAYERS[name](**{"use_running_average": False} | options)
-        variables = layer.init(jax.random.key(0), jnp.zeros((2, features)))
+        zeros, ones = np.zeros(features, np.float32), np.ones(features, np.float32)
+        variables = {
+            "params": {"scale": ones, "bias": zeros},
+            "batch_stats": {"mean": zeros, "var": ones},
+        }
 
         def step(batch_stats, batch):
             def call(*args, **kwargs):
@@ -288,7 +292,7 @@ def test_calls_whose_input_is_not_seen_weigh_alike():
             mean.value = new
 
     layer, batches = Hidden(), arrays((16, 3))
-    variables = layer.init(jax.random.key(0), values=batches[0])
+    variables = {"batch_stats": {"mean": np.zeros(3, np.float32)}}
 
     def step(batch_stats, x):
         return layer.apply({"batch_stats": batch_stats}, values=x, mutable="batch_stats")[1][
@@ -421,6 +425,12 @@ def test_examples_in_the_place_of_batches_are_an_error(name):
         POPULATIONS[name](list(x))
 
 
+def filled(model, x):
+    """Make variables of a model of any values, without running it."""
+    rng, like = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0), x)
+    return jax.tree.map(lambda leaf: rng.random(leaf.shape).astype(leaf.dtype), like)
+
+
 def test_one_batch_of_a_flax_model_by_the_function():
     """Nothing raises by itself, and no layer is seen."""
 
@@ -430,7 +440,7 @@ def test_one_batch_of_a_flax_model_by_the_function():
             return nn.BatchNorm(use_running_average=False)(nn.Dense(5)(x))
 
     (x,), model = arrays((8,)), Model()
-    variables = model.init(jax.random.key(0), x)
+    variables = filled(model, x)
 
     def step(batch_stats, batch):
         tree = {**variables, "batch_stats": batch_stats}
@@ -454,8 +464,8 @@ def test_one_batch_of_images_without_an_axis_of_batches_is_an_error():
             x = nn.BatchNorm(use_running_average=False)(nn.Conv(4, (3, 3))(x))
             return nn.Dense(2)(x.mean((1, 2)))
 
-    model, x = Model(), jnp.ones((8, 6, 5, 3))
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    model, x = Model(), np.ones((8, 6, 5, 3), np.float32)
+    variables = filled(model, x)
 
     def step(batch_stats, batch):
         tree = {**variables, "batch_stats": batch_stats}
@@ -474,7 +484,7 @@ def test_batches_of_single_numbers_are_batches():
 
 def test_a_step_of_indices_is_a_step():
     data = jnp.asarray(np.concatenate(arrays((16, 16))))
-    rows = jnp.arange(32).reshape(2, 16)
+    rows = np.arange(32).reshape(2, 16)
     got = by_layer("linen-flax", lambda layer, i: layer(data[i]))(rows)
     check(got, pooled([data[:16], data[16:]], [1, 1]))
 
@@ -636,30 +646,26 @@ def test_batches_that_are_numbers():
 
 def test_a_step_that_returns_its_output_too():
     params, state = jbn.init(3)
-    x = jnp.ones((2, 4, 3))
     with pytest.raises(ValueError, match="statistics alone, not the output"):
-        jbn.population(lambda s, x: jbn.batch_norm(x, params, s, training=True), state, x)
-    layer = nn.BatchNorm(use_running_average=False)
-    stats = layer.init(jax.random.key(0), x[0])["batch_stats"]
+        jbn.population(lambda s, x: jbn.batch_norm(x, params, s, training=True), state, TWO)
 
     def step(stats, x):
         return layer.apply({"batch_stats": stats}, x, mutable="batch_stats")
 
     layer = nn.BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
     with pytest.raises(ValueError, match="statistics alone, not the output"):
-        jbn.linen.population(step, stats, x)
+        jbn.linen.population(step, stats_of_linen(), TWO)
 
 
 def test_a_step_that_ignores_its_statistics():
-    x = jnp.ones((2, 4, 3))
-    layer = nn.BatchNorm(use_running_average=False)
-    variables = layer.init(jax.random.key(0), x[0])
+    layer = nn.BatchNorm(use_running_average=False, use_scale=False, use_bias=False)
+    variables = {"batch_stats": stats_of_linen()}
 
     def step(stats, x):
         return layer.apply(variables, x, mutable="batch_stats")[1]["batch_stats"]
 
     with pytest.raises(ValueError, match="statistics that it is given, got others"):
-        jbn.linen.population(step, variables["batch_stats"], x)
+        jbn.linen.population(step, variables["batch_stats"], TWO)
 
 
 def test_a_layer_without_momentum_is_an_error():

@@ -33,12 +33,12 @@ def case(dtype="float64", shape=(5, 2, 3), masked=True):
         "scale": values(2, features, dtype, mean=1.0, std=0.3),
         "bias": values(3, features, dtype),
         "mean": values(4, features, dtype),
-        "var": jnp.asarray(rng.uniform(0.5, 2, features), dtype),
-        "epsilon": jnp.asarray(0.1, dtype),
-        "momentum": jnp.asarray(0.7, dtype),
+        "var": rng.uniform(0.5, 2, features).astype(dtype),
+        "epsilon": np.asarray(0.1, dtype),
+        "momentum": np.asarray(0.7, dtype),
     }
     if masked:
-        arguments["mask"] = jnp.asarray(rng.uniform(0.3, 2, (*shape[:-1], 1)), dtype)
+        arguments["mask"] = rng.uniform(0.3, 2, (*shape[:-1], 1)).astype(dtype)
     return arguments
 
 
@@ -143,7 +143,7 @@ def test_gradient_of_weights_is_finite_differences(x64):
 
 def test_derivative_is_the_true_one_at_masked_positions(x64):
     """A value at a masked position is one like any other: whoever uses it gets its derivative."""
-    arguments = case() | {"mask": (jnp.arange(10).reshape(5, 2, 1) % 3 > 0)}
+    arguments = case() | {"mask": np.arange(10).reshape(5, 2, 1) % 3 > 0}
     mask = arguments.pop("mask")  # Boolean, so that there is no derivative by it.
     loss = jax.jit(jax.value_and_grad(lambda a: scalar(functools.partial(ours, mask=mask))(a)))
     got = loss(arguments)[1]["x"]
@@ -160,7 +160,7 @@ def test_jacfwd_is_jacrev(x64):
 
 def test_jacfwd_is_jacrev_with_a_boolean_mask_and_an_empty_feature(x64):
     arguments = case(shape=(4, 3), masked=False)
-    mask = jnp.asarray([[1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
+    mask = np.asarray([[1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
     forward, reverse = (
         jax.jit(mode(lambda a: ours(**a, mask=mask)))(arguments)
         for mode in (jax.jacfwd, jax.jacrev)
@@ -201,7 +201,7 @@ def test_inference_has_both_modes(x64):
     def formula(x, scale, bias, mean, var, epsilon):
         return (x - mean[None]) / jnp.sqrt(var[None] + epsilon) * scale[None] + bias[None]
 
-    want = jax.jacfwd(lambda a: formula(**a))(arguments)
+    want = jax.jit(jax.jacfwd(lambda a: formula(**a)))(arguments)
     for mode in (jax.jacfwd, jax.jacrev):
         assert_trees(jax.jit(mode(lambda a: infer(**a)))(arguments), want, F64_GRADIENT)
 
@@ -293,14 +293,14 @@ def value_and_gradient(arguments):
 
 @pytest.mark.parametrize("mapped", list(MAPPED))
 def test_vmap_is_a_loop(mapped):
-    arguments, groups = case("float32"), MAPPED[mapped]
+    arguments, groups = jax.device_get(case("float32")), MAPPED[mapped]
     factors = np.float32([1, 0.5])
     stacked, function = dict(arguments), value_and_gradient
     for names in groups:
         axes = {name: 0 if name in names else None for name in arguments}
         function = jax.vmap(function, in_axes=(axes,))
         for name in names:
-            stacked[name] = jnp.stack([arguments[name] * factor for factor in factors])
+            stacked[name] = np.stack([arguments[name] * factor for factor in factors])
     got = jax.tree.map(np.asarray, jax.jit(function)(stacked))
     # The last `vmap` is the outermost.
     for index in np.ndindex(*[2] * len(groups)):
@@ -313,13 +313,14 @@ def test_vmap_is_a_loop(mapped):
 
 def test_vmap_at_another_axis_with_boolean_masks():
     params, state = jbn.init(3)
-    x = values(1, (5, 2, 3))  # the second axis is mapped
-    masks = jnp.asarray([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
+    x = np.asarray(values(1, (5, 2, 3)))  # the second axis is mapped
+    masks = np.asarray([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
 
     def train(x, mask):
         return jbn.batch_norm(x, params, state, training=True, mask=mask[:, None])
 
-    y, new = jax.jit(jax.vmap(train, in_axes=(1, 0), out_axes=(1, 0)))(x, masks)
+    mapped = jax.jit(jax.vmap(train, in_axes=(1, 0), out_axes=(1, 0)))
+    y, new = jax.device_get(mapped(x, masks))
     one = jax.jit(train)
     for i in range(2):
         want_y, want = one(x[:, i], masks[i])
@@ -435,6 +436,8 @@ def test_gradient_of_gradient_under_checkpoint_and_vmap_together(x64):
                 jax.grad(lambda x: wrapped(arguments | {"x": x})), (arguments["x"],), (v,)
             )[1]
 
-        return jax.jit(jax.vmap(one))(jnp.stack([arguments["x"] * i for i in (1.0, 2.0)]))
+        return jax.jit(jax.vmap(one))(
+            np.stack([np.asarray(arguments["x"]) * i for i in (1.0, 2.0)])
+        )
 
     assert_trees(hvp(ours), hvp(plain), F64_HESSIAN)

@@ -30,8 +30,9 @@ def setting(features, dtype="float32", count=3):
     params = jbn.BatchNormParams(
         values(0, features, dtype, mean=1.0, std=0.3), values(1, features, dtype)
     )
-    var = jnp.asarray(np.random.default_rng(2).uniform(0.5, 2, features), wide)
-    return params, jbn.BatchNormState(values(3, features, wide), var, jnp.int32(count))
+    var = jax.device_put(np.random.default_rng(2).uniform(0.5, 2, features).astype(wide))
+    count = jax.device_put(np.int32(count))
+    return params, jbn.BatchNormState(values(3, features, wide), var, count)
 
 
 ghost = functools.partial(jbn.ghost_batch_norm, training=True)
@@ -66,10 +67,11 @@ def ghost_oracle(x, params, state, size, mask=None, axis=-1, epsilon=1e-5):
 def test_ghost_is_batch_norm_of_each_chunk(size, axis, dtype):
     x = values(4, SHAPE, dtype, mean=0.5)
     if dtype == "bfloat16":
-        x = x[:, None].repeat(2, 1)  # Two values per feature in the tail.
+        x = np.asarray(x)[:, None].repeat(2, 1)  # Two values per feature in the tail.
         axis = (2, 3)
     params, state = setting(oracles.feature_shape(x.shape, axis))
-    state = state._replace(mean=state.mean.astype(jnp.promote_types(dtype, "float32")))
+    mean = np.asarray(state.mean).astype(jnp.promote_types(dtype, "float32"))
+    state = state._replace(mean=jax.device_put(mean))
     y, new = ghost(x, params, state, batch_size=size, axis=axis, momentum=0.9)
     assert y.dtype == dtype
     want = ghost_oracle(x, params, state, size, axis=axis)
@@ -193,7 +195,9 @@ def test_ghost_has_no_loop_and_keeps_one_array():
     def step(x):
         return jbn.ghost_batch_norm(x, params, state, training=True, batch_size=8)[0]
 
-    few, many = (len(jax.make_jaxpr(step)(jnp.ones((n, 16))).jaxpr.eqns) for n in (16, 1024))
+    few, many = (
+        len(jax.make_jaxpr(step)(np.ones((n, 16), np.float32)).jaxpr.eqns) for n in (16, 1024)
+    )
     assert few == many
     _, pullback = jax.vjp(jax.jit(step), values(15, (1024, 16)))
     large = {id(leaf) for leaf in jax.tree.leaves(pullback) if leaf.size >= 1024 * 16}
@@ -272,7 +276,7 @@ def test_renorm_clips_on_both_sides():
     shift, ratio = np.array([1.0, 0.01, -1.0]), np.array([4.0, 1.05, 0.25])
     params, state = setting((3,))
     state = state._replace(
-        mean=jnp.asarray(mean + shift, jnp.float32), var=jnp.asarray(var * ratio, jnp.float32)
+        mean=(mean + shift).astype(np.float32), var=(var * ratio).astype(np.float32)
     )
     want, r, d = renorm_oracle(x, params, state, **LIMITS)
     np.testing.assert_allclose(r, [1 / 1.1, 1.05**-0.5, 1.1], rtol=1e-5)
@@ -552,7 +556,7 @@ def test_example_weighing_derivatives():
 
 def test_example_weighing_errors():
     params, state = jbn.init(3)
-    x = values(44, (4, 5, 3))
+    x = np.asarray(values(44, (4, 5, 3)))
     for weight in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="weight"):
             jbn.normalize_with_example(x, *state[:2], params, weight=weight)
@@ -613,7 +617,8 @@ def test_weights_of_nothing_have_a_gradient_of_nothing():
 
 def test_renorm_that_corrects_nothing_is_batch_norm_over_a_broken_state():
     x, (params, state) = jnp.array([[1.0], [2.0], [10.0], [4.0]]), jbn.init(1)
-    broken = state._replace(mean=jnp.full(1, jnp.nan), var=jnp.full(1, jnp.nan))
+    nan = np.full(1, np.nan, np.float32)
+    broken = state._replace(mean=nan, var=nan)
     options = {"training": True, "momentum": 0.0}
     want, mended = jbn.batch_norm(x, params, broken, **options)
     got, moved = jbn.batch_renorm(x, params, broken, r_max=1.0, d_max=0.0, **options)
@@ -623,6 +628,6 @@ def test_renorm_that_corrects_nothing_is_batch_norm_over_a_broken_state():
 
 
 def test_an_example_of_nothing_needs_no_batch():
-    x = jnp.zeros((0, 3, 4))
-    y = jbn.normalize_with_example(x, jnp.zeros(4), jnp.ones(4), weight=0.5)
+    x, mean, var = (np.float32(make) for make in (np.zeros((0, 3, 4)), np.zeros(4), np.ones(4)))
+    y = jbn.normalize_with_example(x, mean, var, weight=0.5)
     assert y.shape == x.shape
