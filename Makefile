@@ -4,9 +4,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # Most of the suite's time is XLA's, compiling: tests of what float32 can do take the programs that
-# users get, all others hardly optimized ones. The longest come first, so that no worker waits.
+# users get, all others hardly optimized ones. None is split in parts that are compiled side by side,
+# for there are two workers already. The longest come first, so that no worker waits.
 PYTEST := -m pytest -n 2 --dist worksteal -q
-COMPILE_FAST = --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 \
+UNSPLIT := --xla_cpu_parallel_codegen_split_count=1
+COMPILE_FAST = --xla_backend_optimization_level=0 $(UNSPLIT) \
   $(shell $(TRY) 2>/dev/null && echo $(OLD_EMITTERS))
 # XLA aborts at a flag that it does not know, and since jax 0.11 it does not know this one.
 OLD_EMITTERS := --xla_cpu_use_fusion_emitters=false
@@ -39,7 +41,7 @@ notebooks: .venv/.dev  ## each notebook from the script beside it, executed
 	PYTHONPATH=. $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 test: .venv/.dev  ## the whole suite; what compares with a peer is skipped where it is not installed
-	$(BIN)/python $(PYTEST) $(NUMBERS)
+	XLA_FLAGS="$(UNSPLIT)" $(BIN)/python $(PYTEST) $(NUMBERS)
 	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(LONG) $(OTHERS) jbn
 
 test-fast: .venv/.dev  ## the core alone, its programs hardly optimized
