@@ -248,7 +248,7 @@ def _values(
     n = _count(weights, x, axes)
     part = _local(x, weights, n, epsilon, guess, axes)
     n = like(n, part.std)
-    unit = 1.0 if unit is None else like(unit, n)
+    unit = jnp.asarray(1, n.dtype) if unit is None else like(unit, n)
     count, effective = finite(n * unit), None
     if weights is not None and weights.dtype != jnp.bool_:
         squares = like(_count(jnp.square(weights), x, axes), n)
@@ -643,7 +643,7 @@ def _about(
     per_unit = jnp.ones_like(pivot.real) if unit is None else 1 / unit
     residual = deviation if unit is None else deviation * per_unit.astype(pivot.dtype)
     summand = residual
-    if sum_unit is not unit:
+    if sum_unit is not None and sum_unit is not unit:
         summand = deviation * (1 / sum_unit).astype(pivot.dtype)
     mean, var = _mean_and_var(summand, weights, n, axes)
     std = jnp.sqrt(var)
