@@ -5,9 +5,9 @@ taken of `deviation = x - pivot` with a pivot near the mean, and three rules kee
 - pivot and remainder (the mean of the deviation) are not rounded into one number before x is
   normalized: (x - pivot) - remainder has an error of 1e-6 where x - (pivot + remainder) has 4e-3;
 - devices exchange (pivot, remainder, std, count) and merge those, not sums about zero;
-- neither y nor a gradient goes by a square or a cube that float32 cannot hold: deviations beyond
-  1e16 are kept in a unit, a power of two for each feature, and what is differentiated is the
-  variance relative to var + epsilon.
+- neither y nor a gradient goes by a square or a cube that float32 cannot hold: where x is that
+  large, or that small, deviations are kept in a unit, a power of two for each feature, and what is
+  differentiated is the variance relative to var + epsilon.
 
 References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983: shifted
 sums, merge of parts. Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 1 and section 3.
@@ -401,15 +401,14 @@ def _local(
 
 def _pivot_and_unit(
     x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """Take the mean for a pivot, and a unit in which no square overflows."""
+) -> tuple[Array, Array | None]:
+    """Take the mean for a pivot, and a unit in which no square overflows, None for 1."""
     wide = x.astype(wide_dtype(x.dtype))
     # Divided first, for the sum may overflow where the mean does not.
     part = 1 / n if weights is None else _inverse(n)
     mean = jnp.sum(_weigh(wide, weights) * part.astype(wide.dtype), axes, keepdims=True)
-    if not _may_overflow(x):
-        return _as_pivot(mean), jnp.ones_like(mean.real)
-    return _as_pivot(mean), _unit(wide, weights, epsilon, axes)
+    unit = _unit(wide, weights, epsilon, axes) if _may_overflow(x) else None
+    return _as_pivot(mean), unit
 
 
 # Traced once for all the ways that fall back to it.
@@ -418,8 +417,7 @@ def _about_mean(
     x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
 ) -> _Part:
     """Take sums about the mean: two passes over x."""
-    pivot, unit = _pivot_and_unit(x, weights, n, epsilon, axes)
-    return _about(pivot, unit if _may_overflow(x) else None, x, weights, n, axes)
+    return _about(*_pivot_and_unit(x, weights, n, epsilon, axes), x, weights, n, axes)
 
 
 def _about_zero(
@@ -435,7 +433,7 @@ def _about_zero(
     mean, var = _mean_and_var(wide, weights, n, axes)
     in_range, calm = _trust(mean, var, epsilon)
 
-    def in_range_again(x: Array) -> tuple[Array, Array]:
+    def in_range_again(x: Array) -> tuple[Array, Array | None]:
         return _pivot_and_unit(x, weights, n, epsilon, axes)
 
     def about_mean(x: Array, *_: Array) -> _Part:
