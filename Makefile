@@ -40,6 +40,10 @@ notebooks: .venv/.dev  ## each notebook from the script beside it, executed
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 	PYTHONPATH=. $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
+# NumPy's and torch's threads wait for work by spinning, and two workers have the cores already.
+test test-fast: export OPENBLAS_NUM_THREADS := 1
+test test-fast: export OMP_NUM_THREADS := 1
+
 test: .venv/.dev  ## the whole suite; what compares with a peer is skipped where it is not installed
 	XLA_FLAGS="$(UNSPLIT)" $(BIN)/python $(PYTEST) $(NUMBERS)
 	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(LONG) $(OTHERS) jbn

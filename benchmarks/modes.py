@@ -8,7 +8,7 @@ times random numbers, so that no gradient is zero or a constant. Every device's 
 statistics must be bit for bit that of the devices it shares them with.
 
 The batch has another mean, and with a mask another count, on every device: an average that forgets
-the counts shows. `tests/test_modes.py` asserts every row of this table, and each column in some.
+the counts shows. `tests/test_modes.py` asserts this same table.
 """
 
 import contextlib

@@ -199,20 +199,12 @@ def test_eight_devices_equal_one(mode, kind):
             chex.assert_trees_all_equal(jax.device_get(new), jax.device_get(state))
 
 
-# Groups are to jbn an array by the index of the device, which it looks up in the same way in every
-# mode. shard_map has each kind, for it checks the types; so do the other modes between them.
-GROUPED = [
-    *(("shard_map", "halves, shuffled", kind) for kind in KINDS),
-    ("pmap", "halves, shuffled", "weights"),
-    ("shard_map_unchecked", "halves, shuffled", "boolean"),
-    ("vmap", "halves, shuffled", "none"),
-    ("pmap", "pairs", "boolean"),
-    ("vmap", "singles", "weights"),
-    ("shard_map_unchecked", "all", "weights"),
-]
-
-
-@pytest.mark.parametrize(("mode", "groups", "kind"), GROUPED)
+@pytest.mark.parametrize(
+    ("groups", "kind"),
+    [("halves, shuffled", kind) for kind in KINDS]
+    + [("pairs", "boolean"), ("singles", "weights"), ("all", "weights")],
+)
+@pytest.mark.parametrize("mode", MAPPED)
 def test_groups_equal_one_device_for_each(mode, groups, kind):
     x, params, state, cotangents = inputs()
     run = program(mode, kind, groups)
@@ -365,10 +357,8 @@ def over_two_vmaps(x, params, state):
     return jax.vmap(jax.vmap(one, axis_name="b"), axis_name="a")(x)
 
 
-@pytest.mark.parametrize(
-    ("axes", "wrap"),
-    [(1, "jit"), (1, "scan"), (2, "jit"), (2, "checkpoint"), (2, "scan"), (2, "vmap of jit")],
-)
+@pytest.mark.parametrize("wrap", ["jit", "checkpoint", "scan", "vmap of jit"])
+@pytest.mark.parametrize("axes", [1, 2])
 def test_differentiated_after_the_axis_is_gone(wrap, axes):
     """jax.grad outside of jit, scan or checkpoint that hold the vmap: the name is bound inside.
 
@@ -410,6 +400,7 @@ def tangent_inside(axes, x, dy, params, state):
 # Two axes --------------------------------------------------------------------------------------
 
 A, B = 4, 2
+TWO = ("shard_map", "shard_map_unchecked", "vmap", "pmap of vmap")
 
 
 def spread_two(function, mode, state_axes):
@@ -447,20 +438,8 @@ def spread_two(function, mode, state_axes):
 NAMED = {"a": "a", "b": "b", "tuple of one": ("a",), "a, b": ("a", "b"), "b, a": ("b", "a")}
 
 
-# What is named becomes a tuple before any mode is asked: each mode has one axis and both.
-@pytest.mark.parametrize(
-    ("mode", "named"),
-    [
-        ("shard_map", "a"),
-        ("shard_map", "b, a"),
-        ("shard_map_unchecked", "b"),
-        ("shard_map_unchecked", "a, b"),
-        ("vmap", "tuple of one"),
-        ("vmap", "b, a"),
-        ("pmap of vmap", "b"),
-        ("pmap of vmap", "a, b"),
-    ],
-)
+@pytest.mark.parametrize("named", list(NAMED))
+@pytest.mark.parametrize("mode", TWO)
 def test_one_or_both_of_two_axes(mode, named):
     x, params, state, _ = inputs()
     names = NAMED[named]
@@ -494,15 +473,8 @@ def test_one_or_both_of_two_axes(mode, named):
                 assert_state(jax.tree.map(lambda leaf, i=index: leaf[i], new), want)
 
 
-@pytest.mark.parametrize(
-    ("mode", "order"),
-    [
-        ("shard_map", ("a", "b")),
-        ("shard_map_unchecked", ("b", "a")),
-        ("vmap", ("b", "a")),
-        ("pmap of vmap", ("a", "b")),
-    ],
-)
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("mode", TWO)
 def test_groups_are_of_the_flattened_index_over_both_axes(mode, order):
     """Row-major over the named axes, in the order in which they are named."""
     x, params, state, (dy, _, _) = inputs()

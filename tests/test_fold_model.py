@@ -79,21 +79,14 @@ class Block(nn.Module):
         return nn.tanh(x if self.norm is None else self.norm(x))
 
 
-def cases(kinds):
-    """Every kind of layer with all vectors and with none, and dense with every choice of them.
-
-    Vectors are folded without a look at the kernel, which is multiplied by one of them.
-    """
-    choices = [(b, (s, o)) for b in (True, False) for s in (True, False) for o in (True, False)]
-    all_or_none = choices[:: len(choices) - 1]
-    return [
-        (kind, *choice)
-        for kind in kinds
-        for choice in (choices if kind == "dense" else all_or_none)
-    ]
+affine = pytest.mark.parametrize(
+    "affine", [(True, True), (True, False), (False, True), (False, False)]
+)
 
 
-@pytest.mark.parametrize(("kind", "use_bias", "affine"), cases(LINEN))
+@affine
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("kind", LINEN)
 def test_linen_layer(kind, use_bias, affine):
     make, shape = LINEN[kind]
     options = {"use_scale": affine[0], "use_bias": affine[1], "epsilon": 1e-3}
@@ -115,7 +108,9 @@ def test_linen_layer(kind, use_bias, affine):
     chex.assert_trees_all_equal(variables, before)
 
 
-@pytest.mark.parametrize(("kind", "use_bias", "affine"), cases(NNX))
+@affine
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("kind", NNX)
 def test_nnx_layer(kind, use_bias, affine):
     make, shape = NNX[kind]
     rngs = nnx.Rngs(0)

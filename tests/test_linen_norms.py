@@ -262,11 +262,8 @@ def train_and_evaluate(layer, variables, x, mask):
     return y, moved, layer.apply({**variables, **moved}, x, use_running_average=True)
 
 
-# Every mask, each dtype with and without weights: of a float mask that of x is another one here.
-@pytest.mark.parametrize(
-    ("dtype", "mask"),
-    [(jnp.float32, None), (jnp.bfloat16, bool), (jnp.float32, jnp.int32), (jnp.bfloat16, "f4")],
-)
+@pytest.mark.parametrize("mask", [None, bool, jnp.int32, jnp.float32])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", LAYERS)
 def test_strict_promotion_changes_nothing(name, dtype, mask):
     layer, x = LAYERS[name](), X.astype(dtype)

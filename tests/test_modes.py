@@ -1,4 +1,4 @@
-"""The rows of `benchmarks/modes.py`: each way to spread a batch equals one device.
+"""The table of `benchmarks/modes.py`: each way to spread a batch equals one device.
 
 `test_devices.py` compares the plain ways with float64; here everything is compared with jbn itself
 on one device, in more ways.
@@ -21,34 +21,11 @@ from benchmarks.modes import EPSILON, GROUPS, IN_JIT, MASKS, MOMENTUM, SPREADS, 
 
 FAR = 100 * TOLERANCE
 
-# What is compiled is another program for each kind of mask, the same for all masks of a kind.
-KINDS = (
-    ("no mask",),
-    ("unequal counts", "one shard masked", "all masked"),
-    ("float weights",),
-)
-# Weights are absorbed into sums before the devices' share of them, groups are an array that is
-# looked up after it: neither knows how the batch is spread, but for what JAX makes of a scan, a
-# vmap and types of shardings. So these ways have every kind of mask, as the plain ways have in
-# `test_devices.py`, and all others one kind without groups and another one with them, so that
-# neighbors have different ones.
-THOROUGH = (
-    "shard_map of scan",
-    f"{IN_JIT}, Explicit mesh, features too",
-    "shard_map of vmap of models",
-)
-
-
-def masks_of(way, groups):
-    if way in THOROUGH and groups == "no groups":
-        return MASKS
-    return KINDS[(list(WAYS).index(way) + (groups == "groups")) % len(KINDS)]
-
 
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("way", list(WAYS))
 def test_every_way_equals_one_device(way, groups):
-    for mask in masks_of(way, groups):
+    for mask in MASKS:  # In one test: the boolean masks share a compilation.
         errors = modes.measure(way, mask, groups)
         if isinstance(errors, str):
             assert (way, groups) in MISSING
@@ -103,7 +80,6 @@ def test_the_table_is_whole():
         "all masked",
         "float weights",
     }
-    assert sorted(MASKS) == sorted(mask for kind in KINDS for mask in kind)
     assert set(GROUPS) == {"no groups", "groups"}
     missing = {
         (way, groups)

@@ -1,9 +1,7 @@
 """The two sums of O(C) that more than 64 devices get.
 
 Here the limit is 2, and eight devices must still equal one: the tests of test_devices.py and
-test_numerics.py run again, on that path. Which sums they are depends on the kind of weights alone;
-they reach the devices by `psum`, and no derivative is taken of them (`_center` has its own). So
-shard_map, which checks types as well, has every kind, and the other modes have each one of them.
+test_numerics.py run again, on that path.
 """
 
 import jax
@@ -40,57 +38,35 @@ def test_what_was_traced_by_another_limit_is_not_found(mode):
     assert by_gather == program(64)
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [
-        *(("shard_map", kind) for kind in test_devices.KINDS),
-        ("pmap", "boolean"),
-        ("shard_map_unchecked", "weights"),
-        ("vmap", "none"),
-    ],
-)
+@pytest.mark.parametrize("kind", list(test_devices.KINDS))
+@pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_equal_one_device(mode, kind):
     """Values, state, every gradient: unequal masks, an empty shard, nothing left, weights."""
     test_devices.test_eight_devices_equal_one(mode, kind)
 
 
 @pytest.mark.parametrize(
-    ("mode", "groups", "kind"),
-    [
-        ("shard_map", "halves, shuffled", "weights"),
-        ("pmap", "halves, shuffled", "boolean"),
-        ("shard_map_unchecked", "halves, shuffled", "none"),
-        ("vmap", "singles", "weights"),
-    ],
+    ("groups", "kind"),
+    [("halves, shuffled", kind) for kind in test_devices.KINDS] + [("singles", "weights")],
 )
+@pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_in_groups(mode, groups, kind):
     test_devices.test_groups_equal_one_device_for_each(mode, groups, kind)
 
 
-@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
+@pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_and_a_gradient_inside(mode):
     test_devices.test_gradient_taken_inside_the_mapped_function(mode)
 
 
-@pytest.mark.parametrize("mode", ["shard_map_unchecked", "vmap"])
-def test_two_sums_in_forward_mode(mode):
+@pytest.mark.parametrize("mode", MAPPED)
+def test_two_sums_in_forward_mode_and_second_order(mode):
     test_devices.test_forward_mode_through_the_axis(mode)
-
-
-@pytest.mark.parametrize("mode", ["shard_map", "pmap"])
-def test_two_sums_in_second_order(mode):
     test_devices.test_second_order_through_the_axis(mode)
 
 
-@pytest.mark.parametrize(
-    ("mode", "named"),
-    [
-        ("shard_map", "b, a"),
-        ("shard_map_unchecked", "a"),
-        ("vmap", "b, a"),
-        ("pmap of vmap", "a"),
-    ],
-)
+@pytest.mark.parametrize("named", ["a", "b, a"])
+@pytest.mark.parametrize("mode", test_devices.TWO)
 def test_two_sums_over_two_axes(mode, named):
     test_devices.test_one_or_both_of_two_axes(mode, named)
 
@@ -102,16 +78,8 @@ def test_two_sums_at_large_means(mode):
     test_numerics.test_eight_devices_with_different_means(mode)
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"),
-    [
-        ("shard_map", "boolean"),
-        ("shard_map", "weights"),
-        ("pmap", "weights"),
-        ("shard_map_unchecked", "boolean"),
-        ("vmap", "weights"),
-    ],
-)
+@pytest.mark.parametrize("kind", ["boolean", "weights"])
+@pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_at_large_means_with_masks(mode, kind):
     test_numerics.test_eight_devices_with_masks(mode, kind)
 
