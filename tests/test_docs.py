@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from environments import own_environment
+from environments import UNCACHED, own_environment
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -29,7 +29,7 @@ def test_python(page):
     code = "\n".join(snippets(page, "python"))
     command = [sys.executable, "-W", "error", "-c", code]
     # A torn entry of the cache is a warning, here an error.
-    own = {**environment(), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    own = environment() | UNCACHED
     done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

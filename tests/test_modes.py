@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from environments import own_environment
+from environments import UNCACHED, own_environment
 from jax.sharding import PartitionSpec as P
 
 import jbn
@@ -215,7 +215,7 @@ def test_a_vmap_inside_shard_map_checked_says_what_to_do(names):
 
 def test_report(tmp_path, monkeypatch):
     """In a process of its own, which makes its own eight devices."""
-    env = {k: v for k, v in own_environment().items() if k != "JAX_PLATFORMS"}
+    env = {k: v for k, v in own_environment(**UNCACHED).items() if k != "JAX_PLATFORMS"}
     command = ["-m", "benchmarks.modes", "--preset", "smoke", "--output", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, *command], env=env, capture_output=True, text=True, timeout=300

@@ -7,7 +7,7 @@ import jupytext
 import nbclient
 import nbformat
 import pytest
-from environments import own_environment
+from environments import UNCACHED, own_environment
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -34,6 +34,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     """In a fresh kernel, in a folder of its own, on one device until the notebook asks for more."""
     monkeypatch.setenv("XLA_FLAGS", own_environment()["XLA_FLAGS"])
     monkeypatch.setenv("PYTHONPATH", str(path.parents[1]))
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", UNCACHED["JAX_ENABLE_COMPILATION_CACHE"])
     monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from environments import own_environment, programs_on_disk
+from environments import UNCACHED, own_environment, programs_on_disk
 
 from experiments import estimates, everything, ledger, record
 from experiments.__main__ import EXPERIMENTS, main
@@ -202,7 +202,7 @@ def test_all_smoke_measures_every_number_that_a_claim_asks_for(tmp_path):
     """The whole way: every experiment at its smallest, in a process of its own."""
     command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "experiments", "all"]
     command += ["--preset", "smoke", "--runs", str(tmp_path)]
-    environment = own_environment(PYTHONPATH=str(ROOT))
+    environment = own_environment(PYTHONPATH=str(ROOT), **UNCACHED)
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     results = ledger.collect(tmp_path, kept=tmp_path)
