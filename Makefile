@@ -40,7 +40,7 @@ notebooks: .venv/.dev  ## each notebook from the script beside it, executed
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 	PYTHONPATH=. $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
-# NumPy's and torch's threads wait for work by spinning, and two workers have the cores already.
+# Two workers have the cores already: threads of NumPy's and torch's own would only wait for them.
 test test-fast: export OPENBLAS_NUM_THREADS := 1
 test test-fast: export OMP_NUM_THREADS := 1
 

@@ -34,8 +34,9 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     """In a fresh kernel, in a folder of its own, on one device until the notebook asks for more."""
     monkeypatch.setenv("XLA_FLAGS", own_environment()["XLA_FLAGS"])
     monkeypatch.setenv("PYTHONPATH", str(path.parents[1]))
-    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", UNCACHED["JAX_ENABLE_COMPILATION_CACHE"])
     monkeypatch.setenv("JAX_PLATFORMS", os.environ.get("JAX_PLATFORMS", "cpu"))
+    for name, value in UNCACHED.items():
+        monkeypatch.setenv(name, value)
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
         notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
