@@ -431,22 +431,13 @@ def _about_zero(
     """Take sums about 0, and again about the mean if any feature would lose precision by it."""
     wide = x.astype(wide_dtype(x.dtype))
     mean, var = _mean_and_var(wide, weights, n, axes)
-    in_range, calm = _trust(mean, var, epsilon)
-
-    def in_range_again(x: Array) -> tuple[Array, Array | None]:
-        return _pivot_and_unit(x, weights, n, epsilon, axes)
 
     def about_mean(x: Array, *_: Array) -> _Part:
-        pivot, unit = _as_pivot(mean), None
-        if _may_overflow(x):  # Of these branches only vectors come back: XLA would copy an array.
-            shifts = _anywhere(jnp.any(~in_range))
-            plain = pivot, jnp.ones_like(var)
-            pivot, unit = jax.lax.cond(shifts, in_range_again, lambda _: plain, x)
-        return _about(pivot, unit, x, weights, n, axes)
+        return _about_mean(x, weights, n, epsilon, axes=axes)
 
     # The other branch returns its arguments: for anything else XLA would copy x in it.
     about_zero = _Part(x, jnp.zeros_like(mean), jnp.ones_like(var), mean, jnp.sqrt(var), var)
-    shifts = _anywhere(jnp.any(~(calm & in_range)))
+    shifts = _anywhere(jnp.any(~_is_exact(mean, var, epsilon)))
     return jax.lax.cond(shifts, about_mean, lambda *part: _Part(*part), *about_zero)
 
 
@@ -469,15 +460,15 @@ def _about_guess(
     near = _about(pivot, None, x, weights, n, axes)
     if weights is not None:  # After the sums, so that devices add them up together with n.
         near = near._replace(pivot=jnp.where(_has(n), pivot, 0))
-    in_range, calm = _trust(near.remainder, near.var, epsilon)
+    exact = _is_exact(near.remainder, near.var, epsilon)
 
     def again(x: Array) -> tuple[Array, ...]:
         return _about_mean(x, weights, n, epsilon, axes=axes)[1:]
 
     # Branches have the same types: in `shard_map` these two have to vary as the others do. No
     # operation is left of it in the compiled program.
-    same = [jax.lax.select(calm, v, v) for v in (near.pivot, near.per_unit)]
-    shifts = _anywhere(jnp.any(~(calm & in_range)))
+    same = [jax.lax.select(exact, v, v) for v in (near.pivot, near.per_unit)]
+    shifts = _anywhere(jnp.any(~exact))
     pivot, per_unit, *others = jax.lax.cond(shifts, again, lambda x: (*same, *near[3:]), x)
     residual = x
     if x.dtype == pivot.dtype:
@@ -568,8 +559,8 @@ def _median(a: Array, b: Array, c: Array) -> Array:
     return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
-def _trust(mean: Array, var: Array, epsilon: Array) -> tuple[Array, Array]:
-    """Tell of sums about some pivot whether squares are in range, and whether var is exact."""
+def _is_exact(mean: Array, var: Array, epsilon: Array) -> Array:
+    """Tell whether sums about some pivot give var without cancellation, overflow or underflow."""
     squared = abs_squared(mean)
     second = var + squared
     limits = jnp.finfo(second.dtype)
@@ -578,7 +569,7 @@ def _trust(mean: Array, var: Array, epsilon: Array) -> tuple[Array, Array]:
     calm &= (second > limits.tiny * 2**24) | (mean == 0)
     # Else squares of x overflow, or vanish though epsilon is as small as they are.
     in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
-    return in_range, calm
+    return in_range & calm
 
 
 @jax.custom_batching.custom_vmap
@@ -858,8 +849,9 @@ def merge(
 
 def _first(parts: Array, has: Array) -> Array:
     """Take each feature from the first part that is not empty, and 0 if all are."""
-    earlier = jnp.cumsum(has.astype(jnp.int32), axis=0)
-    return jnp.sum(jnp.where(has & (earlier == 1), parts, 0), axis=0)
+    places = jnp.arange(len(parts)).reshape(-1, *(1,) * (parts.ndim - 1))
+    first = jnp.min(jnp.where(has, places, len(parts)), axis=0)
+    return jnp.sum(jnp.where(places == first[None], parts, 0), axis=0)
 
 
 def _moments(
