@@ -15,3 +15,20 @@ def promote_types(a: Any, b: Any) -> Any:
 def wide_dtype(dtype: Any) -> Any:
     """Dtype of arithmetic and statistics for x of a dtype: float32 at least."""
     return promote_types(dtype, jnp.float32)
+
+
+def result_dtype(*arrays: Any, dtype: Any = None) -> Any:
+    """Choose a layer's dtype by the rule of Flax's `canonicalize_dtype`, from dtypes alone.
+
+    That one takes arrays of the arguments first: where they are differentiated outside of `jit`,
+    each is an operation.
+    """
+    if dtype is None:
+        with jax.numpy_dtype_promotion("standard"):  # Flax's rule, "strict" or not.
+            dtype = jnp.result_type(*(array for array in arrays if array is not None))
+        return dtype if jnp.issubdtype(dtype, jnp.inexact) else wide_dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            f"Expected a floating or complex `dtype`, got {dtype}. Leave it None for x's own."
+        )
+    return dtype

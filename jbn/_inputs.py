@@ -31,6 +31,8 @@ def as_array(
     name: str, value: Any, remedy: str = "Pass an array, or nested lists of numbers."
 ) -> Array:
     """Return the value as an array; `remedy` is what to do where it is none."""
+    if isinstance(value, jax.Array) and is_array(value):  # To convert one costs an operation, too.
+        return value
     try:
         # NumPy reads some strings as names of dtypes, and stacks the fields of tuples with names.
         if isinstance(value, str | bytes) or hasattr(value, "_fields"):

@@ -11,11 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen.dtypes import canonicalize_dtype
 from jaxtyping import Array, ArrayLike, Shaped
 
 from jbn._arguments import check_flag
-from jbn._dtypes import promote_types, wide_dtype
+from jbn._dtypes import promote_types, result_dtype, wide_dtype
 from jbn._inputs import as_array
 from jbn._population import State, check_step, in_order
 from jbn._population_calls import (
@@ -146,8 +145,7 @@ class BatchNorm(nn.Module):
         if check_flag("use_bias", self.use_bias):
             bias = self.param("bias", self.bias_init, shape, self.param_dtype)
 
-        with jax.numpy_dtype_promotion("standard"):  # Flax's rule, "strict" or not.
-            y_dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        y_dtype = result_dtype(x, scale, bias, dtype=self.dtype)
         if initializing and mask is None:
             mask = jnp.ones((1,) * x.ndim, bool)  # init with a batch of one is no mistake.
         y, state = apply_batch_norm(

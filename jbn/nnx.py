@@ -15,7 +15,7 @@ from flax.nnx.nn import dtypes
 from jaxtyping import Array, ArrayLike, Shaped
 
 from jbn._arguments import check_flag
-from jbn._dtypes import wide_dtype
+from jbn._dtypes import result_dtype, wide_dtype
 from jbn._inputs import as_array, describe
 from jbn._population import check_step
 from jbn._population_calls import (
@@ -178,14 +178,12 @@ class BatchNorm(nnx.Module):
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         promoted = (x, mean, var, scale, bias)
-        with jax.numpy_dtype_promotion("standard"):  # Flax's rules, "strict" or not.
-            if self.promote_dtype is dtypes.promote_dtype:  # The dtype alone: nothing is converted.
-                y_dtype = dtypes.canonicalize_dtype(*promoted, dtype=self.dtype)
-            else:
+        if self.promote_dtype is dtypes.promote_dtype:  # The dtype alone: nothing is converted.
+            y_dtype = result_dtype(*promoted, dtype=self.dtype)
+        else:
+            with jax.numpy_dtype_promotion("standard"):  # Flax's rules, "strict" or not.
                 promoted = self.promote_dtype(promoted, dtype=self.dtype)
-                y_dtype = dtypes.canonicalize_dtype(
-                    promoted[0], promoted[3], promoted[4], dtype=self.dtype
-                )
+            y_dtype = result_dtype(promoted[0], promoted[3], promoted[4], dtype=self.dtype)
         y, state = apply_batch_norm(
             batch_norm,
             x,

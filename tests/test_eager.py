@@ -326,6 +326,31 @@ def test_nnx_layer_compiles_once(name, gradient):
     assert found == []
 
 
+DIFFERENTIATED = {
+    "batch_norm": lambda x, p, s: jbn.batch_norm(x, p, s, training=True)[0],
+    "normalize": lambda x, p, s: jbn.normalize(x, s.mean, s.var, p),
+    "moments": lambda x, p, s: jbn.moments(x).var,
+    "layer_norm": lambda x, p, s: jbn.layer_norm(x, p),
+    "weight_norm": lambda x, p, s: jbn.weight_norm(x, p.scale),
+    "linen": lambda x, p, s: jbn.linen.BatchNorm(use_running_average=True).apply(
+        {"params": p._asdict(), "batch_stats": s._asdict()}, x
+    ),
+    "nnx": lambda x, p, s: jbn.nnx.BatchNorm(46, use_running_average=True, rngs=nnx.Rngs(0))(x),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_what_is_differentiated_is_not_converted(name):
+    """`jnp.asarray` of an array is free, but an operation where the array is differentiated."""
+    size = 40 + list(DIFFERENTIATED).index(name)  # Of a size that no other test has compiled for.
+    x, (params, state) = jax.device_put(np.ones((3, size), np.float32)), jbn.init(size)
+    DIFFERENTIATED[name](x, params, state)
+    with counted() as found:
+        jax.grad(lambda x: jnp.sum(DIFFERENTIATED[name](x, params, state)))(x)
+    assert found
+    assert [event for event in found if "convert_element_type" in event] == []
+
+
 @PASSES
 @pytest.mark.parametrize("name", KINDS)  # Operations one by one take their time.
 def test_disabled_jit_gives_the_same(name, gradient):
