@@ -4,7 +4,8 @@ E[x^2] - E[x]^2 cancels when the mean is large: at mean/std 1e4 in float32 it is
 taken of `deviation = x - pivot` with a pivot near the mean, and three rules keep that exact:
 - pivot and remainder (the mean of the deviation) are not rounded into one number before x is
   normalized: (x - pivot) - remainder has an error of 1e-6 where x - (pivot + remainder) has 4e-3;
-- devices exchange (pivot, remainder, std, count) and merge those, not sums about zero;
+- devices exchange (pivot, remainder, std, count) and merge those, not sums about zero, unless all
+  are known to share a pivot;
 - neither y nor a gradient goes by a square or a cube that float32 cannot hold: where x is that
   large, or that small, deviations are kept in a unit, a power of two for each feature, and what is
   differentiated is the variance relative to var + epsilon.
@@ -15,6 +16,7 @@ sums, merge of parts. Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 1 a
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
 from jbn._dtypes import wide_dtype
-from jbn._sharding import is_explicitly_sharded, like, like_reduced
+from jbn._sharding import is_common, is_explicitly_sharded, like, like_reduced, varying_like
 from jbn.collectives import Pool
 from jbn.types import Moments, WeightedMoments
 
@@ -245,8 +247,33 @@ def _values(
     pool: Pool | None,
 ) -> _Values:
     """Center a batch, by weights that are given in units of `unit` and are not above 2."""
+    each = functools.partial(_of_parts, axes=axes, pool=pool)
+    if pool is None or not _is_pivot_of_all(guess, x, weights, pool):
+        return each(x, weights, unit, epsilon, guess)
+    return jax.lax.platform_dependent(
+        x,
+        weights,
+        unit,
+        epsilon,
+        guess,
+        tpu=functools.partial(_of_all, axes=axes, pool=pool),
+        default=each,
+    )
+
+
+def _of_parts(
+    x: Array,
+    weights: Array | None,
+    unit: Array | None,
+    epsilon: Array,
+    guess: Array | None,
+    axes: tuple[int, ...],
+    pool: Pool | None,
+    local: "Callable[..., _Part] | None" = None,
+) -> _Values:
+    """Center each device's part about a pivot of its own, and merge what they know."""
     n = _count(weights, x, axes)
-    part = _local(x, weights, n, epsilon, guess, axes)
+    part = (local or _local)(x, weights, n, epsilon, guess, axes)
     n = like(n, part.std)
     unit = jnp.asarray(1, n.dtype) if unit is None else like(unit, n)
     count, effective = finite(n * unit), None
@@ -278,6 +305,66 @@ def _values(
         effective_count=whole.effective_count,
         share=unit / whole.count_unit / total,
     )
+
+
+def _is_pivot_of_all(guess: Array | None, x: Array, weights: Array | None, pool: Pool) -> bool:
+    """Tell whether all devices are known to have the same guess, and the same unit of weights.
+
+    And whether all pool together: else those that branch might wait for others that do not.
+    """
+    if guess is None or pool.group_of is not None:
+        return False
+    is_counted = weights is None or weights.dtype == jnp.bool_
+    return is_counted and is_common(guess, x, pool.names)
+
+
+def _of_all(
+    x: Array,
+    weights: Array | None,
+    unit: Array | None,
+    epsilon: Array,
+    guess: Array,
+    axes: tuple[int, ...],
+    pool: Pool,
+) -> _Values:
+    """Take sums over all devices about a guess that they share: one collective of O(C).
+
+    And again, part by part, if any feature would lose precision by it. All devices do, or none.
+    """
+    pivot = _guessed_pivot(guess, x, axes)
+    weighed = _weigh(x.astype(pivot.dtype) - pivot, weights)
+    sums = [jnp.sum(v, axes, keepdims=True) for v in (weighed, _product(weighed, weighed))]
+    n = like(_count(weights, x, axes), sums[1].real)
+    sums += [] if weights is None else [n]
+    first, second, *counted = pool.sum(jnp.stack([v.astype(pivot.dtype) for v in sums]))
+    count = counted[0].real if counted else n * pool.size
+    if weights is not None:  # After the sums, as in `_about_guess`.
+        pivot = jnp.where(_has(count), pivot, 0)
+    some = jnp.where(_has(count), count, 1)
+    mean = first / some.astype(first.dtype)
+    var = jnp.maximum(second.real / some - abs_squared(mean), 0)
+    rstd = _near_rstd(jnp.sqrt(var), epsilon)
+    vectors = _Values(
+        residual=x,
+        pivot=varying_like(pivot, x),
+        per_unit=varying_like(jnp.ones_like(pivot.real), x),
+        shared=pivot,
+        remainder=mean,
+        near_rstd=rstd,
+        relative_var=jnp.square(jnp.sqrt(var) * rstd),
+        var=var,
+        count=count,
+        effective_count=None,
+        share=1 / some,
+    )[1:]
+
+    def again(x: Array) -> tuple[Array | None, ...]:
+        return _of_parts(x, weights, unit, epsilon, None, axes, pool, _about_guess)[1:]
+
+    # Of the branches only vectors come back, so that x is not kept for them.
+    shifts = _anywhere(jnp.any(~_is_exact(mean, var, epsilon)))
+    pivot, per_unit, *others = jax.lax.cond(shifts, again, lambda _: vectors, x)
+    return _Values(_residual(x, pivot, per_unit), pivot, per_unit, *others)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
@@ -455,8 +542,7 @@ def _about_guess(
     """
     if guess is None:
         return _about_mean(x, weights, n, epsilon, axes=axes)
-    guess = guess.astype(wide_dtype(x.dtype))
-    pivot = like_reduced(_as_pivot(jnp.where(jnp.isfinite(guess), guess, 0)), x, axes)
+    pivot = _guessed_pivot(guess, x, axes)
     near = _about(pivot, None, x, weights, n, axes)
     if weights is not None:  # After the sums, so that devices add them up together with n.
         near = near._replace(pivot=jnp.where(_has(n), pivot, 0))
@@ -470,10 +556,17 @@ def _about_guess(
     same = [jax.lax.select(exact, v, v) for v in (near.pivot, near.per_unit)]
     shifts = _anywhere(jnp.any(~exact))
     pivot, per_unit, *others = jax.lax.cond(shifts, again, lambda x: (*same, *near[3:]), x)
-    residual = x
-    if x.dtype == pivot.dtype:
-        residual = (x - pivot) * per_unit.astype(pivot.dtype)
-    return _Part(residual, pivot, per_unit, *others)
+    return _Part(_residual(x, pivot, per_unit), pivot, per_unit, *others)
+
+
+def _guessed_pivot(guess: Array, x: Array, axes: tuple[int, ...]) -> Array:
+    guess = guess.astype(wide_dtype(x.dtype))
+    return like_reduced(_as_pivot(jnp.where(jnp.isfinite(guess), guess, 0)), x, axes)
+
+
+def _residual(x: Array, pivot: Array, per_unit: Array) -> Array:
+    """Make what stands for the deviation, see `_deviation`."""
+    return (x - pivot) * per_unit.astype(pivot.dtype) if x.dtype == pivot.dtype else x
 
 
 def _about_sample(

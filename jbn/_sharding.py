@@ -1,10 +1,11 @@
-"""Types of arrays on meshes with explicit axes, which `jax.make_mesh` makes by default.
+"""What the types of arrays tell of devices: on meshes with explicit axes, and inside `shard_map`.
 
-There an array's sharding is part of its type, and `select` asks that all have the same one. On any
-other mesh, inside `shard_map` and without a mesh these functions change nothing.
+On explicit axes, which `jax.make_mesh` makes by default, an array's sharding is part of its type,
+and `select` asks that all have the same one. Inside `shard_map`, unless check_vma=False, the axes
+along which devices may hold different values are. Elsewhere these functions change nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,18 @@ def is_explicitly_sharded(x: Array, axes: Sequence[int]) -> bool:
     """Tell whether some of these axes are split by x's type."""
     sharding = jax.typeof(x).sharding
     return _is_explicit(sharding) and any(sharding.spec[a] is not None for a in axes)
+
+
+def is_common(value: Array, x: Array, names: Sequence[Hashable]) -> bool:
+    """Tell whether all devices are known to hold the same value, and x by some axes alone."""
+    of_value, of_x = (set(jax.typeof(a).manual_axis_type.varying) for a in (value, x))
+    return of_x == set(names) and not of_value
+
+
+def varying_like(value: Array, x: Array) -> Array:
+    """Let a value count as one that may differ between devices, as x does."""
+    of_value, of_x = (jax.typeof(a).manual_axis_type.varying for a in (value, x))
+    return jax.lax.pcast(value, tuple(of_x - of_value), to="varying") if of_x - of_value else value
 
 
 def _is_explicit(sharding: NamedSharding) -> bool:

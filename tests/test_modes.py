@@ -106,6 +106,24 @@ def test_masks_are_what_they_are_called():
     assert len(set(counts["float weights"])) == modes.DEVICES
 
 
+def test_one_device_equals_eight_that_share_a_running_mean_on_a_tpu(monkeypatch):
+    """There it is the pivot of all, where `shard_map` knows that they share it."""
+    taken = []
+
+    def take(*arguments, default, **platforms):
+        taken.append(platforms.get("tpu", default))
+        return taken[-1](*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", take)
+    # Under a name of its own, for no program is traced twice.
+    spread = modes.Spread(modes.by_shard_map(True, [("of a TPU", modes.DEVICES)]), "of a TPU")
+    monkeypatch.setitem(WAYS, "as on a TPU", Way(spread))
+    for mask in MASKS:
+        errors = modes.measure("as on a TPU", mask, "no groups")
+        assert max(errors.values()) <= TOLERANCE, f"{mask}: {errors}"
+    assert [branch.func.__name__ for branch in taken].count("_of_all") == 2  # But for weights.
+
+
 # The table can fail --------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from meshes import DEVICES, MAPPED, MODES, compiled, need_devices, one_of, shard
 from strategies import values
 
 import jbn
+from benchmarks import traffic
 
 # The bound that the design states for mean / std from 0 to 1e5, in standard deviations. Where
 # |y| is above 1 (an outlier has sqrt(m - 1)) it is relative, as float32 itself is.
@@ -349,7 +350,7 @@ ROWS = {"tpu": 1040, "cuda": 1056}
 
 
 @contextlib.contextmanager
-def compiled_as_for(platform, monkeypatch):
+def compiled_as_for(platform, monkeypatch, expected=None):
     """Compile for this CPU what another platform runs."""
     taken = []
 
@@ -360,7 +361,7 @@ def compiled_as_for(platform, monkeypatch):
 
     monkeypatch.setattr(jax.lax, "platform_dependent", take)
     yield
-    assert set(taken) == {"_about_guess" if platform == "tpu" else "_about_sample"}
+    assert set(taken) == {expected or ("_about_guess" if platform == "tpu" else "_about_sample")}
 
 
 @pytest.fixture(params=list(ROWS))
@@ -549,6 +550,43 @@ def test_other_platforms_over_devices(monkeypatch, platform, mode):
             y, state = run((x, masks, means + np.float32(ratio)), np.zeros(()))
         check(y, x, masks)
         check_state(jax.tree.map(lambda leaf: leaf[-1], state), x, masks)
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean"])
+def test_devices_that_are_known_to_share_a_running_mean(devices, monkeypatch, kind):
+    """On a TPU it is the pivot of all, and where it is near one sum of a few vectors is enough."""
+    rows = DEVICES * 12
+    mask = None if kind == "none" else make_mask((rows, 1), kind)
+    if mask is not None:
+        mask[: rows // DEVICES] = False  # A device has nothing.
+    dy = draw((rows, 16), 0.0, seed=5)
+    if mask is not None:
+        dy = np.where(mask, dy, 0)
+
+    def over_devices(x, state):
+        def function(sharded, state):
+            return step(*sharded, state, axis_name="d")
+
+        return spread(function, "shard_map", replicated=True)((x, mask), state)
+
+    def run(x, dy, state):
+        return with_gradient(lambda x: over_devices(x, state), x, dy)
+
+    x, cold = jax.ShapeDtypeStruct((rows, 16), "float32"), jbn.init(16)[1]
+    with compiled_as_for("tpu", monkeypatch, "_of_all"):
+        program = jax.jit(run).lower(x, x, cold).compile()
+    found = traffic.traffic(program.as_text())
+    vectors = [2 if mask is None else 3, 3]
+    assert [size for _, size in found.collectives] == [4 * 16 * n for n in vectors]
+    assert found.in_other_branches
+    for ratio in RATIOS:
+        x = draw((rows, 16), ratio)
+        for mean in (0.0, ratio, ratio + 1.4, ratio - 3.0, 1e5 - ratio, 1e30, np.nan):
+            y, state, dx = program(x, dy, cold._replace(mean=jnp.full(16, mean)))
+            check(y, x, mask)
+            if np.isfinite(mean):  # At momentum 0.
+                check_state(state, x, mask)
+            check_dx(dx, x, dy, mask)
 
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "weights"])
