@@ -942,9 +942,8 @@ def merge(
 
 def _first(parts: Array, has: Array) -> Array:
     """Take each feature from the first part that is not empty, and 0 if all are."""
-    places = jnp.arange(len(parts)).reshape(-1, *(1,) * (parts.ndim - 1))
-    first = jnp.min(jnp.where(has, places, len(parts)), axis=0)
-    return jnp.sum(jnp.where(places == first[None], parts, 0), axis=0)
+    earlier = jnp.cumsum(has.astype(jnp.int32), axis=0)
+    return jnp.sum(jnp.where(has & (earlier == 1), parts, 0), axis=0)
 
 
 def _moments(
