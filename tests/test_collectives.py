@@ -90,6 +90,20 @@ def test_parse_finds_each_collective_once():
     ]
 
 
+def test_parse_counts_a_function_as_often_as_it_is_called():
+    """Layers of one shape are one function, until XLA has put it in the place of every call."""
+    layer = jax.jit(lambda x: jax.lax.psum(jnp.cos(x), "d"))
+
+    def function(x, whole):
+        return x, layer(layer(whole)) + layer(jnp.stack([whole] * 2)).sum(0)
+
+    lowered = jax.jit(spread(function, "shard_map", replicated=True)).lower(
+        values(0, (8, 4)), jnp.ones(4)
+    )
+    found = sorted(each.bytes for each in parse(lowered.as_text(dialect="hlo")))
+    assert found == [16, 16, 32]
+
+
 def test_inference_needs_no_collective():
     params, state = jbn.init(4)
 
