@@ -26,7 +26,13 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
 from jbn._dtypes import wide_dtype
-from jbn._sharding import is_common, is_explicitly_sharded, like, like_reduced, varying_like
+from jbn._sharding import (
+    is_explicitly_sharded,
+    like,
+    like_reduced,
+    varying_axes,
+    varying_like,
+)
 from jbn.collectives import Pool
 from jbn.types import Moments, WeightedMoments
 
@@ -248,7 +254,7 @@ def _values(
 ) -> _Values:
     """Center a batch, by weights that are given in units of `unit` and are not above 2."""
     each = functools.partial(_of_parts, axes=axes, pool=pool)
-    if pool is None or not _is_pivot_of_all(guess, x, weights, pool):
+    if pool is None or not _is_pivot_of_all(guess, x, weights, epsilon, pool):
         return each(x, weights, unit, epsilon, guess)
     return jax.lax.platform_dependent(
         x,
@@ -307,15 +313,21 @@ def _of_parts(
     )
 
 
-def _is_pivot_of_all(guess: Array | None, x: Array, weights: Array | None, pool: Pool) -> bool:
-    """Tell whether all devices are known to have the same guess, and the same unit of weights.
+def _is_pivot_of_all(
+    guess: Array | None, x: Array, weights: Array | None, epsilon: Array, pool: Pool
+) -> bool:
+    """Tell whether all devices should have the same guess, and will all branch, or none.
 
-    And whether all pool together: else those that branch might wait for others that do not.
+    Else those that branch might wait for others that do not.
     """
-    if guess is None or pool.group_of is not None:
+    if guess is None or pool.group_of is not None or pool.size > EQUALS_LIMIT:
         return False
-    is_counted = weights is None or weights.dtype == jnp.bool_
-    return is_counted and is_common(guess, x, pool.names)
+    if weights is not None and weights.dtype != jnp.bool_:  # In a unit of each device's own.
+        return False
+    names = frozenset(pool.names)
+    of_mask = frozenset() if weights is None else varying_axes(weights)
+    uniform = not varying_axes(guess) | varying_axes(epsilon)
+    return uniform and varying_axes(x) == names and of_mask <= names
 
 
 def _of_all(
@@ -329,14 +341,19 @@ def _of_all(
 ) -> _Values:
     """Take sums over all devices about a guess that they share: one collective of O(C).
 
-    And again, part by part, if any feature would lose precision by it. All devices do, or none.
+    And again, part by part, if any feature would lose precision by it, or if the guesses differ:
+    copies of a state may, whatever their type says. All devices do, or none.
     """
     pivot = _guessed_pivot(guess, x, axes)
     weighed = _weigh(x.astype(pivot.dtype) - pivot, weights)
     sums = [jnp.sum(v, axes, keepdims=True) for v in (weighed, _product(weighed, weighed))]
     n = like(_count(weights, x, axes), sums[1].real)
     sums += [] if weights is None else [n]
-    first, second, *counted = pool.sum(jnp.stack([v.astype(pivot.dtype) for v in sums]))
+    stacked = jnp.stack([v.astype(pivot.dtype) for v in sums])
+    digits = _digits(pivot, pool.size).astype(pivot.dtype)
+    total = pool.sum(jnp.concatenate([stacked.reshape(-1), digits, digits * digits]))
+    total, of_digits = jnp.split(total, [stacked.size])
+    first, second, *counted = total.reshape(stacked.shape)
     count = counted[0].real if counted else n * pool.size
     if weights is not None:  # After the sums, as in `_about_guess`.
         pivot = jnp.where(_has(count), pivot, 0)
@@ -362,9 +379,34 @@ def _of_all(
         return _of_parts(x, weights, unit, epsilon, None, axes, pool, _about_guess)[1:]
 
     # Of the branches only vectors come back, so that x is not kept for them.
-    shifts = _anywhere(jnp.any(~_is_exact(mean, var, epsilon)))
-    pivot, per_unit, *others = jax.lax.cond(shifts, again, lambda _: vectors, x)
+    exact = jnp.all(_is_exact(mean, var, epsilon)) & _all_equal(of_digits.real, pool.size)
+    pivot, per_unit, *others = jax.lax.cond(_anywhere(~exact), again, lambda _: vectors, x)
     return _Values(_residual(x, pivot, per_unit), pivot, per_unit, *others)
+
+
+# Up to this many devices a digit of 4 bits can be compared by sums of float32.
+EQUALS_LIMIT = 2**12
+
+
+def _digits(pivot: Array, devices: int) -> Array:
+    """Make a checksum of a pivot, of 32 bits, in digits so small that `_all_equal` is exact."""
+    power = math.ceil(math.log2(devices))
+    size = min(16 - power, (24 - power) // 2)
+    parts = [pivot.real, pivot.imag] if jnp.iscomplexobj(pivot) else [pivot]
+    bits = jax.lax.bitcast_convert_type(jnp.stack(parts), jnp.uint32).reshape(-1)
+    factors = np.random.default_rng(0).integers(2**32, size=bits.size, dtype=np.uint32) | 1
+    checksum = jnp.sum(bits * factors, dtype=jnp.uint32)
+    shifts = np.arange(0, 32, size, dtype=np.uint32)
+    return (checksum >> shifts) & np.uint32(2**size - 1)
+
+
+def _all_equal(sums: Array, devices: int) -> Array:
+    """Tell by the sums of digits and of their squares whether all devices have the same ones.
+
+    D sum(d^2) >= sum(d)^2, and they are equal only where all d are (Cauchy, Schwarz).
+    """
+    digits, squares = jnp.split(sums.astype(jnp.uint32), 2)
+    return jnp.all(squares * np.uint32(devices) == digits * digits)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))

@@ -50,16 +50,18 @@ def is_explicitly_sharded(x: Array, axes: Sequence[int]) -> bool:
     return _is_explicit(sharding) and any(sharding.spec[a] is not None for a in axes)
 
 
-def is_common(value: Array, x: Array, names: Sequence[Hashable]) -> bool:
-    """Tell whether all devices are known to hold the same value, and x by some axes alone."""
-    of_value, of_x = (set(jax.typeof(a).manual_axis_type.varying) for a in (value, x))
-    return of_x == set(names) and not of_value
+def varying_axes(value: Array) -> frozenset[Hashable]:
+    """List the axes along which devices may hold different values, by its type.
+
+    That they do not along others is what the type says: copies of a replicated array may differ.
+    """
+    return frozenset(jax.typeof(value).manual_axis_type.varying)
 
 
 def varying_like(value: Array, x: Array) -> Array:
     """Let a value count as one that may differ between devices, as x does."""
-    of_value, of_x = (jax.typeof(a).manual_axis_type.varying for a in (value, x))
-    return jax.lax.pcast(value, tuple(of_x - of_value), to="varying") if of_x - of_value else value
+    names = varying_axes(x) - varying_axes(value)
+    return jax.lax.pcast(value, tuple(names), to="varying") if names else value
 
 
 def _is_explicit(sharding: NamedSharding) -> bool:

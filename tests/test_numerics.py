@@ -576,8 +576,9 @@ def test_devices_that_are_known_to_share_a_running_mean(devices, monkeypatch, ki
     with compiled_as_for("tpu", monkeypatch, "_of_all"):
         program = jax.jit(run).lower(x, x, cold).compile()
     found = traffic.traffic(program.as_text())
-    vectors = [2 if mask is None else 3, 3]
-    assert [size for _, size in found.collectives] == [4 * 16 * n for n in vectors]
+    forward, backward = 2 if mask is None else 3, 3
+    digits = 2 * 4  # Four of ten bits, and their squares.
+    assert [size for _, size in found.collectives] == [4 * (16 * forward + digits), 64 * backward]
     assert found.in_other_branches
     for ratio in RATIOS:
         x = draw((rows, 16), ratio)
@@ -587,6 +588,48 @@ def test_devices_that_are_known_to_share_a_running_mean(devices, monkeypatch, ki
             if np.isfinite(mean):  # At momentum 0.
                 check_state(state, x, mask)
             check_dx(dx, x, dy, mask)
+
+
+def test_copies_of_a_running_mean_that_differ(devices, monkeypatch):
+    """As check_vma=False lets them: their type says that they are the same, a checksum that not."""
+    x = draw((DEVICES * 13, 16), 1.0)
+
+    def function(x, state):
+        return step(x, None, state, axis_name="d")
+
+    run = jax.jit(spread(function, "shard_map", replicated=True))
+    cold = jbn.init(16)[1]
+    with compiled_as_for("tpu", monkeypatch, "_of_all"):
+        program = run.lower(x, cold).compile()
+    replicated = shard(cold, replicate=True).mean.sharding
+    one = np.zeros((DEVICES, 16))
+    one[5, 3] = 1e-5
+    each = np.arange(DEVICES)[:, None] * np.ones(16)
+    for difference in (0 * one, one, each / 80, 1e3 * each):
+        copies = map(jax.device_put, np.float32(1 + difference), replicated.mesh.devices)
+        mean = jax.make_array_from_single_device_arrays((16,), replicated, list(copies))
+        y, state = program(x, cold._replace(mean=mean))
+        check(y, x)
+        for part in state.mean.addressable_shards:  # At momentum 0.
+            check_state(state._replace(mean=part.data), x)
+
+
+def test_devices_that_may_branch_apart_do_not_wait_for_each_other(devices, monkeypatch):
+    """By an epsilon of its own each tells for itself whether squares are in range."""
+    params, state = jbn.init(16)
+    x = draw((DEVICES * 14, 16), 0.0, std=1e-12)
+    epsilons = np.float32([1e-5] * 4 + [1e-24] * 4)
+
+    def function(sharded, _):
+        x, epsilon = sharded
+        y, _ = jbn.batch_norm(x, params, state, training=True, epsilon=epsilon[0], axis_name="d")
+        return y, epsilon
+
+    with compiled_as_for("tpu", monkeypatch):
+        y, _ = jax.jit(spread(function, "shard_map", replicated=False))((x, epsilons), ())
+    mean, var, _ = oracles.moments(x)
+    want = (x - mean) / np.sqrt(var + np.float64(epsilons).repeat(14)[:, None])
+    np.testing.assert_allclose(y, want, atol=OUTPUT)
 
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "weights"])
