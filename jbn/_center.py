@@ -5,7 +5,7 @@ taken of `deviation = x - pivot` with a pivot near the mean, and three rules kee
 - pivot and remainder (the mean of the deviation) are not rounded into one number before x is
   normalized: (x - pivot) - remainder has an error of 1e-6 where x - (pivot + remainder) has 4e-3;
 - devices exchange (pivot, remainder, std, count) and merge those, not sums about zero, unless all
-  are known to share a pivot;
+  share a pivot;
 - neither y nor a gradient goes by a square or a cube that float32 cannot hold: where x is that
   large, or that small, deviations are kept in a unit, a power of two for each feature, and what is
   differentiated is the variance relative to var + epsilon.
@@ -38,6 +38,9 @@ from jbn.types import Moments, WeightedMoments
 
 # A gather of all devices' moments is O(D*C). Beyond this D two sums of O(C) take its place.
 GATHER_LIMIT = 64
+
+# Up to this D a checksum in digits of 4 bits at least can be compared, see `_all_equal`.
+CHECKSUM_LIMIT = 2**12
 
 # Sums about 0 are kept while mean^2 <= 2 var: the error of the normalized output is then at most
 # 3e-6; it is 4e-6 at mean = 2 std and grows with the square.
@@ -320,7 +323,7 @@ def _is_pivot_of_all(
 
     Else those that branch might wait for others that do not.
     """
-    if guess is None or pool.group_of is not None or pool.size > EQUALS_LIMIT:
+    if guess is None or pool.group_of is not None or pool.size > CHECKSUM_LIMIT:
         return False
     if weights is not None and weights.dtype != jnp.bool_:  # In a unit of each device's own.
         return False
@@ -382,10 +385,6 @@ def _of_all(
     exact = jnp.all(_is_exact(mean, var, epsilon)) & _all_equal(of_digits.real, pool.size)
     pivot, per_unit, *others = jax.lax.cond(_anywhere(~exact), again, lambda _: vectors, x)
     return _Values(_residual(x, pivot, per_unit), pivot, per_unit, *others)
-
-
-# Up to this many devices a digit of 4 bits can be compared by sums of float32.
-EQUALS_LIMIT = 2**12
 
 
 def _digits(pivot: Array, devices: int) -> Array:
