@@ -559,13 +559,22 @@ def _about_zero(
     """Take sums about 0, and again about the mean if any feature would lose precision by it."""
     wide = x.astype(wide_dtype(x.dtype))
     mean, var = _mean_and_var(wide, weights, n, axes)
+    in_range, calm = _trust(mean, var, epsilon)
+
+    def in_range_again(x: Array) -> tuple[Array, Array | None]:
+        return _pivot_and_unit(x, weights, n, epsilon, axes)
 
     def about_mean(x: Array, *_: Array) -> _Part:
-        return _about_mean(x, weights, n, epsilon, axes=axes)
+        pivot, unit = _as_pivot(mean), None
+        if _may_overflow(x):  # Of these branches only vectors come back: XLA would copy an array.
+            shifts = _anywhere(jnp.any(~in_range))
+            plain = pivot, jnp.ones_like(var)
+            pivot, unit = jax.lax.cond(shifts, in_range_again, lambda _: plain, x)
+        return _about(pivot, unit, x, weights, n, axes)
 
     # The other branch returns its arguments: for anything else XLA would copy x in it.
     about_zero = _Part(x, jnp.zeros_like(mean), jnp.ones_like(var), mean, jnp.sqrt(var), var)
-    shifts = _anywhere(jnp.any(~_is_exact(mean, var, epsilon)))
+    shifts = _anywhere(jnp.any(~(calm & in_range)))
     return jax.lax.cond(shifts, about_mean, lambda *part: _Part(*part), *about_zero)
 
 
@@ -695,6 +704,12 @@ def _median(a: Array, b: Array, c: Array) -> Array:
 
 def _is_exact(mean: Array, var: Array, epsilon: Array) -> Array:
     """Tell whether sums about some pivot give var without cancellation, overflow or underflow."""
+    in_range, calm = _trust(mean, var, epsilon)
+    return in_range & calm
+
+
+def _trust(mean: Array, var: Array, epsilon: Array) -> tuple[Array, Array]:
+    """Tell of sums about some pivot whether squares are in range, and whether var is exact."""
     squared = abs_squared(mean)
     second = var + squared
     limits = jnp.finfo(second.dtype)
@@ -703,7 +718,7 @@ def _is_exact(mean: Array, var: Array, epsilon: Array) -> Array:
     calm &= (second > limits.tiny * 2**24) | (mean == 0)
     # Else squares of x overflow, or vanish though epsilon is as small as they are.
     in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
-    return in_range & calm
+    return in_range, calm
 
 
 @jax.custom_batching.custom_vmap
