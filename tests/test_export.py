@@ -87,7 +87,8 @@ def test_one_program_for_every_batch_size(name):
         x = np.random.default_rng(0).normal(size=(examples, 3, C)).astype(np.float32)
         found, expected = jax.tree.leaves(exported.call(x)), jax.tree.leaves(function(x))
         for a, b in zip(found, expected, strict=True):
-            np.testing.assert_allclose(a, b, atol=ATOL)
+            # Two programs add in their own orders: of gradients near 16, 1e-5 is ten roundings.
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=ATOL)
 
 
 def test_one_value_of_a_batch_of_any_size_leaves_the_variance():
