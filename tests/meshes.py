@@ -59,8 +59,9 @@ def spread(function, mode, *, replicated):
 def one_of(state, mode, *, replicated):
     """Return one device's copy, having checked that all devices hold bit-identical ones."""
     if mode in ("pmap", "vmap") and replicated:
+        state = jax.device_get(state)
         for leaf in jax.tree.leaves(state):
-            np.testing.assert_array_equal(np.asarray(leaf), np.asarray(leaf[:1]).repeat(DEVICES, 0))
+            np.testing.assert_array_equal(leaf, leaf[:1].repeat(DEVICES, 0))
         return jax.tree.map(lambda a: a[0], state)
     return state
 

@@ -90,6 +90,16 @@ def shard_function(groups):
     return function
 
 
+@jax.jit  # After pmap, too.
+def product(y, new, cotangents, firsts):
+    """Return the sum of the outputs times their cotangents."""
+    dy, dmean, dvar = cotangents
+    if new.mean.ndim > len(FEATURES):
+        new = jax.tree.map(lambda a: a[firsts], new)
+    total = jnp.sum(y * dy) + jnp.sum(new.mean * jnp.broadcast_to(dmean, new.mean.shape))
+    return total + jnp.sum(new.var * jnp.broadcast_to(dvar, new.var.shape))
+
+
 @functools.cache
 def program(mode, kind, groups=None):
     """Return `(x, mask, params, state, cotangents) -> (y, new state, gradients)`."""
@@ -116,14 +126,9 @@ def program(mode, kind, groups=None):
 
     def loss(x, mask, params, mean, var, count, cotangents):
         y, new = forward(x, mask, params, jbn.BatchNormState(mean, var, count))
-        dy, dmean, dvar = cotangents
-        moved = new
-        if new.mean.ndim > len(FEATURES):
-            # One copy for each device: each state once, from the first device of its group.
-            firsts = np.array([0] if whole_axis else [g[0] for g in named])
-            moved = jax.tree.map(lambda a: a[firsts], new)
-        total = jnp.sum(y * dy) + jnp.sum(moved.mean * jnp.broadcast_to(dmean, moved.mean.shape))
-        return total + jnp.sum(moved.var * jnp.broadcast_to(dvar, moved.var.shape)), (y, new)
+        # Where there is one copy for each device: each state once, of its group's first device.
+        firsts = [0] if whole_axis else [g[0] for g in named]
+        return product(y, new, cotangents, np.array(firsts)), (y, new)
 
     numbers = (0, 1, 2, 3, 4) if kind == "weights" else (0, 2, 3, 4)
     function = compiled(jax.value_and_grad(loss, numbers, has_aux=True), mode)
