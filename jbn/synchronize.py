@@ -61,7 +61,8 @@ def synchronize(
       >>> def train(x):  # Local statistics, then one state for all.
       ...     local = jbn.update(state, jbn.moments(x), momentum=jbn.cumulative, unbiased=False)
       ...     return jbn.synchronize(local, axis_name="d")
-      >>> state = jax.vmap(train, axis_name="d")(jnp.array([[[0.0], [2.0]], [[4.0], [6.0]]]))
+      >>> step = jax.jit(jax.vmap(train, axis_name="d"))
+      >>> state = step(jnp.array([[[0.0], [2.0]], [[4.0], [6.0]]]))
       >>> state.mean[:, 0].tolist(), state.var[:, 0].tolist()
       ([3.0, 3.0], [5.0, 5.0])
 

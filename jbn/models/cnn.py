@@ -23,8 +23,9 @@ class CNN(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> from jbn.models import CNN
       >>> model = CNN(norm="batch")
-      >>> variables = model.init(jax.random.key(0), jnp.ones((1, 28, 28, 1)), training=False)
-      >>> model.apply(variables, jnp.ones((4, 28, 28, 1)), training=False).shape
+      >>> x = jnp.ones((4, 28, 28, 1))
+      >>> variables = model.init(jax.random.key(0), x, training=False)
+      >>> model.apply(variables, x, training=False).shape
       (4, 10)
     """
 

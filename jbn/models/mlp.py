@@ -29,8 +29,9 @@ class MLP(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> from jbn.models import MLP
       >>> model = MLP(hidden=(100, 100), norm="batch")
-      >>> variables = model.init(jax.random.key(0), jnp.ones((1, 784)), training=False)
-      >>> model.apply(variables, jnp.ones((60, 784)), training=False).shape
+      >>> x = jnp.ones((60, 784))
+      >>> variables = model.init(jax.random.key(0), x, training=False)
+      >>> model.apply(variables, x, training=False).shape
       (60, 10)
 
     References: Ioffe, Szegedy, "Batch Normalization", 2015, sections 3.2 and 4.1.

@@ -44,8 +44,9 @@ class Recurrent(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> from jbn.models import LSTM
       >>> model = LSTM(hidden=8, outputs=1)
-      >>> variables = model.init(jax.random.key(0), jnp.ones((1, 5, 2)), training=False)
-      >>> model.apply(variables, jnp.ones((3, 5, 2)), training=False).shape
+      >>> x = jnp.ones((3, 5, 2))
+      >>> variables = model.init(jax.random.key(0), x, training=False)
+      >>> model.apply(variables, x, training=False).shape
       (3, 1)
 
     References: Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997. Cho et al., "Learning
