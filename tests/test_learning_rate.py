@@ -1,7 +1,8 @@
 """Learning rate: what is counted, against cases worked by hand; training from a setting."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -62,17 +63,21 @@ def test_settings_side_by_side_train_as_plain_descent_does(examples):
     images, labels = examples.train
     batches = mnist_settings.batch_indices(1, 0, steps, mnist_settings.BATCH_SIZE, len(labels))
     model = MLP((8,), kernel_init=jax.nn.initializers.normal(0.3))
-    x = jnp.asarray(images, jnp.float32)
-    params = model.init(jax.random.key(1), x[:1], training=False)["params"]
+    x, labels = np.asarray(images, np.float32), np.asarray(labels)
+    init = jax.jit(functools.partial(model.init, training=False))
+    params = init(jax.random.key(1), x[:1])["params"]
+
+    @jax.jit
+    def descend(params, x, labels, rate):
+        def loss(params):
+            outputs = model.apply({"params": params}, x, training=True)
+            return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+
+        return jax.tree.map(lambda w, dw: w - rate * dw, params, jax.grad(loss)(params))
+
     for i, rows in enumerate(batches):
-
-        def loss(params, rows=rows):
-            outputs = model.apply({"params": params}, x[rows], training=True)
-            return optax.softmax_cross_entropy_with_integer_labels(outputs, labels[rows]).mean()
-
-        rate = 0.5 * 0.5 ** (i / 2)  # Halved every two steps.
-        slope = jax.grad(loss)(params)
-        params = jax.tree.map(lambda w, dw, rate=rate: w - rate * dw, params, slope)
+        # The rate is halved every two steps.
+        params = descend(params, x[rows], labels[rows], 0.5 * 0.5 ** (i / 2))
     jax.tree.map(
         lambda ours, plain: np.testing.assert_allclose(ours[1, 1], plain, rtol=1e-4, atol=1e-6),
         found["params"],

@@ -12,7 +12,6 @@ from pathlib import Path
 import chex
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from environments import programs_on_disk
@@ -34,10 +33,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_bias_goes_where_batch_norm_comes():
-    x = jnp.ones((4, 5))
+    x = np.ones((4, 5), np.float32)
     for norm, hidden in ((None, {"kernel", "bias"}), (BatchNorm, {"kernel"})):
         model = MLP(hidden=(3, 2), outputs=6, norm=norm)
-        params = model.init(jax.random.key(0), x, training=False)["params"]
+        init = functools.partial(model.init, training=False)
+        params = jax.eval_shape(init, jax.random.key(0), x)["params"]
         assert set(params["dense_0"]) == set(params["dense_1"]) == hidden
         assert set(params["output"]) == {"kernel", "bias"}
         assert params["output"]["kernel"].shape == (2, 6)
@@ -45,9 +45,9 @@ def test_bias_goes_where_batch_norm_comes():
 
 @pytest.mark.parametrize("norm", [None, BatchNorm])
 def test_sown_values_enter_the_nonlinearity(norm):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5)), jnp.float32)
+    x = jax.device_put(np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32))
     model = MLP(hidden=(3, 4), outputs=2, norm=norm)
-    variables = model.init(jax.random.key(0), x, training=False)
+    variables = jax.jit(functools.partial(model.init, training=False))(jax.random.key(0), x)
     y, sown = model.apply(variables, x, training=True, mutable=["intermediates", "batch_stats"])
     (last,) = sown["intermediates"]["activation_input_1"]
     output = variables["params"]["output"]
@@ -62,7 +62,7 @@ def test_sown_values_enter_the_nonlinearity(norm):
 
 
 def test_networks_start_from_the_same_weights():
-    state = mnist_mlp.init(CONFIG, jax.random.key(0), 784)
+    state = jax.device_get(jax.jit(lambda key: mnist_mlp.init(CONFIG, key, 784))(jax.random.key(0)))
     without, with_bn = state["without"].params, state["with"].params
     for name, layer in without.items():
         chex.assert_trees_all_equal(layer["kernel"], with_bn[name]["kernel"])
@@ -86,7 +86,7 @@ def test_evaluation_by_hand():
     population, images = (
         rng.integers(0, 2, shape).astype(np.uint8) for shape in ((4, 10, 8), (50, 8))
     )
-    state = mnist_mlp.init(config, jax.random.key(0), 8)
+    state = jax.jit(lambda key: mnist_mlp.init(config, key, 8))(jax.random.key(0))
     params = jax.tree.map(np.float64, state["with"].params)
 
     def forward(x, moments):
@@ -110,10 +110,9 @@ def test_evaluation_by_hand():
     plain = [(0.0, 1.0)] * 2
     as_begun = (forward(images, plain) @ output["kernel"] + output["bias"]).argmax(-1)
 
-    evaluate = mnist_mlp.make_evaluate(
-        config, jnp.asarray(population), (jnp.asarray(images), jnp.asarray(labels, jnp.uint8))
-    )
-    row = evaluate(jax.tree.map(lambda leaf: leaf[None], state))
+    test = images, labels.astype(np.uint8)
+    evaluate = mnist_mlp.make_evaluate(config, *jax.device_put((population, test)))
+    row = evaluate(jax.tree.map(lambda leaf: np.asarray(leaf)[None], state))
     assert row["accuracy"]["with_population"] == [1.0]
     assert row["accuracy"]["with_exponential"] == [round((as_begun == labels).mean(), 6)]
     last = forward(images, moments[:1]) @ params["dense_1"]["kernel"]

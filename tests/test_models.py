@@ -190,7 +190,7 @@ def run_step(make, shape, norm, **options):
 def test_one_training_step(name, norm):
     """The loss falls, every parameter has a gradient, statistics move."""
     variables, gradient, new = run_step(*SMALL[name], norm)
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
     stats = variables.get("batch_stats", {})
     assert bool(stats) == (norm == "batch")
     for before, after in zip(

@@ -1,5 +1,7 @@
 """What the recurrent experiment measures with: Jacobians, the adding problem, gates, rates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +13,17 @@ from jbn.models.recurrent import Recurrent
 DRAW = np.random.default_rng(0)
 
 
+def jacobian(move, start, inputs, *, every):
+    run = jax.jit(functools.partial(recurrent.jacobian, move, every=every))
+    return jax.device_get(run(start, inputs))
+
+
 def test_jacobian_is_the_product_of_the_steps_even_where_float32_would_be_zero():
     step = 0.2 * np.linalg.qr(DRAW.normal(size=(4, 4)))[0] @ np.diag([1.0, 0.9, 0.8, 0.7])
-    log, product = recurrent.jacobian(
+    log, product = jacobian(
         lambda h, x: jnp.asarray(step, jnp.float32) @ h + x,
-        jnp.ones(4),
-        jnp.ones((100, 4)),
+        np.ones(4, np.float32),
+        np.ones((100, 4), np.float32),
         every=50,
     )
     for i, steps in enumerate((0, 50, 100)):
@@ -30,13 +37,13 @@ def test_jacobian_is_the_product_of_the_steps_even_where_float32_would_be_zero()
 
 def test_jacobian_sees_the_nonlinearity():
     kernel = DRAW.normal(size=(3, 3)).astype(np.float32)
-    inputs = jnp.asarray(DRAW.normal(size=(2, 3)), jnp.float32)
+    inputs, start = DRAW.normal(size=(2, 3)).astype(np.float32), np.zeros(3, np.float32)
 
     def move(h, x):
         return jnp.tanh(kernel @ h + x)
 
-    log, product = recurrent.jacobian(move, jnp.zeros(3), inputs, every=1)
-    whole = jax.jacobian(lambda h: move(move(h, inputs[0]), inputs[1]))(jnp.zeros(3))
+    log, product = jacobian(move, start, inputs, every=1)
+    whole = jax.jit(jax.jacobian(lambda h: move(move(h, inputs[0]), inputs[1])))(start)
     np.testing.assert_allclose(np.exp(log[2]) * product[2], whole, atol=1e-6)
 
 
@@ -62,8 +69,9 @@ def test_every_example_is_seen_once_and_none_that_is_held_out():
 def test_gates_open_and_close_as_initialised(kind):
     length, size = 50, 200
     model = Recurrent(cell="lstm", hidden=size, outputs=1)
-    params = model.init(jax.random.key(0), jnp.ones((1, 1, 2)), training=False)["params"]
-    made = recurrent.set_gates(params, jax.random.key(1), kind, length)
+    init = jax.jit(functools.partial(model.init, training=False))
+    params = init(jax.random.key(0), np.ones((1, 1, 2), np.float32))["params"]
+    made = jax.device_get(recurrent.set_gates(params, jax.random.key(1), kind, length))
     inward, forget, candidate, outward = np.split(made["input"]["bias"], 4)
     assert not np.any(candidate)
     assert not np.any(outward)
