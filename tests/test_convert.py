@@ -275,7 +275,7 @@ def test_torch_kernel(torch, case):
     variables = {"params": {"kernel": kernel, "bias": convert.common.as_array(module.bias)}}
     x = values(shape)
     want = np.moveaxis(module(torch.from_numpy(x)).detach().numpy(), 1, -1)
-    got = flax_layer.apply(variables, np.moveaxis(x, 1, -1))
+    got = jax.jit(flax_layer.apply)(variables, np.moveaxis(x, 1, -1))
     np.testing.assert_allclose(got, want, **CLOSE)
     back = convert.to_torch_kernel(kernel, transposed=is_transposed)
     assert torch.equal(back, module.weight)

@@ -15,6 +15,10 @@ from jbn import diagnostics
 RNG = np.random.default_rng(0)
 
 
+def single(x):
+    return jax.device_put(np.asarray(x, np.float32))
+
+
 def stats(seed, shift=0.0, scale=1.0):
     rng = np.random.default_rng(seed)
     return {
@@ -53,7 +57,7 @@ def test_gap_by_hand(with_population):
 
 def test_gap_of_states_and_what_it_finds():
     """A running mean off by three stds, on features whose mean is 1,000 stds, shows as such."""
-    x = jnp.asarray(RNG.normal(1000, 1, (4096, 2)), jnp.float32)
+    x = single(RNG.normal(1000, 1, (4096, 2)))
     batch = jbn.moments(x)
     true = jbn.BatchNormState(batch.mean, batch.var, jnp.int32(1))
     off = true._replace(mean=true.mean + 3)
@@ -99,7 +103,7 @@ def test_momentum_that_float32_has_not(momentum, count):
 
 def test_restored_statistics():
     """A state that a checkpoint restored as a dict counts for itself, too."""
-    state = jbn.BatchNormState(jnp.arange(3.0), jnp.arange(1.0, 4), jnp.int32(7))
+    state = jbn.BatchNormState(single(np.arange(3)), single(np.arange(1, 4)), jnp.int32(7))
     restored = flax.serialization.msgpack_restore(flax.serialization.to_bytes(state))
     assert isinstance(restored, dict)
     want = diagnostics.train_eval_gap({"norm": state}, {"norm": state}, momentum=0.9)
@@ -126,7 +130,7 @@ def test_gradient_norms():
 @pytest.mark.parametrize(("std", "share"), [(1, 0.0), (4, 0.25), (10, 0.65)])
 def test_saturation_of_normal_inputs(std, share):
     """Slope < .01 beyond |x| = 4.585: P = 2 (1 - Phi(4.585 / std))."""
-    x = jnp.asarray(RNG.normal(0, std, 200_000), jnp.float32)
+    x = single(RNG.normal(0, std, 200_000))
     exact = 2 * scipy.stats.norm.sf(np.log((1 + np.sqrt(0.96)) / (1 - np.sqrt(0.96))) / std)
     assert exact == pytest.approx(share, abs=0.01)
     assert float(diagnostics.saturation(x, jax.nn.sigmoid)) == pytest.approx(exact, abs=0.005)
@@ -146,7 +150,7 @@ def test_dead_units():
 
 def test_percentiles_and_their_drift():
     batches = RNG.normal(size=(5, 40, 3, 2)) * np.arange(1, 6)[:, None, None, None]
-    rows = jnp.stack([diagnostics.percentiles(jnp.asarray(x, jnp.float32)) for x in batches])
+    rows = single([diagnostics.percentiles(single(x)) for x in batches])
     want = np.percentile(batches.reshape(5, -1, 2), (15, 50, 85), axis=1).swapaxes(0, 1)
     np.testing.assert_allclose(rows, want, rtol=1e-5, atol=1e-6)
     drift = diagnostics.drift(rows)
@@ -164,12 +168,13 @@ def network(params, x):
 def make_params(seed):
     rng = np.random.default_rng(seed)
     shapes = {"a": (4, 3), "b": (3, 3), "c": (3, 1)}
-    return {k: {"w": jnp.asarray(rng.normal(size=s), jnp.float32)} for k, s in shapes.items()}
+    return {k: {"w": single(rng.normal(size=s))} for k, s in shapes.items()}
 
 
-X = jnp.asarray(np.random.default_rng(3).normal(size=(20, 4)), jnp.float32)
+X = single(np.random.default_rng(3).normal(size=(20, 4)))
 
 
+@jax.jit
 def loss(params):
     return jnp.mean((network(params, X) - 1) ** 2)
 
@@ -202,7 +207,7 @@ def test_gradient_shift_under_jit_and_without_a_step():
 def test_percentiles_of_sharded_features():
     """On a mesh with explicit axes, where JAX does not sort along a sharded one."""
     made = jax.make_mesh((4, 2), ("b", "m"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3, 6)), jnp.float32)
+    x = single(np.random.default_rng(0).normal(size=(8, 3, 6)))
     want = diagnostics.percentiles(x)
     with jax.sharding.set_mesh(made):
         placed = jax.device_put(x, jax.NamedSharding(made, jax.P("b", None, "m")))
@@ -214,10 +219,9 @@ def test_landscape_of_a_quadratic():
     """Loss w H w / 2: the smoothness along the gradient is |H g| / |g|, at every size."""
     rng = np.random.default_rng(2)
     root = rng.normal(size=(5, 5))
-    hessian = jnp.asarray(root @ root.T, jnp.float32)
-    w = jnp.asarray(rng.normal(size=5), jnp.float32)
+    hessian, w = single(root @ root.T), single(rng.normal(size=5))
     sizes = np.array([0.01, 0.1, 0.3])
-    seen = diagnostics.landscape(lambda w: w @ hessian @ w / 2, w, sizes)
+    seen = diagnostics.landscape(jax.jit(lambda w: w @ hessian @ w / 2), w, sizes)
     h, v = np.float64(hessian), np.float64(w)
     g = h @ v
     want = [(v - s * g) @ h @ (v - s * g) / 2 for s in sizes]
@@ -240,7 +244,8 @@ def test_gradient_before_batch_norm_is_inverse_to_the_scale_of_the_weights():
         return jnp.mean((jnp.tanh(h) @ params["c"]["w"] - 1) ** 2)
 
     large = {**params, "a": {"w": 10 * params["a"]["w"]}}
-    one, ten = (diagnostics.gradient_norms(jax.grad(normalised)(p))["a"] for p in (params, large))
+    gradient = jax.jit(jax.grad(normalised))
+    one, ten = (diagnostics.gradient_norms(gradient(p))["a"] for p in (params, large))
     assert float(ten) == pytest.approx(float(one) / 10, rel=1e-3)
 
 

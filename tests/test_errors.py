@@ -22,7 +22,7 @@ FEATURES = 5
 
 
 def x_of(*shape, dtype=jnp.float32):
-    return jnp.ones(shape, dtype)
+    return jax.device_put(np.ones(shape, dtype))
 
 
 def train(x, features=FEATURES, **options):
@@ -92,11 +92,11 @@ def named(name):
 
 def synchronize(state, counts=None, **options):
     call = functools.partial(jbn.synchronize, counts=counts, axis_name="d", **options)
-    return jax.vmap(lambda _: call(state), axis_name="d")(jnp.arange(2))
+    return jax.vmap(lambda _: call(state), axis_name="d")(np.arange(2))
 
 
 def whitening_of(features=FEATURES):
-    return jbn.whiten(jnp.eye(8, features))[1]
+    return jbn.whiten(jax.device_put(np.eye(8, features, dtype=np.float32)))[1]
 
 
 class Box:
@@ -691,7 +691,7 @@ CASES = {
     "groups traced": (
         lambda: traced(
             lambda groups: pooled(axis_name="d", axis_index_groups=groups),
-            jnp.arange(4).reshape(2, 2),
+            np.arange(4).reshape(2, 2),
         ),
         TypeError,
         ["`axis_index_groups`", "traced"],

@@ -267,7 +267,7 @@ def train_and_evaluate(layer, variables, x, mask):
 @pytest.mark.parametrize("name", LAYERS)
 def test_strict_promotion_changes_nothing(name, dtype, mask):
     layer, x = LAYERS[name](), X.astype(dtype)
-    mask = mask if mask is None else jnp.ones((6, 1, 1), mask)
+    mask = mask if mask is None else jax.device_put(np.ones((6, 1, 1), mask))
     results = []
     for mode in ("standard", "strict"):
         with jax.numpy_dtype_promotion(mode):

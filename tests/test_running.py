@@ -19,15 +19,12 @@ RECOVERED = 2e-5
 
 
 def state_of(mean, var, count=0):
-    return jbn.BatchNormState(
-        jnp.asarray(mean, jnp.float32), jnp.asarray(var, jnp.float32), jnp.asarray(count, jnp.int32)
-    )
+    return jax.device_put(jbn.BatchNormState(np.float32(mean), np.float32(var), np.int32(count)))
 
 
 def moments_of(mean, var, count):
-    mean = jnp.asarray(mean, jnp.float32)
-    count = jnp.broadcast_to(jnp.asarray(count, jnp.float32), mean.shape)
-    return jbn.Moments(mean, jnp.asarray(var, jnp.float32), count)
+    mean = np.float32(mean)
+    return jax.device_put(jbn.Moments(mean, np.float32(var), np.full_like(mean, count)))
 
 
 STATE = state_of([1.0, -2.0], [4.0, 0.5], 3)
@@ -67,9 +64,9 @@ def test_bessel_factor(m, factor):
 
 def test_features_without_weight_stay_and_the_batch_counts():
     batch = moments_of([3.0, 9.0], [2.0, 9.0], [5.0, 0.0])
-    got = jbn.update(STATE, batch, momentum=0.9)
-    assert got.mean[1] == STATE.mean[1]
-    assert got.var[1] == STATE.var[1]
+    got, old = jax.device_get((jbn.update(STATE, batch, momentum=0.9), STATE))
+    assert got.mean[1] == old.mean[1]
+    assert got.var[1] == old.var[1]
     np.testing.assert_allclose(got.mean[0], 1.2, rtol=1e-6)
     assert int(got.count) == 4
 
@@ -85,7 +82,7 @@ def test_momentum_may_be_traced():
     chex.assert_trees_all_close(
         step(0.9), jbn.update(STATE, moments_of(*BATCH), momentum=0.9), rtol=F32_STATISTICS
     )
-    slope = jax.grad(lambda m: step(m).mean.sum())(0.9)
+    slope = jax.jit(jax.grad(lambda m: step(m).mean.sum()))(0.9)
     np.testing.assert_allclose(slope, (1 - 3) + (-2 - 1), rtol=1e-6)
 
 
@@ -149,8 +146,9 @@ def test_population_of_a_tree_of_states_and_a_tree_of_batches(momentum):
     batches["shift"] = batches["shift"][:, None]
     step, states = two_layers(MOMENTA[momentum])
     got = jbn.population(step, states, batches)
-    replace, _ = two_layers(0.0)
-    each = [replace(states, jax.tree.map(lambda b, i=i: b[i], batches)) for i in range(6)]
+    replace = jax.jit(two_layers(0.0)[0])
+    arrays = jax.tree.map(np.asarray, batches)
+    each = [replace(states, jax.tree.map(lambda b, i=i: b[i], arrays)) for i in range(6)]
     for pick in (lambda s: s["first"], lambda s: s["rest"][0]):
         for field in ("mean", "var"):
             want = np.mean([np.asarray(getattr(pick(s), field), np.float64) for s in each], 0)
@@ -201,7 +199,7 @@ def test_population_of_a_flax_model_with_flax_batch_norm(momentum):
             )(x)
 
     model, batches = Model(), values(8, (5, 16, 4), mean=1.0)
-    variables = model.init(jax.random.key(0), batches[0])
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((16, 4), np.float32))
 
     def step(stats, x):
         tree = {"params": variables["params"], "batch_stats": stats}
@@ -214,15 +212,15 @@ def test_population_of_a_flax_model_with_flax_batch_norm(momentum):
     z = oracles.exact(batches) @ oracles.exact(dense["kernel"]) + oracles.exact(dense["bias"])
     assert_close(got["BatchNorm_0"]["mean"], z.mean((0, 1)), RECOVERED)
     assert_close(got["BatchNorm_0"]["var"], z.var(1).mean(0), RECOVERED)
+
     # Both layers: Flax's own statistics with nothing kept of the old.
-    per_batch = [
-        jax.tree.map(
-            lambda new, old: (new - momentum * old) / (1 - momentum),
-            step(variables["batch_stats"], x),
-            variables["batch_stats"],
+    @jax.jit
+    def alone(old, x):
+        return jax.tree.map(
+            lambda new, old: (new - momentum * old) / (1 - momentum), step(old, x), old
         )
-        for x in batches
-    ]
+
+    per_batch = [alone(variables["batch_stats"], x) for x in np.asarray(batches)]
     want = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *per_batch)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         # Here the oracle itself is read off float32 states, so both carry the magnified error.

@@ -23,15 +23,12 @@ RECOVERED = 2e-5
 
 
 def state_of(mean, var, count=0):
-    return jbn.BatchNormState(
-        jnp.asarray(mean, jnp.float32), jnp.asarray(var, jnp.float32), jnp.asarray(count, jnp.int32)
-    )
+    return jax.device_put(jbn.BatchNormState(np.float32(mean), np.float32(var), np.int32(count)))
 
 
 def moments_of(mean, var, count):
-    mean = jnp.asarray(mean, jnp.float32)
-    count = jnp.broadcast_to(jnp.asarray(count, jnp.float32), mean.shape)
-    return jbn.Moments(mean, jnp.asarray(var, jnp.float32), count)
+    mean = np.float32(mean)
+    return jax.device_put(jbn.Moments(mean, np.float32(var), np.full_like(mean, count)))
 
 
 STATE = state_of([1.0, -2.0], [4.0, 0.5], 3)
