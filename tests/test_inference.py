@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -26,17 +25,17 @@ def digits():
 @pytest.fixture(scope="module")
 def untrained(digits):
     _, prepared = digits
-    network = networks.init(
-        inference.make_model(CONFIG), optax.sgd(0.1), jax.random.key(0), prepared.test[:1]
-    )
-    batches = prepared.train[prepared.drawn[0, :5]]
+    init = functools.partial(networks.init, inference.make_model(CONFIG), optax.sgd(0.1))
+    network = jax.jit(init)(jax.random.key(0), np.asarray(prepared.test)[:1])
+    batches = np.asarray(prepared.train)[prepared.drawn[0, :5]]
     variables = inference.estimated(CONFIG, network.variables, batches)
     return {"params": variables["params"], "population": variables["batch_stats"]}
 
 
 def test_averages_are_those_of_all_steps_and_of_layers():
     steps, rng = inference.WINDOW + 7, np.random.default_rng(0)
-    examples = jnp.asarray(rng.normal(size=(40, 4)), jnp.float32), jnp.arange(40) % 3
+    examples = rng.normal(size=(40, 4)).astype(np.float32), np.arange(40, dtype=np.int32) % 3
+    examples = jax.device_put(examples)
     batches = rng.integers(40, size=(steps, 8))
     optimizer, key = optax.sgd(0.5), jax.random.key(0)
 

@@ -134,7 +134,7 @@ def test_derivatives_against_finite_differences(method):
 def test_derivative_at_equal_eigenvalues():
     """Of eigenvectors it is infinite there, of the root it is not."""
     with jax.enable_x64(True):
-        x = jnp.concatenate([jnp.eye(4), -jnp.eye(4)])  # Covariance I / 4, exactly.
+        x = jax.device_put(np.concatenate([np.eye(4), -np.eye(4)]))  # Covariance I / 4, exactly.
 
         def loss(x, method):
             y, _ = jbn.whiten(x, method=method)
@@ -142,7 +142,7 @@ def test_derivative_at_equal_eigenvalues():
 
         f = jax.jit(functools.partial(loss, method="zca"))
         check_grads(f, (x,), order=1, modes=["rev"], rtol=1e-6, atol=1e-6)
-    constant = jnp.ones((5, 3))
+    constant = np.ones((5, 3), np.float32)
     assert_close(jitted()(constant)[0], np.zeros((5, 3)), IDENTITY)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(jbn.whiten(x)[0] ** 3)))(constant)
     chex.assert_tree_all_finite(gradient)
@@ -174,6 +174,6 @@ def test_errors():
         jbn.whiten(x.astype("complex64"))
     with pytest.raises(TypeError, match="floating"):
         jbn.whiten(x.astype(int))
-    found = jbn.Whitening(jnp.zeros(6), jnp.eye(6)[None])
+    found = jbn.Whitening(np.zeros(6, np.float32), np.eye(6, dtype=np.float32)[None])
     with pytest.raises(ValueError, match="6 features"):
         jbn.apply_whitening(x[:, :5], found)

@@ -1,5 +1,7 @@
 """What the whitening experiment measures with: pixels, descents, steps to a loss, rates."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,11 +47,11 @@ def test_logistic_regression_is_gradient_descent_in_float64():
     x = DRAW.normal(size=(1, 30, 5)).astype(np.float32)
     labels = DRAW.integers(0, 10, (1, 30))
     batches = np.broadcast_to(np.arange(30), (1, 4, 30))
-    losses = whitening.train(
-        (), jnp.array([0.5]), jnp.asarray(x), jnp.asarray(labels), jnp.asarray(batches), 1
-    )
+    arrays = jax.device_put((np.array([0.5], np.float32), x, labels, batches))
+    losses = whitening.train((), *arrays, 1)
     model = MLP(hidden=(), kernel_init=jax.nn.initializers.glorot_normal())
-    start = networks.init(model, optax.sgd(0.5), jax.random.key(0), jnp.asarray(x[0, :1]))
+    init = jax.jit(functools.partial(networks.init, model, optax.sgd(0.5)))
+    start = init(jax.random.key(0), x[0, :1])
     kernel = np.asarray(start.params["output"]["kernel"], np.float64)
     bias, wanted, rows = np.zeros(10), np.eye(10)[labels[0]], np.float64(x[0])
     expected = []
