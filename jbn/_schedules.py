@@ -8,6 +8,7 @@ as arguments they would be transferred to the device at every call.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -252,9 +253,13 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
             f"Expected one or more values along a first axis, got shape {values.shape}. "
             "Pass a sequence with one value per step."
         )
+    return _moving_average(values, window=min(size, values.shape[0]))
+
+
+@functools.partial(jax.jit, static_argnames="window")
+def _moving_average(values: Array, *, window: int) -> Array:
     with jax.numpy_dtype_promotion("standard"):  # To widen is what is wanted, "strict" or not.
         values = values.astype(wide_dtype(values.dtype))
-    window = min(size, values.shape[0])
     # Each window on its own: differences of one running sum would lose digits along the way.
     padded = jnp.concatenate([jnp.zeros((window - 1, *values.shape[1:]), values.dtype), values])
     total = sum(padded[i : i + values.shape[0]] for i in range(window))

@@ -6,6 +6,7 @@ different states, and evaluating or saving one of them forgets what the others s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from jbn._arguments import check_flag, check_statistics
 from jbn._center import pooled, root
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, describe
-from jbn.collectives import AxisName, Pool, pool
+from jbn.collectives import AxisName, Pool, jit_over_devices, pool
 from jbn.types import BatchNormState, Moments, WeightedMoments, is_statistics
 
 State = TypeVar("State")
@@ -141,11 +142,17 @@ def is_synchronized(
                 "shape (). Pass the state as pmap or vmap returned it, or leave stacked out."
             )
         return all(_same(copies) for leaf in leaves for copies in _copies(leaf, stacked))
+    return _agree(leaves, pool=devices)
+
+
+@functools.partial(jit_over_devices, static_argnames=())
+def _agree(leaves: list[Array], *, pool: Pool) -> Array:
+    """Tell whether all devices, of each group, have the same leaves."""
     differ = jnp.asarray(False)
     for leaf in leaves:
-        first = devices.of_first(leaf)
+        first = pool.of_first(leaf)
         differ |= jnp.any((leaf != first) & ((leaf == leaf) | (first == first)))
-    everyone = devices._replace(group_of=None)
+    everyone = pool._replace(group_of=None)
     return everyone.sum(differ.astype(jnp.int32)) == 0
 
 
@@ -169,18 +176,26 @@ def _together(
             f"Expected `counts` to be a number or of shape {mean.shape}, one per feature, got "
             f"{n.shape}. Pass how many examples this device's statistics rest on."
         )
+    mean, var, count = _merged(mean, var, n, fields.get("count"), pool=devices)
+    fields |= {"mean": mean, "var": var} | ({} if count is None else {"count": count})
+    return BatchNormState(**fields) if isinstance(node, BatchNormState) else type(node)(fields)
+
+
+@functools.partial(jit_over_devices, static_argnames=())
+def _merged(
+    mean: Array, var: Array, n: Array, count: Array | None, *, pool: Pool
+) -> tuple[Array, Array, Array | None]:
+    """Pool mean and var, which weigh n on this device, and take the largest count."""
     wide = wide_dtype(mean.dtype)
     n = jnp.broadcast_to(n, mean.shape).astype(jnp.finfo(wide).dtype)
     n = jnp.maximum(n, 0)
-    n = jnp.where(devices.sum(n) == 0, 1, n)
+    n = jnp.where(pool.sum(n) == 0, 1, n)
     std = root(var.astype(n.dtype))
-    whole = pooled(devices, mean.astype(wide), jnp.zeros(mean.shape, wide), std, n)
-    fields["mean"] = (whole.pivot + whole.remainder).astype(mean.dtype)
-    fields["var"] = whole.var.astype(var.dtype)
-    if "count" in fields:
-        counted, members = devices.gather(jnp.asarray(fields["count"])), devices.members()
-        fields["count"] = jnp.max(counted if members is None else jnp.where(members, counted, 0))
-    return BatchNormState(**fields) if isinstance(node, BatchNormState) else type(node)(fields)
+    whole = pooled(pool, mean.astype(wide), jnp.zeros(mean.shape, wide), std, n)
+    if count is not None:
+        counted, members = pool.gather(jnp.asarray(count)), pool.members()
+        count = jnp.max(counted if members is None else jnp.where(members, counted, 0))
+    return (whole.pivot + whole.remainder).astype(mean.dtype), whole.var.astype(var.dtype), count
 
 
 def _copies(leaf: Array, stacked: bool) -> list[list[np.ndarray]]:

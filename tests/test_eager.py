@@ -355,6 +355,41 @@ def test_what_is_differentiated_is_not_converted(name):
     assert [event for event in found if "convert_element_type" in event] == []
 
 
+# A device's state, and all devices' stacked, are of a size that nothing else is compiled for.
+ALONE = {
+    "batch_norm": lambda x, p, s, each: jbn.batch_norm(x, p, s, training=True),
+    "normalize": lambda x, p, s, each: jbn.normalize(x, s.mean, s.var, p),
+    "moments": lambda x, p, s, each: jbn.moments(x),
+    "update": lambda x, p, s, each: jbn.update(s, jbn.Moments(s.mean, *s[:2]), momentum=0.9),
+    "synchronize": lambda x, p, s, each: jax.vmap(
+        lambda state: jbn.synchronize(state, axis_name="d"), axis_name="d"
+    )(each),
+    "is_synchronized": lambda x, p, s, each: jax.vmap(
+        lambda state: jbn.is_synchronized(state, axis_name="d"), axis_name="d"
+    )(each),
+    "moving_average": lambda x, p, s, each: jbn.moving_average(x, window=2),
+    "layer_norm": lambda x, p, s, each: jbn.layer_norm(x, p),
+    "fold": lambda x, p, s, each: jbn.fold(x, None, p, s),
+    "percentiles": lambda x, p, s, each: diagnostics.percentiles(x),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_function_is_one_program(name):
+    """Each operation for itself would cost a dispatch at every call."""
+    size = 60 + list(ALONE).index(name)
+    x, scale, mean = (np.full(shape, 2, np.float32) for shape in ((3, size), size, (2, size)))
+    states = jax.device_put(jbn.BatchNormState(mean, mean, np.ones(2, np.int32)))
+    state = jax.device_put(jbn.BatchNormState(scale, scale, np.int32(1)))
+    given = *jax.device_put((x, jbn.BatchNormParams(scale, scale))), state, states
+    with counted() as found:
+        ALONE[name](*given)
+    compiled = [event for event in found if "backend_compile" in event]
+    # Of vmap itself, and of the question whether it is being compiled.
+    of_vmap = ("jit(broadcast_in_dim)", "jit(convert_element_type)")
+    assert len([event for event in compiled if not event.endswith(of_vmap)]) == 1, compiled
+
+
 @PASSES
 @pytest.mark.parametrize("name", KINDS)  # Operations one by one take their time.
 def test_disabled_jit_gives_the_same(name, gradient):
