@@ -5,6 +5,10 @@ the device and whether it traces anything anew. x is 256 x 64, float32, where th
 takes a few dozen microseconds. A gradient is `value_and_grad` of sum(y * cotangent), by x and the
 parameters, as a user writes it. Layers move their running statistics. Medians over rounds that take
 the libraries in turn.
+
+What does no arithmetic shows the least that is possible: "jit alone" is one compiled program of the
+same arguments, which returns them; "linen alone" and "nnx alone" are layers with the variables of a
+BatchNorm that return x.
 """
 
 import dataclasses
@@ -78,6 +82,7 @@ def jbn_calls() -> Calls:
     mask = jnp.arange(ROWS)[:, None] < ROWS - 20
     moments, batches = jbn.moments(x), normal(2, BATCHES, ROWS, FEATURES)
     schedule = jbn.debiased(0.9)
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf] * DEVICES), state)
 
     def train(x: Any, params: Any = params, **options: Any) -> Any:
         return jbn.batch_norm(x, params, state, training=True, **options)
@@ -97,6 +102,9 @@ def jbn_calls() -> Calls:
         "normalize": lambda: jbn.normalize(x, state.mean, state.var, params),
         "moments": lambda: jbn.moments(x),
         "update": lambda: jbn.update(state, moments, momentum=0.9),
+        "synchronize, vmap": lambda: vmapped(functools.partial(jbn.synchronize, axis_name="d"))(
+            states
+        ),
         "population of 8 batches": lambda: jbn.population(population_step, state, batches),
         "ghost_batch_norm": lambda: jbn.ghost_batch_norm(
             x, params, state, training=True, batch_size=32
@@ -109,6 +117,56 @@ def jbn_calls() -> Calls:
         "whiten": lambda: jbn.whiten(x),
     }
     return {operation: {"jbn": call} for operation, call in functions.items()}
+
+
+def nothing_calls() -> Calls:
+    """Call what does nothing: a program, and layers that have a BatchNorm's variables."""
+    x = normal(0, ROWS, FEATURES)
+    params, state = jbn.init(FEATURES)
+    program = jax.jit(lambda x, params, state: (x, state))
+    calls: dict[str, Call] = {
+        "batch_norm, training": lambda: program(x, params, state),
+        "batch_norm, gradient": gradient(lambda x, params: program(x, params, state)[0], x, params),
+    }
+    found = [{operation: {"jit alone": call} for operation, call in calls.items()}]
+    found += [linen_calls("linen alone", LinenNothing), nnx_calls("nnx alone", NnxNothing)]
+    wanted = ("batch_norm, training", "batch_norm, gradient", "batch_norm, evaluation")
+    return {
+        operation: {way: call for part in found for way, call in part.get(operation, {}).items()}
+        for operation in wanted
+    }
+
+
+class LinenNothing(nn.Module):
+    """The variables of linen's BatchNorm."""
+
+    use_running_average: bool | None = None
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Any, use_running_average: bool | None = None) -> Any:
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        self.param("scale", nn.initializers.ones, shape)
+        self.param("bias", nn.initializers.zeros, shape)
+        if not (self.is_initializing() or self.use_running_average):
+            mean.value, var.value = mean.value, var.value
+        return x
+
+
+class NnxNothing(nnx.Module):
+    """The variables of nnx' BatchNorm."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs, use_running_average: bool = False):
+        self.mean, self.var = nnx.BatchStat(jnp.zeros(features)), nnx.BatchStat(jnp.ones(features))
+        self.scale, self.bias = nnx.Param(jnp.ones(features)), nnx.Param(jnp.zeros(features))
+        self.use_running_average = use_running_average
+
+    def __call__(self, x: Any, **options: Any) -> Any:
+        if not self.use_running_average:
+            self.mean[...], self.var[...] = self.mean[...], self.var[...]
+        return x
 
 
 def split(x: Any) -> Any:
@@ -351,6 +409,7 @@ def all_calls() -> Calls:
         linen_others("jbn.linen", linen_norms),
         nnx_calls("Flax nnx", nnx.BatchNorm),
         nnx_others(),
+        nothing_calls(),
     ]
     for module, make in (
         ("haiku", haiku_calls),
