@@ -238,13 +238,13 @@ def test_gradient_before_batch_norm_is_inverse_to_the_scale_of_the_weights():
     _, state = jbn.init(3)
     plain = jbn.BatchNormParams(None, None)
 
-    def normalised(params):
+    def normalized(params):
         h = X @ params["a"]["w"]
         h, _ = jbn.batch_norm(h, plain, state, training=True)
         return jnp.mean((jnp.tanh(h) @ params["c"]["w"] - 1) ** 2)
 
     large = {**params, "a": {"w": 10 * params["a"]["w"]}}
-    gradient = jax.jit(jax.grad(normalised))
+    gradient = jax.jit(jax.grad(normalized))
     one, ten = (diagnostics.gradient_norms(gradient(p))["a"] for p in (params, large))
     assert float(ten) == pytest.approx(float(one) / 10, rel=1e-3)
 

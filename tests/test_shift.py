@@ -56,18 +56,18 @@ def test_noise_has_a_mean_and_deviation_of_its_own_for_every_feature_and_key(rng
 
 
 def test_networks_start_from_the_same_weights_whatever_the_norm():
-    plain, normalised = (
+    plain, normalized = (
         moving.draw(Stack(4, 64, norm=norm), optax.sgd(0.1, momentum=0.9), [3, 5], 50, moving.he)
         for norm in (None, BatchNorm)
     )
     for layer in ("first", "rest"):
-        ours, theirs = (np.asarray(n.params[layer]["dense"]["kernel"]) for n in (plain, normalised))
+        ours, theirs = (np.asarray(n.params[layer]["dense"]["kernel"]) for n in (plain, normalized))
         np.testing.assert_array_equal(ours, theirs)
         assert np.std(ours) == pytest.approx((2 / ours.shape[-2]) ** 0.5, rel=0.03)
         assert np.any(ours[0] != ours[1])
-        np.testing.assert_array_equal(normalised.params[layer]["norm"]["scale"], 1)
-        np.testing.assert_array_equal(normalised.batch_stats[layer]["norm"]["var"], 1)
-    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(normalised.opt_state))
+        np.testing.assert_array_equal(normalized.params[layer]["norm"]["scale"], 1)
+        np.testing.assert_array_equal(normalized.batch_stats[layer]["norm"]["var"], 1)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(normalized.opt_state))
 
 
 def test_a_network_that_diverged_counts_as_chance():
