@@ -31,7 +31,7 @@ import jbn.nnx
 from benchmarks import common
 from benchmarks.common import Run
 from benchmarks.modes import DEVICES, mesh
-from jbn import linen_norms
+from jbn import linen
 from jbn.models import MLP
 
 ROWS, FEATURES, GROUPS, BATCHES = 256, 64, 32, 8
@@ -406,7 +406,7 @@ def all_calls() -> Calls:
         with_schedule(),
         linen_calls("Flax linen", nn.BatchNorm),
         linen_others("Flax linen", nn),
-        linen_others("jbn.linen", linen_norms),
+        linen_others("jbn.linen", linen),
         nnx_calls("Flax nnx", nnx.BatchNorm),
         nnx_others(),
         nothing_calls(),

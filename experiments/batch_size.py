@@ -40,8 +40,7 @@ from experiments.data import Dataset, binary
 from experiments.study import Study
 from experiments.tiny_batches import one_and_two
 from experiments.train import batch_indices
-from jbn.linen import BatchNorm
-from jbn.linen_norms import BatchRenorm, GhostBatchNorm, GroupNorm
+from jbn.linen import BatchNorm, BatchRenorm, GhostBatchNorm, GroupNorm
 from jbn.models import MLP
 
 Found = dict[str, np.ndarray]

@@ -40,8 +40,7 @@ from experiments.data import Dataset
 from experiments.networks import Network, cross_entropy
 from experiments.study import Study
 from experiments.train import batch_indices
-from jbn.linen import BatchNorm
-from jbn.linen_norms import BatchRenorm
+from jbn.linen import BatchNorm, BatchRenorm
 from jbn.models import MLP
 
 

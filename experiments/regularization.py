@@ -41,7 +41,7 @@ from experiments.figures import METHODS
 from experiments.regularization_figures import Line, draw, draw_combined, gap
 from experiments.study import Study
 from experiments.train import batch_indices
-from jbn.linen_norms import GhostBatchNorm
+from jbn.linen import GhostBatchNorm
 from jbn.models import MLP
 
 HE = nn.initializers.he_normal()

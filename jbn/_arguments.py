@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike
 from jbn._inputs import as_array, as_index, check_fields, describe, is_array
 from jbn._layer_trees import remedy
 from jbn._schedules import Schedule, at_count
-from jbn.types import BatchNormParams, BatchNormState
+from jbn._types import BatchNormParams, BatchNormState
 
 # ---- Numbers and flags ---------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike
 
+from jbn._collectives import Pool
 from jbn._dtypes import wide_dtype
 from jbn._sharding import (
     is_explicitly_sharded,
@@ -33,8 +34,7 @@ from jbn._sharding import (
     varying_axes,
     varying_like,
 )
-from jbn.collectives import Pool
-from jbn.types import Moments, WeightedMoments
+from jbn._types import Moments, WeightedMoments
 
 # A gather of all devices' moments is O(D*C). Beyond this D two sums of O(C) take its place.
 GATHER_LIMIT = 64

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jbn._inputs import as_array, describe
-from jbn.types import BatchNormParams, BatchNormState, Moments, WeightedMoments
+from jbn._types import BatchNormParams, BatchNormState, Moments, WeightedMoments
 
 
 def as_params(params: Any) -> BatchNormParams:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from jbn._batches import fold
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, describe
-from jbn.types import is_statistics
+from jbn._types import is_statistics
 
 State = TypeVar("State")
 

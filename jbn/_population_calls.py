@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Inexact, Int
 
 from jbn._batches import fold
+from jbn._collectives import pool
 from jbn._dtypes import wide_dtype
+from jbn._moments import feature_axes
 from jbn._population import State, check_state, from_zero
 from jbn._schedules import Schedule
-from jbn.collectives import pool
-from jbn.moments import feature_axes
 
 
 class Tally(NamedTuple):

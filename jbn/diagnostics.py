@@ -29,7 +29,7 @@ from jbn._diagnostic_checks import (
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, describe, describe_result
 from jbn._sharding import gathered
-from jbn.types import BatchNormState, is_statistics
+from jbn._types import BatchNormState, is_statistics
 
 Activation = Callable[[Array], Array]
 Loss = Callable[[Any], Float[Array, ""]]

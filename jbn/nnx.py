@@ -15,8 +15,10 @@ from flax.nnx.nn import dtypes
 from jaxtyping import Array, ArrayLike, Shaped
 
 from jbn._arguments import check_flag
+from jbn._batch_norm import batch_norm, init
 from jbn._dtypes import result_dtype, wide_dtype
 from jbn._inputs import as_array, describe
+from jbn._moments import feature_axes
 from jbn._population import check_step
 from jbn._population_calls import (
     Tally,
@@ -26,15 +28,13 @@ from jbn._population_calls import (
     zero_momentum,
 )
 from jbn._schedules import Schedule
-from jbn.batch_norm import batch_norm, init
-from jbn.linen import (
+from jbn._types import BatchNormParams, BatchNormState
+from jbn.linen._batch_norm import (
     Initializer,
     apply_batch_norm,
     as_count,
     missing_count,
 )
-from jbn.moments import feature_axes
-from jbn.types import BatchNormParams, BatchNormState
 
 
 class BatchNorm(nnx.Module):

@@ -18,7 +18,7 @@ import jbn
 import jbn.linen
 import jbn.nnx
 from benchmarks.modes import DEVICES, mesh
-from jbn import diagnostics, linen_norms
+from jbn import diagnostics, linen
 from jbn.models import MLP
 
 TRACE = "/jax/core/compile/jaxpr_trace_duration"
@@ -171,11 +171,11 @@ LINEN = {
     "BatchNorm, debiased": lambda: jbn.linen.BatchNorm(
         use_running_average=False, momentum=jbn.debiased(0.9)
     ),
-    "GhostBatchNorm": lambda: linen_norms.GhostBatchNorm(use_running_average=False, batch_size=6),
-    "BatchRenorm": lambda: linen_norms.BatchRenorm(use_running_average=False),
-    "LayerNorm": linen_norms.LayerNorm,
-    "GroupNorm": lambda: linen_norms.GroupNorm(groups=2),
-    "InstanceNorm": linen_norms.InstanceNorm,
+    "GhostBatchNorm": lambda: linen.GhostBatchNorm(use_running_average=False, batch_size=6),
+    "BatchRenorm": lambda: linen.BatchRenorm(use_running_average=False),
+    "LayerNorm": linen.LayerNorm,
+    "GroupNorm": lambda: linen.GroupNorm(groups=2),
+    "InstanceNorm": linen.InstanceNorm,
     "MLP": lambda: Trained(MLP(hidden=(6, 6), norm=jbn.linen.BatchNorm)),
 }
 NNX = {

@@ -16,7 +16,7 @@ from meshes import mesh
 import jbn
 import jbn.linen
 import jbn.nnx
-from jbn import linen_norms
+from jbn import linen
 
 FEATURES = 5
 
@@ -118,7 +118,7 @@ def layer(make):
 
 def warmed_up(**limits):
     options = {"use_running_average": False, "warmup_steps": 1, **limits}
-    return layer(lambda: linen_norms.BatchRenorm(**options))
+    return layer(lambda: linen.BatchRenorm(**options))
 
 
 # name: (call, error, words that the message holds)
@@ -148,7 +148,7 @@ CASES = {
     ),
     "r_max of bool with a warm-up": (lambda: warmed_up(r_max=True), TypeError, ["r_max", "True"]),
     "two axes of LayerNorm": (
-        lambda: layer(lambda: linen_norms.LayerNorm(axis=(0, 1))),
+        lambda: layer(lambda: linen.LayerNorm(axis=(0, 1))),
         ValueError,
         ["one feature axis", "(0, 1)"],
     ),
@@ -158,7 +158,7 @@ CASES = {
         ["use_scale", "True or False", "'no'"],
     ),
     "use_bias of linen LayerNorm": (
-        lambda: layer(lambda: linen_norms.LayerNorm(use_bias="no")),
+        lambda: layer(lambda: linen.LayerNorm(use_bias="no")),
         TypeError,
         ["use_bias", "True or False", "'no'"],
     ),

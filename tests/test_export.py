@@ -10,7 +10,6 @@ import pytest
 
 import jbn
 import jbn.linen
-import jbn.linen_norms
 
 C = 8
 PARAMS, STATE = jbn.init(C)
@@ -69,11 +68,11 @@ FUNCTIONS = {
     "whiten, cholesky": lambda x: jbn.whiten(x, groups=2, method="cholesky"),
     "apply_whitening": lambda x: jbn.apply_whitening(x, WHITENING),
     "linen.BatchNorm": layer(jbn.linen.BatchNorm()),
-    "linen_norms.GhostBatchNorm": layer(jbn.linen_norms.GhostBatchNorm(batch_size=4)),
-    "linen_norms.BatchRenorm": layer(jbn.linen_norms.BatchRenorm()),
-    "linen_norms.LayerNorm": layer(jbn.linen_norms.LayerNorm()),
-    "linen_norms.GroupNorm": layer(jbn.linen_norms.GroupNorm(groups=2)),
-    "linen_norms.InstanceNorm": layer(jbn.linen_norms.InstanceNorm()),
+    "linen.GhostBatchNorm": layer(jbn.linen.GhostBatchNorm(batch_size=4)),
+    "linen.BatchRenorm": layer(jbn.linen.BatchRenorm()),
+    "linen.LayerNorm": layer(jbn.linen.LayerNorm()),
+    "linen.GroupNorm": layer(jbn.linen.GroupNorm(groups=2)),
+    "linen.InstanceNorm": layer(jbn.linen.InstanceNorm()),
 }
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import jbn
-from jbn.linen import BatchNorm
-from jbn.linen_norms import BatchRenorm, GhostBatchNorm, GroupNorm, InstanceNorm, LayerNorm
+from jbn.linen import BatchNorm, BatchRenorm, GhostBatchNorm, GroupNorm, InstanceNorm, LayerNorm
 
 X = jnp.asarray(np.random.default_rng(0).normal(3, 2, (6, 5, 4)), jnp.float32)
 PARAMS = {"scale": jnp.array([1.0, 2.0, 0.5, 3.0]), "bias": jnp.array([0.0, 1.0, -1.0, 2.0])}

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jbn import linen_norms, models
+from jbn import linen, models
 from jbn.models import inception
 from jbn.models.units import NORMS, WEIGHT, cancels_bias
 
@@ -207,9 +207,9 @@ def test_every_norm(name, norm):
     make, shape = SMALL[name]
     make = functools.partial(make, **{"MLP": {"hidden": (8,)}, "CNN": {"widths": (8,)}}[name])
     if norm == "ghost":
-        norm = functools.partial(linen_norms.GhostBatchNorm, batch_size=4)
+        norm = functools.partial(linen.GhostBatchNorm, batch_size=4)
     if norm == "group":
-        norm = functools.partial(linen_norms.GroupNorm, groups=2)
+        norm = functools.partial(linen.GroupNorm, groups=2)
     run_step(make, shape, norm)
 
 

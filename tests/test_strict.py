@@ -14,7 +14,7 @@ from flax import nnx
 import jbn
 import jbn.linen
 import jbn.nnx
-from jbn import linen_norms
+from jbn import linen
 
 SHAPE = (8, 3, 4)
 # Two programs of one function; where a variance is 0, 1 / sqrt(epsilon) magnifies their rounding.
@@ -94,10 +94,10 @@ FUNCTIONS = {
         lambda: jbn.linen.BatchNorm(use_running_average=False, momentum=jbn.cumulative)
     ),
     "linen GhostBatchNorm": layer(
-        lambda: linen_norms.GhostBatchNorm(use_running_average=False, batch_size=3)
+        lambda: linen.GhostBatchNorm(use_running_average=False, batch_size=3)
     ),
     "linen BatchRenorm": layer(
-        lambda: linen_norms.BatchRenorm(use_running_average=False, warmup_steps=2)
+        lambda: linen.BatchRenorm(use_running_average=False, warmup_steps=2)
     ),
     "nnx.BatchNorm": of_nnx,
 }
@@ -190,7 +190,7 @@ def test_norms_of_examples_take_an_empty_batch():
     assert jbn.layer_norm(x, params).shape == x.shape
     assert jbn.group_norm(x, params, groups=2).shape == x.shape
     assert jbn.instance_norm(x, params).shape == x.shape
-    for make in (linen_norms.LayerNorm, linen_norms.InstanceNorm):
+    for make in (linen.LayerNorm, linen.InstanceNorm):
         variables = make().init(jax.random.key(0), jnp.zeros((2, 3, 4)))
         assert make().apply(variables, x).shape == x.shape
 

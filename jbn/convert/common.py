@@ -16,7 +16,7 @@ from jbn._dtypes import wide_dtype
 from jbn._inputs import describe
 from jbn._layer_trees import as_arrays, as_params, as_state
 from jbn._schedules import Schedule
-from jbn.types import BatchNormParams, BatchNormState
+from jbn._types import BatchNormParams, BatchNormState
 
 
 class Options(NamedTuple):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jbn._inputs import describe
+from jbn._types import BatchNormParams, BatchNormState
 from jbn.convert.common import (
     ConversionError,
     Converted,
@@ -18,7 +19,6 @@ from jbn.convert.common import (
     check_layer,
 )
 from jbn.convert.options import Debiased, FirstBatch
-from jbn.types import BatchNormParams, BatchNormState
 
 _KEYS = {field: field for field in ("mean", "var", "count")} | {"scale": "weight", "bias": "bias"}
 

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Array
 
 from jbn._inputs import describe
+from jbn._types import BatchNormParams, BatchNormState
 from jbn.convert.common import (
     ConversionError,
     Converted,
@@ -18,7 +19,6 @@ from jbn.convert.common import (
     layers_there,
     paths_of_statistics,
 )
-from jbn.types import BatchNormParams, BatchNormState
 
 DEFAULT = Options(momentum=0.99, epsilon=1e-5, unbiased=False)
 _KEYS = {field: field for field in ("scale", "bias", "mean", "var", "count")}

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jbn._inputs import describe
+from jbn._types import BatchNormParams, BatchNormState
 from jbn.convert.common import (
     ConversionError,
     Converted,
@@ -24,7 +25,6 @@ from jbn.convert.common import (
     layers_there,
 )
 from jbn.convert.options import Debiased
-from jbn.types import BatchNormParams, BatchNormState
 
 _KEYS = {
     "scale": "scale",

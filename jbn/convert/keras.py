@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jbn._inputs import describe
+from jbn._types import BatchNormParams, BatchNormState
 from jbn.convert.common import (
     ConversionError,
     Converted,
@@ -16,7 +17,6 @@ from jbn.convert.common import (
     check_layer,
     layers_there,
 )
-from jbn.types import BatchNormParams, BatchNormState
 
 # Not 1e-5: Keras' own.
 DEFAULT = Options(momentum=0.99, epsilon=1e-3, unbiased=False)

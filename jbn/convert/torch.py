@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Inexact
 
 from jbn._inputs import describe
 from jbn._schedules import cumulative
+from jbn._types import BatchNormParams, BatchNormState
 from jbn.convert.common import (
     ConversionError,
     Converted,
@@ -21,7 +22,6 @@ from jbn.convert.common import (
     check_name,
     layers_there,
 )
-from jbn.types import BatchNormParams, BatchNormState
 
 DEFAULT = Options(momentum=1 - 0.1, epsilon=1e-5, unbiased=True)
 _KEYS = {

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import flax.linen as nn
 from jaxtyping import Array, ArrayLike
 
-from jbn import linen_norms
+from jbn import linen
 from jbn._arguments import check_flag
 from jbn._inputs import as_array
 from jbn.linen import BatchNorm
@@ -19,15 +19,15 @@ Placement = Literal["before", "after"]
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch": BatchNorm,
-    "ghost": linen_norms.GhostBatchNorm,
-    "renorm": linen_norms.BatchRenorm,
-    "layer": linen_norms.LayerNorm,
-    "group": linen_norms.GroupNorm,
-    "instance": linen_norms.InstanceNorm,
+    "ghost": linen.GhostBatchNorm,
+    "renorm": linen.BatchRenorm,
+    "layer": linen.LayerNorm,
+    "group": linen.GroupNorm,
+    "instance": linen.InstanceNorm,
 }
 WEIGHT = "weight"
 # Those that subtract a mean over what a bias is constant over, so that the bias cancels.
-CANCEL_BIAS = (BatchNorm, nn.BatchNorm, linen_norms.InstanceNorm, nn.InstanceNorm)
+CANCEL_BIAS = (BatchNorm, nn.BatchNorm, linen.InstanceNorm, nn.InstanceNorm)
 
 
 def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:

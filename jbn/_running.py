@@ -11,10 +11,10 @@ from jaxtyping import Array, ArrayLike
 from jbn._arguments import check_flag, check_state, weight_of_old
 from jbn._dtypes import promote_types
 from jbn._inputs import check_fields, describe
+from jbn._moments import effective_count
 from jbn._schedules import Schedule
 from jbn._sharding import like
-from jbn.moments import effective_count
-from jbn.types import BatchNormState, Moments, WeightedMoments
+from jbn._types import BatchNormState, Moments, WeightedMoments
 
 
 def update(

@@ -15,8 +15,8 @@ from jbn._axes import along_features, as_inexact, reduction_axes
 from jbn._center import center, power_of_two
 from jbn._dtypes import wide_dtype
 from jbn._inputs import check_fields, describe
+from jbn._norms import check_values, one_feature_axis, split_features
 from jbn._sharding import gathered, like, on_all
-from jbn.norms import check_values, one_feature_axis, split_features
 
 
 class Whitening(NamedTuple):

@@ -18,11 +18,11 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jbn._arguments import check_flag
 from jbn._inputs import as_array
+from jbn._norms import group_norm, instance_norm, layer_norm, one_feature_axis
 from jbn._schedules import Switched
-from jbn.linen import BatchNorm, Initializer
-from jbn.norms import group_norm, instance_norm, layer_norm, one_feature_axis
-from jbn.types import BatchNormParams
-from jbn.variants import Limit, batch_renorm, check_limit, ghost_batch_norm
+from jbn._types import BatchNormParams
+from jbn._variants import Limit, batch_renorm, check_limit, ghost_batch_norm
+from jbn.linen._batch_norm import BatchNorm, Initializer
 
 
 class GhostBatchNorm(BatchNorm):

@@ -10,8 +10,7 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from jbn._inputs import describe
-from jbn.fold_pairs import (
+from jbn._fold.pairs import (
     CHANGED,
     OWN_CALL,
     SEVERAL_AXES,
@@ -23,7 +22,8 @@ from jbn.fold_pairs import (
     fold_pair,
     is_last_axis,
 )
-from jbn.types import BatchNormParams, BatchNormState
+from jbn._inputs import describe
+from jbn._types import BatchNormParams, BatchNormState
 
 # Exactly these: a subclass may do more than multiply and add.
 _LINEAR = (nn.Dense, nn.Conv, nn.ConvTranspose)

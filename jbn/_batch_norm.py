@@ -35,12 +35,12 @@ from jbn._axes import (
     to_features,
 )
 from jbn._center import Centered, center, rstd
+from jbn._collectives import AxisName, Pool, jit_over_devices, pool
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_index, is_inexact
+from jbn._running import updated
 from jbn._schedules import Schedule
-from jbn.collectives import AxisName, Pool, jit_over_devices, pool
-from jbn.running import updated
-from jbn.types import BatchNormParams, BatchNormState, OptionalState
+from jbn._types import BatchNormParams, BatchNormState, OptionalState
 
 
 @overload

@@ -19,8 +19,8 @@ from jbn._axes import along_features, as_inexact, feature_axes
 from jbn._center import Centered, abs_squared, center
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array
-from jbn.moments import moments
-from jbn.types import BatchNormParams
+from jbn._moments import moments
+from jbn._types import BatchNormParams
 
 
 def layer_norm(

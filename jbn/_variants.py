@@ -46,10 +46,7 @@ from jbn._axes import (
     reduction_axes,
     to_features,
 )
-from jbn._center import abs_squared, center, merge, rstd
-from jbn._schedules import Schedule, at_count
-from jbn._sharding import gathered
-from jbn.batch_norm import (
+from jbn._batch_norm import (
     batch_norm,
     check_call,
     check_features,
@@ -59,9 +56,12 @@ from jbn.batch_norm import (
     running_mean,
     vectors,
 )
-from jbn.collectives import AxisName, Pool, jit_over_devices, pool
-from jbn.running import update
-from jbn.types import BatchNormParams, BatchNormState, OptionalState
+from jbn._center import abs_squared, center, merge, rstd
+from jbn._collectives import AxisName, Pool, jit_over_devices, pool
+from jbn._running import update
+from jbn._schedules import Schedule, at_count
+from jbn._sharding import gathered
+from jbn._types import BatchNormParams, BatchNormState, OptionalState
 
 Limit = ArrayLike | Callable[[Int[Array, ""]], ArrayLike]
 

@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Shaped
 
 from jbn._arguments import check_flag
+from jbn._batch_norm import batch_norm
 from jbn._dtypes import promote_types, result_dtype, wide_dtype
 from jbn._inputs import as_array
+from jbn._moments import feature_axes
 from jbn._population import State, check_step, in_order
 from jbn._population_calls import (
     Tally,
@@ -25,9 +27,7 @@ from jbn._population_calls import (
     zero_momentum,
 )
 from jbn._schedules import Schedule
-from jbn.batch_norm import batch_norm
-from jbn.moments import feature_axes
-from jbn.types import BatchNormParams, BatchNormState
+from jbn._types import BatchNormParams, BatchNormState
 
 Initializer = Callable[..., Array]
 

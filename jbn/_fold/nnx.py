@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from jbn.fold_pairs import (
+from jbn._fold.pairs import (
     CHANGED,
     OWN_CALL,
     SEVERAL_AXES,
@@ -20,7 +20,7 @@ from jbn.fold_pairs import (
     fold_pair,
     is_last_axis,
 )
-from jbn.types import BatchNormParams, BatchNormState
+from jbn._types import BatchNormParams, BatchNormState
 
 # Exactly these: a subclass may do more than multiply and add.
 _LINEAR = (nnx.Linear, nnx.Conv, nnx.ConvTranspose)

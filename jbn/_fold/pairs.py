@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from jbn.fold import fold
-from jbn.types import BatchNormParams, BatchNormState
+from jbn._fold.layer import fold
+from jbn._types import BatchNormParams, BatchNormState
 
 TRAINING = "is called in training mode. Call the model with running statistics."
 SEVERAL_AXES = "its feature axis is not the last one. Fold it by jbn.fold."

@@ -17,10 +17,10 @@ from jaxtyping import Array, ArrayLike, Bool
 
 from jbn._arguments import check_flag, check_statistics
 from jbn._center import pooled, root
+from jbn._collectives import AxisName, Pool, jit_over_devices, pool
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array, describe
-from jbn.collectives import AxisName, Pool, jit_over_devices, pool
-from jbn.types import BatchNormState, Moments, WeightedMoments, is_statistics
+from jbn._types import BatchNormState, Moments, WeightedMoments, is_statistics
 
 State = TypeVar("State")
 

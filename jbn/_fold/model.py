@@ -97,7 +97,7 @@ def fold_model(
 
     _check_layers(layers)
     if isinstance(model, flax.linen.Module):
-        from jbn.fold_linen import fold_linen
+        from jbn._fold.linen import fold_linen
 
         if variables is None:
             raise TypeError(
@@ -106,7 +106,7 @@ def fold_model(
             )
         return fold_linen(model, variables, args, kwargs, layers, keep_norms)
     if isinstance(model, nnx.Module):
-        from jbn.fold_nnx import fold_nnx
+        from jbn._fold.nnx import fold_nnx
 
         if variables is not None:
             raise TypeError(

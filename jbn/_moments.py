@@ -18,9 +18,9 @@ from jbn._axes import (
     to_features,
 )
 from jbn._center import center, merge
+from jbn._collectives import AxisName, Pool, jit_over_devices, pool
 from jbn._inputs import check_fields, describe
-from jbn.collectives import AxisName, Pool, jit_over_devices, pool
-from jbn.types import Moments, WeightedMoments
+from jbn._types import Moments, WeightedMoments
 
 
 def moments(

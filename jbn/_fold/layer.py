@@ -13,7 +13,7 @@ from jbn._arguments import as_scalar, check_epsilon
 from jbn._dtypes import promote_types, wide_dtype
 from jbn._inputs import as_array
 from jbn._layer_trees import as_arrays, as_params, as_state
-from jbn.types import BatchNormParams, BatchNormState
+from jbn._types import BatchNormParams, BatchNormState
 
 
 def fold(
