@@ -13,10 +13,10 @@ COMPILE_FAST = --xla_backend_optimization_level=0 $(UNSPLIT) \
 # XLA aborts at a flag that it does not know, and since jax 0.11 it does not know this one.
 OLD_EMITTERS := --xla_cpu_use_fusion_emitters=false
 TRY := JAX_PLATFORMS=cpu XLA_FLAGS=$(OLD_EMITTERS) $(BIN)/python -c 'import jax; jax.devices()'
-tests = $(1:%=tests/test_%.py)
+tests = $(wildcard $(1:%=tests/*/test_%.py))
 NUMBERS := $(call tests,numerics scales fuzz)
 LONG := $(call tests,study hosts faults modes)
-OTHERS := $(filter-out $(NUMBERS) $(LONG),$(wildcard tests/test_*.py))
+OTHERS := $(filter-out $(NUMBERS) $(LONG),$(wildcard tests/test_*.py tests/*/test_*.py))
 CORE := batch_norm moments running norms linen nnx errors
 
 .PHONY: demo demo-devices ledger report notebooks test test-fast peers browser lint format bench compiled clean

@@ -4,7 +4,7 @@
 
 In at most nine minutes, with whatever jax, flax and torch are installed:
 
-  tests     tests/test_numerics.py and tests/test_transforms.py, on the device; what needs eight
+  tests     test_numerics.py and test_transforms.py of tests/jbn, on the device; what needs eight
             devices is skipped
   op, block, masked, resnet50
             the programs of `benchmarks/programs.py`, forward and forward + backward, bfloat16 and
@@ -39,7 +39,7 @@ from benchmarks.common import Run
 
 PARTS = ("tests", "op", "block", "resnet50")
 PASSES = op.PASSES
-TESTS = ("tests/test_numerics.py", "tests/test_transforms.py")
+TESTS = ("tests/jbn/test_numerics.py", "tests/jbn/test_transforms.py")
 SMOKE_TESTS = (f"{TESTS[1]}::test_grad_is_that_of_the_plain_formula",)
 TESTS_SECONDS = 120
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ times random numbers, so that no gradient is zero or a constant. Every device's 
 statistics must be bit for bit that of the devices it shares them with.
 
 The batch has another mean, and with a mask another count, on every device: an average that forgets
-the counts shows. `tests/test_modes.py` asserts this same table.
+the counts shows. `tests/benchmarks/test_modes.py` asserts this same table.
 """
 
 import contextlib
@@ -326,7 +326,8 @@ NO_AXIS = (
 )
 NOT_IN_JAX = (
     "JAX has no psum over the name of a vmap inside shard_map with check_vma=True "
-    "(tests/test_modes.py watches for one): give the axis to the mesh, or use check_vma=False"
+    "(tests/benchmarks/test_modes.py watches for one): give the axis to the mesh, or use "
+    "check_vma=False"
 )
 IN_JIT = "jit over sharded arrays"
 TWO = (("a", 4), ("b", 2))

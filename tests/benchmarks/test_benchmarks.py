@@ -84,7 +84,7 @@ def test_interleaved_takes_the_median_of_the_rounds():
 
 
 def test_fig1_reports(tmp_path, monkeypatch):
-    # The experiment itself is run by tests/test_mnist_mlp.py.
+    # The experiment itself is run by tests/experiments/test_mnist_mlp.py.
     seconds = {"steps": 40, "whole": 3.0, "train": 2.0, "evaluate": 0.5}
     monkeypatch.setattr(fig1, "experiment", lambda config, dataset: seconds)
     fig1.main(fig1.Options(preset="smoke", output=tmp_path))

@@ -19,7 +19,7 @@ from experiments.devices import Devices
 from experiments.hosts import Hosts, expected, processes_of_launcher
 from experiments.train import Execution
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Gloo notices a dead peer at once; if not, JAX does after this time, and ends in some seconds.
 BOUND = hosts.HEARTBEAT_SECONDS + 30
 PERCENTILE = 1.01e-4  # Metrics have four decimals.

@@ -27,7 +27,7 @@ PERCENTILE = 1.01e-4
 def shorter():
     """Each run makes its functions, so its programs, anew: here the cache pays. No figures."""
     with programs_on_disk(), pytest.MonkeyPatch.context() as patch:
-        # They show the metrics, which are compared; tests/test_mnist_mlp.py looks at figures.
+        # They show the metrics, which are compared; test_mnist_mlp.py looks at figures.
         patch.setattr(mnist_mlp, "draw", lambda run, summary: None)
         yield
 

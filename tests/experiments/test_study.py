@@ -18,7 +18,7 @@ from experiments.__main__ import EXPERIMENTS, main
 from experiments.claims import CLAIMS
 from experiments.study import Study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jbn
 import jbn.convert
 import jbn.diagnostics
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 FUNCTIONS = {
     f"{module.__name__}.{name}": value
     for module in (jbn, jbn.convert, jbn.diagnostics)
@@ -34,7 +34,7 @@ def test_what_type_checkers_see():
     pyrefly = pathlib.Path(sys.executable).parent / "pyrefly"
     if not pyrefly.exists():
         pytest.skip("needs pyrefly, of the extra dev")
-    command = [pyrefly, "check", "tests/typing_examples.py", "--python-interpreter-path"]
+    command = [pyrefly, "check", "tests/jbn/typing_examples.py", "--python-interpreter-path"]
     checked = subprocess.run(
         [*command, sys.executable], cwd=ROOT, capture_output=True, text=True, check=False
     )

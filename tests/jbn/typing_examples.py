@@ -1,4 +1,4 @@
-"""What users write, as type checkers see it: checked by tests/test_types.py, and never run."""
+"""What users write, as type checkers see it: checked by tests/jbn/test_types.py, and never run."""
 
 from typing import assert_type
 

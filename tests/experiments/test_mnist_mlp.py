@@ -26,7 +26,7 @@ CONFIG = mnist_mlp.PRESETS["smoke"]
 FIGURES = {
     f"{name}.{kind}" for name in ("fig1", "fig1a", "fig1b", "fig1c") for kind in ("png", "svg")
 }
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 # ---- The network ---------------------------------------------------------------------------------
