@@ -10,7 +10,7 @@ A ring moves up to twice that over each link. The step without its gradient give
 forward statistics; parameters and loss are known; what remains are the backward statistics.
 
 `payload` is the design as a formula. XLA's CPU client ends at 2,048 devices: beyond, shard_map is
-lowered for an abstract mesh and counted before XLA optimises, the others have the formula only.
+lowered for an abstract mesh and counted before XLA optimizes, the others have the formula only.
 """
 
 import dataclasses
@@ -152,7 +152,7 @@ def payload(
 
 
 class Layer(NamedTuple):
-    """One way to normalise, in training: parameters, state, `(x, params, state) -> (y, state)`."""
+    """One way to normalize, in training: parameters, state, `(x, params, state) -> (y, state)`."""
 
     params: Any
     state: Any
@@ -177,7 +177,7 @@ def with_jbn(
     groups: Groups | None = None,
     **options: Any,
 ) -> Layer:
-    """Normalise with jbn."""
+    """Normalize with jbn."""
 
     def apply(x: Array, params: Any, state: Any) -> tuple[Array, Any]:
         mask = some(x) if masked else None
@@ -188,7 +188,7 @@ def with_jbn(
 
 
 def with_flax(features: int, axis_name: str | None, *, masked: bool = False) -> Layer:
-    """Normalise with Flax."""
+    """Normalize with Flax."""
     layer = linen.BatchNorm(use_running_average=False, axis_name=axis_name)
 
     def apply(x: Array, params: Any, state: Any) -> tuple[Array, Any]:
@@ -217,7 +217,7 @@ def lower(
     examples: int = PER_DEVICE,
     target: Target | None = None,
 ) -> Any:
-    """Lower the step of a network with `layers` normalised layers, to be compiled.
+    """Lower the step of a network with `layers` normalized layers, to be compiled.
 
     Args:
       mode: one of MODES.
@@ -414,7 +414,7 @@ def report(result: dict[str, Any]) -> str:
     parts = [
         "# Collectives of a training step",
         f"`python -m benchmarks.collectives` on {common.describe(result['env'])}.",
-        f"L = {layers} layers of C = {features} features, float32, normalised over all devices; a "
+        f"L = {layers} layers of C = {features} features, float32, normalized over all devices; a "
         "step of SGD, compiled for virtual CPU devices. Payload is what a device puts into all "
         "collectives of the step, in bytes. How it is counted is in the docstring of "
         "`benchmarks/collectives.py`.",

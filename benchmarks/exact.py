@@ -80,7 +80,7 @@ def rms(values: Values, labels: Values) -> Values:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Moments of labelled values with weights; what has none may be anything."""
+    """Moments of labeled values with weights; what has none may be anything."""
 
     x: Values
     labels: Values

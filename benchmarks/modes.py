@@ -89,7 +89,7 @@ def norm(names: Any = None, groups: Groups | None = None) -> Step:
 
 
 def accumulated(names: Any = None, groups: Groups | None = None) -> Step:
-    """Make `norm` of micro-batches: merge their moments, then normalise each and move once."""
+    """Make `norm` of micro-batches: merge their moments, then normalize each and move once."""
 
     def step(x, mask, params, state):
         def one(part):

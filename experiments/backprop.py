@@ -43,8 +43,8 @@ def backpropagate(
         upstream = upstream * y * (1 - y)  # The sigmoid's local gradient.
         scale, bias = (upstream * xhat).sum(0), upstream.sum(0)
         gradient[f"norm_{i}"] = {"scale": scale, "bias": bias}
-        centred = upstream - bias[None] / n - xhat * scale[None] / n
-        upstream = params[f"norm_{i}"]["scale"][None] / std * centred  # BN's.
+        centered = upstream - bias[None] / n - xhat * scale[None] / n
+        upstream = params[f"norm_{i}"]["scale"][None] / std * centered  # BN's.
         gradient[f"dense_{i}"] = {"kernel": x.T @ upstream}
         upstream = upstream @ params[f"dense_{i}"]["kernel"].T  # The product's.
     return gradient

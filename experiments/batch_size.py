@@ -166,7 +166,7 @@ def make_model(config: Config, method: str, steps: int | None = None) -> MLP:
 
 
 def start(model: MLP, seeds: int, features: int) -> networks.Network:
-    """Initialise the networks of all seeds; not jitted, as all methods draw the same shapes."""
+    """Initialize the networks of all seeds; not jitted, as all methods draw the same shapes."""
     # Plain SGD has no state, so any rate will do.
     begin = functools.partial(networks.init, model, optax.sgd(1.0), x=jnp.ones((1, features)))
     made = [begin(key=jax.random.key(seed)) for seed in range(seeds)]
@@ -335,7 +335,7 @@ def measure(config: Config, study: Study) -> None:
         lambda: draw_sizes(results, config.small_examples, config.huge_examples),
         title="Test error by the size of the batch, at equal examples seen",
         alt="Test error against the number of examples in a batch, small batches and large ones "
-        "in a panel each, a line for each normalisation; mean and range over seeds.",
+        "in a panel each, a line for each normalization; mean and range over seeds.",
     )
     study.figure(
         "huge",

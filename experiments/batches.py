@@ -1,21 +1,21 @@
 """Batches: well mixed, always the same, of two classes; statistics of a batch, and of all data.
 
 Source: Ioffe, Szegedy, "Batch Normalization", 2015, sections 3 and 4.2.1; Ioffe, "Batch
-Renormalization", 2017. Sigmoid networks on grey MNIST, at one rate that falls linearly to 0, lest
+Renormalization", 2017. Sigmoid networks on gray MNIST, at one rate that falls linearly to 0, lest
 the classes of the last few batches decide.
 
 Batches are drawn in three ways. Shuffled: from a new permutation every epoch. Fixed: always the
 same examples together, the batches in a new order every epoch. Sorted: half of one class and half
-of another, paired anew every epoch. All networks with normalisation, however trained, are judged by
+of another, paired anew every epoch. All networks with normalization, however trained, are judged by
 population statistics over shuffled training batches.
 
-To normalise by all the data, every step passes the whole of a small training set through the
-network; its statistics carry gradients, and the loss is that of a batch alone. Normalised by the
+To normalize by all the data, every step passes the whole of a small training set through the
+network; its statistics carry gradients, and the loss is that of a batch alone. Normalized by the
 batch, the network sees the same batches of the same set.
 
 Command: python -m experiments run batches --preset quick
 
-Expected: sorted batches cost accuracy with BN, more than without; batch renormalisation wins some
+Expected: sorted batches cost accuracy with BN, more than without; batch renormalization wins some
 of it back; the mean of a batch errs as the power -1/2 of its size.
 
 Time on two CPU cores: smoke seconds, quick a minute.
@@ -67,7 +67,7 @@ class Config:
     draws: int = 200
     """batches of each such size"""
     whole_examples: int = 1020
-    """training images of each seed, where all of them normalise"""
+    """training images of each seed, where all of them normalize"""
     whole_steps: int = 1000
     """training steps there"""
 
@@ -160,15 +160,15 @@ def decaying(config: Config, steps: int) -> optax.GradientTransformation:
     return optax.sgd(optax.linear_schedule(config.learning_rate, 0.0, steps))
 
 
-def grey(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N features"]:
-    """Turn bytes into grey levels from 0 to 1, an image a row."""
+def gray(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N features"]:
+    """Turn bytes into gray levels from 0 to 1, an image a row."""
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
 def judged_by(config: Config, network: Network, batches: Float[Array, "K N F"]) -> dict[str, Any]:
     """Return the variables with population statistics, those of plain BN whatever trained it.
 
-    Batch renormalisation would compare the batches with running statistics that are to be replaced.
+    Batch renormalization would compare the batches with running statistics that are to be replaced.
     """
     stats = {name: {"mean": s["mean"], "var": s["var"]} for name, s in network.batch_stats.items()}
     if stats:
@@ -187,8 +187,8 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     drawn = [draw_batches(config, labels, seed) for seed in range(config.seeds)]
     batches = {name: np.stack([of[name] for of in drawn]) for name in ORDERS}
     mixed = batches["shuffled"][:, : config.examples // config.batch_size]
-    data = jax.device_put((grey(dataset.train_images), labels))
-    test = jax.device_put((grey(dataset.test_images), dataset.test_labels))
+    data = jax.device_put((gray(dataset.train_images), labels))
+    test = jax.device_put((gray(dataset.test_images), dataset.test_labels))
     optimizer = decaying(config, config.steps)
 
     def one(model: nn.Module, seed: Array, batches: Array, mixed: Array, data: Any, test: Any):
@@ -221,7 +221,7 @@ def mean_errors(config: Config, dataset: Dataset, variables: Any) -> dict[str, A
     Returns: error (seeds, sizes): mean over batches and units, in standard deviations of a unit.
     """
     model = make_models(config)["batch"]
-    images = grey(dataset.train_images)
+    images = gray(dataset.train_images)
     rows = np.stack([choose(config.examples, dataset.train_labels, s) for s in range(config.seeds)])
     keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
 
@@ -253,17 +253,17 @@ def exponents(sizes: Int[np.ndarray, "S"], error: Float[np.ndarray, "seeds S"]) 
 # ---- Statistics of all the data ------------------------------------------------------------------
 
 
-def normalise_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
+def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Train with statistics of the batch, and of all training data.
 
     Returns: "batch" and "all" -> test accuracy, (seeds, looks + 1). Population statistics are in
-      each case what training normalised by: means over all batches, or those of all data.
+      each case what training normalized by: means over all batches, or those of all data.
     """
     model, optimizer = make_models(config)["batch"], decaying(config, config.whole_steps)
     count, size, seeds = config.whole_examples, config.batch_size, range(config.seeds)
     rows = np.stack([choose(count, dataset.train_labels, seed) for seed in seeds])
     batches = np.stack([batch_indices(s, 0, config.whole_steps, size, count) for s in seeds])
-    images, test_images = grey(dataset.train_images)[rows], grey(dataset.test_images)
+    images, test_images = gray(dataset.train_images)[rows], gray(dataset.test_images)
 
     def one(of_seed: Any, test: tuple[Array, Array]) -> dict[str, Array]:
         seed, batches, images, labels = of_seed
@@ -308,7 +308,7 @@ def measure(config: Config, study: Study) -> None:
     flat = study.part("orders", lambda: dict(flatten_dict(train_all(config, dataset), sep="/")))
     trained = unflatten_dict(flat, sep="/")
     means = study.part("means", lambda: mean_errors(config, dataset, trained["variables"]))
-    whole = study.part("whole", lambda: normalise_by_all(config, dataset))
+    whole = study.part("whole", lambda: normalize_by_all(config, dataset))
     of = trained["accuracy"]
     lost = {name: of[name]["sorted"] - of[name]["shuffled"] for name in of}
     study.report("sorted", estimates.mean(lost["batch"]))
@@ -339,7 +339,7 @@ def measure(config: Config, study: Study) -> None:
     study.figure(
         "all_data",
         lambda: draw_whole(config, whole),
-        title="Normalised by all the training data rather than by the batch",
+        title="Normalized by all the training data rather than by the batch",
         alt="Difference of test accuracy over training on a small set: each seed, and the mean.",
     )
 

@@ -176,7 +176,7 @@ IDENTITIES = (
     Claim(
         "glorot-he",
         ("003",),
-        "Glorot's and He's initialisation draw weights of variance 2/(fan in + fan out), and 2/fan in.",
+        "Glorot's and He's initialization draw weights of variance 2/(fan in + fan out), and 2/fan in.",
         "identities",
         (
             within(
@@ -245,9 +245,9 @@ GRADIENTS = (
         figure="depth",
     ),
     Claim(
-        "relu-and-initialisation",
+        "relu-and-initialization",
         ("000", "002", "003"),
-        "ReLU and a careful initialisation keep the gradient.",
+        "ReLU and a careful initialization keep the gradient.",
         "gradients",
         (
             within(
@@ -306,13 +306,13 @@ GRADIENTS = (
                 "gradient norm 50 layers before the last / at the last, ReLU, BN, 56 layers",
             ),
         ),
-        "Whatever the scale of the weights; but with ReLU it grows by 21 % a layer at initialisation.",
+        "Whatever the scale of the weights; but with ReLU it grows by 21 % a layer at initialization.",
         figure="depth",
     ),
     Claim(
         "bn-relu-growth",
         ("later",),
-        "At initialisation the squared gradient of ReLU with BN grows by pi/(pi-1) per layer (Yang et al., 2019).",
+        "At initialization the squared gradient of ReLU with BN grows by pi/(pi-1) per layer (Yang et al., 2019).",
         "gradients",
         (
             within(
@@ -449,9 +449,9 @@ RECURRENT = (
             below(
                 "rnn_factor",
                 0.98,
-                "|dh_T/dh_0| per step over 100 steps, spectral norm, RNN, tanh, at initialisation",
+                "|dh_T/dh_0| per step over 100 steps, spectral norm, RNN, tanh, at initialization",
             ),
-            below("rnn_gradient_100", 1e-3, "|dh_100/dh_0|, RNN, at initialisation"),
+            below("rnn_gradient_100", 1e-3, "|dh_100/dh_0|, RNN, at initialization"),
             above(
                 "adding_rnn_200",
                 0.1,
@@ -469,12 +469,12 @@ RECURRENT = (
             above(
                 "lstm_over_rnn_100",
                 10,
-                "|d(state)_100/d(state)_0| at initialisation, LSTM / RNN, forget bias 1",
+                "|d(state)_100/d(state)_0| at initialization, LSTM / RNN, forget bias 1",
             ),
             below(
                 "adding_lstm_50",
                 0.05,
-                "mean squared error in the adding problem, T = 50, LSTM, chrono initialisation (chance: .167)",
+                "mean squared error in the adding problem, T = 50, LSTM, chrono initialization (chance: .167)",
             ),
             below("adding_lstm_100", 0.05, "the same, T = 100"),
             below("adding_lstm_200", 0.05, "the same, T = 200"),
@@ -489,7 +489,7 @@ RECURRENT = (
         (
             below("kept_bias_1", 1e-10, "sigmoid(1) to the 100th", expected=2.5e-14),
             above("kept_bias_5", 0.4, "sigmoid(5) to the 100th", expected=0.51),
-            above("bias_5_over_1", 10, "|dc_100/dc_0| at initialisation, forget bias 5 / with 1"),
+            above("bias_5_over_1", 10, "|dc_100/dc_0| at initialization, forget bias 5 / with 1"),
         ),
         figure="memory",
     ),
@@ -559,7 +559,7 @@ WHITENING = (
     Claim(
         "bias-grows",
         ("000", "002", "paper"),
-        "Normalising outside the gradient step, a bias grows without end while the loss stays.",
+        "Normalizing outside the gradient step, a bias grows without end while the loss stays.",
         "whitening",
         (
             within(
@@ -573,32 +573,32 @@ WHITENING = (
     Claim(
         "scale-grows",
         ("000", "paper"),
-        "It gets worse when the scale is normalised as well.",
+        "It gets worse when the scale is normalized as well.",
         "whitening",
         (
             above(
-                "scale_growth", 2, "|W| after 1,000 steps / before, normalised outside the gradient"
+                "scale_growth", 2, "|W| after 1,000 steps / before, normalized outside the gradient"
             ),
             below("scale_growth_inside", 2, "the same with BN inside the gradient"),
         ),
         figure="outside",
     ),
     Claim(
-        "normalised-inputs",
+        "normalized-inputs",
         ("000",),
-        "Normalised inputs train faster and get stuck in local optima less.",
+        "Normalized inputs train faster and get stuck in local optima less.",
         "whitening",
         (
-            below("condition_ratio", 1, "condition number of E[xx^T], standardised / raw"),
+            below("condition_ratio", 1, "condition number of E[xx^T], standardized / raw"),
             below(
-                "steps_standardised",
+                "steps_standardized",
                 1,
-                "steps to the same loss, standardised / raw, each at its best rate",
+                "steps to the same loss, standardized / raw, each at its best rate",
             ),
             above(
                 "stuck_difference",
                 0,
-                "share of runs that end more than .5 nats above the lowest training loss, raw - standardised",
+                "share of runs that end more than .5 nats above the lowest training loss, raw - standardized",
             ),
         ),
         "What is stuck hangs on the margin: at equal steps raw inputs end worse, which proves no local optimum.",
@@ -613,7 +613,7 @@ WHITENING = (
             below(
                 "steps_whitened",
                 1,
-                "steps to the same loss, whitened / standardised, each at its best rate",
+                "steps to the same loss, whitened / standardized, each at its best rate",
             ),
         ),
         figure="descent",
@@ -635,12 +635,12 @@ TITANIC = (
             ),
             above("gain_raw_sigmoid", 0, "the same, sigmoid", expected=0.012),
             above(
-                "gain_standardised_relu",
+                "gain_standardized_relu",
                 0,
-                "accuracy gained by BN, standardised inputs, ReLU",
+                "accuracy gained by BN, standardized inputs, ReLU",
                 expected=0.002,
             ),
-            above("gain_standardised_sigmoid", 0, "the same, sigmoid", expected=-0.003),
+            above("gain_standardized_sigmoid", 0, "the same, sigmoid", expected=-0.003),
         ),
         "Scaling the inputs does as much or more; one split of 179 has a standard error of 3.4 points.",
         figure="accuracy",
@@ -656,7 +656,7 @@ TITANIC = (
                 1,
                 "deviation of a fold's accuracy over the last 100 of 200 epochs, BN / without, raw, ReLU",
             ),
-            below("unsteadiness_standardised_relu", 1, "the same, standardised inputs"),
+            below("unsteadiness_standardized_relu", 1, "the same, standardized inputs"),
         ),
         figure="steadiness",
     ),
@@ -669,7 +669,7 @@ TITANIC = (
             above(
                 "gain_epochs_raw_relu", 0, "accuracy after 1,000 epochs - after 200, BN, raw, ReLU"
             ),
-            above("gain_epochs_standardised_relu", 0, "the same, standardised inputs"),
+            above("gain_epochs_standardized_relu", 0, "the same, standardized inputs"),
         ),
         figure="epochs",
     ),
@@ -729,7 +729,7 @@ LEARNING_RATE = (
     Claim(
         "less-care",
         ("000", "003", "paper"),
-        "With BN one can be less careful about initialisation and learning rate.",
+        "With BN one can be less careful about initialization and learning rate.",
         "learning_rate",
         (
             above(
@@ -814,7 +814,7 @@ LEARNING_RATE = (
         figure="speed",
     ),
     Claim(
-        "zero-initialisation",
+        "zero-initialization",
         ("003",),
         "Zero initial weights leave the hidden units alike, and the network linear in effect.",
         "learning_rate",
@@ -832,9 +832,9 @@ LEARNING_RATE = (
 
 REGULARIZATION = (
     Claim(
-        "bn-regularises",
+        "bn-regularizes",
         ("000", "001", "002", "paper"),
-        "BN regularises.",
+        "BN regularizes.",
         "regularization",
         (
             below(
@@ -845,7 +845,7 @@ REGULARIZATION = (
             above("test_gain_bn", 0, "test accuracy, BN - without"),
         ),
         "Not shown at this size. On a first, coarser grid of rates it held, because the network without BN had no rate near its best.",
-        figure="regularisers",
+        figure="regularizers",
     ),
     Claim(
         "dropout-unneeded",
@@ -861,7 +861,7 @@ REGULARIZATION = (
             above("bn_minus_dropout", 0, "test accuracy, BN without dropout - dropout without BN"),
         ),
         "The paper says removed or reduced.",
-        figure="regularisers",
+        figure="regularizers",
     ),
     Claim(
         "remedies",
@@ -879,7 +879,7 @@ REGULARIZATION = (
             ),
             below("norm_l2", 1, "norm of the weights, with L2 / without"),
         ),
-        figure="regularisers",
+        figure="regularizers",
     ),
     Claim(
         "width-overfits",
@@ -895,7 +895,7 @@ REGULARIZATION = (
     Claim(
         "batch-noise",
         ("001", "later"),
-        "BN regularises by the noise of its batches.",
+        "BN regularizes by the noise of its batches.",
         "regularization",
         (
             below(
@@ -934,7 +934,7 @@ BATCH_SIZE = (
     Claim(
         "batch-of-one",
         ("004",),
-        "A batch of one cannot be normalised: its variance is zero.",
+        "A batch of one cannot be normalized: its variance is zero.",
         "batch_size",
         (
             below("one_output", 1e-6, "largest |y - beta| for a batch of one"),
@@ -1060,7 +1060,7 @@ INFERENCE = (
     Claim(
         "test-batch-statistics",
         ("000", "004"),
-        "Normalising test data by their own batch does not work properly.",
+        "Normalizing test data by their own batch does not work properly.",
         "inference",
         (
             below("batch_2", 0, "test accuracy by statistics of test batches of 2 - population"),
@@ -1136,7 +1136,7 @@ INFERENCE = (
             below(
                 "contrast_loss",
                 0,
-                "test accuracy on images of grey levels .5 x + .3 - unchanged, x from 0 to 1",
+                "test accuracy on images of gray levels .5 x + .3 - unchanged, x from 0 to 1",
             ),
             below("rotation_loss", 0, "test accuracy on images rotated by 30 degrees - unchanged"),
         ),
@@ -1337,7 +1337,7 @@ BATCHES = (
             above(
                 "all_data_gain",
                 0,
-                "test accuracy, normalised by all 1,020 training images (with gradient) - by the batch of 60",
+                "test accuracy, normalized by all 1,020 training images (with gradient) - by the batch of 60",
             ),
         ),
         figure="means",
@@ -1375,13 +1375,13 @@ SATURATION = (
     Claim(
         "minus-one-to-one",
         ("002",),
-        "Normalised values lie between -1 and 1.",
+        "Normalized values lie between -1 and 1.",
         "saturation",
         (
             below(
                 "outside_one",
                 0.01,
-                "share of normalised Gaussian values beyond -1..1",
+                "share of normalized Gaussian values beyond -1..1",
                 expected=0.317,
             ),
             below(
@@ -1416,7 +1416,7 @@ SATURATION = (
     Claim(
         "gamma-beta-restore",
         ("000", "002", "paper"),
-        "Gamma and beta restore what normalisation takes from the nonlinearity.",
+        "Gamma and beta restore what normalization takes from the nonlinearity.",
         "saturation",
         (
             above(
@@ -1459,17 +1459,17 @@ SATURATION = (
     Claim(
         "gaussian",
         ("004",),
-        "Normalisation makes the values a Gaussian of mean zero.",
+        "Normalization makes the values a Gaussian of mean zero.",
         "saturation",
         (
-            below("moment_error", 1e-3, "largest |mean| and |std - 1| after normalisation"),
+            below("moment_error", 1e-3, "largest |mean| and |std - 1| after normalization"),
             below(
                 "skew_after",
                 0.1,
-                "skewness of exponential values after normalisation",
+                "skewness of exponential values after normalization",
                 expected=2.0,
             ),
-            below("kurtosis_after", 0.1, "their excess kurtosis after normalisation", expected=6.0),
+            below("kurtosis_after", 0.1, "their excess kurtosis after normalization", expected=6.0),
         ),
         "The shape stays as it was: skewness and kurtosis do not change.",
         figure="zone",
@@ -1511,7 +1511,7 @@ PLACEMENT = (
     Claim(
         "lrn-unneeded",
         ("002", "paper"),
-        "With BN, local response normalisation is not needed.",
+        "With BN, local response normalization is not needed.",
         "placement",
         (
             below(

@@ -60,7 +60,7 @@ class WrongData(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images, grey levels 0 (background) to 255, and where they came from."""
+    """Labeled images, gray levels 0 (background) to 255, and where they came from."""
 
     name: str
     source: str
@@ -236,5 +236,5 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def binary(images: UInt8[np.ndarray, "N H W"]) -> UInt8[np.ndarray, "N features"]:
-    """Turn grey levels into 0 and 1, in one row of pixels for each image."""
+    """Turn gray levels into 0 and 1, in one row of pixels for each image."""
     return (images.reshape(len(images), -1) > 127).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Deep networks of equal width, plain or residual, and their gradients at initialisation.
+"""Deep networks of equal width, plain or residual, and their gradients at initialization.
 
 The blocks are one scan over stacked weights, so that compiling takes as long at any depth.
 """
@@ -22,7 +22,7 @@ from jbn.models.units import Activation, Norm, cancels_bias, make_norm
 class Deep(nn.Module):
     """A dense network of `depth` weight layers: the first, blocks of two, the last.
 
-    From block to block go the sums that enter a nonlinearity, normalised before it:
+    From block to block go the sums that enter a nonlinearity, normalized before it:
     h -> skip h + W2 f(norm(W1 f(norm(h)))). Parameters are stacked over blocks.
 
     Attributes:
@@ -90,7 +90,7 @@ class _Block(nn.Module):
 
 
 def _enter(x: Array, name: str, norm: Norm, activation: Activation, training: bool) -> Array:
-    """Normalise by the module `name`, where there is a norm, and apply the nonlinearity."""
+    """Normalize by the module `name`, where there is a norm, and apply the nonlinearity."""
     make = make_norm(norm)
     if make is not None:
         x = make(use_running_average=not training, name=name)(x)
@@ -103,7 +103,7 @@ def draw(
     """Draw the variables of a network for each seed; kernels are Gaussian of variance 1 / fan-in.
 
     By NumPy, as XLA takes seconds to compile random numbers in a scan. The kernels of a seed are
-    the same whatever the normalisation.
+    the same whatever the normalization.
 
     Returns: Flax collections of float64, one after the other: see `stack`.
     """
@@ -158,7 +158,7 @@ def by_sum(
     return sums, jnp.concatenate([gradient["sum"][None], gradient["blocks"]["sum"]])
 
 
-# ---- At initialisation ---------------------------------------------------------------------------
+# ---- At initialization ---------------------------------------------------------------------------
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": nn.sigmoid,

@@ -27,7 +27,7 @@ def read_metrics(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str,
     return np.array([row["step"] for row in rows]), collect("accuracy"), collect("percentiles")
 
 
-def summarise(run: Run) -> dict[str, Any]:
+def summarize(run: Run) -> dict[str, Any]:
     """Reduce a run to the numbers that the paper's figure is about.
 
     From step SETTLED on, per unit, then as mean over units, for each seed. Drift of the median: how

@@ -1,6 +1,6 @@
-"""What all figures share: size, colours that the colour-blind can tell apart, PNG and SVG.
+"""What all figures share: size, colors that the color-blind can tell apart, PNG and SVG.
 
-Colours: Okabe, Ito, "Color universal design", 2008; also apart in grey, with the line styles.
+Colors: Okabe, Ito, "Color universal design", 2008; also apart in gray, with the line styles.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+BLUE, VERMILION, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
 ORANGE, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"
 
 
@@ -34,7 +34,7 @@ METHODS = {
     "renorm": Look(GREEN, ":", "^", "batch renorm"),
     "layer": Look(ORANGE, "-", "D", "layer norm"),
     "group": Look(PURPLE, "--", "P", "group norm"),
-    "weight": Look(GREY, "-.", "X", "weight norm"),
+    "weight": Look(GRAY, "-.", "X", "weight norm"),
     "residual": Look(GREEN, ":", "^", "residual"),
     "noisy": Look(SKY, "-.", "v", "noisy BN"),
     "sigmoid": Look(VERMILION, "--", "s", "sigmoid"),
@@ -45,10 +45,10 @@ METHODS = {
     "lstm": Look(BLUE, "-", "o", "LSTM"),
     "gru": Look(GREEN, ":", "^", "GRU"),
     "raw": Look(VERMILION, "--", "s", "raw"),
-    "standardised": Look(BLUE, "-", "o", "standardised"),
+    "standardized": Look(BLUE, "-", "o", "standardized"),
     "whitened": Look(GREEN, ":", "^", "whitened"),
 }
-SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # Colour maps, for heat maps.
+SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # Color maps, for heat maps.
 
 STYLE = {
     "font.size": 10,

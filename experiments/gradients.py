@@ -1,6 +1,6 @@
 """Gradients on their way back through deep networks: where they vanish, explode, and are kept.
 
-At initialisation: depth x activation x initial weights x {plain, BN, residual}, the norm of the
+At initialization: depth x activation x initial weights x {plain, BN, residual}, the norm of the
 gradient by the sums that enter each nonlinearity, for Gaussian inputs and random labels. In
 training, on binary MNIST: how much each layer moves, ReLUs that die at a high rate, gradient
 clipping, and plain against residual networks of 20 and 56 layers. And backpropagation by hand.
@@ -97,7 +97,7 @@ GROUPS = 5  # Of networks, each with its mean square.
 LINEAR_BATCH = 6  # (B - 2) / (B - 3) is far from 1.
 
 
-# ---- At initialisation ---------------------------------------------------------------------------
+# ---- At initialization ---------------------------------------------------------------------------
 
 
 def mean_field(config: Config) -> dict[str, Float[np.ndarray, "networks L"]]:

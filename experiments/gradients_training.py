@@ -25,7 +25,7 @@ from jbn import diagnostics
 from jbn.models import MLP
 
 # Settings of training, with a leading axis, and what makes of one of them and drawn parameters a
-# model, its optimiser and its own parameters.
+# model, its optimizer and its own parameters.
 Settings = Any
 Make = Callable[[Any, Any], tuple[nn.Module, optax.GradientTransformation, Any]]
 Data = Mapping[str, tuple[Array, Array]]

@@ -105,7 +105,7 @@ def over_draws(
 def batch_norm(
     x: Array, params: jbn.BatchNormParams | None = None, *, epsilon: float = 1e-12
 ) -> Array:
-    """Normalise by the batch; epsilon as small as float64 allows, so that scale cancels."""
+    """Normalize by the batch; epsilon as small as float64 allows, so that scale cancels."""
     ours, state = jbn.init(x.shape[-1], param_dtype=x.dtype)
     return jbn.batch_norm(x, params or ours, state, training=True, epsilon=epsilon)[0]
 
@@ -198,7 +198,7 @@ def mean_of_gradients(u: Array, w: Array, dy: Array) -> Array:
 
 
 def identity_errors(key: Array) -> dict[str, Array]:
-    """Undo the normalisation by gamma and beta, at the default epsilon."""
+    """Undo the normalization by gamma and beta, at the default epsilon."""
     x = 0.5 + 1.5 * jax.random.normal(key, (60, MAPS))
     mean, var, *_ = jbn.moments(x)
 
@@ -281,7 +281,7 @@ def draw_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
     """Draw corrected and uncorrected variance against the size of the batch."""
     made = figures.figure()
     axes, sizes = made.axes[0], [2, 5, 32, 60]
-    for name, colour, marker in (
+    for name, color, marker in (
         ("corrected", figures.BLUE, "o"),
         ("uncorrected", figures.VERMILION, "s"),
     ):
@@ -290,13 +290,13 @@ def draw_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
             sizes,
             values.mean(1),
             yerr=np.abs(np.stack([values.min(1), values.max(1)]) - values.mean(1)),
-            color=colour,
+            color=color,
             marker=marker,
             linestyle="none",
             label=f"{name}, mean and range over draws",
         )
     curve = np.linspace(2, 60, 200)
-    axes.plot(curve, 1 - 1 / curve, color=figures.GREY, linestyle=":", label="(m - 1) / m")
+    axes.plot(curve, 1 - 1 / curve, color=figures.GRAY, linestyle=":", label="(m - 1) / m")
     axes.set_xlabel("examples in a batch, m")
     axes.set_ylabel("mean batch variance / true variance")
     axes.set_title("Bessel's correction")

@@ -2,7 +2,7 @@
 
 Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2, Fig. 2 and 3. There on ImageNet,
 31 million steps on many machines; here three blocks of Inception on CIFAR-10, with images of 16x16
-and some 1,000 steps. The original has dropout, local response normalisation (LRN), L2, strong
+and some 1,000 steps. The original has dropout, local response normalization (LRN), L2, strong
 photometric distortion, the same batches in every epoch, and a slow decay of its rate. BN-Baseline
 is the original with BN alone; BN-x5, BN-x30 and the sigmoids with BN take all changes of section
 4.2.1, at 5, 30 and 5 times the original's rate. All runs of a seed begin with the same weights and
@@ -182,7 +182,7 @@ def load(config: Config, study: Study) -> tuple[Examples, Examples]:
 
 
 def shrink(images: np.ndarray, by: int) -> Float[Array, "N H W C"]:
-    """Scale grey levels or colours to 0 to 1, and average squares of `by` x `by` pixels."""
+    """Scale gray levels or colors to 0 to 1, and average squares of `by` x `by` pixels."""
     n, height, width = images.shape[:3]
     squares = images.reshape(n, height // by, by, width // by, by, -1)
     return jnp.asarray(squares.mean((2, 4)) / 255, jnp.float32)
@@ -372,7 +372,7 @@ def draw_variants(config: Config, accuracy: dict[str, np.ndarray]) -> Figure:
         axes.set(title=title, xlabel="training steps", ylabel="test accuracy")
         axes.sharey(made.axes[0])
     target = accuracy["inception"].max(1).mean()
-    made.axes[0].axhline(target, color=figures.GREY, linewidth=0.8, label="Inception's best")
+    made.axes[0].axhline(target, color=figures.GRAY, linewidth=0.8, label="Inception's best")
     for axes in made.axes:
         axes.legend()
     return made
@@ -386,7 +386,7 @@ def draw_changes(differences: dict[str, np.ndarray]) -> Figure:
         points = 100 * difference
         found = estimates.mean(points)
         axes.plot([found.low, found.high], [row, row], color=figures.BLUE)
-        axes.plot(points, np.full(len(points), row + 0.22), ".", color=figures.GREY)
+        axes.plot(points, np.full(len(points), row + 0.22), ".", color=figures.GRAY)
         axes.plot(found.value, row, "o", color=figures.BLUE)
     axes.axvline(0, color=figures.BLACK, linewidth=0.8)
     axes.set_yticks(range(len(differences)), [CHANGES[name] for name in differences])

@@ -1,7 +1,7 @@
-"""Inference: which statistics to normalise by at test, and what goes wrong with others.
+"""Inference: which statistics to normalize by at test, and what goes wrong with others.
 
 Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 3.1 and Algorithm 2; Wu, Johnson,
-"Rethinking 'Batch' in BatchNorm", 2021, sections 3 and 5. Sigmoid networks with BN on grey MNIST.
+"Rethinking 'Batch' in BatchNorm", 2021, sections 3 and 5. Sigmoid networks with BN on gray MNIST.
 
 One training run keeps every average at once: its layers have momentum 0, so that after a step
 `batch_stats` are the batch's own, and each average absorbs them. (Training does not depend on
@@ -64,7 +64,7 @@ class Config:
     learning_rate: float = 0.5
     """of plain SGD"""
     contrast: float = 0.5
-    """what grey levels of 0 to 1 are multiplied by, in shifted images"""
+    """what gray levels of 0 to 1 are multiplied by, in shifted images"""
     brightness: float = 0.3
     """what is added to them then"""
     degrees: float = 30.0
@@ -91,7 +91,7 @@ MOMENTA: dict[str, float | Schedule] = {
 
 
 class Data(NamedTuple):
-    """Images as rows of grey levels from 0 to 1, and which of them make up a batch.
+    """Images as rows of gray levels from 0 to 1, and which of them make up a batch.
 
     - drawn: training batches for population statistics, other ones for each seed.
     - test_batches: name -> batches of test images, mixed or of a single class each.
@@ -161,7 +161,7 @@ def make_model(config: Config) -> MLP:
 
 
 def seen(network: Network) -> dict[str, Any]:
-    """Take what is averaged: statistics, and the normalising layers' parameters."""
+    """Take what is averaged: statistics, and the normalizing layers' parameters."""
     affine = {name: layer for name, layer in network.params.items() if "scale" in layer}
     return {"statistics": network.batch_stats, "affine": affine}
 

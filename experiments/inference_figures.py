@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments import figures
 from experiments.study import Study
 
-AVERAGES = {  # Label, colour, marker.
+AVERAGES = {  # Label, color, marker.
     "exponential_0.9": ("exponential, .9", figures.SKY, "o"),
     "exponential_0.99": ("exponential, .99", figures.VERMILION, "o"),
     "exponential_0.999": ("exponential, .999", figures.PURPLE, "o"),
@@ -42,7 +42,7 @@ def draw(
     study.figure(
         "test_batches",
         lambda: draw_test_batches(found["test_batches"], sizes),
-        title="Normalised by their own batch, test images depend on its size and mixture",
+        title="Normalized by their own batch, test images depend on its size and mixture",
         alt="Test accuracy against the size of test batches, of mixed classes and of one class "
         "each, beside that by population statistics. A batch of one is at chance.",
     )
@@ -107,7 +107,7 @@ def draw_test_batches(found: Mapping[str, Any], sizes: Sequence[int]) -> Figure:
         runs = np.stack([found["alone"], *(found[f"{kind}_{size}"]["batch"] for size in sizes)])
         with_range(panel, ticks, list(100 * runs), *look)
     by_population = 100 * found[f"mixed_{sizes[0]}"]["population"].mean()
-    panel.axhline(by_population, color=figures.GREY, linestyle="-.", label="population statistics")
+    panel.axhline(by_population, color=figures.GRAY, linestyle="-.", label="population statistics")
     panel.set_xscale("log")
     panel.set_xticks(ticks, [str(size) for size in ticks])
     panel.minorticks_off()

@@ -113,8 +113,8 @@ def distort(
     """
     shape = 3, len(images), 1, 1, 1
     brightness, contrast, saturation = strength * jax.random.uniform(key, shape, minval=-1.0)
-    grey = jnp.mean(images, -1, keepdims=True)
-    images = grey + (images - grey) * (1 + saturation)
+    gray = jnp.mean(images, -1, keepdims=True)
+    images = gray + (images - gray) * (1 + saturation)
     mean = jnp.mean(images, (1, 2, 3), keepdims=True)
     images = mean + (images - mean) * (1 + contrast)
     return jnp.clip(images + brightness / 4, 0, 1)

@@ -4,7 +4,7 @@ Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1 and Fig. 1. Bin
 three hidden layers of 100 sigmoid units, small Gaussian weights, cross-entropy, batches of 60. The
 paper states neither the learning rate nor the width of the Gaussian: .1 and .1 here.
 
-Both networks start from the same weights and see the same batches. At test the normalised one uses
+Both networks start from the same weights and see the same batches. At test the normalized one uses
 population statistics (Algorithm 2, afresh at every evaluation), or, for comparison, the exponential
 averages of training.
 
@@ -101,7 +101,7 @@ def models(config: Config, axis_name: str | None = None) -> dict[str, MLP]:
 
 
 def init(config: Config, key: PRNGKeyArray, features: int) -> dict[str, Network]:
-    """Initialise both networks from the same random numbers, hence with the same weights."""
+    """Initialize both networks from the same random numbers, hence with the same weights."""
     optimizer, x = optax.sgd(config.learning_rate), jnp.ones((1, features))
     return {name: networks.init(model, optimizer, key, x) for name, model in models(config).items()}
 
@@ -221,7 +221,7 @@ def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution)
     )
     if run is None:
         return ""
-    summary = {"preset": preset_of(PRESETS, config), **fig1.summarise(run)}
+    summary = {"preset": preset_of(PRESETS, config), **fig1.summarize(run)}
     draw(run, summary)
     run.write("summary.json", summary)  # Last: it marks the run as finished.
     return fig1.table(summary)

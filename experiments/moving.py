@@ -262,7 +262,7 @@ def looks_along(loss: Callable[[Any], Array], params: Any, rate: float) -> dict[
 
 
 def by_layer(params: Any) -> dict[str, Any]:
-    """Put each dense layer of an `MLP` with its normalisation, from the input to the output."""
+    """Put each dense layer of an `MLP` with its normalization, from the input to the output."""
     numbers = sorted({name.rpartition("_")[2] for name in params if name != "output"}, key=int)
     layers = {i: {n: own for n, own in params.items() if n.endswith(f"_{i}")} for i in numbers}
     return {**layers, "output": {"output": params["output"]}}

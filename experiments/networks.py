@@ -21,7 +21,7 @@ cross_entropy = optax.softmax_cross_entropy_with_integer_labels
 
 
 class Network(NamedTuple):
-    """One network in training: Flax collections and the optimiser's state."""
+    """One network in training: Flax collections and the optimizer's state."""
 
     params: Any
     batch_stats: Any
@@ -36,7 +36,7 @@ class Network(NamedTuple):
 def init(
     model: nn.Module, optimizer: optax.GradientTransformation, key: PRNGKeyArray, x: Array
 ) -> Network:
-    """Initialise a network for inputs like `x`."""
+    """Initialize a network for inputs like `x`."""
     variables = model.init(key, x, training=False)
     params = variables["params"]
     return Network(params, variables.get("batch_stats", {}), optimizer.init(params))
@@ -137,7 +137,7 @@ def accuracy(
 ) -> Float[Array, ""]:
     """Compute the share of examples whose largest output is that of their label.
 
-    With `training`, the batch x is normalised by its own statistics.
+    With `training`, the batch x is normalized by its own statistics.
     """
     outputs, _ = model.apply(variables, x, training=training, mutable=["batch_stats"])
     return jnp.mean(outputs.argmax(-1) == labels)

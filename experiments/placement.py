@@ -1,9 +1,9 @@
 """Placement: BN before or after the nonlinearity, the bias before it, and what it makes of LRN.
 
 Three-layer networks on binary images: activation(BN(Wu)) against BN(activation(Wu + b)), for three
-nonlinearities; then the former with a bias kept before BN. A small convolutional network on grey
-images of half the size: without and with BN, without and with local response normalisation after
-every ReLU, by AlexNet's constants, which are meant for grey levels of 0 to 255; so the pixels are
+nonlinearities; then the former with a bias kept before BN. A small convolutional network on gray
+images of half the size: without and with BN, without and with local response normalization after
+every ReLU, by AlexNet's constants, which are meant for gray levels of 0 to 255; so the pixels are
 those, less their mean, and the optimizer is Adam, whose steps do not depend on that scale.
 
 Every network trains at the rates of one grid, and is tested at the best of them, chosen on images
@@ -108,7 +108,7 @@ PRESETS = {
 
 
 def with_bias(*, use_running_average: bool, name: str) -> nn.Module:
-    """Make a BatchNorm that the layer before it does not recognise, and so keeps its bias."""
+    """Make a BatchNorm that the layer before it does not recognize, and so keeps its bias."""
     return BatchNorm(use_running_average, name=name)
 
 
@@ -211,7 +211,7 @@ class SmallCNN(nn.Module):
 
 
 def halved(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N h w"]:
-    """Average grey levels over squares of two by two pixels; an odd last row or column goes."""
+    """Average gray levels over squares of two by two pixels; an odd last row or column goes."""
     count, height, width = images.shape
     even = images[:, : height // 2 * 2, : width // 2 * 2].astype(np.float32)
     return even.reshape(count, height // 2, 2, width // 2, 2).mean((2, 4))
@@ -311,12 +311,12 @@ def measure(config: Config, study: Study) -> None:
         + ".",
     )
 
-    # ---- Local response normalisation
+    # ---- Local response normalization
     mean = halved(dataset.train_images).mean()
-    grey = sweep.split(dataset, config.held_out, lambda images: halved(images) - mean)
+    gray = sweep.split(dataset, config.held_out, lambda images: halved(images) - mean)
     networks = {
-        "none": study.part("conv_none", lambda: convolutional(config, grey, None)),
-        "batch": study.part("conv_batch", lambda: convolutional(config, grey, "batch")),
+        "none": study.part("conv_none", lambda: convolutional(config, gray, None)),
+        "batch": study.part("conv_batch", lambda: convolutional(config, gray, "batch")),
     }
     responses = {norm: [tested(seen, lrn) for lrn in (0, 1)] for norm, seen in networks.items()}
     for metric, norm in (("lrn_gain", "none"), ("lrn_gain_bn", "batch")):
@@ -325,7 +325,7 @@ def measure(config: Config, study: Study) -> None:
     study.figure(
         "local_response",
         functools.partial(draw_response, responses),
-        title="Local response normalisation in a small CNN, without and with BN",
+        title="Local response normalization in a small CNN, without and with BN",
         alt="Test accuracy of every seed, thin, and their mean, without and with LRN. It gains "
         f"{estimates.words(study.estimates['lrn_gain'])} without BN, "
         f"{estimates.words(study.estimates['lrn_gain_bn'])} with.",

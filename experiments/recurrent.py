@@ -3,12 +3,12 @@
 Three parts:
 
 - jacobian: spectral norm of d state_T / d state_0, the largest factor by which a small change of
-  the first state is felt at step T, for cells as Flax initialises them, on inputs from N(0, 1). For
+  the first state is felt at step T, for cells as Flax initializes them, on inputs from N(0, 1). For
   an LSTM of the whole state (c, h), and of the memory c alone.
 - adding: the adding problem of Hochreiter & Schmidhuber, "Long Short-Term Memory", 1997, in the
   form of Arjovsky et al., "Unitary Evolution Recurrent Neural Networks", 2016: at each step a value
   in [0, 1] and a marker; the answer is the sum of the two marked values, one in each half. Who
-  always answers 1 has a mean squared error of 1/6. The LSTM has the chrono initialisation of Tallec
+  always answers 1 has a mean squared error of 1/6. The LSTM has the chrono initialization of Tallec
   & Ollivier, "Can recurrent neural networks warp time?", 2018: forget biases ln U(1, T - 1), input
   biases their negatives. Every network gets the same steps, and its best rate of the same grid.
 - clipping: Pascanu et al., "On the difficulty of training recurrent neural networks", 2013; large
@@ -389,7 +389,7 @@ def measure(config: Config, study: Study) -> None:
         lambda: draw_adding(config, errors),
         title="The adding problem, each network at its best rate",
         alt="Mean squared error on held-out sequences over training: an RNN, an LSTM with chrono "
-        "initialisation, for the longest sequences one with forget bias 1. Chance is dotted.",
+        "initialization, for the longest sequences one with forget bias 1. Chance is dotted.",
     )
 
     # ---- Clipping

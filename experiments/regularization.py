@@ -6,7 +6,7 @@ of the training images (Algorithm 2). All runs of a seed share images, batches a
 initial weights. Rates, and strengths of dropout, L1 and L2, are those of the best validation
 accuracy, the mean over seeds, on images that are neither trained on nor tested.
 
-Noise-free BN normalises by statistics of *all* training images, computed afresh at every step with
+Noise-free BN normalizes by statistics of *all* training images, computed afresh at every step with
 the gradient through them, while the loss is that of the batch alone: the statistics follow the
 network, and do not vary with the batch.
 
@@ -80,7 +80,7 @@ class Config:
     """examples that share statistics in a large batch, smallest first"""
     rates: tuple[float, ...] = (0.2, 0.28, 0.4, 0.57, 0.8, 1.13, 1.6, 2.26)
     """learning rates of plain SGD to choose from, close together: without BN the best is just below
-    the first that diverges, and a coarse grid would miss it and favour BN"""
+    the first that diverges, and a coarse grid would miss it and favor BN"""
     dropout: tuple[float, ...] = (0.05, 0.1, 0.4)
     """shares of hidden units dropped"""
     l1: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
@@ -166,7 +166,7 @@ class Kind(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is passed to the compiled training: its rate and its regularisers."""
+    """What is passed to the compiled training: its rate and its regularizers."""
 
     rate: float
     dropout: float = 0.0
@@ -188,7 +188,7 @@ class Dropout(nn.Module):
 
 
 def kernels(params: Any) -> Float[Array, "weights"]:
-    """Take all weights that are regularised: those of the dense layers, without their biases."""
+    """Take all weights that are regularized: those of the dense layers, without their biases."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return jnp.concatenate([leaf.ravel() for path, leaf in leaves if path[-1].key == "kernel"])
 
@@ -204,7 +204,7 @@ def make_model(config: Config, kind: Kind) -> MLP:
 
 @functools.partial(jax.jit, static_argnums=0)
 def start(model: MLP, keys: PRNGKeyArray, x: Array) -> networks.Network:
-    """Initialise the networks of all seeds."""
+    """Initialize the networks of all seeds."""
     # Plain SGD has no state, so any rate will do.
     return jax.vmap(lambda key: networks.init(model, optax.sgd(1.0), key, x))(keys)
 
@@ -228,7 +228,7 @@ def make_step(
         )
         if kind.statistics != "all":
             return advance(images.x[rows], labels[rows])
-        # All images are normalised together; in the mean over them only the batch's count.
+        # All images are normalized together; in the mean over them only the batch's count.
         weight = jnp.zeros(config.train).at[rows].add(config.train / kind.batch_size)
         return advance(
             images.x, labels, loss=lambda out, true: weight * networks.cross_entropy(out, true)
@@ -351,8 +351,8 @@ def measure(config: Config, study: Study) -> None:
         method: part(f"combined_{method}", [kind], *(Setting(rates[method], *on) for on in chosen))
         for method, kind in kinds.items()
     }
-    regularisers = np.array(["dropout", "L1", "L2"])
-    names = [" + ".join(regularisers[np.array(on) > 0]) or "none" for on in chosen]
+    regularizers = np.array(["dropout", "L1", "L2"])
+    names = [" + ".join(regularizers[np.array(on) > 0]) or "none" for on in chosen]
 
     report(config, study, {key: line.found for key, line in lines.items()})
     for i, name in enumerate(names):
@@ -367,7 +367,7 @@ def measure(config: Config, study: Study) -> None:
     )
     shown = "Test accuracy, above, and training - test accuracy, below (mean over seeds, 95 %"
     study.figure(
-        "regularisers",
+        "regularizers",
         functools.partial(draw, ("dropout", "l1", "l2"), lines),
         title="What dropout, L1 and L2 do to the gap, without and with BN",
         alt=f"{shown} interval), against the strength of dropout, L1 and L2, without and with BN.",

@@ -56,7 +56,7 @@ def draw(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
 
 
 def draw_combined(names: Sequence[str], found: dict[str, Found]) -> Figure:
-    """Draw test accuracy and gap of every combination of regularisers, without and with BN."""
+    """Draw test accuracy and gap of every combination of regularizers, without and with BN."""
     made = figure(2, width=4.4, height=3.6)
     kinds = {"test accuracy": lambda rows: rows["test"], "training - test accuracy": gap}
     for axes, (label, kind) in zip(made.axes, kinds.items(), strict=True):

@@ -1,6 +1,6 @@
-"""Saturation: what normalisation does to a sigmoid's inputs, and what gamma and beta do to it.
+"""Saturation: what normalization does to a sigmoid's inputs, and what gamma and beta do to it.
 
-Exact: where the sigmoid is flat or nearly linear, and how far a normalised value can reach. By
+Exact: where the sigmoid is flat or nearly linear, and how far a normalized value can reach. By
 sampling: the shape of a distribution before and after. By training, on binary images: networks with
 gamma and beta against networks with neither, each at its best rate of one grid, chosen on images
 that are neither trained nor tested on; and networks with large initial weights, without and with
@@ -105,28 +105,28 @@ PRESETS = {
 # ---- Shapes of distributions ---------------------------------------------------------------------
 
 
-def largest_normalised(size: int) -> float:
-    """Normalise one huge value among zeros, which reaches the bound sqrt(size - 1)."""
+def largest_normalized(size: int) -> float:
+    """Normalize one huge value among zeros, which reaches the bound sqrt(size - 1)."""
     x = jnp.zeros((size, 1)).at[0].set(1e4)  # So large that epsilon is nothing beside it.
-    return float(jnp.max(normalised(x)))
+    return float(jnp.max(normalized(x)))
 
 
-def normalised(x: Float[Array, "N C"]) -> Float[Array, "N C"]:
-    """Normalise by the batch, gamma 1 and beta 0."""
+def normalized(x: Float[Array, "N C"]) -> Float[Array, "N C"]:
+    """Normalize by the batch, gamma 1 and beta 0."""
     params, state = jbn.init(x.shape[-1])
     return jbn.batch_norm(x, params, state, training=True)[0]
 
 
 def shapes(config: Config) -> dict[str, Any]:
-    """Normalise Gaussian and exponential values; measure the latter's shape before and after."""
+    """Normalize Gaussian and exponential values; measure the latter's shape before and after."""
     found: dict[str, list[Any]] = {"outside_one": [], "before": [], "after": []}
     for seed in range(config.seeds):
         rng = np.random.default_rng(seed)
         gaussian = rng.normal(size=(config.sample, 1)).astype(np.float32)
         exponential = rng.exponential(size=(config.sample, 1)).astype(np.float32)
-        found["outside_one"].append(np.mean(np.abs(normalised(jnp.asarray(gaussian))) > 1))
+        found["outside_one"].append(np.mean(np.abs(normalized(jnp.asarray(gaussian))) > 1))
         found["before"].append(shape(exponential))
-        found["after"].append(shape(np.asarray(normalised(jnp.asarray(exponential)))))
+        found["after"].append(shape(np.asarray(normalized(jnp.asarray(exponential)))))
     return found
 
 
@@ -256,7 +256,7 @@ def draw_learned(found: dict[str, dict[str, np.ndarray]]) -> Figure:
         axes.set(xlabel=f"learned {greek}", ylabel="density over units")
     made.axes[0].legend()
     axes, relu = made.axes[2], found["relu"]
-    axes.plot([0, 1], [0, 1], "--", color=figures.GREY, label="Gaussian inputs")
+    axes.plot([0, 1], [0, 1], "--", color=figures.GRAY, label="Gaussian inputs")
     color = METHODS["relu"].color
     axes.scatter(
         gaussian_share(relu), relu["active"][:, -1], s=5, alpha=0.4, color=color, label="a ReLU"
@@ -282,7 +282,7 @@ def measure(config: Config, study: Study) -> None:
         "line_r2": sigmoid.best_line(sigmoid.ZONE)[1],
         "slope_ratio": diagnostics.slopes(sigmoid.ZONE, nn.sigmoid)
         / diagnostics.slopes(0.0, nn.sigmoid),
-        "largest_possible": largest_normalised(config.batch_size),
+        "largest_possible": largest_normalized(config.batch_size),
         "saturated_unit": sigmoid.saturated_share(1.0),
         "saturated_scale_10": sigmoid.saturated_share(10.0),
         "moment_error": np.max([np.abs(means), np.abs(stds - 1)]),
@@ -305,7 +305,7 @@ def measure(config: Config, study: Study) -> None:
         alt="Left: the sigmoid, its best line within 1.96, the density of N(0, 1), and where the "
         "slope is below .01. Middle: the share of a Gaussian input in the flat parts, from almost "
         "none at gamma 1 to most at 10. Right: the density of exponential values before and after "
-        "normalisation, of the same skewed shape, and N(0, 1).",
+        "normalization, of the same skewed shape, and N(0, 1).",
     )
 
     # ---- Large initial weights

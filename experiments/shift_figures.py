@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments import figures
 from experiments.estimates import pretty
-from experiments.figures import BLACK, GREY, METHODS, ORANGE, Look
+from experiments.figures import BLACK, GRAY, METHODS, ORANGE, Look
 from experiments.moving import from_settled
 
 Parts = Mapping[str, Mapping[str, np.ndarray]]
@@ -21,7 +21,7 @@ LOOKS = {
     "sigmoid": METHODS["none"],
     "sigmoid_bn": METHODS["batch"],
     "sigmoid_dropout": Look(ORANGE, "-.", "D", "dropout"),
-    "sigmoid_l2": Look(GREY, ":", "X", "L2"),
+    "sigmoid_l2": Look(GRAY, ":", "X", "L2"),
     "relu": METHODS["none"],
     "relu_bn": METHODS["batch"],
 }

@@ -39,7 +39,7 @@ def draw() -> Figure:
     zone, share, shape = made.axes
     x, color = np.linspace(-6, 6, 601), METHODS["sigmoid"].color
     near, flat = x[np.abs(x) <= ZONE], flat_from(FLAT)
-    zone.fill_between(x, stats.norm.pdf(x), color=figures.GREY, alpha=0.25, label="N(0, 1) density")
+    zone.fill_between(x, stats.norm.pdf(x), color=figures.GRAY, alpha=0.25, label="N(0, 1) density")
     zone.plot(x, 1 / (1 + np.exp(-x)), color=color, label="sigmoid")
     line = 0.5 + best_line(ZONE)[0] * near
     zone.plot(near, line, "--", color=figures.BLACK, label="best line within 1.96")
@@ -59,7 +59,7 @@ def draw() -> Figure:
 
     x = np.linspace(-3, 5, 801)
     shape.plot(x, stats.expon.pdf(x), "--", color=figures.VERMILION, label="exponential")
-    shape.plot(x, stats.expon.pdf(x + 1), color=figures.BLUE, label="normalised")
+    shape.plot(x, stats.expon.pdf(x + 1), color=figures.BLUE, label="normalized")
     shape.plot(x, stats.norm.pdf(x), ":", color=figures.BLACK, label="N(0, 1)")
     shape.set(xlabel="value", ylabel="density")
     shape.legend()

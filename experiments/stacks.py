@@ -232,7 +232,7 @@ def accuracy_after(
 
 
 def momentum(rate: Any) -> optax.GradientTransformation:
-    """Make the optimiser."""
+    """Make the optimizer."""
     return optax.sgd(rate, momentum=0.9)
 
 

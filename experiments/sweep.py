@@ -51,7 +51,7 @@ def split(
 
 
 def start(model: nn.Module, seeds: int, x: Float[Array, "N ..."]) -> Network:
-    """Initialise one network a seed for inputs like x; it has no optimizer's state yet.
+    """Initialize one network a seed for inputs like x; it has no optimizer's state yet.
 
     Outside jit: random numbers take seconds to compile, and so they are compiled once for all
     models with layers of the same shapes.

@@ -1,9 +1,9 @@
-"""Titanic: what BN gains over 100 splits, from raw and from standardised inputs.
+"""Titanic: what BN gains over 100 splits, from raw and from standardized inputs.
 
 Source: note 001, "69 against 71 %" on one split of 179 passengers, whose standard error is 3.4
 points. Here stratified 10-fold cross-validation is repeated by seed. Missing ages are imputed by
-the median, and inputs standardised, from the training part of the fold alone. Networks without and
-with BN share the fold, the seed, the initial weights and the batches; so do raw and standardised.
+the median, and inputs standardized, from the training part of the fold alone. Networks without and
+with BN share the fold, the seed, the initial weights and the batches; so do raw and standardized.
 The accuracy is that of the final epoch, not of the best. Folds of one seed are not independent, so
 they are averaged before an interval over seeds is taken. Initial weights are Glorot's, uniform; BN
 is evaluated by its exponential averages, momentum .99.
@@ -11,7 +11,7 @@ is evaluated by its exponential averages, momentum .99.
 Command: python -m experiments run titanic --preset quick
 
 Expected after 200 epochs, without and with BN: raw, ReLU .642, .705; raw, sigmoid .682, .694;
-standardised, ReLU .703, .705; standardised, sigmoid .701, .698. Logistic regression .702, majority
+standardized, ReLU .703, .705; standardized, sigmoid .701, .698. Logistic regression .702, majority
 .616.
 
 Time on two CPU cores: smoke seconds, quick two minutes, paper ten.
@@ -80,7 +80,7 @@ PRESETS = {
     "paper": Config(seeds=50),
 }
 ACTIVATIONS = {"relu": nn.relu, "sigmoid": nn.sigmoid}
-SCALINGS = ("raw", "standardised")
+SCALINGS = ("raw", "standardized")
 METHODS = {"none": None, "batch": "batch"}
 
 
@@ -246,8 +246,8 @@ def measure(config: Config, study: Study) -> None:
         lambda: draw_accuracy(
             config, settings, float(known["logistic"].mean()), float(known["majority"])
         ),
-        title="What BN gains, from raw and from standardised inputs",
-        alt="Test accuracy for raw and standardised inputs, ReLU and sigmoid, without and with BN, "
+        title="What BN gains, from raw and from standardized inputs",
+        alt="Test accuracy for raw and standardized inputs, ReLU and sigmoid, without and with BN, "
         "beside logistic regression and the majority; and what BN gains, by paired difference. "
         + told(settings),
     )
@@ -314,7 +314,7 @@ def draw_accuracy(
     points(left, {name: setting.accuracy for name, setting in settings.items()}, 100)
     left.axhline(100 * logistic, color=figures.BLACK, linewidth=1, linestyle="-.")
     left.text(2.5, 100 * logistic, "logistic regression", ha="center", va="bottom", fontsize=8)
-    left.axhline(100 * majority, color=figures.GREY, linewidth=1, linestyle=":")
+    left.axhline(100 * majority, color=figures.GRAY, linewidth=1, linestyle=":")
     left.text(2.5, 100 * majority, "all died", ha="center", va="bottom", fontsize=8)
     left.set(ylabel="test accuracy / %", title=f"Accuracy after {config.epochs:,} epochs")
     left.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
@@ -333,7 +333,7 @@ def draw_accuracy(
                 linestyle="none",
                 label=f"after {epochs:,} epochs" if at == 0 else None,
             )
-    right.axhline(0, color=figures.GREY, linewidth=1)
+    right.axhline(0, color=figures.GRAY, linewidth=1)
     right.set_xticks(range(len(settings)), [label(name) for name in settings])
     right.set(ylabel="accuracy gained / points", title="With BN - without, paired by seed")
     right.legend()
@@ -348,7 +348,7 @@ def draw_epochs(config: Config, settings: dict[str, Setting]) -> Figure:
     for axes, (name, setting) in zip(made.axes, settings.items(), strict=True):
         for method, curve in setting.every.items():
             figures.band(axes, np.arange(config.more) + 1, 100 * curve, method)
-        axes.axvline(config.epochs, color=figures.GREY, linewidth=1, linestyle=":")
+        axes.axvline(config.epochs, color=figures.GRAY, linewidth=1, linestyle=":")
         axes.set(xlabel="epochs", xscale="log", title=label(name).replace("\n", ", "))
         axes.set_ylim(100 * low - 1, 100 * high + 1)
     made.axes[0].set_ylabel("test accuracy, mean of folds / %")

@@ -120,7 +120,7 @@ def make_up(passengers: int = 891) -> Passengers:
 class Split(NamedTuple):
     """One fold of one seed; or all, with a leading axis.
 
-    - x: of all passengers, raw and standardised.
+    - x: of all passengers, raw and standardized.
     - test, weight: the rows of the test part, and 1 for each; padded with row 0 and weight 0, since
       folds differ by one passenger.
     """
@@ -144,7 +144,7 @@ def split(
 def scalings(
     features: Float[np.ndarray, "N features"], train: Int[np.ndarray, "trained"]
 ) -> Float[np.ndarray, "2 N features"]:
-    """Impute what is missing, then standardise, by the training rows alone: raw, standardised."""
+    """Impute what is missing, then standardize, by the training rows alone: raw, standardized."""
     raw = np.where(np.isnan(features), np.nanmedian(features[train], axis=0), features)
     return np.stack([raw, (raw - raw[train].mean(0)) / raw[train].std(0)])
 

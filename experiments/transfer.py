@@ -132,19 +132,19 @@ WAYS = {
 # ---- Data and networks ---------------------------------------------------------------------------
 
 
-def grey(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N pixels"]:
-    """Take grey levels from 0 to 1, a row for each image."""
+def gray(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N pixels"]:
+    """Take gray levels from 0 to 1, a row for each image."""
     return images.reshape(len(images), -1) / 255
 
 
 def permuted(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N pixels"]:
-    """Take grey levels, and permute the pixels, of all images alike."""
-    rows = grey(images)
+    """Take gray levels, and permute the pixels, of all images alike."""
+    rows = gray(images)
     return rows[:, np.random.default_rng(0).permutation(rows.shape[1])]
 
 
 class Held(MLP):
-    """The network, but normalising by the statistics that it has in training too."""
+    """The network, but normalizing by the statistics that it has in training too."""
 
     def __call__(
         self, x: Float[Array, "N F"], *, training: bool, mask: Array | None = None
@@ -287,7 +287,7 @@ def draw_ways(tested: dict[str, np.ndarray]) -> Figure:
     made = figures.figure(width=7.0, height=3.0)
     (axes,) = made.axes
     for i, (name, accuracy) in enumerate(reversed(tested.items())):
-        color = figures.GREY if name == "scratch" else figures.BLUE
+        color = figures.GRAY if name == "scratch" else figures.BLUE
         axes.plot(accuracy, np.full(len(accuracy), i), "o", color=color, alpha=0.5)
         axes.plot(accuracy.mean(), i, "|", color=figures.BLACK, markersize=18)
     axes.set_yticks(range(len(tested)), [WAYS[name].label for name in reversed(tested)])
@@ -300,8 +300,8 @@ def draw_ways(tested: dict[str, np.ndarray]) -> Figure:
 
 def measure(config: Config, study: Study) -> None:
     """Measure, report, draw."""
-    source = sweep.split(study.dataset(config.source), config.held_out, grey)
-    pixels = permuted if config.source == config.target else grey
+    source = sweep.split(study.dataset(config.source), config.held_out, gray)
+    pixels = permuted if config.source == config.target else gray
     target = sweep.split(study.dataset(config.target), config.held_out, pixels)
     pretrained = study.part("pretrained", lambda: pretrain(config, source))
     study.report("pretrained_accuracy", estimates.mean(pretrained.pop("test")))

@@ -1,4 +1,4 @@
-"""Whitening, and normalising outside the gradient step: what the ideal costs, and what it gives.
+"""Whitening, and normalizing outside the gradient step: what the ideal costs, and what it gives.
 
 Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 2; LeCun et al., "Efficient BackProp",
 1998, section 4.3. Five parts:
@@ -9,10 +9,10 @@ Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 2; LeCun et al., "E
 - outside: gradient descent that takes the statistics as constants. The bias: xhat = u + b -
   E[u + b], target u + 1. The scale: xhat = (uW - mean) / std, target twice what xhat is once W
   points the right way. As xhat cannot follow, the gradient keeps pulling, b or |W| keeps growing.
-- descent: logistic regression on raw, standardised and whitened pixels, full-batch gradient
+- descent: logistic regression on raw, standardized and whitened pixels, full-batch gradient
   descent: steps to a training loss, each at its best rate of one grid, chosen on other subsets of
   the data. Condition number of E[xx^T].
-- stuck: small sigmoid networks on raw grey levels (0 to 255) and on standardised ones, rates chosen
+- stuck: small sigmoid networks on raw gray levels (0 to 255) and on standardized ones, rates chosen
   likewise: share whose last training loss is more than a margin above the lowest of all.
   Pixels are averages of 4x4, the almost constant ones left out.
 
@@ -46,7 +46,7 @@ from experiments.study import Study
 from experiments.train import batch_indices
 from jbn.models import MLP
 
-INPUTS = "raw", "standardised", "whitened"
+INPUTS = "raw", "standardized", "whitened"
 OUTSIDE_STEPS, OUTSIDE_RATE = 1000, 0.1  # What the expected bias of 100 follows from.
 TIMED_EXAMPLES = 1024
 # Of the networks that may get stuck; the margin is nats above the lowest loss.
@@ -119,14 +119,14 @@ def subsets(config: Config, study: Study, seeds: int) -> tuple[Array, Array]:
     return jnp.asarray(x[rows]), jnp.asarray(labels[rows])
 
 
-def standardise(x: Float[ArrayLike, "N d"]) -> Float[Array, "N d"]:
-    """Normalise every feature by itself, as BN does."""
+def standardize(x: Float[ArrayLike, "N d"]) -> Float[Array, "N d"]:
+    """Normalize every feature by itself, as BN does."""
     return jbn.batch_norm(x, *jbn.init(jnp.shape(x)[-1]), training=True)[0]
 
 
 def transform(x: Float[Array, "seeds N d"], kind: str) -> Float[Array, "seeds N d"]:
     """Make one of `INPUTS` of every subset."""
-    made = {"raw": lambda x: x, "standardised": standardise, "whitened": lambda x: jbn.whiten(x)[0]}
+    made = {"raw": lambda x: x, "standardized": standardize, "whitened": lambda x: jbn.whiten(x)[0]}
     return jax.vmap(made[kind])(x)
 
 
@@ -134,20 +134,20 @@ def transform(x: Float[Array, "seeds N d"], kind: str) -> Float[Array, "seeds N 
 
 
 def decorrelation(x: Float[Array, "seeds N d"]) -> dict[str, ArrayLike]:
-    """Whiten each subset in float64, normalise it by BN; and whiten a batch of d / 2 examples."""
+    """Whiten each subset in float64, normalize it by BN; and whiten a batch of d / 2 examples."""
     found: dict[str, list[float]] = collections.defaultdict(list)
     for subset in np.asarray(x, np.float64):
         d, few = subset.shape[1], subset[: subset.shape[1] // 2]
         with jax.enable_x64(True):
-            made = jbn.whiten(subset, epsilon=0.0)[0], standardise(subset), jbn.whiten(few)[0]
-        whitened, normalised, of_few = (np.cov(np.asarray(x).T, bias=True) for x in made)
+            made = jbn.whiten(subset, epsilon=0.0)[0], standardize(subset), jbn.whiten(few)[0]
+        whitened, normalized, of_few = (np.cov(np.asarray(x).T, bias=True) for x in made)
         eigenvalues, left = map(np.linalg.eigvalsh, (np.cov(few.T, bias=True), of_few))
         found["zca"].append(np.abs(whitened - np.eye(d)).max())
-        found["bn"].append(np.abs(np.triu(normalised, 1)).max())
+        found["bn"].append(np.abs(np.triu(normalized, 1)).max())
         found["smallest"].append(max(eigenvalues[0], 0) / eigenvalues[-1])
         # A direction that the batch has keeps a variance of lambda / (lambda + epsilon), near 1.
         found["lost"].append(float(np.mean(left < 0.01)))
-        # Of E[xx^T], standardised / raw; that of x is its root.
+        # Of E[xx^T], standardized / raw; that of x is its root.
         found["condition"].append((np.linalg.cond(made[1]) / np.linalg.cond(subset)) ** 2)
     return {name: np.array(runs) for name, runs in found.items()}
 
@@ -161,7 +161,7 @@ def timing(config: Config) -> Mapping[str, ArrayLike]:
     LAPACK gets one thread: on a busy machine several wait for one another, a thousand times longer
     than a small matrix takes.
     """
-    methods = {"zca": jax.jit(lambda x: jbn.whiten(x)[0]), "bn": jax.jit(standardise)}
+    methods = {"zca": jax.jit(lambda x: jbn.whiten(x)[0]), "bn": jax.jit(standardize)}
     taken = {name: np.empty((config.repetitions, len(config.features))) for name in methods}
     for column, d in enumerate(config.features):
         x = jax.random.normal(jax.random.key(d), (TIMED_EXAMPLES, d))
@@ -177,19 +177,19 @@ def timing(config: Config) -> Mapping[str, ArrayLike]:
 # ---- Outside the gradient step -------------------------------------------------------------------
 
 
-def centred(x: Float[Array, "N"]) -> Float[Array, "N"]:
+def centered(x: Float[Array, "N"]) -> Float[Array, "N"]:
     """Subtract the mean, taken as a constant."""
     return x - jax.lax.stop_gradient(x.mean())
 
 
 def scaled(x: Float[Array, "N"]) -> Float[Array, "N"]:
     """Divide by the standard deviation as well, taken as a constant."""
-    return centred(x) / jax.lax.stop_gradient(x.std())
+    return centered(x) / jax.lax.stop_gradient(x.std())
 
 
 def inside(x: Float[Array, "N"]) -> Float[Array, "N"]:
-    """Normalise by BN, whose statistics the gradient goes through."""
-    return standardise(x[:, None])[:, 0]
+    """Normalize by BN, whose statistics the gradient goes through."""
+    return standardize(x[:, None])[:, 0]
 
 
 def descend(
@@ -213,7 +213,7 @@ def outside(config: Config) -> dict[str, ArrayLike]:
     def one(u: Array, start: Array, teacher: Array) -> dict[str, Array]:
         first, none, target = u[:, 0], jnp.zeros(()), 2 * inside(u @ teacher)
         return {
-            "bias_outside": descend(lambda b: centred(first + b), first + 1, none),
+            "bias_outside": descend(lambda b: centered(first + b), first + 1, none),
             "bias_inside": descend(lambda b: inside(first + b), first + 1, none),
             "scale_outside": descend(lambda w: scaled(u @ w), target, start),
             "scale_inside": descend(lambda w: inside(u @ w), target, start),
@@ -228,7 +228,7 @@ def outside(config: Config) -> dict[str, ArrayLike]:
         return {name: np.asarray(runs) for name, runs in found.items()}
 
 
-# ---- Raw, standardised and whitened inputs -------------------------------------------------------
+# ---- Raw, standardized and whitened inputs -------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames=("hidden", "every"))
@@ -357,11 +357,11 @@ def measure(config: Config, study: Study) -> None:
     study.figure(
         "outside",
         lambda: draw_outside(grown),
-        title="Normalised outside the gradient step, bias and weights grow for nothing",
+        title="Normalized outside the gradient step, bias and weights grow for nothing",
         alt="Bias, length of weights, loss over training: statistics as constants; BN inside.",
     )
 
-    # ---- Raw, standardised and whitened inputs
+    # ---- Raw, standardized and whitened inputs
     inputs = {kind: transform(x, kind) for kind in INPUTS}
     rates, everything = jnp.asarray(config.rates), np.arange(config.examples)
     full = jnp.asarray(np.broadcast_to(everything, (len(x), config.descent_steps, len(everything))))
@@ -373,12 +373,12 @@ def measure(config: Config, study: Study) -> None:
         rate = best(needed[:, choosing])
         curves[kind], steps[kind] = runs[rate, own], needed[rate, own]
         study.report(f"steps_of_{kind}", estimates.ratio(steps[kind]))
-    study.report("steps_standardised", estimates.ratio(steps["standardised"] / steps["raw"]))
-    study.report("steps_whitened", estimates.ratio(steps["whitened"] / steps["standardised"]))
+    study.report("steps_standardized", estimates.ratio(steps["standardized"] / steps["raw"]))
+    study.report("steps_whitened", estimates.ratio(steps["whitened"] / steps["standardized"]))
     study.figure(
         "descent",
         lambda: draw_descent(curves, config.target_loss),
-        title="Descent on raw, standardised and whitened pixels, each at its best rate",
+        title="Descent on raw, standardized and whitened pixels, each at its best rate",
         alt="Training loss of logistic regression over the steps; the loss to reach is dotted.",
     )
 
@@ -395,6 +395,6 @@ def measure(config: Config, study: Study) -> None:
         last[kind] = ends[best(ends[:, choosing]), own]
     bound = min(ends.min() for ends in last.values()) + MARGIN
     stuck = {kind: ends > bound for kind, ends in last.items()}
-    study.report("stuck_difference", estimates.paired(stuck["raw"], stuck["standardised"]))
+    study.report("stuck_difference", estimates.paired(stuck["raw"], stuck["standardized"]))
     for kind, outcomes in stuck.items():
         study.report(f"stuck_{kind}", estimates.share(outcomes))

@@ -81,7 +81,7 @@ def ghost_batch_norm(
 ) -> tuple[Array, OptionalState]:
     """Normalize each `batch_size` consecutive examples by their own moments, in training.
 
-    A large batch then has the noise of small ones, which Hoffer et al. find to generalise better.
+    A large batch then has the noise of small ones, which Hoffer et al. find to generalize better.
     What is left over at the end is a group of its own. In inference as `batch_norm`.
 
     The state moves once per call, by the moments of all groups merged, which are the batch's own:

@@ -70,7 +70,7 @@ def train_eval_gap(
 ) -> dict[str, Gap]:
     """Compare running statistics with those that training uses, layer by layer.
 
-    Training normalises by the batch, evaluation by the running statistics. Where `population` is
+    Training normalizes by the batch, evaluation by the running statistics. Where `population` is
     given (from `jbn.population`) it is the truth, and the batch is compared with it as well; else
     the batch is.
 

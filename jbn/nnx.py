@@ -38,7 +38,7 @@ from jbn.linen._batch_norm import (
 
 
 class BatchNorm(nnx.Module):
-    """Normalise by the batch in training, by running statistics otherwise.
+    """Normalize by the batch in training, by running statistics otherwise.
 
     y = scale * (x - mean) / sqrt(var + epsilon) + bias, by `jbn.batch_norm`. Arguments, defaults
     and variables (`Param`: scale, bias; `BatchStat`: mean, var) are those of `flax.nnx.BatchNorm`,
@@ -51,7 +51,7 @@ class BatchNorm(nnx.Module):
 
     Args:
       num_features: C, or one size per feature axis, in the order of x's axes.
-      use_running_average: normalise by the statistics kept, and leave them.
+      use_running_average: normalize by the statistics kept, and leave them.
       axis: feature axis or axes; all others are reduced.
       momentum: weight of the *old* statistics (PyTorch's momentum is 1 - this), or a schedule of
         it such as `jbn.cumulative`; then the layer has a `count` beside mean and var, int32.
@@ -61,7 +61,7 @@ class BatchNorm(nnx.Module):
       dtype: of y; None infers it from x, the statistics and the parameters.
       param_dtype: of scale and bias.
       use_bias, use_scale: have a bias (beta), a scale (gamma).
-      bias_init, scale_init: their initialisers.
+      bias_init, scale_init: their initializers.
       axis_name: mapped axis or axes to pool over; in jit over sharded arrays leave it None.
       axis_index_groups: partition of the indices along `axis_name`.
       use_fast_variance: accepted and ignored: the variance is exact and takes one pass.
@@ -70,7 +70,7 @@ class BatchNorm(nnx.Module):
         any case.
       unbiased: the running var takes Bessel's factor n / (n - 1), as in the paper. Flax has none,
         hence the default.
-      rngs: keys for the initialisers.
+      rngs: keys for the initializers.
       bias_metadata, scale_metadata: metadata of the two variables.
 
     Example:
@@ -146,7 +146,7 @@ class BatchNorm(nnx.Module):
         *,
         mask: ArrayLike | None = None,
     ) -> Array:
-        """Normalise x; in training, move the statistics.
+        """Normalize x; in training, move the statistics.
 
         Args:
           x: the batch, any rank.
@@ -214,7 +214,7 @@ class BatchNorm(nnx.Module):
         """Set the mode of a copy that `nnx.view` makes.
 
         Args:
-          use_running_average: if True, normalise by the statistics kept, and leave them.
+          use_running_average: if True, normalize by the statistics kept, and leave them.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average

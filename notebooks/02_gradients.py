@@ -13,7 +13,7 @@
 #
 # Backpropagation multiplies: the gradient that reaches a layer is the gradient above it times the
 # slope of every layer in between. Products of numbers below one vanish, above one explode. Here we
-# watch it, layer by layer, in networks of twenty layers at initialisation.
+# watch it, layer by layer, in networks of twenty layers at initialization.
 
 # %%
 # On Colab: put jbn's wheel (`pip wheel --no-deps .` makes it) beside this notebook, or clone jbn.
@@ -120,11 +120,11 @@ plt.show()
 # %%
 scales = (0.2, 0.5, 1.0, 2.0, 5.0)
 plain = [factor(norms(nn.relu, scale * he)) for scale in scales]
-normalised = [factor(norms(nn.relu, scale * he, norm=True)) for scale in scales]
+normalized = [factor(norms(nn.relu, scale * he, norm=True)) for scale in scales]
 
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 axes.loglog(scales, plain, "s--", label="without BN")
-axes.loglog(scales, normalised, "o-", label="with BN")
+axes.loglog(scales, normalized, "o-", label="with BN")
 axes.set(xlabel="weights / He's", ylabel="factor per layer", title="ReLU, 20 layers")
 axes.set_xticks(scales, scales, minor=False)
 axes.set_xticks([], minor=True)
@@ -132,7 +132,7 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# With BN the factor is the same at any scale, though not one: at initialisation, ReLU with BN makes
+# With BN the factor is the same at any scale, though not one: at initialization, ReLU with BN makes
 # the gradient grow by about the square root of pi/(pi-1), 1.21, per layer
 # ([Yang et al., 2019](https://arxiv.org/abs/1902.08129)), so that networks of hundreds of layers
 # explode for all that, unless they are residual.
@@ -174,7 +174,7 @@ losses = {"without BN": train(None), "with BN": train("batch")}
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 for (name, values), look in zip(losses.items(), ("--", "-"), strict=True):
     axes.plot(values, look, label=name)
-axes.axhline(np.log(8), color="grey", linestyle=":", label="a guess: log 8")
+axes.axhline(np.log(8), color="gray", linestyle=":", label="a guess: log 8")
 axes.set(xlabel="steps", ylabel="cross-entropy (nats)", title="Twenty layers of sigmoids")
 axes.legend()
 plt.show()
@@ -191,6 +191,6 @@ assert 0.8 < factor(networks["tanh, Xavier"]) < 1
 assert 0.85 < factor(networks["ReLU, He"]) < 1.15
 assert factor(networks["ReLU, twice He"]) > 1.7
 assert 0.7 < factor(networks["sigmoid, Xavier, BN"]) < 1.4
-assert np.ptp(np.log(normalised)) < 0.05 < np.ptp(np.log(plain))
+assert np.ptp(np.log(normalized)) < 0.05 < np.ptp(np.log(plain))
 assert losses["without BN"][-1] > 0.9 * np.log(8)
 assert losses["with BN"][-1] < 0.5 * np.log(8)

@@ -10,7 +10,7 @@ import numpy as np
 
 # Tolerances ------------------------------------------------------------------------------------
 
-# One float32 rounding is 6e-8; a normalised value is a handful of them away from float64, and the
+# One float32 rounding is 6e-8; a normalized value is a handful of them away from float64, and the
 # largest |xhat| in the tests is about 5.
 F32_VALUE = 4e-6
 # A gradient adds two more reductions and the product of scale, rstd and the cotangent, each O(1).
@@ -147,7 +147,7 @@ class Problem:
     mask: np.ndarray | None = None
 
     def used(self):
-        """Return the (mean, var) that normalise: the batch's, or the running where it has none."""
+        """Return the (mean, var) that normalize: the batch's, or the running where it has none."""
         mean, var, n = moments(self.x, axis=self.axis, mask=self.mask)
         return np.where(n > 0, mean, exact(self.mean)), np.where(n > 0, var, exact(self.var))
 
@@ -195,7 +195,7 @@ class Problem:
         rstd = 1 / np.sqrt(var + self.epsilon)
         xhat = (v - mean) * rstd
         g = scale * dy
-        to_mean = -rstd * g.sum(0)  # through the mean that normalises
+        to_mean = -rstd * g.sum(0)  # through the mean that normalizes
         to_var = -0.5 * rstd**2 * (g * xhat).sum(0)
         effective = effective_count(shape, axis=axis, mask=self.mask).reshape(-1)
         several = is_several(effective)
@@ -209,9 +209,9 @@ class Problem:
         all_var = np.where(has, to_var + new * factor * dvar, 0.0)
         old, old_var = (np.where(moves, self.momentum, 1.0) for moves in (has, several))
 
-        centred = v - batch_mean
-        dx = g * rstd + w / safe * (all_mean + 2 * centred * all_var)
-        dw = (all_mean * centred + all_var * (centred**2 - batch_var)) / safe
+        centered = v - batch_mean
+        dx = g * rstd + w / safe * (all_mean + 2 * centered * all_var)
+        dw = (all_mean * centered + all_var * (centered**2 - batch_var)) / safe
         dw = dw + np.where(has, new * dvar * slope * batch_var, 0.0)
         run_mean, run_var = exact(self.mean).reshape(-1), exact(self.var).reshape(-1)
         dmomentum = np.where(

@@ -9,7 +9,7 @@ import numpy as np
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_example_runs_and_normalises():
+def test_example_runs_and_normalizes():
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {}
     exec(example, names)

@@ -36,7 +36,7 @@ def from_equinox(
     count 1 on jbn goes on exactly so. Equinox' sum of variances starts at 1 instead of 0, which
     jbn does not repeat: a layer converted before its first step has the right variance after it.
     `mode="ema"` takes the first batch as it is: `FirstBatch`; the state says only whether there was
-    one, so count is 0 or 1. In training it normalises by the running statistics, which
+    one, so count is 0 or 1. In training it normalizes by the running statistics, which
     `batch_norm` never does: there only evaluation and the statistics' moves are the same.
 
     Args:
@@ -58,7 +58,7 @@ def from_equinox(
       >>> int(state.count), options.momentum
       (1, FirstBatch(decay=0.9))
 
-    References: https://docs.kidger.site/equinox/api/nn/normalisation/
+    References: https://docs.kidger.site/equinox/api/nn/normalization/
     """
     reader = Reader("Equinox layer", _KEYS)
     _check_kinds(reader.where, layer, state)

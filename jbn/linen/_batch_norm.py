@@ -33,7 +33,7 @@ Initializer = Callable[..., Array]
 
 
 class BatchNorm(nn.Module):
-    """Normalise by the batch in training, by running statistics otherwise.
+    """Normalize by the batch in training, by running statistics otherwise.
 
     y = scale * (x - mean) / sqrt(var + epsilon) + bias, by `jbn.batch_norm`. Arguments, defaults
     and variables (`params`: scale, bias; `batch_stats`: mean, var) are those of
@@ -44,7 +44,7 @@ class BatchNorm(nn.Module):
     position is no NaN; named axes are pooled by count; float masks are weights.
 
     Attributes:
-      use_running_average: normalise by the statistics in `batch_stats`, and leave them.
+      use_running_average: normalize by the statistics in `batch_stats`, and leave them.
       axis: feature axis or axes; all others are reduced.
       momentum: weight of the *old* statistics (PyTorch's momentum is 1 - this), or a schedule of
         it such as `jbn.cumulative`; then `batch_stats` has a `count` beside mean and var, int32.
@@ -54,7 +54,7 @@ class BatchNorm(nn.Module):
       dtype: of y; None infers it from x and the parameters.
       param_dtype: of scale and bias.
       use_bias, use_scale: have a bias (beta), a scale (gamma).
-      bias_init, scale_init: their initialisers.
+      bias_init, scale_init: their initializers.
       axis_name: mapped axis or axes to pool over; in jit over sharded arrays leave it None.
       axis_index_groups: partition of the indices along `axis_name`.
       use_fast_variance: accepted and ignored: the variance is exact and takes one pass.
@@ -101,7 +101,7 @@ class BatchNorm(nn.Module):
         *,
         mask: ArrayLike | None = None,
     ) -> Array:
-        """Normalise x; in training, move the statistics in `batch_stats`, which must be mutable.
+        """Normalize x; in training, move the statistics in `batch_stats`, which must be mutable.
 
         Args:
           x: the batch, any rank.
@@ -174,7 +174,7 @@ class BatchNorm(nn.Module):
 
     @nn.nowrap
     def _operation(self) -> Callable[..., tuple[Array, BatchNormState]]:
-        """Return the function that normalises; variants have another one."""
+        """Return the function that normalizes; variants have another one."""
         return batch_norm
 
     @nn.nowrap

@@ -74,7 +74,7 @@ class BatchRenorm(BatchNorm):
         if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 0:
             raise ValueError(
                 f"Expected `warmup_steps` to be an int of 0 or more, got {steps!r}. "
-                "Pass the number of batches to normalise as BatchNorm does."
+                "Pass the number of batches to normalize as BatchNorm does."
             )
         foreign = [n for n in ("steps", "r_max", "d_max") if self.has_variable("batch_stats", n)]
         if foreign:
@@ -108,7 +108,7 @@ class _WithoutStatistics(nn.Module):
       epsilon: added to var.
       param_dtype: of scale and bias.
       use_bias, use_scale: have a bias, a scale.
-      bias_init, scale_init: their initialisers.
+      bias_init, scale_init: their initializers.
     """
 
     use_running_average: bool | None = None
@@ -128,7 +128,7 @@ class _WithoutStatistics(nn.Module):
         *,
         mask: ArrayLike | None = None,
     ) -> Float[Array, "N ... C"]:
-        """Normalise x."""
+        """Normalize x."""
         x = as_array("x", x)
         feature = one_feature_axis(x, self.axis)
         shape, dtype = (x.shape[feature],), self.param_dtype

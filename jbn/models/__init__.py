@@ -1,4 +1,4 @@
-"""Flax networks to compare normalisations on."""
+"""Flax networks to compare normalizations on."""
 
 from jbn import _flax as _flax
 

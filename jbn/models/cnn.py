@@ -17,7 +17,7 @@ class CNN(nn.Module):
       widths: features of each stage.
       outputs: number of outputs.
       norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
-      kernel_init: initialiser of every kernel.
+      kernel_init: initializer of every kernel.
 
     Example:
       >>> import jax, jax.numpy as jnp

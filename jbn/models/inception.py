@@ -54,13 +54,13 @@ class InceptionNet(nn.Module):
     Attributes:
       blocks: the rows of the plan, see `plan`.
       stem: "full", a 7x7 convolution with stride 2; "separable", 7x7 with eight filters for each
-        colour, then 1x1, as in the paper; "small", one 3x3 convolution, for images of 32x32.
+        color, then 1x1, as in the paper; "small", one 3x3 convolution, for images of 32x32.
       width: what every number of features is divided by.
       outputs: number of outputs.
-      local_response: normalise responses locally around the second convolution, as the original.
+      local_response: normalize responses locally around the second convolution, as the original.
       dropout: share of the last features that is dropped in training, which needs a `dropout` rng.
       norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
-      kernel_init: initialiser of every kernel.
+      kernel_init: initializer of every kernel.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -121,12 +121,12 @@ class InceptionNet(nn.Module):
             x = conv(x, 192, 3, "stem")
         else:
             if self.stem == "separable":
-                colours = x.shape[-1]
+                colors = x.shape[-1]
                 x = nn.Conv(
-                    8 * colours,
+                    8 * colors,
                     (7, 7),
                     (2, 2),
-                    feature_group_count=colours,
+                    feature_group_count=colors,
                     use_bias=False,
                     kernel_init=self.kernel_init,
                     name="stem_depthwise",

@@ -1,4 +1,4 @@
-"""Multilayer perceptron, with or without a normalisation around each nonlinearity."""
+"""Multilayer perceptron, with or without a normalization around each nonlinearity."""
 
 import functools
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from jbn.models.units import Activation, Initializer, Norm, Placement, check_cal
 class MLP(nn.Module):
     """Dense layers: u -> activation(norm(W u)), then a last W u + b.
 
-    Normalisation goes before the nonlinearity, and where it is, the bias is dropped: subtracting
+    Normalization goes before the nonlinearity, and where it is, the bias is dropped: subtracting
     the mean would cancel it. Weights come from the same random numbers with and without `norm`.
 
     Attributes:
       hidden: width of each hidden layer.
       outputs: number of outputs.
       activation: the nonlinearity.
-      kernel_init: initialiser of every W.
+      kernel_init: initializer of every W.
       norm, placement: of every hidden layer, see `jbn.models.units.unit`: a name such as "batch",
         or a function such as `jbn.linen.BatchNorm`; None for none.
 

@@ -1,4 +1,4 @@
-"""Recurrent networks over sequences: plain, GRU and LSTM, their inputs normalised or not."""
+"""Recurrent networks over sequences: plain, GRU and LSTM, their inputs normalized or not."""
 
 import functools
 from typing import Any, Literal
@@ -24,7 +24,7 @@ GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 class Recurrent(nn.Module):
     """One recurrent layer, and a dense one on its last output.
 
-    What comes from the input, W x_t, is normalised over examples and time at once, or, placed
+    What comes from the input, W x_t, is normalized over examples and time at once, or, placed
     after the nonlinearity, the states that the output reads; what comes from the past, U h, is
     not: its statistics differ from step to step.
 
@@ -32,11 +32,11 @@ class Recurrent(nn.Module):
       cell: "rnn", h' = activation(W x + U h + b); "gru"; "lstm".
       hidden: H, width of the state.
       outputs: number of outputs.
-      norm, placement: "before" normalises W x, see `jbn.models.units.unit`, and its bias is then
+      norm, placement: "before" normalizes W x, see `jbn.models.units.unit`, and its bias is then
         that of all gates; "after" the states.
       activation: the nonlinearity of "rnn", and of the candidates of the others.
       forget_bias: added to the LSTM's forget gate, and to the GRU's update gate, which keeps.
-      kernel_init, recurrent_init: initialisers of W and U.
+      kernel_init, recurrent_init: initializers of W and U.
 
     The states, `(N, T, H)`, are sown in `intermediates` as `states`.
 
@@ -52,7 +52,7 @@ class Recurrent(nn.Module):
     References: Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997. Cho et al., "Learning
       Phrase Representations", 2014. Jozefowicz et al., "An Empirical Exploration of Recurrent
       Network Architectures", 2015 (forget bias). Laurent et al., "Batch Normalized Recurrent Neural
-      Networks", 2016, section 4 (normalise W x alone).
+      Networks", 2016, section 4 (normalize W x alone).
     """
 
     cell: Literal["rnn", "gru", "lstm"] = "rnn"

@@ -26,7 +26,7 @@ class ResNet(nn.Module):
       shortcut: where the shape changes, "pad" the features with zeros (CIFAR) or "project" them.
       outputs: number of outputs.
       norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
-      kernel_init: initialiser of every kernel.
+      kernel_init: initializer of every kernel.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""One layer of a network: the affine map, its normalisation, its nonlinearity, in either order."""
+"""One layer of a network: the affine map, its normalization, its nonlinearity, in either order."""
 
 import functools
 from collections.abc import Callable
@@ -31,7 +31,7 @@ CANCEL_BIAS = (BatchNorm, nn.BatchNorm, linen.InstanceNorm, nn.InstanceNorm)
 
 
 def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
-    """Look a normalisation up by its name; None where no module follows the layer.
+    """Look a normalization up by its name; None where no module follows the layer.
 
     Raises: ValueError: a name that there is not.
     """
@@ -46,7 +46,7 @@ def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
 
 
 def cancels_bias(norm: Norm) -> bool:
-    """Tell whether the normalisation subtracts whatever a bias before it would add."""
+    """Tell whether the normalization subtracts whatever a bias before it would add."""
     make = make_norm(norm)
     while isinstance(make, functools.partial):
         make = make.func
@@ -109,16 +109,16 @@ def unit(
     Args:
       layer: makes the affine map, called with `use_bias` and `name`: a partial `nn.Dense`.
       x: input.
-      training: normalise by the batch.
+      training: normalize by the batch.
       name, norm_name: of the two modules.
       norm: a key of `NORMS`, "weight" (direction and length of the kernel are apart), "none" or
         None, or a function called as `norm(use_running_average=..., name=...)`.
       activation: the nonlinearity; None for none.
-      placement: normalise "before" the nonlinearity, as in the paper's section 3.2, or "after".
-      mask: for the normalisation, broadcastable to the layer's output.
+      placement: normalize "before" the nonlinearity, as in the paper's section 3.2, or "after".
+      mask: for the normalization, broadcastable to the layer's output.
       sow: called with what enters the nonlinearity.
 
-    Returns: the output. The layer has a bias unless the normalisation comes next and cancels it.
+    Returns: the output. The layer has a bias unless the normalization comes next and cancels it.
     Raises: ValueError: a norm or placement that there is not.
     """
     if placement not in ("before", "after"):
@@ -128,7 +128,7 @@ def unit(
     if norm == WEIGHT:
         module = nn.WeightNorm(module, name=norm_name)
 
-    def normalised(x: Array) -> Array:
+    def normalized(x: Array) -> Array:
         if make is None:
             return x
         masked = {} if mask is None else {"mask": mask}
@@ -136,7 +136,7 @@ def unit(
 
     x = module(x)
     if placement == "before":
-        x = normalised(x)
+        x = normalized(x)
     sow(x)
     x = x if activation is None else activation(x)
-    return normalised(x) if placement == "after" else x
+    return normalized(x) if placement == "after" else x

@@ -154,7 +154,7 @@ def constant_statistics(name, groups):
 
 
 def local_state(name, groups):
-    """Normalise by all devices, but move each device's state by its own part."""
+    """Normalize by all devices, but move each device's state by its own part."""
 
     def step(x, mask, params, state):
         y, _ = modes.norm(name)(x, mask, params, state)

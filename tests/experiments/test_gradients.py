@@ -62,13 +62,13 @@ def test_profiles_are_those_of_the_chain_rule(found, init, architecture, skip):
 
 def test_kernels_do_not_depend_on_the_norm():
     x = np.ones((3, 5))
-    plain, normalised = (next(deep.draw(Deep(4, 8, norm=norm), x, [3])) for norm in (None, "batch"))
+    plain, normalized = (next(deep.draw(Deep(4, 8, norm=norm), x, [3])) for norm in (None, "batch"))
     for name in ("first", "output"):
         np.testing.assert_array_equal(
-            plain["params"][name]["kernel"], normalised["params"][name]["kernel"]
+            plain["params"][name]["kernel"], normalized["params"][name]["kernel"]
         )
     for i in range(2):
-        kernels = [v["params"]["blocks"][f"dense_{i}"]["kernel"] for v in (plain, normalised)]
+        kernels = [v["params"]["blocks"][f"dense_{i}"]["kernel"] for v in (plain, normalized)]
         np.testing.assert_array_equal(*kernels)
 
 

@@ -161,12 +161,12 @@ def test_distortion_changes_as_much_as_it_says():
     key = jax.random.key(0)
     images = jax.random.uniform(jax.random.key(1), (50, 4, 4, 3), minval=0.4, maxval=0.6)
     np.testing.assert_allclose(distort(key, images, 0.0), images, atol=ROUNDING)
-    # All of one grey: contrast and saturation leave it, brightness moves it as a whole.
+    # All of one gray: contrast and saturation leave it, brightness moves it as a whole.
     moved = np.asarray(distort(key, jnp.full_like(images, 0.5), 0.4)) - 0.5
     np.testing.assert_allclose(moved, moved[:, :1, :1, :1] * np.ones_like(moved), atol=ROUNDING)
     assert 0.08 < np.abs(moved).max() <= 0.1 + ROUNDING
-    # Contrast: the grey levels' spread by at most 40 percent, for each image another.
-    grey, before = (np.asarray(x).mean(-1).std((1, 2)) for x in (distort(key, images, 0.4), images))
-    factor = grey / before
+    # Contrast: the gray levels' spread by at most 40 percent, for each image another.
+    gray, before = (np.asarray(x).mean(-1).std((1, 2)) for x in (distort(key, images, 0.4), images))
+    factor = gray / before
     assert 0.6 - 1e-3 <= factor.min() < 0.7
     assert 1.3 < factor.max() <= 1.4 + 1e-3

@@ -138,6 +138,6 @@ def test_refuses_fewer_steps_than_the_window():
         inference.Config(steps=50)
 
 
-def test_only_normalising_layers_are_averaged(untrained):
+def test_only_normalizing_layers_are_averaged(untrained):
     network = Network(untrained["params"], untrained["population"], ())
     assert inference.seen(network)["affine"].keys() == {"norm_0"}

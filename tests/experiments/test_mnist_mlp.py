@@ -96,7 +96,7 @@ def test_evaluation_by_hand():
         return x
 
     moments = []
-    for i in range(2):  # A layer's statistics rest on batches normalised by their own, below it.
+    for i in range(2):  # A layer's statistics rest on batches normalized by their own, below it.
         u = []
         for x in population:
             h = x
@@ -137,7 +137,7 @@ def test_drift_and_spread_by_hand(tmp_path):
             row = {"step": step, "accuracy": accuracy, "percentiles": percentiles}
             run.append("metrics.jsonl", row)
             run.append("timing.jsonl", {"step": step, "train_seconds": 2, "evaluate_seconds": 1})
-        summary = fig1.summarise(run)
+        summary = fig1.summarize(run)
     assert summary["drift_of_median"]["with"]["mean"] == pytest.approx((0.3 + 0.5) / 2)
     assert summary["range_of_median"]["with"]["mean"] == pytest.approx((0.4 + 0.7) / 2)
     assert summary["spread_ratio"]["with"]["mean"] == pytest.approx((4 + 1.5) / 2)
@@ -208,7 +208,7 @@ def test_figures_need_only_the_files_of_the_run(finished, tmp_path):
     for name in ("config.json", "env.json", "metrics.jsonl", "timing.jsonl"):
         shutil.copy(finished / name, tmp_path)
     with record.open_run(tmp_path) as run:
-        summary = {"preset": "smoke", **fig1.summarise(run)}
+        summary = {"preset": "smoke", **fig1.summarize(run)}
         mnist_mlp.draw(run, summary)
     assert summary == record.read_json(finished / "summary.json")
     for name in FIGURES:

@@ -66,7 +66,7 @@ def test_every_example_is_seen_once_and_none_that_is_held_out():
 
 
 @pytest.mark.parametrize("kind", ["lstm", "lstm_1"])
-def test_gates_open_and_close_as_initialised(kind):
+def test_gates_open_and_close_as_initialized(kind):
     length, size = 50, 200
     model = Recurrent(cell="lstm", hidden=size, outputs=1)
     init = jax.jit(functools.partial(model.init, training=False))

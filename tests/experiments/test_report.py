@@ -305,8 +305,8 @@ def test_dark_and_light(show):
     def lightness(scheme):
         page = show(color_scheme=scheme)
         style = "getComputedStyle(document.body)"
-        colours = page.evaluate(f"[{style}.color, {style}.backgroundColor]")
-        return [sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in colours]
+        colors = page.evaluate(f"[{style}.color, {style}.backgroundColor]")
+        return [sum(map(int, re.findall(r"\d+", color)[:3])) / 765 for color in colors]
 
     ink, paper = lightness("light")
     assert (ink < 0.3, paper > 0.9) == (True, True)

@@ -35,8 +35,8 @@ def test_best_line_agrees_with_regression_on_quantiles():
 
 
 @pytest.mark.parametrize("size", [2, 60])
-def test_largest_normalised_reaches_the_bound(size):
-    assert saturation.largest_normalised(size) == pytest.approx(np.sqrt(size - 1), rel=1e-5)
+def test_largest_normalized_reaches_the_bound(size):
+    assert saturation.largest_normalized(size) == pytest.approx(np.sqrt(size - 1), rel=1e-5)
 
 
 def test_r2_of_each_unit():

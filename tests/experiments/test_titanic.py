@@ -15,16 +15,16 @@ def test_a_fold_is_imputed_and_scaled_by_its_training_rows_alone():
     features = rng.normal(5, 3, (40, 3))
     features[[1, 7, 30], 2] = np.nan
     train = np.arange(20)
-    raw, standardised = titanic_data.scalings(features, train)
+    raw, standardized = titanic_data.scalings(features, train)
 
     median = np.median(features[train, 2][~np.isnan(features[train, 2])])
     assert raw[1, 2] == raw[30, 2] == median
     np.testing.assert_array_equal(raw[:, :2], features[:, :2])
-    np.testing.assert_allclose(standardised[train].mean(0), 0, atol=1e-12)
-    np.testing.assert_allclose(standardised[train].std(0), 1, rtol=1e-12)
+    np.testing.assert_allclose(standardized[train].mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(standardized[train].std(0), 1, rtol=1e-12)
     features[20:] = 1e6
     np.testing.assert_array_equal(
-        titanic_data.scalings(features, train)[:, train], [raw[train], standardised[train]]
+        titanic_data.scalings(features, train)[:, train], [raw[train], standardized[train]]
     )
 
 
@@ -58,7 +58,7 @@ def test_numbers_are_of_the_final_epoch_and_paired_by_seed():
     rng = np.random.default_rng(0)
     found = {name: rng.random((2, 2, 2, 6)) for name in titanic.METHODS}
     setting = titanic.settle(config, found, 1)
-    one = found["batch"][1, :, 1]  # Of the second seed, standardised: (folds, epochs).
+    one = found["batch"][1, :, 1]  # Of the second seed, standardized: (folds, epochs).
     np.testing.assert_allclose(setting.accuracy["batch"][1], one[:, 2].mean())
     np.testing.assert_allclose(setting.later["batch"][1], one[:, 5].mean())
     np.testing.assert_allclose(setting.deviation["batch"][1], one[:, 1:3].std(1).mean())

@@ -19,7 +19,7 @@ def test_arrivals():
 
 def test_permuted_moves_pixels_of_all_images_alike():
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 5)).astype(np.uint8)
-    plain, moved = transfer.grey(images), transfer.permuted(images)
+    plain, moved = transfer.gray(images), transfer.permuted(images)
     assert not np.array_equal(plain, moved)
     columns = {tuple(column) for column in plain.T}
     assert {tuple(column) for column in moved.T} == columns

@@ -28,7 +28,7 @@ def test_descent_with_statistics_as_constants_follows_the_closed_form():
     with jax.enable_x64(True):
         x = jnp.asarray(u)
         bias = np.asarray(
-            whitening.descend(lambda b: whitening.centred(x + b), x + 1, jnp.zeros(()))
+            whitening.descend(lambda b: whitening.centered(x + b), x + 1, jnp.zeros(()))
         )
         scale = np.asarray(
             whitening.descend(lambda w: whitening.scaled(w * x), 2 * x, jnp.ones(()))

@@ -591,7 +591,7 @@ def test_equinox_layer_goes_on_in_jbn(eqx, mode, is_affine):
         np.testing.assert_allclose(evaluate(converted, x, axis=1), want, **CLOSE)
         want, state = call_equinox(module, state, x, False)
         got, converted = train(converted, x, axis=1)
-        if mode == "batch":  # The other normalises by running statistics.
+        if mode == "batch":  # The other normalizes by running statistics.
             np.testing.assert_allclose(got, want, **CLOSE)
         again = convert.from_equinox(module, state)
         chex.assert_trees_all_close(

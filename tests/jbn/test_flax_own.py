@@ -167,7 +167,7 @@ def test_linen_inside_nnx(norm):
 
 
 class Block(nnx.Module):
-    """Dense, normalisation, dropout: the model of most of Flax's cases."""
+    """Dense, normalization, dropout: the model of most of Flax's cases."""
 
     def __init__(self, norm, rngs, **options):
         self.linear = nnx.Linear(3, 3, rngs=rngs)
@@ -219,7 +219,7 @@ def test_nnx_inside_spectral_norm(norm, update):
 
 
 @nnx_layers
-def test_nnx_graph_does_not_hold_the_initialisers(norm):
+def test_nnx_graph_does_not_hold_the_initializers(norm):
     """nnx/nn/linear_test.py: TestLayersSameGraph."""
     zeros, ones = nnx.initializers.zeros, nnx.initializers.ones
     one, two = (

@@ -131,11 +131,11 @@ def test_skip_connections_have_no_parameters_where_they_pad():
 def test_inception_without_norm_has_biases_instead(stem):
     blocks = inception.plan()[1:3]  # One of the same size, one that halves it.
     make = functools.partial(models.InceptionNet, blocks=blocks, stem=stem, width=8)
-    plain, normalised = (shapes(make(norm=norm), PHOTO) for norm in (None, "batch"))
+    plain, normalized = (shapes(make(norm=norm), PHOTO) for norm in (None, "batch"))
     convolutions = [name for name in plain["params"] if name not in ("output", "stem_depthwise")]
     assert all("bias" in plain["params"][name] for name in convolutions)
-    assert all("bias" not in normalised["params"][name] for name in convolutions)
-    assert size(normalised["params"]) - size(plain["params"]) == sum(
+    assert all("bias" not in normalized["params"][name] for name in convolutions)
+    assert size(normalized["params"]) - size(plain["params"]) == sum(
         plain["params"][name]["bias"].size for name in convolutions
     )
 
@@ -203,7 +203,7 @@ def test_one_training_step(name, norm):
 @pytest.mark.parametrize("name", ["MLP", "CNN"])
 def test_every_norm(name, norm):
     if norm == "instance" and name == "MLP":
-        pytest.skip("one value per example and feature: nothing to normalise")
+        pytest.skip("one value per example and feature: nothing to normalize")
     make, shape = SMALL[name]
     make = functools.partial(make, **{"MLP": {"hidden": (8,)}, "CNN": {"widths": (8,)}}[name])
     if norm == "ghost":
@@ -290,7 +290,7 @@ def test_masked_examples_count_for_nothing(name):
 # ---- The parts -----------------------------------------------------------------------------------
 
 
-def test_inception_drops_out_and_normalises_responses():
+def test_inception_drops_out_and_normalizes_responses():
     model = models.SmallInception(blocks=inception.plan()[:1], outputs=3)
     x, _ = batch((8, 8, 3))
     variables = initial(model, x)
@@ -374,7 +374,7 @@ def test_recurrent_cells_by_hand(cell):
     np.testing.assert_allclose(got, h @ output["kernel"] + output["bias"], atol=1e-5)
 
 
-def test_recurrent_input_is_normalised_over_examples_and_time():
+def test_recurrent_input_is_normalized_over_examples_and_time():
     model = models.LSTM(hidden=4, norm="batch")
     x, _ = batch(SEQUENCE)
     variables = initial(model, x)
@@ -384,7 +384,7 @@ def test_recurrent_input_is_normalised_over_examples_and_time():
     np.testing.assert_allclose(mean, 0.01 * inputs.mean(0), atol=1e-6)
 
 
-def test_recurrent_states_are_normalised_where_the_norm_comes_after():
+def test_recurrent_states_are_normalized_where_the_norm_comes_after():
     model = models.GRU(hidden=4, norm="batch", placement="after")
     x, _ = batch(SEQUENCE)
     variables = initial(model, x)

@@ -41,7 +41,7 @@ def make_params(name):
 
 
 def formula(name, x, params=(None, None), epsilon=1e-5):
-    """Normalise in float64, as the papers write it."""
+    """Normalize in float64, as the papers write it."""
     x = oracles.exact(x)
     v = x.reshape(*x.shape[:-1], 2, 4) if name == "group" else x
     axes = {"layer": -1, "image": (1, 2, 3), "group": (1, 2, 4), "instance": (1, 2)}[name]

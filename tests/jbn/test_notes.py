@@ -105,7 +105,7 @@ def test_a_constant_batch_is_finite_with_epsilon():
     np.testing.assert_array_equal(y, np.zeros((8, 3)))
 
 
-def test_normalised_values_are_bounded_by_sqrt_m_minus_1():
+def test_normalized_values_are_bounded_by_sqrt_m_minus_1():
     """The notes say -1 to 1; an outlier of a batch of 60 reaches sqrt(59) = 7.68."""
     params, state = jbn.init(1)
     x = np.zeros((60, 1), np.float32)
@@ -128,7 +128,7 @@ def test_shape_of_the_distribution_stays():
 
 
 def test_a_parameter_outside_the_step_grows_while_the_loss_stays():
-    """Normalising outside the gradient step: b = 100 after 1000 steps; inside it never moves."""
+    """Normalizing outside the gradient step: b = 100 after 1000 steps; inside it never moves."""
     u = np.asarray(values(11, (10, 1)))
     params, state = jbn.init(1)
 

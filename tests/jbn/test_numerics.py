@@ -1,4 +1,4 @@
-"""Exact whatever the mean: the normalised output against float64 of the same float32 x."""
+"""Exact whatever the mean: the normalized output against float64 of the same float32 x."""
 
 import contextlib
 import functools

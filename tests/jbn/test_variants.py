@@ -42,7 +42,7 @@ infer = jbn.normalize
 
 
 def ghost_oracle(x, params, state, size, mask=None, axis=-1, epsilon=1e-5):
-    """Normalise chunk by chunk in float64."""
+    """Normalize chunk by chunk in float64."""
     x = oracles.exact(x)
     mask = None if mask is None else np.broadcast_to(mask, x.shape)
     chunks = []
@@ -597,8 +597,8 @@ def test_frozen_statistics_pass_the_gradient_of_an_affine_map():
     g = oracles.exact(dy) * a
     assert_close(dx, g, F32_GRADIENT)
     assert_close(dmean, -g.sum(0), F32_GRADIENT)
-    centred = oracles.exact(x) - oracles.exact(state.mean)
-    want = -0.5 * (g * centred).sum(0) / (oracles.exact(state.var) + 1e-5)
+    centered = oracles.exact(x) - oracles.exact(state.mean)
+    want = -0.5 * (g * centered).sum(0) / (oracles.exact(state.var) + 1e-5)
     assert_close(dvar, want, F32_GRADIENT)
 
 

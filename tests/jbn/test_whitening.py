@@ -86,7 +86,7 @@ def test_groups_and_axis():
     assert_close(applied, first, IDENTITY)
 
 
-def test_groups_of_one_are_the_standardised_features():
+def test_groups_of_one_are_the_standardized_features():
     x = correlated(4, (50, 6))
     want = jax.jit(functools.partial(jbn.layer_norm, axis=0))(x)
     assert_close(jitted(groups=6)(x)[0], want, IDENTITY)
