@@ -598,15 +598,26 @@ def _about_guess(
         near = near._replace(pivot=jnp.where(_has(n), pivot, 0))
     exact = _is_exact(near.remainder, near.var, epsilon)
 
-    def again(x: Array) -> tuple[Array, ...]:
-        return _about_mean(x, weights, n, epsilon, axes=axes)[1:]
+    def again(x: Array) -> Array:
+        return _stacked(_about_mean(x, weights, n, epsilon, axes=axes)[1:])
 
-    # Branches have the same types: in `shard_map` these two have to vary as the others do. No
-    # operation is left of it in the compiled program.
-    same = [jax.lax.select(exact, v, v) for v in (near.pivot, near.per_unit)]
+    def not_needed(x: Array) -> Array:
+        vectors = _stacked(near[1:])
+        return varying_like(jnp.zeros_like(vectors), vectors)
+
+    # One array out of the branches, and what is there already chosen after them: on a TPU each
+    # array that comes out of a branch is a kernel.
     shifts = _anywhere(jnp.any(~exact))
-    pivot, per_unit, *others = jax.lax.cond(shifts, again, lambda x: (*same, *near[3:]), x)
-    return _Part(_residual(x, pivot, per_unit), pivot, per_unit, *others)
+    others = jax.lax.cond(shifts, again, not_needed, x)
+    pivot, per_unit, remainder, std, var = (
+        jnp.where(shifts, other if jnp.iscomplexobj(vector) else other.real, vector)
+        for other, vector in zip(others, near[1:], strict=True)
+    )
+    return _Part(_residual(x, pivot, per_unit), pivot, per_unit, remainder, std, var)
+
+
+def _stacked(vectors: tuple[Array, ...]) -> Array:
+    return jnp.stack([v.astype(vectors[0].dtype) for v in vectors])
 
 
 def _guessed_pivot(guess: Array, x: Array, axes: tuple[int, ...]) -> Array:
