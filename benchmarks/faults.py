@@ -34,8 +34,10 @@ import numpy as np
 import tyro
 
 from benchmarks import common
-from experiments import data, mnist_mlp, record
-from experiments.checkpoints import MANIFEST, Checkpoints
+from experiments import run_dir
+from experiments.studies import mnist_mlp
+from experiments.tasks import data
+from experiments.training.checkpoints import MANIFEST, Checkpoints
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # Runs: each has work for about one core.
@@ -131,7 +133,7 @@ def differences(want: Path, got: Path) -> list[str]:
     found += [f"checkpoints/{name} left over" for name in look(got.parents[1]).others]
     compare: dict[str, Callable[[Path], Any]] = {
         "summary.json": results,
-        "timing.jsonl": lambda path: [row["step"] for row in record.read_rows(path)],
+        "timing.jsonl": lambda path: [row["step"] for row in run_dir.read_rows(path)],
         "checkpoints": last_state,
     }
     for name in sorted(sides[0] & sides[1] - {"env.json", "lock"}):
@@ -142,18 +144,18 @@ def differences(want: Path, got: Path) -> list[str]:
 
 def results(path: Path) -> dict[str, Any]:
     """Read a summary without times, and without the commit, which may change meanwhile."""
-    summary = record.read_json(path)
+    summary = run_dir.read_json(path)
     del summary["seconds"], summary["environment"]["commit"]
     return summary
 
 
 def last_state(path: Path) -> Any:
     """Restore the last checkpoint of a run: its step, and name, dtype and bytes of each leaf."""
-    config = record.read_config(path.parent, "mnist_mlp", mnist_mlp.Config)
+    config = run_dir.read_config(path.parent, "mnist_mlp", mnist_mlp.Config)
     features = data.load(config.dataset).train_images[0].size
     keys = jax.random.split(jax.random.key(0), config.seeds)
     like = jax.eval_shape(jax.vmap(lambda key: mnist_mlp.init(config, key, features)), keys)
-    with record.open_run(path.parent) as run, Checkpoints(run) as checkpoints:
+    with run_dir.open_run(path.parent) as run, Checkpoints(run) as checkpoints:
         step, state = checkpoints.newest(like) or (None, {})
     leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.asarray, state))
     return step, [(str(name), str(leaf.dtype), leaf.tobytes()) for name, leaf in leaves]

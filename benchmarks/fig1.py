@@ -2,7 +2,7 @@
 
 784-100-100-100-10 sigmoid units, with and without batch normalization, batches of 60, SGD at .1.
 
-  jbn           `experiments.devices` as `python -m experiments mnist_mlp` uses it: chunks of 250
+  jbn           `training.devices` as `python -m experiments mnist_mlp` uses it: chunks of 250
                 steps in one jitted scan, the data set on the device, batches drawn included
   Flax + optax  the same model with Flax's BatchNorm, a jitted step called from Python on batches
                 indexed from a NumPy array of float32
@@ -34,11 +34,13 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks import common
 from benchmarks.common import Run
-from experiments import data, mnist_mlp, record
-from experiments.data import Dataset
-from experiments.devices import Devices
-from experiments.mnist_mlp import Config
-from experiments.train import Execution, batch_indices
+from experiments import run_dir
+from experiments.studies import mnist_mlp
+from experiments.studies.mnist_mlp import Config
+from experiments.tasks import data
+from experiments.tasks.data import Dataset
+from experiments.training.devices import Devices
+from experiments.training.loop import Execution, batch_indices
 from jbn.models import MLP
 
 NETWORKS = ("without", "with")
@@ -194,13 +196,13 @@ def rates(config: Config, dataset: Dataset, *, steps: int, repeats: int) -> dict
 def experiment(config: Config, dataset: Dataset) -> dict[str, float]:
     """Run the experiment itself in a temporary directory; return the seconds of its parts."""
     with tempfile.TemporaryDirectory() as folder:
-        run = record.create(Path(folder), "mnist_mlp", config)
-        record.keep_environment(run, {**record.environment(), "data": dataset.describe()})
+        run = run_dir.create(Path(folder), "mnist_mlp", config)
+        run_dir.keep_environment(run, {**run_dir.environment(), "data": dataset.describe()})
         began = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):  # Its progress.
             mnist_mlp.run(config, dataset, run, Execution())
         whole = time.perf_counter() - began
-        chunks = list(record.read_rows(run.path / "timing.jsonl"))
+        chunks = list(run_dir.read_rows(run.path / "timing.jsonl"))
         run.lock.close()
     return {
         "steps": config.steps,

@@ -1,12 +1,11 @@
 """Command line: python -m experiments NAME [options], or `list`, `all`, `report`."""
 
-import ast
 import contextlib
 import gc
 import sys
-from pathlib import Path
 
-from experiments.last_words import LastWords, Stopped
+from experiments.studies import summary_line
+from experiments.training.last_words import LastWords, Stopped
 
 EXPERIMENTS = (
     "mnist_mlp",
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name == "report":
-        from experiments import report
+        from experiments.ledger import page as report
 
         return report.main(rest)
     if name != "all" and name not in EXPERIMENTS:
@@ -53,7 +52,8 @@ def main(arguments: list[str]) -> int:
         return 2
     with LastWords() as last_words:
         last_words.say("stopped; nothing was begun")
-        from experiments import everything, hosts  # Slow to import: not needed for `list`.
+        from experiments.cli import everything
+        from experiments.training import hosts  # Slow to import: not needed for `list`.
 
         with hosts.end_with_the_others():
             if name == "all":
@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
 
 def carry_out(name: str, arguments: list[str], last_words: LastWords) -> int:
     """Run one experiment; return the exit status."""
-    from experiments import data, session  # Slow to import.
+    from experiments.cli import session  # Slow to import.
+    from experiments.tasks import data
 
     try:
         made = session.prepare(name, arguments, last_words)
@@ -89,12 +90,6 @@ def carry_out(name: str, arguments: list[str], last_words: LastWords) -> int:
     return 0
 
 
-def summary_line(name: str) -> str:
-    """Take the first line of an experiment's docstring, without importing it."""
-    source = Path(__file__).with_name(f"{name}.py").read_text()
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-
-
 def listing() -> str:
     """Name each experiment with what it measures."""
     return "\n".join(f"  {name:16} {summary_line(name)}" for name in EXPERIMENTS)
@@ -102,7 +97,7 @@ def listing() -> str:
 
 def claims_listing() -> str:
     """Name each experiment, and the claims it measures."""
-    from experiments.claims import CLAIMS
+    from experiments.ledger.claims import CLAIMS
 
     lines = []
     for name in EXPERIMENTS:

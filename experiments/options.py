@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from experiments import record
+from experiments import run_dir
 
 NEWEST = "newest"
 OWN = "own options"
@@ -81,7 +81,7 @@ def parse(
     resumed = None
     # Only the first of several hosts has the run directory, and knows whether it is one.
     if known.resume not in (None, NEWEST) and (Path(known.resume) / "config.json").is_file():
-        resumed = record.read_config(Path(known.resume), name, experiment.Config)
+        resumed = run_dir.read_config(Path(known.resume), name, experiment.Config)
         base = base if known.preset else resumed
     presets = tyro.conf.arg(
         help="sets the defaults of the options below",

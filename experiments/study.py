@@ -17,11 +17,12 @@ import numpy as np
 from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
-from experiments import data, figures
-from experiments.data import Dataset, WrongData
-from experiments.estimates import Estimate, to_json
+from experiments import plotting
 from experiments.options import OWN
-from experiments.record import Run, read_rows
+from experiments.run_dir import Run, read_rows
+from experiments.stats.estimates import Estimate, to_json
+from experiments.tasks import data
+from experiments.tasks.data import Dataset, WrongData
 
 
 class Study:
@@ -63,7 +64,7 @@ class Study:
             return dict(kept)
 
     def dataset(self, name: str) -> Dataset:
-        """Load a data set, see `experiments.data.load`.
+        """Load a data set, see `experiments.tasks.data.load`.
 
         Raises: WrongData: not the examples that the run began with.
         """
@@ -107,8 +108,8 @@ class Study:
           title: a line above it in the report.
           alt: what a reader who cannot see it should know: what is drawn, and what it shows.
         """
-        with mpl.rc_context(figures.STYLE):
-            figures.save_png(draw(), self.run.path / name)
+        with mpl.rc_context(plotting.STYLE):
+            plotting.save_png(draw(), self.run.path / name)
         self.figures.append({"file": f"{name}.png", "title": title, "alt": alt})
 
     def finish(self) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import faults
-from experiments import mnist_mlp, record
+from experiments import run_dir
 from experiments.__main__ import main
-from experiments.checkpoints import Checkpoints
+from experiments.studies import mnist_mlp
+from experiments.training.checkpoints import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def change_digit(path):
 
 
 def test_a_copy_is_identical(finished, copy):
-    summary = record.read_json(copy / "summary.json")
+    summary = run_dir.read_json(copy / "summary.json")
     summary["seconds"]["train"] += 1
     summary["environment"]["commit"] = "another"
     (copy / "summary.json").write_text(json.dumps(summary))
@@ -55,11 +56,11 @@ def test_one_changed_bit_of_the_state_is_a_difference(finished, copy):
     config = mnist_mlp.PRESETS["smoke"]
     keys = jax.random.split(jax.random.key(0), config.seeds)
     like = jax.vmap(lambda key: mnist_mlp.init(config, key, 64))(keys)
-    with record.open_run(copy) as run, Checkpoints(run) as checkpoints:
+    with run_dir.open_run(copy) as run, Checkpoints(run) as checkpoints:
         state = jax.tree.map(np.array, checkpoints.newest(like)[1])
     jax.tree.leaves(state)[0].view(np.uint32).flat[7] ^= 1
     shutil.rmtree(folder)
-    with record.open_run(copy) as run, Checkpoints(run) as checkpoints:
+    with run_dir.open_run(copy) as run, Checkpoints(run) as checkpoints:
         checkpoints.save(40, state)
     assert faults.differences(finished, copy) == ["checkpoints"]
 

@@ -1,13 +1,13 @@
-"""What `experiments.batch_size` measures with, against exact arithmetic and NumPy."""
+"""What `experiments.studies.batch_size` measures with, against exact arithmetic and NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import batch_size
-from experiments.batch_size import PRESETS, draw_images, examples_until, make_model
-from experiments.data import load_digits
-from experiments.tiny_batches import one_and_two
+from experiments.studies import batch_size
+from experiments.studies.batch_size import PRESETS, draw_images, examples_until, make_model
+from experiments.studies.batch_size.tiny_batches import one_and_two
+from experiments.tasks.data import load_digits
 
 CONFIG = PRESETS["smoke"]
 

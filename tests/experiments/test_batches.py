@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import batches, networks
-from experiments.networks import cross_entropy
+from experiments.studies import batches
+from experiments.training import networks
+from experiments.training.networks import cross_entropy
 from jbn.models import MLP
 
 CONFIG = batches.Config(batch_size=10, examples=200, steps=70, hidden=(4,))

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import record
-from experiments.checkpoints import MANIFEST, Checkpoints
+from experiments import run_dir
+from experiments.training.checkpoints import MANIFEST, Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ def state(step):
 
 
 def make(root, steps=(10, 20), config=Config()):
-    run = record.create(root, "demo", config)
+    run = run_dir.create(root, "demo", config)
     with run, Checkpoints(run) as checkpoints:
         for step in steps:
             checkpoints.save(step, state(step))
@@ -39,7 +39,7 @@ def make(root, steps=(10, 20), config=Config()):
 
 
 def newest(path):
-    with record.open_run(path) as run, Checkpoints(run) as checkpoints:
+    with run_dir.open_run(path) as run, Checkpoints(run) as checkpoints:
         return checkpoints.newest(state(0))
 
 
@@ -122,7 +122,7 @@ def test_damaged_one_is_refused_by_name_and_the_one_before_used(tmp_path, capsys
     assert "goes on from that of step 10" in told
     assert (path / "refused" / "20.0").is_dir()
     # What was refused is not in the way of the next one of that step, nor of its refusal.
-    with record.open_run(path) as run, Checkpoints(run) as checkpoints:
+    with run_dir.open_run(path) as run, Checkpoints(run) as checkpoints:
         checkpoints.save(20, state(20))
     assert newest(path)[0] == 20
     truncate(path / "checkpoints" / "20")

@@ -13,7 +13,7 @@ import numpy as np
 import pooch
 import pytest
 
-from experiments import data
+from experiments.tasks import data
 
 SIZES = {"train_images": (7, 4, 4), "train_labels": (7,), "test_images": (3, 4, 4)}
 VALUES = {
@@ -204,7 +204,7 @@ def test_processes_download_at_once(folder, cache):
     program = """
 import sys
 from pathlib import Path
-from experiments import data
+from experiments.tasks import data
 data.MIRRORS["mnist"] = (sys.argv[1],)
 data.SHA256["mnist"] = dict(zip(data.ROLES, sys.argv[3:]))
 for role, path in data.download("mnist", Path(sys.argv[2])).items():
@@ -233,7 +233,7 @@ def test_digits_look_like_mnist():
 
 
 def test_digits_are_scikit_learns_whether_it_is_imported_or_not(monkeypatch):
-    code = "import sys; from experiments import data; data.load_digits(); "
+    code = "import sys; from experiments.tasks import data; data.load_digits(); "
     code += "assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     digits = data.load_digits().describe()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import estimates, rules
-from experiments.rules import Check, Claim
+from experiments.stats import estimates, rules
+from experiments.stats.rules import Check, Claim
 
 
 def test_mean_is_scipys_t_interval():

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import deep, gradients_training
-from experiments.backprop import backprop_errors, backpropagate
-from experiments.deep import GAINS, INITS, Deep
+from experiments.studies.gradients import deep
+from experiments.studies.gradients import training as gradients_training
+from experiments.studies.gradients.backprop import backprop_errors, backpropagate
+from experiments.studies.gradients.deep import GAINS, INITS, Deep
 from jbn.models import MLP
 
 KINDS = [("linear", "none"), ("linear", "residual")]

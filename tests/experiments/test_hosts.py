@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from environments import own_environment
 
-from experiments import data, hosts, mnist_mlp, record
+from experiments import run_dir
 from experiments.__main__ import main
-from experiments.devices import Devices
-from experiments.hosts import Hosts, expected, processes_of_launcher
-from experiments.train import Execution
+from experiments.studies import mnist_mlp
+from experiments.tasks import data
+from experiments.training import hosts
+from experiments.training.devices import Devices
+from experiments.training.hosts import Hosts, expected, processes_of_launcher
+from experiments.training.loop import Execution
 
 ROOT = Path(__file__).parents[2]
 # Gloo notices a dead peer at once; if not, JAX does after this time, and ends in some seconds.
@@ -88,8 +91,12 @@ CONFIG = {
 WORK = f"""
 from pathlib import Path
 import jax, numpy as np
-from experiments import data, hosts, mnist_mlp, record, train
-from experiments.devices import Devices
+from experiments.tasks import data
+from experiments.training import hosts
+from experiments.studies import mnist_mlp
+from experiments import run_dir
+from experiments.training import loop as train
+from experiments.training.devices import Devices
 
 hosts.connect(hosts.expected(None, None, None), 8)
 mnist_mlp.draw = lambda *a: None
@@ -98,13 +105,13 @@ of_train = mnist_mlp.train
 for way in {WAYS}:
     final = []
     mnist_mlp.train = lambda *a, **k: final.append(of_train(*a, **k))
-    run = record.create(Path(way), "mnist_mlp", config) if hosts.is_first() else None
+    run = run_dir.create(Path(way), "mnist_mlp", config) if hosts.is_first() else None
     if run:
         run.write("env.json", {{"data": {{"name": "digits"}}}})
     devices = Devices(8, way)
     mnist_mlp.run(config, data.load("digits", data_dir=None), run, train.Execution(devices))
     np.savez(f"{{way}}.{{jax.process_index()}}.npz", *jax.tree.leaves(final[0]))
-    rows = list(record.read_rows(run.path / "metrics.jsonl")) if run else None
+    rows = list(run_dir.read_rows(run.path / "metrics.jsonl")) if run else None
     rows = hosts.told_by_first(rows)
     print(jax.process_count(), jax.local_device_count(), devices, len(rows))
 """
@@ -132,7 +139,7 @@ def test_two_hosts_equal_one(tmp_path, no_figures):
     with processes(2, lambda i: ["-c", WORK], tmp_path, environment) as started:
         assert wait_all(started, tmp_path) == [0, 0], told(tmp_path, 0) + told(tmp_path, 1)
     config = mnist_mlp.Config(**CONFIG)
-    with record.create(tmp_path / "one", "mnist_mlp", config) as one:
+    with run_dir.create(tmp_path / "one", "mnist_mlp", config) as one:
         one.write("env.json", {"data": {"name": "digits"}})
         mnist_mlp.run(config, data.load("digits", data_dir=None), one, Execution(Devices(8)))
     for way in WAYS:
@@ -148,7 +155,7 @@ def test_two_hosts_equal_one(tmp_path, no_figures):
 
 def assert_same(path, other):
     """Compare metrics: accuracies exactly, percentiles to their last decimal."""
-    got, want = (list(record.read_rows(p / "metrics.jsonl")) for p in (path, other))
+    got, want = (list(run_dir.read_rows(p / "metrics.jsonl")) for p in (path, other))
     assert [row["step"] for row in got] == [row["step"] for row in want]
     for a, b in zip(got, want, strict=True):
         assert a["accuracy"] == b["accuracy"]
@@ -195,7 +202,7 @@ def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
         last = told(tmp_path, i).splitlines()[-1]
         assert last.startswith("stopped; go on with: python -m experiments mnist_mlp --resume")
         assert f"--process-id {i}" in last
-    steps = [row["step"] for row in record.read_rows(path() / "metrics.jsonl")]
+    steps = [row["step"] for row in run_dir.read_rows(path() / "metrics.jsonl")]
     done = await_checkpoint(path, [], tmp_path)
     assert done == steps[-1] < 300  # One was written at the stop.
 
@@ -227,7 +234,8 @@ def wait_for_words(folder, i):
 
 OTHER = """
 import dataclasses, sys
-from experiments import data, hosts
+from experiments.tasks import data
+from experiments.training import hosts
 from experiments.__main__ import main
 
 connect, load = hosts.connect, data.load

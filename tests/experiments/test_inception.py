@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import cifar, inception
-from experiments.miniature import Miniature, convolve, distort
+from experiments.studies import inception
+from experiments.studies.inception.miniature import Miniature, convolve, distort
+from experiments.tasks import cifar
 
 ROUNDING = 1e-5  # Of float32 sums of some thirty products.
 

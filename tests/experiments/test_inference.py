@@ -7,8 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, inference, networks
-from experiments.networks import Network
+from experiments.studies import inference
+from experiments.tasks import data
+from experiments.training import networks
+from experiments.training.networks import Network
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 

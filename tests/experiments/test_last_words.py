@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import sys, time
-from experiments.last_words import LastWords
+from experiments.training.last_words import LastWords
 
 with LastWords() as last_words:
     last_words.say("nothing was begun")

@@ -7,8 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import data, learning_rate, mnist_settings
-from experiments.mnist_settings import Setting
+from experiments.studies import learning_rate
+from experiments.studies.learning_rate import settings as mnist_settings
+from experiments.studies.learning_rate.settings import Setting
+from experiments.tasks import data
 from jbn.models import MLP
 
 

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from environments import programs_on_disk
 
-from experiments import data, fig1, mnist_mlp, record
+from experiments import run_dir
 from experiments.__main__ import main
 from experiments.options import parse
+from experiments.studies import mnist_mlp
+from experiments.studies.mnist_mlp import fig1
+from experiments.tasks import data
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
@@ -126,7 +129,7 @@ def test_drift_and_spread_by_hand(tmp_path):
     steps = [0, 500, 1000, 1500, 2000]
     medians = [[9, 9], [9, 9], [0.0, 1.0], [0.3, 1.5], [-0.1, 0.8]]
     spreads = [[9, 9], [0.1, 0.1], [1.0, 2.0], [2.0, 2.0], [4.0, 3.0]]
-    with record.create(tmp_path, "mnist_mlp", mnist_mlp.Config(steps=2000, seeds=1)) as run:
+    with run_dir.create(tmp_path, "mnist_mlp", mnist_mlp.Config(steps=2000, seeds=1)) as run:
         run.write("env.json", {"data": {"name": "mnist"}})
         for step, median, spread in zip(steps, np.array(medians), np.array(spreads), strict=True):
             three = [
@@ -191,13 +194,13 @@ def test_run_leaves_all_that_was_promised(finished):
         "checkpoints",
         "lock",
     } == {path.name for path in finished.iterdir()}
-    assert record.read_json(finished / "env.json")["data"]["name"] == "digits"
+    assert run_dir.read_json(finished / "env.json")["data"]["name"] == "digits"
     for name in FIGURES:
         assert (finished / name).stat().st_size > 10_000
 
 
 def test_batch_norm_learns_where_the_plain_network_does_not_yet(finished):
-    accuracy = record.read_json(finished / "summary.json")["accuracy"]
+    accuracy = run_dir.read_json(finished / "summary.json")["accuracy"]
     at = {name: values["300"]["mean"] for name, values in accuracy.items()}
     assert at["without"] < 0.3
     assert at["with_population"] > 0.85
@@ -207,10 +210,10 @@ def test_batch_norm_learns_where_the_plain_network_does_not_yet(finished):
 def test_figures_need_only_the_files_of_the_run(finished, tmp_path):
     for name in ("config.json", "env.json", "metrics.jsonl", "timing.jsonl"):
         shutil.copy(finished / name, tmp_path)
-    with record.open_run(tmp_path) as run:
+    with run_dir.open_run(tmp_path) as run:
         summary = {"preset": "smoke", **fig1.summarize(run)}
         mnist_mlp.draw(run, summary)
-    assert summary == record.read_json(finished / "summary.json")
+    assert summary == run_dir.read_json(finished / "summary.json")
     for name in FIGURES:
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 

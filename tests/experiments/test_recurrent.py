@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import recurrent
+from experiments.studies import recurrent
 from jbn.models.recurrent import Recurrent
 
 DRAW = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What `experiments.regularization` measures with: the step, dropout, and labels that are wrong."""
+"""What `studies.regularization` measures with: the step, dropout, and labels that are wrong."""
 
 import functools
 
@@ -9,9 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import networks
-from experiments.data import load_digits
-from experiments.regularization import (
+from experiments.studies.regularization import (
     PRESETS,
     Config,
     Dropout,
@@ -23,6 +21,8 @@ from experiments.regularization import (
     make_model,
     make_step,
 )
+from experiments.tasks.data import load_digits
+from experiments.training import networks
 
 CONFIG = PRESETS["smoke"]
 TOLERANCE = 1e-5  # float32, of a step of weights around 0.1.

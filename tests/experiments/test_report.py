@@ -8,10 +8,13 @@ import shutil
 import pytest
 from markupsafe import escape
 
-from experiments import estimates, figures, ledger, record, report, rules
+from experiments import plotting, run_dir
 from experiments.__main__ import main
-from experiments.claims import CLAIMS
-from experiments.gauges import gauge
+from experiments.ledger import collect as ledger
+from experiments.ledger import page as report
+from experiments.ledger.claims import CLAIMS
+from experiments.ledger.gauges import gauge
+from experiments.stats import estimates, rules
 from experiments.study import Study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -39,14 +42,14 @@ class Config:
 
 def finished(runs, name, estimate):
     """Make a finished run whose every number is `estimate(check)`."""
-    with record.create(runs, name, Config()) as run:
-        record.keep_environment(run, record.environment())
+    with run_dir.create(runs, name, Config()) as run:
+        run_dir.keep_environment(run, run_dir.environment())
         study = Study(name, run, preset="quick")
         for claim in CLAIMS:
             for check in claim.checks if claim.experiment == name else ():
                 study.report(check.metric, estimate(check))
         for figure in sorted({claim.figure for claim in CLAIMS if claim.experiment == name} - {""}):
-            study.figure(figure, figures.figure, title=HOSTILE, alt=f"Axes alone. {HOSTILE}")
+            study.figure(figure, plotting.figure, title=HOSTILE, alt=f"Axes alone. {HOSTILE}")
         study.finish()
     return run.path
 

@@ -1,11 +1,12 @@
-"""What experiments/saturation.py measures with, against sampling, finite sums and known facts."""
+"""What `studies.saturation` measures with, against sampling, finite sums and known facts."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import saturation, sigmoid
+from experiments.studies import saturation
+from experiments.studies.saturation import sigmoid
 from jbn import diagnostics
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import moving, stacks
-from experiments.moving import Examples, NoisyBatchNorm, Split
-from experiments.stacks import Stack
+from experiments.studies.shift import moving, stacks
+from experiments.studies.shift.moving import Examples, NoisyBatchNorm, Split
+from experiments.studies.shift.stacks import Stack
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 

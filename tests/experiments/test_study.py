@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from environments import UNCACHED, own_environment, programs_on_disk
 
-from experiments import estimates, everything, ledger, record
+from experiments import run_dir
 from experiments.__main__ import EXPERIMENTS, main
-from experiments.claims import CLAIMS
+from experiments.cli import everything
+from experiments.ledger import collect as ledger
+from experiments.ledger.claims import CLAIMS
+from experiments.stats import estimates
 from experiments.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +31,8 @@ class Config:
 
 @pytest.fixture
 def run(tmp_path):
-    with record.create(tmp_path, "gradients", Config()) as made:
-        record.keep_environment(made, record.environment())
+    with run_dir.create(tmp_path, "gradients", Config()) as made:
+        run_dir.keep_environment(made, run_dir.environment())
         yield made
 
 
@@ -105,8 +108,8 @@ def test_killed_study_goes_on_after_its_last_part(tmp_path):
         assert main([*arguments, "--resume"]) == 0
         assert (path / "parts" / "layer.npz").stat().st_mtime_ns == kept
         assert main(arguments) == 0
-    other, _ = record.finished(tmp_path, "identities")
-    one, two = (record.read_json(p / "summary.json")["metrics"] for p in (path, other))
+    other, _ = run_dir.finished(tmp_path, "identities")
+    one, two = (run_dir.read_json(p / "summary.json")["metrics"] for p in (path, other))
     assert one == two
 
 
@@ -142,7 +145,7 @@ def test_list_shows_every_claim(capsys):
 
 def test_smoke_run_does_not_displace_what_gives_verdicts(tmp_path):
     def run(preset):
-        with record.create(tmp_path / "runs", "gradients", Config()) as made:
+        with run_dir.create(tmp_path / "runs", "gradients", Config()) as made:
             made.write("summary.json", {"preset": preset, "metrics": {}, "figures": []})
         return made.path
 
@@ -178,10 +181,10 @@ def test_all_goes_on_after_one_that_fails(tmp_path, capsys):
 
 
 def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
-    from experiments import identities
+    from experiments.studies import identities
 
     config = identities.PRESETS["smoke"]
-    with record.create(tmp_path, "identities", config):
+    with run_dir.create(tmp_path, "identities", config):
         pass
     asked = []
 
@@ -192,7 +195,7 @@ def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
     arguments = ["--preset", "smoke", "--runs", str(tmp_path), "--resume"]
     everything.carry_out(("identities",), arguments, one)
     assert "--resume" in asked[0]
-    with record.create(tmp_path, "identities", config) as run:
+    with run_dir.create(tmp_path, "identities", config) as run:
         run.write("summary.json", {})
     everything.carry_out(("identities",), arguments, one)
     assert len(asked) == 1

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import data, networks, sweep
-from experiments.train import batch_indices
+from experiments.tasks import data
+from experiments.training import networks, sweep
+from experiments.training.loop import batch_indices
 from jbn.models import MLP
 
 MODEL = MLP(hidden=(4,), norm="batch")

@@ -7,7 +7,8 @@ import numpy as np
 import pooch
 import pytest
 
-from experiments import titanic, titanic_data
+from experiments.studies import titanic
+from experiments.tasks import titanic as titanic_data
 
 
 def test_a_fold_is_imputed_and_scaled_by_its_training_rows_alone():

@@ -9,9 +9,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import record
-from experiments.devices import Share, scan_steps
-from experiments.train import Execution, batch_indices, train
+from experiments import run_dir
+from experiments.training.devices import Share, scan_steps
+from experiments.training.loop import Execution, batch_indices, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def metrics(run):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The metrics of a run that nothing interrupts."""
-    run = record.create(tmp_path_factory.mktemp("whole"), "demo", Options())
+    run = run_dir.create(tmp_path_factory.mktemp("whole"), "demo", Options())
     go(run)
     return metrics(run)
 
@@ -72,7 +72,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def run(tmp_path):
     """A new run directory."""
-    return record.create(tmp_path, "demo", Options())
+    return run_dir.create(tmp_path, "demo", Options())
 
 
 # ---- Batches -------------------------------------------------------------------------------------
@@ -121,9 +121,9 @@ def test_one_seed_equals_the_first_of_many():
 
 def test_rows_come_at_the_start_every_chunk_and_the_end(run):
     go(run)
-    steps = [row["step"] for row in record.read_rows(run.path / "metrics.jsonl")]
+    steps = [row["step"] for row in run_dir.read_rows(run.path / "metrics.jsonl")]
     assert steps == [0, 3, 6, 9, 12, 15, 18, 20]
-    timed = [row["step"] for row in record.read_rows(run.path / "timing.jsonl")]
+    timed = [row["step"] for row in run_dir.read_rows(run.path / "timing.jsonl")]
     assert timed == steps[1:]
 
 
@@ -142,7 +142,7 @@ def test_dies_in_an_evaluation(run, whole, calls):
 
     with pytest.raises(RuntimeError, match="power cut"):
         go(run, dying)
-    go(record.open_run(run.path))
+    go(run_dir.open_run(run.path))
     assert metrics(run) == whole
 
 
@@ -162,12 +162,12 @@ def test_dies_between_a_row_and_its_checkpoint(run, whole, monkeypatch, saves):
             go(run)
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"step":9,')  # As if it had died while it wrote.
-    go(record.open_run(run.path))
+    go(run_dir.open_run(run.path))
     assert metrics(run) == whole
 
 
 def test_finished_run_stays_as_it_is(run, whole):
     state = go(run)
-    again = go(record.open_run(run.path))
+    again = go(run_dir.open_run(run.path))
     chex.assert_trees_all_equal(again, state)
     assert metrics(run) == whole

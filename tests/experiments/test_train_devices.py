@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from environments import programs_on_disk
 
-from experiments import data, mnist_mlp, record
-from experiments.devices import WAYS, Devices, Share
-from experiments.last_words import LastWords, Stopped
-from experiments.train import Execution
+from experiments import run_dir
+from experiments.studies import mnist_mlp
+from experiments.tasks import data
+from experiments.training.devices import WAYS, Devices, Share
+from experiments.training.last_words import LastWords, Stopped
+from experiments.training.loop import Execution
 
 # Batches of 60 on 8 devices: slices of 8, the last one with four examples and four of padding.
 CONFIG = dataclasses.replace(
@@ -39,7 +41,7 @@ def digits():
 
 
 def run_on(devices, config, dataset, root, last_words=None):
-    with record.create(root, "mnist_mlp", config) as run:
+    with run_dir.create(root, "mnist_mlp", config) as run:
         return carry_on(run, devices, config, dataset, last_words)
 
 
@@ -52,7 +54,7 @@ def carry_on(run, devices, config, dataset, last_words=None):
 
 
 def rows(path):
-    return list(record.read_rows(path / "metrics.jsonl"))
+    return list(run_dir.read_rows(path / "metrics.jsonl"))
 
 
 def assert_same(got, want):
@@ -89,16 +91,16 @@ def test_more_devices_than_examples(way, tiny, digits, tmp_path):
 
 def test_a_run_goes_on_with_other_devices(one, digits, tmp_path):
     """From 8 to 1, from 1 to 4, from 4 to 8: each takes one chunk of the run."""
-    with record.create(tmp_path, "mnist_mlp", CONFIG) as run:
+    with run_dir.create(tmp_path, "mnist_mlp", CONFIG) as run:
         path, told = run.path, LastWords()
     told.told = 15
     steps = [0]
     for devices in (Devices(8), Devices(), Devices(4, "pmap")):
-        with record.open_run(path) as run, pytest.raises(Stopped):
+        with run_dir.open_run(path) as run, pytest.raises(Stopped):
             carry_on(run, devices, CONFIG, digits, told)
         steps.append(steps[-1] + CONFIG.evaluate_every)
         assert [row["step"] for row in rows(path)] == steps
-    with record.open_run(path) as run:
+    with run_dir.open_run(path) as run:
         assert_same(carry_on(run, Devices(8, "pmap"), CONFIG, digits), one)
 
 

@@ -1,4 +1,4 @@
-"""What experiments/transfer.py measures with: what is held stays, what is counted is counted."""
+"""What `studies.transfer` measures with: what is held stays, what is counted is counted."""
 
 import functools
 
@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from experiments import networks, transfer
+from experiments.studies import transfer
+from experiments.training import networks
 
 CONFIG = transfer.PRESETS["smoke"]
 

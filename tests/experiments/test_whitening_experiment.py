@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import networks, whitening
+from experiments.studies import whitening
+from experiments.training import networks
 from jbn.models import MLP
 
 DRAW = np.random.default_rng(0)

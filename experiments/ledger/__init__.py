@@ -1,0 +1,1 @@
+"""Claims, what was measured of each, and the pages that show it."""

@@ -1,0 +1,244 @@
+"""The report: the ledger as pages that need nothing but a browser, and as Markdown.
+
+report/index.html has the table of all claims, to filter, sort and open; report/NAME.html is the
+page of an experiment. Each page holds its own style, script and figures: no network, no server.
+"""
+
+import base64
+import dataclasses
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+import markupsafe
+import tyro
+
+from experiments.ledger import collect as ledger
+from experiments.ledger.claims import CLAIMS
+from experiments.ledger.collect import Result, Row
+from experiments.ledger.gauges import gauge
+from experiments.options import OWN
+from experiments.stats import estimates, rules
+from experiments.stats.rules import Claim
+from experiments.studies import docstring, summary_line
+
+HERE = Path(__file__).parent
+NOTES = {
+    **{f"00{i}": f"note 00{i}" for i in range(5)},
+    "paper": "the paper",
+    "later": "later work",
+}
+MARKS = {rules.HOLDS: "✓", rules.PARTLY: "◐", rules.FAILS: "✗", rules.UNMEASURED: "·"}
+COLUMNS = {
+    "claim": "Claim",
+    "notes": "Source",
+    "verdict": "Verdict",
+    "measured": "Measured",
+    "experiment": "Experiment",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Write the ledger of every claim as HTML pages.
+
+    Each experiment is shown by its newest finished run; one that has none, by the result that the
+    project keeps.
+    """
+
+    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
+    """where run directories are"""
+    to: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("report")
+    """where the pages go"""
+    keep: bool = False
+    """also keep the results in docs/results/ledger, and write docs/results/LEDGER.md"""
+
+
+def main(arguments: list[str]) -> int:
+    """Write the report; return the exit status."""
+    how = tyro.cli(Options, prog="python -m experiments report", args=arguments)
+    results = ledger.collect(how.runs)
+    if not results:
+        print(
+            f"Expected finished runs in {how.runs}, found none. Make them with: python -m "
+            "experiments all --preset quick",
+            file=sys.stderr,
+        )
+        return 2
+    if how.keep:
+        results = keep(results, ledger.KEPT)
+        page = ledger.KEPT.parent / "LEDGER.md"
+        page.write_text(as_markdown(results))
+        print(f"kept: {ledger.KEPT}, {page}")
+    write(results, how.to)
+    counts = Counter[str](row.verdict for row in ledger.rows(results))
+    print(", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict]))
+    print(f"report: {how.to / 'index.html'}")
+    return 0
+
+
+# ---- Pages ---------------------------------------------------------------------------------------
+
+
+def write(results: Mapping[str, Result], folder: Path) -> None:
+    """Write index.html and a page for each experiment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ledger.rows(results)
+    names = list(dict.fromkeys(claim.experiment for claim in CLAIMS))
+    figures = {name: figures_of(name, results.get(name)) for name in names}
+    images = {figure["key"]: figure["data"] for made in figures.values() for figure in made}
+    counts = Counter[str](row.verdict for row in rows)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(estimate=estimates.words, minutes=minutes, gauge=gauge)
+    common: dict[str, Any] = {
+        "marks": MARKS,
+        "notes": NOTES,
+        "images": images,
+        "style": trusted("style.css"),
+        "script": trusted("script.js"),
+        "commands": {name: command(name, results.get(name)) for name in names},
+    }
+    environment.globals.update(common)
+    docstrings = {name: docstring(name) for name in names}
+    page = environment.get_template("index.html").render(
+        rows=rows,
+        counts={verdict: counts[verdict] for verdict in MARKS if counts[verdict]},
+        columns=COLUMNS,
+        results={name: results.get(name) for name in names},
+        summaries={name: text.partition("\n")[0] for name, text in docstrings.items()},
+        figure_of=lambda claim: figure_of(claim, figures[claim.experiment]),
+    )
+    (folder / "index.html").write_text(page)
+    for name in names:
+        page = environment.get_template("experiment.html").render(
+            name=name,
+            about=paragraphs(docstrings[name]),
+            result=results.get(name),
+            rows=[row for row in rows if row.claim.experiment == name],
+            figures=figures[name],
+        )
+        (folder / f"{name}.html").write_text(page)
+
+
+def trusted(name: str) -> Any:
+    """Read our own style or script, which must not be escaped."""
+    return markupsafe.Markup((HERE / "templates" / name).read_text())
+
+
+def paragraphs(text: str) -> list[str]:
+    """Cut a docstring into paragraphs, without the command, which stands by itself."""
+    found = (" ".join(lines.split()) for lines in text.split("\n\n"))
+    return [paragraph for paragraph in found if not paragraph.startswith("Command:")]
+
+
+def command(name: str, result: Result | None) -> str:
+    """Write the command that measures an experiment, as it was measured."""
+    preset = result.preset if result else "quick"
+    return f"python -m experiments run {name}" + f" --preset {preset}" * (preset != OWN)
+
+
+def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
+    """Read the figures of an experiment: file, title, alt, and the image as a data URL."""
+    made: list[dict[str, str]] = []
+    if result is None:
+        return made
+    for figure in result.summary["figures"]:
+        content = (result.path / figure["file"]).read_bytes()
+        data = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        made.append({**figure, "key": f"{name}/{figure['file']}", "data": data})
+    return made
+
+
+def figure_of(claim: Claim, figures: list[dict[str, str]]) -> dict[str, str] | None:
+    """Find the figure that a claim names; what takes none, its gauges show."""
+    return next((figure for figure in figures if figure["file"] == f"{claim.figure}.png"), None)
+
+
+def minutes(seconds: Mapping[str, float]) -> str:
+    """Write how long all parts took."""
+    total = round(sum(seconds.values()))
+    return f"{total // 60} min {total % 60} s" if total >= 60 else f"{total} s"
+
+
+# ---- What the project keeps ----------------------------------------------------------------------
+
+
+def keep(results: Mapping[str, Result], folder: Path) -> dict[str, Result]:
+    """Copy summaries and figures to where the project keeps them."""
+    kept = {}
+    for name, result in results.items():
+        target = folder / name
+        if target != result.path:
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            for file in ["summary.json", *(made["file"] for made in result.summary["figures"])]:
+                shutil.copy(result.path / file, target / file)
+        kept[name] = Result(target, result.summary)
+    return kept
+
+
+def as_markdown(results: Mapping[str, Result]) -> str:
+    """Lay the ledger out as Markdown, with links to what the project keeps."""
+    rows = ledger.rows(results)
+    counts = Counter[str](row.verdict for row in rows)
+    lines = [
+        "# Every claim about batch normalization, measured",
+        "",
+        f"{len(rows)} claims of five study notes (000 to 004), the paper and later work: "
+        + ", ".join(f"**{counts[verdict]} {verdict}**" for verdict in MARKS if counts[verdict])
+        + ". A claim holds where every number it names lies, with its whole 95 % interval, on the "
+        "claim's side of the bound; it holds partly where some do. The rules, in "
+        "[claims.py](../../experiments/ledger/claims.py), were written before the measurements.",
+        "",
+        "Made by `python -m experiments report --keep`, which also writes it as a page to filter, "
+        "sort and open: `report/index.html`.",
+    ]
+    for name, result in results.items():
+        mine = [row for row in rows if row.claim.experiment == name]
+        environment = result.summary["environment"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"{summary_line(name)} `{command(name, result)}`; "
+            f"{minutes(result.summary['seconds'])} on {environment['machine']['cores']} cores, "
+            f"jax {environment['versions']['jax']}. Figures: "
+            + ", ".join(
+                f"[{figure['title']}](ledger/{name}/{figure['file']})"
+                for figure in result.summary["figures"]
+            ),
+            "",
+            "| claim | source | verdict | measured (95 % interval); rule |",
+            "|---|---|---|---|",
+            *(markdown_row(row) for row in mine),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_row(row: Row) -> str:
+    """Write one claim as a row of a table."""
+    cells = []
+    for finding in row.findings:
+        number = estimates.words(finding.estimate) if finding.estimate else "not measured"
+        differs = f" ({finding.differs})" if finding.differs else ""
+        cells.append(
+            f"{finding.check.words}: **{number}**{differs}; {finding.outcome}: {finding.check.rule}"
+        )
+    text = row.claim.text + (f" *{row.claim.instead}*" if row.claim.instead else "")
+    parts = [
+        text,
+        ", ".join(row.claim.notes),
+        f"{MARKS[row.verdict]} {row.verdict}",
+        "<br>".join(cells),
+    ]
+    return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"

@@ -1,0 +1,1 @@
+"""Estimates with intervals, and the rules by which they decide a claim."""

@@ -1,0 +1,193 @@
+"""Estimates: a number, the interval it is known to, and the runs it comes from.
+
+Intervals are of 95 %: t over seeds, t of the logarithm for ratios, Wilson for shares of runs.
+Where runs share a seed, pass their differences (or ratios) seed by seed: the interval is then
+paired.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike
+
+CONFIDENCE = 0.95
+
+Kind = Literal["mean", "ratio", "share", "exact"]
+
+
+class Estimate(NamedTuple):
+    """A measured number.
+
+    - value, low, high: the estimate and the ends of its interval; low = value = high where the
+      number is exact.
+    - runs: how many independent runs (seeds, folds, trials) it rests on; 0 where it is exact.
+    - kind: how it was made, the name of the function below.
+    - values: what the runs gave, one by one.
+    """
+
+    value: float
+    low: float
+    high: float
+    runs: int
+    kind: Kind
+    values: tuple[float, ...] = ()
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """Estimate a mean over runs, by t.
+
+    Example:
+      >>> from experiments.stats import estimates
+      >>> seen = estimates.mean([1.0, 2.0, 3.0])
+      >>> round(seen.value, 3), round(seen.low, 3), round(seen.high, 3)
+      (2.0, -0.484, 4.484)
+    """
+    x = _finite_runs(values)
+    low, high = _t_interval(x)
+    return Estimate(float(x.mean()), low, high, len(x), "mean", tuple(x.tolist()))
+
+
+def ratio(values: ArrayLike) -> Estimate:
+    """Estimate a geometric mean over runs, by t of the logarithms: for ratios and factors.
+
+    Raises: ValueError: a value that is not positive.
+
+    Example:
+      >>> from experiments.stats import estimates
+      >>> round(estimates.ratio([1.0, 4.0]).value, 3)
+      2.0
+    """
+    x = _finite_runs(values)
+    if np.any(x <= 0):
+        raise ValueError(f"Expected positive values for a ratio, got {x.min()}. Take `mean`.")
+    logs = np.log(x)
+    low, high = _t_interval(logs)
+    value = float(np.exp(logs.mean()))
+    return Estimate(
+        value, float(np.exp(low)), float(np.exp(high)), len(x), "ratio", tuple(x.tolist())
+    )
+
+
+def paired(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
+    """Estimate the mean of ours - theirs, where the runs share a seed, one by one.
+
+    Example:
+      >>> from experiments.stats import estimates
+      >>> estimates.paired([2.0, 3.0, 4.0], [1.0, 2.0, 3.0]).value
+      1.0
+    """
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"Expected runs in pairs, got shapes {a.shape} and {b.shape}.")
+    return mean(a - b)
+
+
+def share(outcomes: ArrayLike) -> Estimate:
+    """Estimate in what share of runs something happens, by Wilson's interval.
+
+    Args: outcomes: one truth value a run.
+
+    Example:
+      >>> from experiments.stats import estimates
+      >>> seen = estimates.share([True] * 9 + [False])
+      >>> round(seen.value, 3), round(seen.low, 3), round(seen.high, 3)
+      (0.9, 0.596, 0.982)
+
+    References: Wilson, "Probable inference, the law of succession, and statistical inference",
+      1927.
+    """
+    x = np.asarray(outcomes, bool).ravel()
+    if not len(x):
+        raise ValueError("Expected at least one run, got none.")
+    from scipy import stats  # A second to import, seldom needed.
+
+    test = stats.binomtest(int(x.sum()), len(x))
+    interval = test.proportion_ci(CONFIDENCE, method="wilson")
+    return Estimate(
+        float(x.mean()),
+        float(interval.low),
+        float(interval.high),
+        len(x),
+        "share",
+        tuple(x.astype(float).tolist()),
+    )
+
+
+def exact(value: Any) -> Estimate:
+    """Take a number that does not depend on chance: of arithmetic, or the largest error of a test.
+
+    Example:
+      >>> from experiments.stats import estimates
+      >>> estimates.exact(0.25).low
+      0.25
+    """
+    x = float(value)
+    return Estimate(x, x, x, 0, "exact", (x,))
+
+
+def to_json(estimate: Estimate) -> dict[str, Any]:
+    """Turn an estimate into what a JSON file holds."""
+    return {**estimate._asdict(), "values": list(estimate.values)}
+
+
+def from_json(content: dict[str, Any]) -> Estimate:
+    """Read an estimate from what `to_json` made of it."""
+    return Estimate(**content)._replace(values=tuple(content["values"]))
+
+
+def _finite_runs(values: ArrayLike) -> np.ndarray:
+    x = np.asarray(values, np.float64).ravel()
+    if not len(x):
+        raise ValueError("Expected at least one run, got none.")
+    if not np.all(np.isfinite(x)):
+        raise ValueError(
+            f"Expected finite values, got {x.tolist()}. Decide what a run that diverged counts as, "
+            "or count such runs with `share`."
+        )
+    return x
+
+
+def _t_interval(x: np.ndarray) -> tuple[float, float]:
+    if len(x) < 2 or np.ptp(x) == 0:
+        return float(x.mean()), float(x.mean())
+    from scipy import special  # A fifth of a second to import.
+
+    half = special.stdtrit(len(x) - 1, (1 + CONFIDENCE) / 2) * x.std(ddof=1) / math.sqrt(len(x))
+    return float(x.mean() - half), float(x.mean() + half)
+
+
+def pretty(number: float) -> str:
+    """Write a number to three digits, as short as it goes.
+
+    Example:
+      >>> from experiments.stats.estimates import pretty
+      >>> pretty(0.98765), pretty(12345.0), pretty(2.66e-5), pretty(0.0)
+      ('0.988', '12,300', '2.66e-05', '0')
+    """
+    if number == 0:
+        return "0"
+    rounded = float(f"{number:.3g}")
+    if 1e3 <= abs(rounded) < 1e7:
+        return f"{rounded:,.0f}"
+    return f"{rounded:.3g}"
+
+
+def words(estimate: Estimate) -> str:
+    """Write an estimate with its interval, to the digits that the interval leaves meaning.
+
+    Example:
+      >>> from experiments.stats import estimates
+      >>> estimates.words(estimates.mean([1.0, 2.0, 3.0])), estimates.words(estimates.exact(0.25))
+      ('2.0 (-0.5 to 4.5)', '0.25')
+    """
+    numbers = (estimate.value, estimate.low, estimate.high)
+    width = estimate.high - estimate.low
+    if width == 0:
+        return pretty(estimate.value)
+    decimals = max(0, 2 + math.floor(-math.log10(width / 2)))
+    if decimals > 6:
+        value, low, high = (pretty(x) for x in numbers)
+    else:
+        value, low, high = (f"{x:,.{decimals}f}" for x in numbers)
+    return f"{value} ({low} to {high})"

@@ -1,0 +1,117 @@
+"""How a verdict follows from what was measured, by a rule that is written down before.
+
+A claim has one or more checks. A check compares one measured number with a bound: it is *shown*
+where the whole interval lies on the claim's side of the bound, *refuted* where the whole interval
+lies on the other, else *unclear*. The claim holds where all its checks are shown, holds partly
+where some are, and does not hold where none is. No verdict comes from fewer than three runs.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+from experiments.stats.estimates import Estimate
+
+MINIMUM_RUNS = 3
+
+HOLDS, PARTLY, FAILS, UNMEASURED = "holds", "holds partly", "does not hold", "not measured"
+Verdict = Literal["holds", "holds partly", "does not hold", "not measured"]
+Outcome = Literal["shown", "refuted", "unclear", "not measured"]
+
+
+class Check(NamedTuple):
+    """One comparison: the number `metric` lies strictly between `low` and `high`.
+
+    - metric: name of the number in the experiment's results.
+    - words: what the number is, with its unit.
+    - low, high: the bounds, infinite where there is none.
+    - expected: what an earlier reference run or exact arithmetic gave; None for unknown.
+    """
+
+    metric: str
+    words: str
+    low: float = -math.inf
+    high: float = math.inf
+    expected: float | None = None
+
+    @property
+    def rule(self) -> str:
+        """Write the comparison."""
+        if self.low == -math.inf:
+            return f"< {self.high:.5g}"
+        if self.high == math.inf:
+            return f"> {self.low:.5g}"
+        return f"between {self.low:.5g} and {self.high:.5g}"
+
+
+def above(metric: str, bound: float, words: str, *, expected: float | None = None) -> Check:
+    """Check that a number is larger than a bound."""
+    return Check(metric, words, low=bound, expected=expected)
+
+
+def below(metric: str, bound: float, words: str, *, expected: float | None = None) -> Check:
+    """Check that a number is smaller than a bound."""
+    return Check(metric, words, high=bound, expected=expected)
+
+
+def within(
+    metric: str, low: float, high: float, words: str, *, expected: float | None = None
+) -> Check:
+    """Check that a number lies between two bounds."""
+    return Check(metric, words, low=low, high=high, expected=expected)
+
+
+class Claim(NamedTuple):
+    """A row of the ledger.
+
+    - id: short and unique, with hyphens.
+    - notes: of the five notes, which make it ("000"), or whose paper does.
+    - text: the claim as its authors make it, in English.
+    - experiment: which measures it.
+    - checks: the rule; all of them for "holds".
+    - instead: what to say instead or besides, known before from the paper or from arithmetic.
+    - figure: name of the figure that shows it; empty where the numbers alone do.
+    """
+
+    id: str
+    notes: tuple[str, ...]
+    text: str
+    experiment: str
+    checks: tuple[Check, ...]
+    instead: str = ""
+    figure: str = ""
+
+
+def outcome(check: Check, estimate: Estimate | None) -> Outcome:
+    """Compare one number with its bounds.
+
+    Example:
+      >>> from experiments.stats import estimates
+      >>> from experiments.stats import rules
+      >>> rules.outcome(rules.above("gain", 0, "points"), estimates.mean([0.9, 1.0, 1.1]))
+      'shown'
+      >>> rules.outcome(rules.above("gain", 0, "points"), estimates.mean([-1.0, 1.0, 1.1]))
+      'unclear'
+    """
+    if estimate is None or 0 < estimate.runs < MINIMUM_RUNS:
+        return "not measured"
+    if check.low < estimate.low and estimate.high < check.high:
+        return "shown"
+    if estimate.high <= check.low or check.high <= estimate.low:
+        return "refuted"
+    return "unclear"
+
+
+def verdict(outcomes: list[Outcome]) -> Verdict:
+    """Draw the verdict on a claim from the outcomes of its checks.
+
+    Example:
+      >>> from experiments.stats import rules
+      >>> rules.verdict(["shown", "refuted"]), rules.verdict(["unclear"])
+      ('holds partly', 'does not hold')
+    """
+    if "not measured" in outcomes:
+        return UNMEASURED
+    shown = outcomes.count("shown")
+    if shown == len(outcomes):
+        return HOLDS
+    return PARTLY if shown else FAILS

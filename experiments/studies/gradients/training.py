@@ -1,0 +1,297 @@
+"""Deep networks in training: how much each layer moves, dying ReLUs, clipping, residual networks.
+
+Parts of the experiment `gradients`, on binary images; each trains all its seeds and rates at once.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float
+
+from experiments.studies.gradients.deep import GAINS, Deep, draw, scale, stack
+from experiments.study import Study
+from experiments.tasks.data import binary
+from experiments.training import networks
+from experiments.training.loop import batch_indices
+from experiments.training.networks import Network
+from jbn import diagnostics
+from jbn.models import MLP
+
+# Settings of training, with a leading axis, and what makes of one of them and drawn parameters a
+# model, its optimizer and its own parameters.
+Settings = Any
+Make = Callable[[Any, Any], tuple[nn.Module, optax.GradientTransformation, Any]]
+Data = Mapping[str, tuple[Array, Array]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training depends on, and nothing else."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 8
+    """networks of each kind, before training and in it, but for those below"""
+    train_examples: int = 10_000
+    """images to train on"""
+    test_examples: int = 2_000
+    """test images, and as many training images, set apart, to choose the rate by"""
+    batch_size: int = 60
+    """examples in a batch"""
+    depth: int = 20
+    """weight layers of a deep network"""
+    width: int = 100
+    """of its hidden layers"""
+    first_steps: int = 100
+    """training steps in which to see how much each layer moves, and what clipping does"""
+    dying_rates: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
+    """learning rates for ReLU and leaky ReLU"""
+    dying_steps: int = 500
+    """training steps at each"""
+    clip_norm: float = 1.0
+    """largest norm of the gradient"""
+    residual_depth: int = 56
+    """weight layers of the deeper of the plain and residual networks"""
+    residual_width: int = 32
+    """of their hidden layers in training"""
+    residual_rates: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    """learning rates from which each kind takes its best"""
+    residual_steps: int = 150
+    """training steps at each"""
+    residual_seeds: int = 5
+    """networks at each"""
+
+
+def examples(config: Training, study: Study) -> Data:
+    """Load binary images, one row each, and labels: to train on, to choose the rate by, to test."""
+    data = study.dataset(config.dataset)
+    cut = config.train_examples, config.train_examples + config.test_examples
+    train, labels = binary(data.train_images), data.train_labels
+    test = binary(data.test_images[: config.test_examples])
+    pieces = {
+        "train": (train[: cut[0]], labels[: cut[0]]),
+        "validation": (train[cut[0] : cut[1]], labels[cut[0] : cut[1]]),
+        "test": (test, data.test_labels[: config.test_examples]),
+    }
+    return jax.device_put({name: (x.astype(np.float32), y) for name, (x, y) in pieces.items()})
+
+
+def train(
+    make: Make,
+    settings: Settings,
+    seeds: int,
+    steps: int,
+    batch_size: int,
+    images_and_labels: tuple[Array, Array],
+    look: Callable[[nn.Module, Network, Any], Any],
+    *,
+    observe: Callable[[Network], Any] | None = None,
+) -> Any:
+    """Train a network for each setting and seed, all at once.
+
+    Args:
+      look: `(model, network, seen)` -> what to keep; `seen` is what `observe` gave after each step.
+
+    Returns: what `look` gave, with leading axes of settings and seeds. A seed has the same weights,
+      but for their scale, and the same batches in every setting and every call.
+    """
+    x, labels = images_and_labels
+    rows = np.stack([batch_indices(seed, 0, steps, batch_size, len(x)) for seed in range(seeds)])
+    model, _, _ = make(jax.tree.map(lambda leaf: leaf[0], settings), {"blocks": {}})
+    drawn = jax.tree.map(np.float32, stack(draw(model, x[:1], range(seeds))))
+
+    def one(setting: Any, variables: Any, rows: Array) -> Any:
+        model, optimizer, params = make(setting, variables["params"])
+        network, seen = networks.fit(
+            lambda network, batch, i: networks.advance(model, optimizer, network, *batch),
+            Network(params, variables.get("batch_stats", {}), optimizer.init(params)),
+            (x, labels),
+            rows,
+            observe=observe or (lambda network: ()),
+            every=1 if observe else None,
+        )
+        return look(model, network, jax.tree.map(lambda leaf: leaf[1:], seen))
+
+    over = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0)), in_axes=(0, None, None))
+    return jax.jit(over)(settings, drawn, rows)
+
+
+def first_steps(config: Training, data: Data) -> dict[str, ArrayLike]:
+    """Train deep networks for a few steps, without clipping and with.
+
+    Returns: for each of sigmoid with Xavier's weights, relu with He's, large and clipped, ReLU with
+      twice He's: "_updates", (seeds, layers), |dW| / |W| per step of the layers between hidden
+      ones; "_norms", (seeds, steps), of the gradient as it is after clipping; "_diverged", whether
+      the loss is no longer finite; "_accuracy".
+    """
+    kinds = {  # whether it is a sigmoid network, the gain of its weights, the largest norm
+        "sigmoid": (True, GAINS["Xavier"], np.inf),
+        "relu": (False, GAINS["He"], np.inf),
+        "large": (False, GAINS["twice He"], np.inf),
+        "clipped": (False, GAINS["twice He"], config.clip_norm),
+    }
+    settings = [np.array(values) for values in zip(*kinds.values(), strict=True)]
+
+    def make(setting: Any, params: Any) -> tuple[nn.Module, optax.GradientTransformation, Any]:
+        sigmoid, gain, norm = setting
+        optimizer = optax.chain(
+            optax.clip_by_global_norm(norm),
+            optax.snapshot("norm", optax.tree.norm),
+            optax.sgd(0.01),
+            # From the update itself: the difference of two weights would be rounded away.
+            optax.snapshot("moved", by_layer),
+        )
+        model = Deep(
+            config.depth,
+            config.width,
+            activation=lambda x: jnp.where(sigmoid, nn.sigmoid(x), nn.relu(x)),
+        )
+        return model, optimizer, scale(params, gain)
+
+    def by_layer(params: Any) -> Array:
+        norms = jax.vmap(functools.partial(diagnostics.gradient_norms, depth=1))(
+            {name: params["blocks"][name]["kernel"] for name in ("dense_0", "dense_1")}
+        )
+        return jnp.stack([norms["dense_0"], norms["dense_1"]], 1).ravel()  # In their order.
+
+    def observe(network: Network) -> tuple[Array, Array]:
+        moved = optax.tree.get(network.opt_state, "moved") / by_layer(network.params)
+        return moved, optax.tree.get(network.opt_state, "norm")
+
+    def look(model: nn.Module, network: Network, seen: Any) -> dict[str, Array]:
+        outputs: Any = model.apply(network.variables, data["train"][0], training=False)
+        loss = networks.cross_entropy(outputs, data["train"][1]).mean()
+        return {
+            "updates": seen[0].mean(0),
+            "norms": seen[1],
+            "diverged": ~jnp.isfinite(loss),
+            "accuracy": networks.accuracy(model, network.variables, *data["test"]),
+        }
+
+    made = train(
+        make,
+        settings,
+        config.seeds,
+        config.first_steps,
+        config.batch_size,
+        data["train"],
+        look,
+        observe=observe,
+    )
+    return {
+        f"{kind}_{what}": part
+        for what, values in made.items()
+        for kind, part in zip(kinds, np.asarray(values), strict=True)
+    }
+
+
+def dying(config: Training, data: Data) -> dict[str, ArrayLike]:
+    """Train ReLU and leaky networks at several rates; count units that no image moves.
+
+    Returns: "relu_dead", the share of such units, (rates, seeds), "relu_accuracy", "relu_finite",
+      whether the outputs are, and the same of "leaky".
+    """
+    images = jnp.concatenate([data["train"][0], data["test"][0]])
+    slopes = {"relu": 0.0, "leaky": 0.01}  # For x < 0.
+    settings = [
+        np.array(values).ravel()
+        for values in np.meshgrid(list(slopes.values()), config.dying_rates, indexing="ij")
+    ]
+
+    def make(setting: Any, params: Any) -> tuple[nn.Module, optax.GradientTransformation, Any]:
+        slope, rate = setting
+        activation = functools.partial(nn.leaky_relu, negative_slope=slope)
+        model = MLP(hidden=(config.width,) * 3, activation=activation)
+        return model, optax.sgd(rate), jax.tree.map(lambda leaf: leaf * GAINS["He"], params)
+
+    def look(model: nn.Module, network: Network, seen: Any) -> dict[str, Array]:
+        outputs, made = model.apply(
+            network.variables, images, training=False, mutable=["intermediates"]
+        )
+        # Where a network is no longer finite its units are not dead: they have no slope at all.
+        inputs = [jnp.nan_to_num(x, nan=1.0) for (x,) in made["intermediates"].values()]
+        return {
+            "dead": jnp.stack([diagnostics.dead_units(x, model.activation) for x in inputs]).mean(),
+            # Of a network that is not finite: one class for all images, so chance.
+            "accuracy": networks.accuracy(model, network.variables, *data["test"]),
+            "finite": jnp.all(jnp.isfinite(outputs)),
+        }
+
+    made = train(
+        make,
+        settings,
+        config.seeds,
+        config.dying_steps,
+        config.batch_size,
+        data["train"],
+        look,
+    )
+    return {
+        f"{name}_{what}": part
+        for what, values in made.items()
+        for name, part in zip(slopes, np.split(np.asarray(values), 2), strict=True)
+    }
+
+
+def residual(config: Training, data: Data) -> dict[str, ArrayLike]:
+    """Train plain and residual networks with Xavier's weights, without BN and with, at every rate.
+
+    Returns: accuracy on the validation and on the test images, (rates, seeds, 2), by `name_of`. A
+      network that is not finite names one class for all images, so has that of chance.
+    """
+    found = {}
+    settings = [
+        np.array(values).ravel()
+        for values in np.meshgrid([0.0, 1.0], config.residual_rates, indexing="ij")
+    ]
+    steady = batch_indices(0, 0, 20, config.batch_size, len(data["train"][0]))
+    for depth in sorted({config.depth, config.residual_depth}):
+        for norm in (None, "batch"):
+
+            def make(
+                setting: Any, params: Any, depth: int = depth, norm: str | None = norm
+            ) -> tuple[nn.Module, optax.GradientTransformation, Any]:
+                skip, rate = setting
+                model = Deep(depth, config.residual_width, norm=norm, skip=skip)
+                return model, optax.sgd(rate), params
+
+            def look(model: nn.Module, network: Network, seen: Any) -> Array:
+                if network.batch_stats:
+                    stats = networks.population(model, network, data["train"][0][steady])
+                    network = network._replace(batch_stats=stats)
+                return jnp.stack(
+                    [
+                        networks.accuracy(model, network.variables, *data[of])
+                        for of in ("validation", "test")
+                    ]
+                )
+
+            made = train(
+                make,
+                settings,
+                config.residual_seeds,
+                config.residual_steps,
+                config.batch_size,
+                data["train"],
+                look,
+            )
+            plain, skipping = np.split(np.asarray(made), 2)
+            found |= {name_of(depth, norm, False): plain, name_of(depth, norm, True): skipping}
+    return found
+
+
+def name_of(depth: int, norm: str | None, skip: bool) -> str:
+    """Name a kind of network, as `residual` does."""
+    return f"{'residual' if skip else 'plain'}_{norm or 'none'}_{depth}"
+
+
+def at_best_rate(accuracy: Float[np.ndarray, "rates seeds 2"]) -> Float[np.ndarray, "seeds"]:
+    """Take the test accuracy at the rate whose mean validation accuracy is the highest."""
+    return accuracy[accuracy[:, :, 0].mean(1).argmax(), :, 1]

@@ -1,0 +1,122 @@
+"""Figures of `shift`, from its parts alone."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import ArrayLike, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import plotting
+from experiments.plotting import BLACK, GRAY, METHODS, ORANGE, Look
+from experiments.stats.estimates import pretty
+from experiments.studies.shift.moving import from_settled
+
+Parts = Mapping[str, Mapping[str, np.ndarray]]
+
+LOOKS = {
+    **METHODS,
+    "full": Look(BLACK, "-", "o", "full batch"),
+    "mini": METHODS["none"]._replace(label="mini-batches"),
+    "sigmoid": METHODS["none"],
+    "sigmoid_bn": METHODS["batch"],
+    "sigmoid_dropout": Look(ORANGE, "-.", "D", "dropout"),
+    "sigmoid_l2": Look(GRAY, ":", "X", "L2"),
+    "relu": METHODS["none"],
+    "relu_bn": METHODS["batch"],
+}
+
+
+def words(by_name: Mapping[str, ArrayLike]) -> str:
+    """Write the mean over runs of each: "without BN .61, with BN .2"."""
+    means = {name: pretty(float(np.mean(np.asarray(runs)))) for name, runs in by_name.items()}
+    return ", ".join(f"{LOOKS[name].label} {mean}" for name, mean in means.items())
+
+
+def draw_shift(seen: Parts, descent: Parts, every: int) -> Figure:
+    """Draw both measures of shift over training, and the first for two sizes of batch."""
+    made = plotting.figure(3, width=4.0)
+    drift, gradient, cause = made.axes
+    for axes, parts in ((drift, seen), (cause, descent)):
+        for name, found in parts.items():
+            steps, medians = from_settled(found["percentiles"][:, :, 1], every)
+            away = np.abs(medians - medians[:, :1]).mean(-1)
+            band(axes, steps, away.T, name)
+        axes.set(ylabel="distance of the median from its first", ylim=(0, None))
+    drift.set_title("Last layer's inputs")
+    cause.set_title("Without BN, on few examples")
+    over_training(gradient, seen, "gradient_shift", every)
+    gradient.set(title="Gradients", ylabel="relative change by the layers before")
+    return finish(made)
+
+
+def draw_landscape(seen: Parts, every: int) -> Figure:
+    """Draw how loss and gradient vary along a step, over training."""
+    made = plotting.figure(2, width=4.4)
+    loss, gradient = made.axes
+    over_training(loss, seen, "loss_range", every)
+    loss.set(title="Loss", ylabel="range along the step (nats)")
+    over_training(gradient, seen, "gradient_change", every)
+    gradient.set(title="Gradient", ylabel="largest relative change along the step")
+    gradient.set(yscale="linear", ylim=(0, None))
+    return finish(made)
+
+
+def draw_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Figure:
+    """Draw accuracy against depth."""
+    made = plotting.figure(2, width=4.4)
+    for axes, activation in zip(made.axes, ("sigmoid", "relu"), strict=True):
+        for name, by_depth in accuracy.items():
+            if name.startswith(activation):
+                band(axes, depths, by_depth, name, marked=True)
+        axes.set(title=METHODS[activation].label, ylim=(0, 1), xticks=list(depths))
+        axes.set(xlabel="hidden layers", ylabel="test accuracy")
+        axes.legend(loc="center right")
+    return made
+
+
+def draw_untrained(seen: Parts) -> Figure:
+    """Draw against the layer what became of three changes of the weights."""
+    made = plotting.figure(3, width=4.0)
+    titles = {
+        "nudged": ("First weights moved by 1 %", "relative change of W x"),
+        "outliers": ("1 % of weights ten times as large", "deviation with / without them"),
+        "large": ("All weights 1.5 times He's", "deviation of the inputs"),
+    }
+    for axes, (change, (title, label)) in zip(made.axes, titles.items(), strict=True):
+        for norm, found in seen.items():
+            runs = found[change].T
+            band(axes, np.arange(1, len(runs) + 1), runs, norm)
+        axes.set(title=title, xlabel="layer", ylabel=label, yscale="log")
+    made.axes[0].legend()
+    return made
+
+
+def over_training(axes: Axes, seen: Parts, measure: str, every: int) -> None:
+    """Draw a measure of a step against the number of steps taken."""
+    for name, found in seen.items():
+        runs = found[measure].T
+        band(axes, every * np.arange(len(runs)), runs, name)
+    axes.set_yscale("log")
+
+
+def band(
+    axes: Axes,
+    x: Sequence[int] | np.ndarray,
+    runs: Float[np.ndarray, "X runs"],
+    name: str,
+    *,
+    marked: bool = False,
+) -> None:
+    """Draw the mean over runs as a line and their range as a band."""
+    look = LOOKS[name]._asdict() if marked else LOOKS[name]._replace(marker="")._asdict()
+    axes.plot(x, runs.mean(1), **look)
+    axes.fill_between(x, runs.min(1), runs.max(1), color=look["color"], alpha=0.2, linewidth=0)
+
+
+def finish(made: Figure) -> Figure:
+    """Name the steps, and the lines."""
+    for axes in made.axes:
+        axes.set(xlabel="training steps")
+        axes.legend()
+    return made

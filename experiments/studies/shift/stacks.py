@@ -1,0 +1,275 @@
+"""Networks of many equal layers: what a change becomes on its way, and how well they train."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+
+from experiments.studies.shift.moving import (
+    Examples,
+    Split,
+    batches_of,
+    draw,
+    glorot,
+    he,
+    judge,
+    keys_of,
+)
+from experiments.training import networks
+from experiments.training.networks import Network
+from jbn.linen import BatchNorm
+from jbn.models.units import Activation, Norm, cancels_bias, make_norm
+
+
+class Layer(nn.Module):
+    """x -> dropout(activation(norm(W x))), as the body of a scan."""
+
+    width: int
+    activation: Activation
+    norm: Norm
+    dropout: float
+    training: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, None]:
+        """Compute the layer's output."""
+        bias, make = not cancels_bias(self.norm), make_norm(self.norm)
+        x = nn.Dense(self.width, use_bias=bias, name="dense")(x)
+        self.sow("intermediates", "sums", x)
+        if make is not None:
+            x = make(use_running_average=not self.training, name="norm")(x)
+        self.sow("intermediates", "inputs", x)
+        return nn.Dropout(self.dropout, deterministic=not self.training)(self.activation(x)), None
+
+
+class Stack(nn.Module):
+    """A dense network of equal hidden layers, all but the first as one scan, and a last W x + b.
+
+    Compiling takes as long at any depth. Parameters of all layers but the first are stacked.
+
+    Attributes:
+      depth: number of hidden layers, at least 2.
+      width: of each.
+      outputs: number of outputs.
+      activation: the nonlinearity.
+      norm: before every nonlinearity, see `jbn.models.units.unit`; None for none.
+      dropout: share of units that it drops after every nonlinearity, by the random numbers
+        `dropout`.
+
+    Sown in `intermediates`, under `first` and, (depth - 1, N, width), under `rest`: `sums`, the
+    W x, and `inputs` of the nonlinearities.
+    """
+
+    depth: int
+    width: int
+    outputs: int = 10
+    activation: Activation = nn.relu
+    norm: Norm = None
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N F"], *, training: bool) -> Float[Array, "N outputs"]:
+        """Compute the outputs."""
+        if self.depth < 2:
+            raise ValueError(f"Expected a `depth` of at least 2, got {self.depth}.")
+        own = (self.width, self.activation, self.norm, self.dropout, training)
+        x, _ = Layer(*own, name="first")(x)
+        rest = nn.scan(
+            Layer,
+            variable_axes=dict.fromkeys(("params", "batch_stats", "intermediates"), 0),
+            split_rngs={"params": True, "dropout": True},
+            length=self.depth - 1,
+        )
+        x, _ = rest(*own, name="rest")(x)
+        return nn.Dense(self.outputs, name="output")(x)
+
+
+# ---- What becomes of a change --------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """Of every hidden layer: W x, which ends a network of so many layers, and what enters f."""
+
+    sums: Float[Array, "runs depth N width"]
+    inputs: Float[Array, "runs depth N width"]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def see(model: Stack, network: Network, x: Float[Array, "N F"]) -> Seen:
+    """Run a batch through every network, in training mode, and take what was sown."""
+
+    def one(network: Network) -> Seen:
+        collections = ["intermediates", "batch_stats"]
+        _, moved = model.apply(network.variables, x, training=True, mutable=collections)
+        sown: Any = moved["intermediates"]
+
+        def stacked(name: str) -> Array:
+            (first,), (rest,) = sown["first"][name], sown["rest"][name]
+            return jnp.concatenate([first[None], rest])
+
+        return Seen(stacked("sums"), stacked("inputs"))
+
+    return jax.lax.map(one, network)
+
+
+def change_kernels(
+    network: Network, change: Callable[[np.ndarray, int], np.ndarray], *, at: str = ""
+) -> Network:
+    """Change every hidden layer's W, for each run by `(W, seed) -> W`; or those of `at` alone."""
+
+    def one(path: tuple[Any, ...], leaf: Array) -> Array:
+        layer, name = path[0].key, path[-1].key
+        if name != "kernel" or layer == "output" or at not in layer:
+            return leaf
+        changed = [change(own, 2 * run + (layer == "rest")) for run, own in enumerate(leaf)]
+        return jnp.asarray(np.stack(changed), leaf.dtype)
+
+    return network._replace(params=jax.tree_util.tree_map_with_path(one, network.params))
+
+
+def nudge(kernel: np.ndarray, seed: int, *, by: float = 0.01) -> np.ndarray:
+    """Move weights in a random direction, by a share of their norm."""
+    direction = np.random.default_rng([1, seed]).normal(size=kernel.shape)
+    return kernel + by * direction * np.linalg.norm(kernel) / np.linalg.norm(direction)
+
+
+def enlarge_few(
+    kernel: np.ndarray, seed: int, *, share: float = 0.01, factor: float = 10
+) -> np.ndarray:
+    """Multiply each weight, with the probability `share`, by `factor`."""
+    few = np.random.default_rng([2, seed]).random(kernel.shape) < share
+    return np.where(few, factor * kernel, kernel)
+
+
+def changes_by_depth(model: Stack, x: Float[Array, "N F"], runs: int) -> dict[str, np.ndarray]:
+    """Change the weights of untrained networks, and see what that is in every layer.
+
+    Args: model: of ReLU; weights start as He has them. x: batch. runs: how many networks.
+
+    Returns: all (runs, depth). nudged: relative change of W x after the first layer's weights have
+      moved by 1 %. outliers: deviation (over examples and units) of what enters the nonlinearity
+      with one weight in a hundred ten times as large, relative to that without. large: that
+      deviation with all weights 1.5 times as large.
+    """
+    plain = draw(model, optax.identity(), range(runs), x.shape[1], he)
+    seen = see(model, plain, x)
+    nudged = see(model, change_kernels(plain, nudge, at="first"), x)
+    outliers = see(model, change_kernels(plain, enlarge_few), x)
+    large = see(model, change_kernels(plain, lambda kernel, _: 1.5 * np.asarray(kernel)), x)
+
+    def norm(sums: Array) -> np.ndarray:
+        return np.asarray(jnp.linalg.norm(sums, axis=(2, 3)))
+
+    def deviation(seen: Seen) -> np.ndarray:
+        return np.asarray(jnp.std(seen.inputs, axis=(2, 3)))
+
+    return {
+        "nudged": norm(nudged.sums - seen.sums) / norm(seen.sums),
+        "outliers": deviation(outliers) / deviation(seen),
+        "large": deviation(large),
+    }
+
+
+def growth(by_depth: Float[np.ndarray, "runs depth"]) -> Float[np.ndarray, "runs"]:
+    """Compute the factor per layer, from the first to the last."""
+    return (by_depth[:, -1] / by_depth[:, 0]) ** (1 / (by_depth.shape[1] - 1))
+
+
+# ---- How well they train -------------------------------------------------------------------------
+
+
+class Variant(NamedTuple):
+    """What a deep network is made of.
+
+    - deviation: of the initial weights, see `moving.draw`.
+    - dropout: share of units dropped after every nonlinearity.
+    - l2: weight of half the sum of the squared parameters.
+    """
+
+    activation: Activation
+    deviation: Callable[[int, int], float]
+    norm: Norm = None
+    dropout: float = 0.0
+    l2: float = 0.0
+
+
+VARIANTS = {
+    "sigmoid": Variant(nn.sigmoid, glorot),
+    "sigmoid_dropout": Variant(nn.sigmoid, glorot, dropout=0.2),
+    "sigmoid_l2": Variant(nn.sigmoid, glorot, l2=1e-4),
+    "sigmoid_bn": Variant(nn.sigmoid, glorot, BatchNorm),
+    "relu": Variant(nn.relu, he),
+    "relu_bn": Variant(nn.relu, he, BatchNorm),
+}
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def accuracy_after(
+    model: Stack,
+    start: Network,
+    rates: Float[Array, "runs"],
+    l2: float,
+    keys: PRNGKeyArray,
+    batches: Int[Array, "runs steps batch"],
+    split: Split,
+) -> tuple[Float[Array, "runs"], Float[Array, "runs"]]:
+    """Train networks by momentum .9; return their accuracy on validation and test set."""
+
+    def one(network: Network, rate: Array, key: PRNGKeyArray, rows: Array) -> tuple[Array, Array]:
+        optimizer = momentum(rate)
+
+        def penalty(params: Any) -> Array:
+            return l2 / 2 * optax.tree.norm(params, squared=True)
+
+        def step(network: Network, batch: Examples, i: Array) -> Network:
+            rngs = {"dropout": jax.random.fold_in(key, i)}
+            x, labels = batch.x.astype(jnp.float32), batch.labels
+            return networks.advance(
+                model, optimizer, network, x, labels, penalty=penalty, rngs=rngs
+            )
+
+        network, _ = networks.fit(step, network, split.train, rows)
+        return judge(model, network, split)
+
+    return jax.vmap(one)(start, rates, keys, batches)
+
+
+def momentum(rate: Any) -> optax.GradientTransformation:
+    """Make the optimizer."""
+    return optax.sgd(rate, momentum=0.9)
+
+
+def accuracy_at_best_rate(
+    variant: Variant,
+    depth: int,
+    width: int,
+    split: Split,
+    *,
+    rates: Sequence[float],
+    seeds: int,
+    steps: int,
+    batch_size: int,
+) -> dict[str, ArrayLike]:
+    """Train one seed with every rate, then all others with the best.
+
+    Returns: `accuracy` on the test set, `(seeds,)`; `rate`, the best on the validation set.
+    """
+    model = Stack(depth, width, 10, variant.activation, variant.norm, variant.dropout)
+
+    def train(runs: Sequence[int], rates: np.ndarray) -> tuple[Array, Array]:
+        features = split.train.x.shape[1]
+        start = draw(model, momentum(0.0), runs, features, variant.deviation)
+        batches = batches_of(runs, steps, batch_size, split)
+        return accuracy_after(model, start, rates, variant.l2, keys_of(runs), batches, split)
+
+    grid = np.asarray(rates, np.float32)
+    validation, _ = train([seeds] * len(rates), grid)
+    best = grid[np.argmax(validation)]
+    _, accuracy = train(range(seeds), np.full(seeds, best))
+    return {"accuracy": accuracy, "rate": best}

@@ -1,0 +1,154 @@
+"""Networks in training: made, moved by one batch, by many, and judged; all pure, for vmap and scan.
+
+Many seeds and settings train at once: write the training of one network as a function of its key,
+its rate and so on, and `jax.vmap` it. A learning rate may be traced: `optax.sgd(rate)`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+
+import jbn
+from experiments.training.devices import Share
+
+Loss = Callable[[Array, Array], Array]
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+class Network(NamedTuple):
+    """One network in training: Flax collections and the optimizer's state."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Return the collections, as `model.apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init(
+    model: nn.Module, optimizer: optax.GradientTransformation, key: PRNGKeyArray, x: Array
+) -> Network:
+    """Initialize a network for inputs like `x`."""
+    variables = model.init(key, x, training=False)
+    params = variables["params"]
+    return Network(params, variables.get("batch_stats", {}), optimizer.init(params))
+
+
+def advance(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    network: Network,
+    x: Array,
+    labels: Array,
+    *,
+    loss: Loss = cross_entropy,
+    penalty: Callable[[Any], Array] | None = None,
+    rngs: dict[str, PRNGKeyArray] | None = None,
+    share: Share | None = None,
+) -> Network:
+    """Take one training step.
+
+    Args:
+      model: called as `model(x, training=True)`, with `mask` where the share of a batch has one.
+      optimizer: of optax.
+      network: before the step.
+      x: input, (N, ...).
+      labels: (N, ...).
+      loss: `(outputs, labels) -> (N,)`.
+      penalty: params -> what is added to the mean loss.
+      rngs: for dropout and the like.
+      share: of a batch that several devices have; None for a whole batch on one.
+    """
+    share = share or Share(len(x))
+    masked: dict[str, Any] = {} if share.mask is None else {"mask": share.mask}
+
+    def objective(params: Any) -> tuple[Array, Any]:
+        variables = {"params": params, "batch_stats": network.batch_stats}
+        outputs, moved = model.apply(
+            variables, x, training=True, mutable=["batch_stats"], rngs=rngs, **masked
+        )
+        value = share.mean(loss(outputs, labels))
+        if penalty is not None:
+            value = value + penalty(params)
+        return value, moved.get("batch_stats", {})
+
+    gradient, batch_stats = share.gradient(objective, network.params)
+    updates, opt_state = optimizer.update(gradient, network.opt_state, network.params)
+    return Network(optax.apply_updates(network.params, updates), batch_stats, opt_state)
+
+
+def fit(
+    step: Callable[[Any, Any, Array], Any],
+    state: Any,
+    examples: Any,
+    batches: Int[ArrayLike, "steps batch"],
+    *,
+    observe: Callable[[Any], Any] = lambda state: (),
+    every: int | None = None,
+) -> tuple[Any, Any]:
+    """Take one step for each row of `batches`, as one scan.
+
+    Args:
+      step: `(state, batch, i) -> state`, i the number of the step.
+      state: before the first step, any pytree.
+      examples: pytree of arrays with a leading axis of examples; a batch is rows of each.
+      batches: which rows, from `experiments.training.loop.batch_indices`.
+      observe: state -> what is to be seen of it.
+      every: steps between looks, a divisor of their number; None looks before and after alone.
+
+    Returns: state after the last step, and what `observe` gave, stacked, before the first step and
+      after each `every`.
+    Raises: ValueError: `every` does not divide the number of steps.
+    """
+    batches = jnp.asarray(batches)
+    steps = len(batches)
+    every = every or steps
+    if steps % every:
+        raise ValueError(f"Expected `every` to divide {steps} steps, got {every}.")
+
+    def one(state: Any, at: tuple[Array, Array]) -> tuple[Any, None]:
+        rows, i = at
+        return step(state, jax.tree.map(lambda leaf: leaf[rows], examples), i), None
+
+    def chunk(state: Any, at: tuple[Array, Array]) -> tuple[Any, Any]:
+        state, _ = jax.lax.scan(one, state, at)
+        return state, observe(state)
+
+    first = observe(state)
+    numbers = jnp.arange(steps)
+    if every == steps:  # A loop of one turn less to trace and to compile.
+        state, last = chunk(state, (batches, numbers))
+        return state, jax.tree.map(lambda a, b: jnp.stack([a, b]), first, last)
+    looks = batches.reshape(-1, every, *batches.shape[1:])
+    state, seen = jax.lax.scan(chunk, state, (looks, numbers.reshape(-1, every)))
+    return state, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, seen)
+
+
+def accuracy(
+    model: nn.Module, variables: Any, x: Array, labels: Int[Array, "N"], *, training: bool = False
+) -> Float[Array, ""]:
+    """Compute the share of examples whose largest output is that of their label.
+
+    With `training`, the batch x is normalized by its own statistics.
+    """
+    outputs, _ = model.apply(variables, x, training=training, mutable=["batch_stats"])
+    return jnp.mean(outputs.argmax(-1) == labels)
+
+
+def population(model: nn.Module, network: Network, batches: Float[Array, "K N ..."]) -> Any:
+    """Compute the batch_stats of Algorithm 2: averaged afresh over batches, parameters held."""
+
+    def absorb(batch_stats: Any, x: Array) -> Any:
+        variables = {"params": network.params, "batch_stats": batch_stats}
+        _, moved = model.apply(variables, x, training=True, mutable=["batch_stats"])
+        return moved["batch_stats"]
+
+    return jbn.population(absorb, network.batch_stats, batches)

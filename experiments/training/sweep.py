@@ -1,0 +1,198 @@
+"""Sweeps: a network trained with every setting and every seed, as one program; the best is chosen.
+
+Seeds share their initial weights and their batches over all settings and models, so that what two
+of them reach can be compared seed by seed. The rate is chosen on images kept apart for it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, UInt8
+
+from experiments.tasks.data import Dataset
+from experiments.training import networks
+from experiments.training.loop import batch_indices
+from experiments.training.networks import Network
+from jbn.models.units import Activation
+
+Examples = tuple[Array, Array]
+Build = Callable[[Any], tuple[nn.Module, optax.GradientTransformation]]
+
+
+class Split(NamedTuple):
+    """Images, float32, and labels."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def split(
+    dataset: Dataset,
+    held_out: int,
+    pixels: Callable[[UInt8[np.ndarray, "N H W"]], np.ndarray],
+) -> Split:
+    """Keep the last training images apart, to choose on; put all on the device."""
+    images, tested = (
+        pixels(x).astype(np.float32) for x in (dataset.train_images, dataset.test_images)
+    )
+    labels, kept = dataset.train_labels, len(dataset.train_labels) - held_out
+    pairs = (
+        (images[:kept], labels[:kept]),
+        (images[kept:], labels[kept:]),
+        (tested, dataset.test_labels),
+    )
+    return Split(*jax.device_put(pairs))
+
+
+def start(model: nn.Module, seeds: int, x: Float[Array, "N ..."]) -> Network:
+    """Initialize one network a seed for inputs like x; it has no optimizer's state yet.
+
+    Outside jit: random numbers take seconds to compile, and so they are compiled once for all
+    models with layers of the same shapes.
+    """
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    return jax.vmap(lambda key: networks.init(model, optax.identity(), key, x[:1]))(keys)
+
+
+def train(
+    build: Build,
+    settings: Any,
+    split: Split,
+    starts: Network | Callable[[Any], Network],
+    *,
+    steps: int,
+    batch_size: int,
+    observe: Callable[[nn.Module, Network, Split], Any],
+    looks: int = 1,
+    before: bool = False,
+) -> Any:
+    """Train from every start with every setting.
+
+    Args:
+      build: setting -> model and optimizer.
+      settings: pytree of arrays, (settings, ...), such as learning rates: one setting is traced.
+      split: whose training images are trained on.
+      starts: networks, (seeds, ...), from `start`, or setting -> such; the i-th draws its batches
+        from seed i.
+      steps, batch_size: of training.
+      observe: of model, network and split -> pytree of arrays.
+      looks: times that a network is observed over training, the last time at the end.
+      before: whether it is observed before as well.
+
+    Returns: what was observed, NumPy, (settings, seeds, looks, ...).
+    """
+
+    def begin(setting: Any) -> Network:
+        _, optimizer = build(setting)
+        given = starts if isinstance(starts, Network) else starts(setting)
+        return given._replace(opt_state=jax.vmap(optimizer.init)(given.params))
+
+    def chunk(
+        setting: Any, network: Network, batches: Int[Array, "steps batch"], examples: Examples
+    ) -> Network:
+        model, optimizer = build(setting)
+
+        def step(network: Network, batch: Examples, i: Array) -> Network:
+            return networks.advance(model, optimizer, network, *batch)
+
+        return networks.fit(step, network, examples, batches)[0]
+
+    def look(setting: Any, network: Network, split: Split) -> Any:
+        return observe(build(setting)[0], network, split)
+
+    # One setting after another: to evaluate the networks of all at once takes much memory. Images
+    # are arguments: captured, they would be constants, which XLA folds at length.
+    @jax.jit
+    def advance(
+        made: Network, batches: Int[Array, "seeds steps batch"], examples: Examples
+    ) -> Network:
+        each_seed = jax.vmap(chunk, in_axes=(None, 0, 0, None))
+        return jax.lax.map(
+            lambda each: each_seed(each[0], each[1], batches, examples), (settings, made)
+        )
+
+    @jax.jit
+    def seen(made: Network, split: Split) -> Any:
+        each_seed = jax.vmap(look, in_axes=(None, 0, None))
+        return jax.lax.map(lambda each: each_seed(each[0], each[1], split), (settings, made))
+
+    made = jax.jit(jax.vmap(begin))(settings)
+    seeds = jax.tree.leaves(made.params)[0].shape[1]
+    drawn = [batch_indices(i, 0, steps, batch_size, len(split.train[1])) for i in range(seeds)]
+    observed = [seen(made, split)] if before else []
+    for batches in np.split(np.stack(drawn), looks, axis=1):
+        made = advance(made, jnp.asarray(batches), split.train)
+        observed.append(seen(made, split))
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=2), *observed)
+
+
+def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
+    """Combine values of several settings, each with each; the last one changes fastest.
+
+    Example:
+      >>> from experiments.training import sweep
+      >>> {name: x.tolist() for name, x in sweep.grid(kind=[0, 1], rate=[2, 4, 8]).items()}
+      {'kind': [0, 0, 0, 1, 1, 1], 'rate': [2, 4, 8, 2, 4, 8]}
+    """
+    meshes = np.meshgrid(*values.values(), indexing="ij")
+    kinds = {"i": np.int32, "f": np.float32}
+    return {
+        name: mesh.ravel().astype(kinds[mesh.dtype.kind])
+        for name, mesh in zip(values, meshes, strict=True)
+    }
+
+
+def one_of(functions: Sequence[Activation], which: Int[Array, ""]) -> Activation:
+    """Make the function that is the one of that number, which may be traced: a setting.
+
+    One program for all takes a fraction of the time to compile one for each.
+    """
+    return lambda x: jax.lax.switch(which, functions, x)
+
+
+def scaled(names: str, by: ArrayLike) -> optax.GradientTransformation:
+    """Scale the updates of the layers whose names begin so; by 0, a setting, they are held."""
+
+    def begins_so(params: Any) -> dict[str, bool]:
+        return {name: name.startswith(names) for name in params}
+
+    return optax.masked(optax.scale(by), begins_so)
+
+
+def for_test(model: nn.Module, network: Network, x: Float[Array, "N ..."]) -> Network:
+    """Give the network the population statistics of x, one large batch of training images."""
+    if not network.batch_stats:
+        return network
+    return network._replace(batch_stats=networks.population(model, network, x[None]))
+
+
+def accuracies(
+    model: nn.Module, network: Network, split: Split, *, statistics: int | None
+) -> dict[str, Array]:
+    """Compute accuracy on the validation and test images.
+
+    Population statistics are those of the first `statistics` training images; None leaves the
+    network its own. Weights that diverged to NaN give the accuracy of one constant answer.
+    """
+    if statistics is not None:
+        network = for_test(model, network, split.train[0][:statistics])
+    return {
+        "validation": networks.accuracy(model, network.variables, *split.validation),
+        "test": networks.accuracy(model, network.variables, *split.test),
+    }
+
+
+def best(validation: Float[np.ndarray, "... settings seeds looks"]) -> Int[np.ndarray, "..."]:
+    """Choose the setting with the best mean over seeds at the last look."""
+    return validation[..., -1].mean(-1).argmax(-1)
+
+
+def at_best(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keep the setting, the first axis, with the best mean accuracy on the validation images."""
+    return {name: values[best(found["validation"])] for name, values in found.items()}
