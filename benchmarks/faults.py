@@ -35,7 +35,7 @@ import tyro
 
 from benchmarks import common
 from experiments import run_dir
-from experiments.studies import mnist_mlp
+from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.tasks import data
 from experiments.training.checkpoints import MANIFEST, Checkpoints
 

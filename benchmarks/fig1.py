@@ -35,8 +35,8 @@ from jaxtyping import Array, Float, Int
 from benchmarks import common
 from benchmarks.common import Run
 from experiments import run_dir
-from experiments.studies import mnist_mlp
-from experiments.studies.mnist_mlp import Config
+from experiments.studies.mnist_mlp import measure as mnist_mlp
+from experiments.studies.mnist_mlp.measure import Config
 from experiments.tasks import data
 from experiments.tasks.data import Dataset
 from experiments.training.devices import Devices

@@ -76,7 +76,7 @@ def _one(name: str, how: Options, one: CarryOut) -> int:
     if keeping.data_dir:
         words += ["--data-dir", str(keeping.data_dir)]
     if keeping.resume:
-        config = import_module(f"experiments.studies.{name}").PRESETS[how.preset]
+        config = import_module(f"experiments.studies.{name}.measure").PRESETS[how.preset]
         wanted = {"experiment": name, **run_dir.to_json(config)}
         for path in run_dir.finished(keeping.runs, name):
             if run_dir.read_json(path / "config.json") == wanted:

@@ -24,7 +24,7 @@ class Session(NamedTuple):
 
 def prepare(name: str, arguments: list[str], last_words: LastWords) -> Session:
     """Prepare an experiment, by its kind: one that trains on many devices, or a study."""
-    experiment = importlib.import_module(f"experiments.studies.{name}")
+    experiment = importlib.import_module(f"experiments.studies.{name}.measure")
     if hasattr(experiment, "measure"):
         return prepare_study(name, experiment, arguments)
     return prepare_training(name, experiment, arguments, last_words)

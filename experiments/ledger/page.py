@@ -198,7 +198,8 @@ def as_markdown(results: Mapping[str, Result]) -> str:
         + ", ".join(f"**{counts[verdict]} {verdict}**" for verdict in MARKS if counts[verdict])
         + ". A claim holds where every number it names lies, with its whole 95 % interval, on the "
         "claim's side of the bound; it holds partly where some do. The rules, in "
-        "[claims.py](../../experiments/ledger/claims.py), were written before the measurements.",
+        "the `claims.py` of each [study](../../experiments/studies), were written before the "
+        "measurements.",
         "",
         "Made by `python -m experiments report --keep`, which also writes it as a page to filter, "
         "sort and open: `report/index.html`.",

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import faults
 from experiments import run_dir
 from experiments.__main__ import main
-from experiments.studies import mnist_mlp
+from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.training.checkpoints import Checkpoints
 
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies import batch_size
-from experiments.studies.batch_size import PRESETS, draw_images, examples_until, make_model
+from experiments.studies.batch_size import measure as batch_size
+from experiments.studies.batch_size.measure import PRESETS, draw_images, examples_until, make_model
 from experiments.studies.batch_size.tiny_batches import one_and_two
 from experiments.tasks.data import load_digits
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.studies import batches
+from experiments.studies.batches import measure as batches
 from experiments.training import networks
 from experiments.training.networks import cross_entropy
 from jbn.models import MLP

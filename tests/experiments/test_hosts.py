@@ -15,7 +15,7 @@ from environments import own_environment
 
 from experiments import run_dir
 from experiments.__main__ import main
-from experiments.studies import mnist_mlp
+from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.tasks import data
 from experiments.training import hosts
 from experiments.training.devices import Devices
@@ -93,7 +93,7 @@ from pathlib import Path
 import jax, numpy as np
 from experiments.tasks import data
 from experiments.training import hosts
-from experiments.studies import mnist_mlp
+from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments import run_dir
 from experiments.training import loop as train
 from experiments.training.devices import Devices

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies import inception
+from experiments.studies.inception import measure as inception
 from experiments.studies.inception.miniature import Miniature, convolve, distort
 from experiments.tasks import cifar
 

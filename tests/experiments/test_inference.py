@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.studies import inference
+from experiments.studies.inference import measure as inference
 from experiments.tasks import data
 from experiments.training import networks
 from experiments.training.networks import Network

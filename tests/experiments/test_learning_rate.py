@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.studies import learning_rate
+from experiments.studies.learning_rate import measure as learning_rate
 from experiments.studies.learning_rate import settings as mnist_settings
 from experiments.studies.learning_rate.settings import Setting
 from experiments.tasks import data

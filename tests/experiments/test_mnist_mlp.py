@@ -19,8 +19,8 @@ from environments import programs_on_disk
 from experiments import run_dir
 from experiments.__main__ import main
 from experiments.options import parse
-from experiments.studies import mnist_mlp
 from experiments.studies.mnist_mlp import fig1
+from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.tasks import data
 from jbn.linen import BatchNorm
 from jbn.models import MLP

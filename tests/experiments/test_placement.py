@@ -1,4 +1,4 @@
-"""What experiments/studies/placement/__init__.py trains with, against NumPy and Flax."""
+"""What experiments/studies/placement/measure.py trains with, against NumPy and Flax."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.studies import placement
+from experiments.studies.placement import measure as placement
 from jbn.models import MLP
 
 

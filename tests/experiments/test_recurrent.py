@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies import recurrent
+from experiments.studies.recurrent import measure as recurrent
 from jbn.models.recurrent import Recurrent
 
 DRAW = np.random.default_rng(0)

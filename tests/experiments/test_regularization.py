@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.studies.regularization import (
+from experiments.studies.regularization.measure import (
     PRESETS,
     Config,
     Dropout,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.studies import saturation
+from experiments.studies.saturation import measure as saturation
 from experiments.studies.saturation import sigmoid
 from jbn import diagnostics
 

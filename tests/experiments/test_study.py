@@ -181,7 +181,7 @@ def test_all_goes_on_after_one_that_fails(tmp_path, capsys):
 
 
 def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
-    from experiments.studies import identities
+    from experiments.studies.identities import measure as identities
 
     config = identities.PRESETS["smoke"]
     with run_dir.create(tmp_path, "identities", config):

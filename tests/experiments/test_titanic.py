@@ -7,7 +7,7 @@ import numpy as np
 import pooch
 import pytest
 
-from experiments.studies import titanic
+from experiments.studies.titanic import measure as titanic
 from experiments.tasks import titanic as titanic_data
 
 

@@ -8,7 +8,7 @@ import pytest
 from environments import programs_on_disk
 
 from experiments import run_dir
-from experiments.studies import mnist_mlp
+from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.tasks import data
 from experiments.training.devices import WAYS, Devices, Share
 from experiments.training.last_words import LastWords, Stopped

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.studies import transfer
+from experiments.studies.transfer import measure as transfer
 from experiments.training import networks
 
 CONFIG = transfer.PRESETS["smoke"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.studies import whitening
+from experiments.studies.whitening import measure as whitening
 from experiments.training import networks
 from jbn.models import MLP
 

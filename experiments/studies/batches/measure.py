@@ -1,0 +1,380 @@
+"""What the study `batches` measures, its options and presets."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from matplotlib.figure import Figure
+
+import jbn
+from experiments import plotting
+from experiments.stats import estimates
+from experiments.study import Study
+from experiments.tasks.data import Dataset
+from experiments.training import networks
+from experiments.training.loop import batch_indices
+from experiments.training.networks import Network, cross_entropy
+from jbn.linen import BatchNorm, BatchRenorm
+from jbn.models import MLP
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the measurements depend on."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 6
+    """runs of each kind, each from its own examples, weights and batches"""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """width of each hidden layer, of sigmoid units"""
+    batch_size: int = 60
+    """examples in a training batch, even"""
+    learning_rate: float = 0.5
+    """of plain SGD at the first step; it falls linearly to 0"""
+    examples: int = 10_020
+    """training images of each seed, in whole batches"""
+    steps: int = 2500
+    """training steps with each kind of batches"""
+    sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    """of the batches whose mean is compared with that of all"""
+    draws: int = 200
+    """batches of each such size"""
+    whole_examples: int = 1020
+    """training images of each seed, where all of them normalize"""
+    whole_steps: int = 1000
+    """training steps there"""
+
+    def __post_init__(self) -> None:
+        """Refuse a batch that has no halves, and sets that are not whole batches."""
+        if self.batch_size % 2 or self.examples % self.batch_size:
+            raise ValueError(
+                f"Expected an even `batch_size` that divides `examples`, got {self.batch_size} and "
+                f"{self.examples}."
+            )
+
+
+PRESETS = {
+    "smoke": Config(
+        "digits", 2, (20,), examples=960, steps=60, sizes=(2, 32), whole_examples=60, whole_steps=20
+    ),
+    "quick": Config(),
+    "paper": Config(seeds=10, steps=10_000, whole_examples=2040, whole_steps=2000),
+}
+# Of all steps: plain BN until the first; d_max is 5 from the second, r_max 3 from the third. Ioffe,
+# 2017, has them at 5,000, 25,000 and 40,000 steps: here as if of 100,000.
+RENORM = 0.05, 0.25, 0.4
+LOOKS = 10  # Evaluations over those whole steps.
+ORDERS = {"shuffled": "shuffled anew", "fixed": "fixed", "sorted": "two classes each"}
+
+
+# ---- Batches -------------------------------------------------------------------------------------
+
+
+def draw_batches(
+    config: Config, labels: UInt8[np.ndarray, "N"], seed: int
+) -> dict[str, Int[np.ndarray, "steps batch"]]:
+    """Draw the batches of a seed in each of `ORDERS`, from the same examples."""
+    rows = choose(config.examples, labels, seed)
+    rng = np.random.default_rng([seed, 1])
+    together = rows.reshape(-1, config.batch_size)
+    fixed, by_class = [], []
+    # An epoch of sorted batches is the shorter by what one class of a pair has more.
+    while sum(map(len, by_class)) < config.steps:
+        fixed.append(rng.permutation(together))
+        by_class.append(sorted_epoch(rows, labels, config.batch_size, rng))
+    shuffled = batch_indices(seed, 0, config.steps, config.batch_size, len(rows))
+    return {
+        "shuffled": rows[shuffled],
+        "fixed": np.concatenate(fixed)[: config.steps],
+        "sorted": np.concatenate(by_class)[: config.steps],
+    }
+
+
+def choose(count: int, labels: UInt8[np.ndarray, "N"], seed: int) -> Int[np.ndarray, "count"]:
+    """Choose the training examples of a seed."""
+    return np.random.default_rng([seed, 0]).permutation(len(labels))[:count]
+
+
+def sorted_epoch(
+    rows: Int[np.ndarray, "N"],
+    labels: UInt8[np.ndarray, "all"],
+    batch_size: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, "K batch"]:
+    """Make batches of two classes, half and half, the classes in random pairs."""
+    half, epoch = batch_size // 2, []
+    for pair in rng.permutation(np.unique(labels)).reshape(-1, 2):
+        halves = [rng.permutation(rows[labels[rows] == label]) for label in pair]
+        count = min(map(len, halves)) // half
+        epoch.append(np.hstack([rows[: count * half].reshape(-1, half) for rows in halves]))
+    return rng.permutation(np.concatenate(epoch))
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+def make_models(config: Config) -> dict[str, MLP]:
+    """Make the networks, which start from the same weights."""
+    start, d_end, r_end = (share * config.steps for share in RENORM)
+    renorm = functools.partial(
+        BatchRenorm,
+        momentum=jbn.debiased(0.99),  # A schedule, so that the layer counts its batches.
+        r_max=lambda count: jnp.interp(count, jnp.array([start, r_end]), jnp.array([1.0, 3.0])),
+        d_max=lambda count: jnp.interp(count, jnp.array([start, d_end]), jnp.array([0.0, 5.0])),
+        unbiased=True,
+    )
+    batch = functools.partial(BatchNorm, unbiased=True)
+    norms = {"none": None, "batch": batch, "renorm": renorm}
+    return {name: MLP(config.hidden, norm=norm) for name, norm in norms.items()}
+
+
+def decaying(config: Config, steps: int) -> optax.GradientTransformation:
+    """Make SGD at a rate that falls linearly to 0."""
+    return optax.sgd(optax.linear_schedule(config.learning_rate, 0.0, steps))
+
+
+def gray(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N features"]:
+    """Turn bytes into gray levels from 0 to 1, an image a row."""
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def judged_by(config: Config, network: Network, batches: Float[Array, "K N F"]) -> dict[str, Any]:
+    """Return the variables with population statistics, those of plain BN whatever trained it.
+
+    Batch renormalization would compare the batches with running statistics that are to be replaced.
+    """
+    stats = {name: {"mean": s["mean"], "var": s["var"]} for name, s in network.batch_stats.items()}
+    if stats:
+        plain = network._replace(batch_stats=stats)
+        stats = networks.population(make_models(config)["batch"], plain, batches)
+    return {"params": network.params, "batch_stats": stats}
+
+
+def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Train every network with every order of batches.
+
+    Returns: "accuracy" -> method -> order -> (seeds,), on the test images; "variables" of the
+      networks with BN and shuffled batches.
+    """
+    labels = dataset.train_labels
+    drawn = [draw_batches(config, labels, seed) for seed in range(config.seeds)]
+    batches = {name: np.stack([of[name] for of in drawn]) for name in ORDERS}
+    mixed = batches["shuffled"][:, : config.examples // config.batch_size]
+    data = jax.device_put((gray(dataset.train_images), labels))
+    test = jax.device_put((gray(dataset.test_images), dataset.test_labels))
+    optimizer = decaying(config, config.steps)
+
+    def one(model: nn.Module, seed: Array, batches: Array, mixed: Array, data: Any, test: Any):
+        def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
+            return networks.advance(model, optimizer, network, *batch)
+
+        first = networks.init(model, optimizer, jax.random.key(seed), data[0][:1])
+        last, _ = networks.fit(step, first, data, batches)
+        variables = judged_by(config, last, data[0][mixed])
+        # A network that diverged says class 0 always, and counts as chance.
+        return networks.accuracy(model, variables, *test), variables
+
+    accuracy, variables = {}, {}
+    for name, model in make_models(config).items():
+        run = jax.vmap(functools.partial(one, model), in_axes=(0, 0, 0, None, None))
+        by_order = jax.jit(functools.partial(run, jnp.arange(config.seeds)))
+        made = {order: by_order(batches[order], mixed, data, test) for order in ORDERS}
+        accuracy[name] = {order: reached for order, (reached, _) in made.items()}
+        if name == "batch":
+            variables = made["shuffled"][1]
+    return {"accuracy": accuracy, "variables": variables}
+
+
+# ---- The mean of a batch -------------------------------------------------------------------------
+
+
+def mean_errors(config: Config, dataset: Dataset, variables: Any) -> dict[str, Any]:
+    """Measure how far the mean of a batch is from that of all, before the last hidden units.
+
+    Returns: error (seeds, sizes): mean over batches and units, in standard deviations of a unit.
+    """
+    model = make_models(config)["batch"]
+    images = gray(dataset.train_images)
+    rows = np.stack([choose(config.examples, dataset.train_labels, s) for s in range(config.seeds)])
+    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+
+    def one(variables: Any, x: Array, key: PRNGKeyArray) -> Array:
+        _, sown = model.apply(variables, x, training=False, mutable="intermediates")
+        # What BN gives at inference is its input but for scale and shift, which do not matter here.
+        (inputs,) = sown["intermediates"][f"activation_input_{len(config.hidden) - 1}"]
+        return jnp.stack([mean_error(inputs, size, config.draws, key) for size in config.sizes])
+
+    run = jax.jit(lambda of_seeds: jax.lax.map(lambda of_one: one(*of_one), of_seeds))
+    return {"error": run((variables, images[rows], keys))}
+
+
+def mean_error(
+    inputs: Float[Array, "N units"], size: int, draws: int, key: PRNGKeyArray
+) -> Float[Array, ""]:
+    """Compute |mean of a batch - mean| / standard deviation, averaged over batches and units."""
+    values = (inputs - inputs.mean(0)[None]) / inputs.std(0)[None]
+    # With replacement: without, a batch would near all the data sooner than as a power.
+    rows = jax.random.randint(key, (draws, size), 0, len(values))
+    return jnp.abs(jax.lax.map(lambda batch: values[batch].mean(0), rows)).mean()
+
+
+def exponents(sizes: Int[np.ndarray, "S"], error: Float[np.ndarray, "seeds S"]) -> np.ndarray:
+    """Fit error = c size^p by least squares in logarithms, seed by seed; return p."""
+    return np.polyfit(np.log(sizes), np.log(error).T, 1)[0]
+
+
+# ---- Statistics of all the data ------------------------------------------------------------------
+
+
+def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Train with statistics of the batch, and of all training data.
+
+    Returns: "batch" and "all" -> test accuracy, (seeds, looks + 1). Population statistics are in
+      each case what training normalized by: means over all batches, or those of all data.
+    """
+    model, optimizer = make_models(config)["batch"], decaying(config, config.whole_steps)
+    count, size, seeds = config.whole_examples, config.batch_size, range(config.seeds)
+    rows = np.stack([choose(count, dataset.train_labels, seed) for seed in seeds])
+    batches = np.stack([batch_indices(s, 0, config.whole_steps, size, count) for s in seeds])
+    images, test_images = gray(dataset.train_images)[rows], gray(dataset.test_images)
+
+    def one(of_seed: Any, test: tuple[Array, Array]) -> dict[str, Array]:
+        seed, batches, images, labels = of_seed
+        first = networks.init(model, optimizer, jax.random.key(seed), images[:1])
+        advance = functools.partial(networks.advance, model, optimizer)
+
+        def by_batch(network: Network, rows: Array, _: Array) -> Network:
+            return advance(network, images[rows], labels[rows])
+
+        def by_all(network: Network, rows: Array, _: Array) -> Network:
+            return advance(network, images, labels, loss=loss_of(rows, count))
+
+        def run(step: Any, population: Array) -> Array:
+            def look(network: Network) -> Array:
+                return networks.accuracy(model, judged_by(config, network, population), *test)
+
+            every = config.whole_steps // LOOKS
+            return networks.fit(step, first, jnp.arange(count), batches, observe=look, every=every)[
+                1
+            ]
+
+        in_batches = images.reshape(-1, size, images.shape[1])
+        return {"batch": run(by_batch, in_batches), "all": run(by_all, images[None])}
+
+    over_seeds = jax.jit(lambda seeds, test: jax.lax.map(lambda s: one(s, test), seeds))
+    of_seeds = jnp.arange(config.seeds), batches, images, dataset.train_labels[rows]
+    return over_seeds(of_seeds, (test_images, dataset.test_labels))
+
+
+def loss_of(rows: Int[Array, "batch"], count: int) -> networks.Loss:
+    """Make the loss whose mean over all `count` examples is the mean over the rows alone."""
+    weight = jnp.zeros(count).at[rows].add(count / len(rows))
+    return lambda outputs, labels: weight * cross_entropy(outputs, labels)
+
+
+# ---- The experiment ------------------------------------------------------------------------------
+
+
+def measure(config: Config, study: Study) -> None:
+    """Train, compare, report, all paired by seed, and draw."""
+    dataset = study.dataset(config.dataset)
+    flat = study.part("orders", lambda: dict(flatten_dict(train_all(config, dataset), sep="/")))
+    trained = unflatten_dict(flat, sep="/")
+    means = study.part("means", lambda: mean_errors(config, dataset, trained["variables"]))
+    whole = study.part("whole", lambda: normalize_by_all(config, dataset))
+    of = trained["accuracy"]
+    lost = {name: of[name]["sorted"] - of[name]["shuffled"] for name in of}
+    study.report("sorted", estimates.mean(lost["batch"]))
+    study.report("sorted_without", estimates.mean(lost["none"]))
+    study.report("sorted_renorm", estimates.mean(lost["renorm"]))
+    study.report("sorted_excess", estimates.paired(lost["batch"], lost["none"]))
+    study.report("fixed", estimates.paired(of["batch"]["fixed"], of["batch"]["shuffled"]))
+    study.report("renorm_gain", estimates.paired(of["renorm"]["sorted"], of["batch"]["sorted"]))
+    powers = exponents(np.array(config.sizes), means["error"])
+    study.report("mean_exponent", estimates.mean(powers))
+    study.report("all_data_gain", estimates.paired(whole["all"][:, -1], whole["batch"][:, -1]))
+
+    # ---- Figures ---------------------------------------------------------------------------------
+    study.figure(
+        "orders",
+        lambda: draw_orders(of),
+        title="Test error by how training batches are drawn",
+        alt="Test error of networks without BN, with BN and with batch renorm, a point a seed, "
+        "for batches shuffled anew, always the same, and of two classes each.",
+    )
+    study.figure(
+        "means",
+        lambda: draw_means(config, means["error"]),
+        title="How far the mean of a batch is from that of all data",
+        alt="Error of a batch's mean against its size, on logarithmic axes, a line a seed, and "
+        "slope -1/2.",
+    )
+    study.figure(
+        "all_data",
+        lambda: draw_whole(config, whole),
+        title="Normalized by all the training data rather than by the batch",
+        alt="Difference of test accuracy over training on a small set: each seed, and the mean.",
+    )
+
+
+def draw_orders(of: dict[str, Any]) -> Figure:
+    """Draw the error of every run, and the means."""
+    made = plotting.figure()
+    (panel,) = made.axes
+    for i, (name, by_order) in enumerate(of.items()):
+        look = plotting.METHODS[name]
+        at = np.arange(len(ORDERS)) + 0.2 * (i - 1)
+        y = 100 * (1 - np.stack([by_order[order] for order in ORDERS]))
+        style = {"color": look.color, "marker": look.marker, "linestyle": "none"}
+        panel.plot(at, y, **style, alpha=0.35, markersize=4)
+        panel.plot(at, y.mean(1), **style, markersize=8, label=look.label)
+    panel.set_xticks(range(len(ORDERS)), list(ORDERS.values()))
+    panel.set_xlabel("training batches")
+    panel.set_yscale("log")
+    panel.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
+    panel.minorticks_off()
+    panel.set_ylabel("test error (%)")
+    panel.legend(loc="upper left")
+    return made
+
+
+def draw_means(config: Config, error: Float[np.ndarray, "seeds S"]) -> Figure:
+    """Draw the error of the mean against the size of the batch."""
+    made = plotting.figure()
+    (panel,), sizes = made.axes, np.array(config.sizes)
+    for i, of_seed in enumerate(error):
+        label = None if i else "pre-activations, a line a seed"
+        panel.plot(
+            sizes, of_seed, color=plotting.BLUE, marker="o", markersize=3, alpha=0.5, label=label
+        )
+    ideal = error.mean(0)[0] * (sizes / sizes[0]) ** -0.5
+    panel.plot(sizes, ideal, color=plotting.BLACK, linestyle="--", label="slope -1/2")
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log", base=2)
+    panel.set_xlabel("examples in the batch")
+    panel.set_ylabel("mean |mean of batch - mean|\n(standard deviations)")
+    panel.legend()
+    return made
+
+
+def draw_whole(config: Config, whole: dict[str, np.ndarray]) -> Figure:
+    """Draw what statistics of all the data gain over training."""
+    made = plotting.figure()
+    (panel,) = made.axes
+    steps = np.linspace(0, config.whole_steps, LOOKS + 1)
+    points = 100 * (whole["all"] - whole["batch"])
+    panel.plot(steps, points.T, color=plotting.BLUE, alpha=0.35, linewidth=1)
+    panel.plot(steps, points.mean(0), color=plotting.BLUE, linewidth=2.5, label="mean over seeds")
+    panel.axhline(0, color=plotting.BLACK, linewidth=0.8)
+    panel.set_xlabel("training steps")
+    panel.set_ylabel("test accuracy, by all data - by the batch\n(points)")
+    panel.legend()
+    return made

@@ -1,0 +1,292 @@
+"""What the study `identities` measures, its options and presets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from matplotlib.figure import Figure
+
+import jbn
+from experiments import plotting
+from experiments.stats import estimates
+from experiments.study import Study
+
+MAPS, SCALES = 7, (0.1, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the run depends on, and nothing else."""
+
+    draws: int = 20
+    """random cases, each of its own seed"""
+    batches: int = 20_000
+    """batches that a variance is averaged over, in each draw"""
+    fan: int = 400
+    """fan in of the weights whose variance is measured; fan out is half of it"""
+
+
+PRESETS = {
+    "smoke": Config(draws=3, batches=2_000, fan=200),
+    "quick": Config(),
+    "paper": Config(draws=50, batches=50_000),
+}
+
+
+def measure(config: Config, study: Study) -> None:
+    """Measure every identity, and draw the errors."""
+    layer = study.part("layer", lambda: over_draws(config, layer_errors, wide=True))
+    for name, errors in layer.items():
+        study.report(name, estimates.exact(np.max(errors)))
+    single = study.part("identity_map", lambda: over_draws(config, identity_errors))
+    for name, errors in single.items():
+        study.report(name, estimates.exact(np.max(errors)))
+    for name, value in study.part("arithmetic", arithmetic).items():
+        study.report(name, estimates.exact(value))
+
+    bessel = study.part("bessel", lambda: over_draws(config, lambda key: variances(config, key)))
+    for m in (2, 60):
+        study.report(f"corrected_{m}", estimates.mean(bessel[f"corrected_{m}"]))
+    study.report("uncorrected_2", estimates.mean(bessel["uncorrected_2"]))
+    drawn = study.part("initial", lambda: over_draws(config, lambda key: initial(config, key)))
+    for name in ("glorot_normal", "glorot_uniform", "he_normal"):
+        study.report(name, estimates.mean(drawn[name]))
+    difference = np.abs(1 - drawn["glorot_uniform"].mean() / drawn["glorot_normal"].mean())
+    study.report("variance_difference", estimates.exact(difference))
+
+    equalities = {**layer, **single}
+    equalities.pop("parameters_per_map")
+    study.figure(
+        "errors",
+        lambda: draw_errors({name: np.max(errors) for name, errors in equalities.items()}),
+        title="What should be equal, and by how much it is not",
+        alt="The largest error of each equality over all draws, on a logarithmic scale: "
+        + ", ".join(f"{name} {np.max(errors):.0e}" for name, errors in equalities.items())
+        + ".",
+    )
+    study.figure(
+        "bessel",
+        lambda: draw_bessel(bessel),
+        title="The batch variance, corrected and not, against the true one",
+        alt="Mean of the batch variance over the true variance, against the size of the batch: "
+        "uncorrected it is (m - 1) / m, half at batches of 2; corrected it is 1 throughout.",
+    )
+
+
+def over_draws(
+    config: Config, function: Callable[[Array], dict[str, Array]], *, wide: bool = False
+) -> dict[str, np.ndarray]:
+    """Compute numbers for every draw, in float64 where `wide`."""
+    with jax.enable_x64(wide):
+        keys = jax.vmap(jax.random.key)(jnp.arange(config.draws))
+        return jax.tree.map(np.asarray, jax.jit(jax.vmap(function))(keys))
+
+
+# ---- The layer -----------------------------------------------------------------------------------
+
+
+def batch_norm(
+    x: Array, params: jbn.BatchNormParams | None = None, *, epsilon: float = 1e-12
+) -> Array:
+    """Normalize by the batch; epsilon as small as float64 allows, so that scale cancels."""
+    ours, state = jbn.init(x.shape[-1], param_dtype=x.dtype)
+    return jbn.batch_norm(x, params or ours, state, training=True, epsilon=epsilon)[0]
+
+
+def layer_errors(key: Array) -> dict[str, Array]:
+    """Compute the errors of what should be equal, in float64."""
+    keys = iter(jax.random.split(key, 8))
+
+    def normal(*shape: int) -> Array:
+        return jax.random.normal(next(keys), shape, jnp.float64)
+
+    u, w, b, dy = normal(32, 9), normal(9, MAPS), 3 * normal(MAPS), normal(32, MAPS)
+    scale, bias = normal(MAPS), normal(MAPS)
+    params = jbn.BatchNormParams(scale, bias)
+
+    def loss(w: Array, b: Array, bias: Array = bias) -> Array:
+        return jnp.sum(batch_norm(u @ w + b[None], jbn.BatchNormParams(scale, bias)) * dy)
+
+    dw, db, dbias = jax.grad(loss, (0, 1, 2))(w, b, bias)
+
+    def scaled(a: Array) -> tuple[Array, Array]:
+        return largest(batch_norm(u @ (a * w)) - batch_norm(u @ w)), a * jax.grad(loss)(a * w, b)
+
+    errors, gradients = jax.vmap(scaled)(jnp.asarray(SCALES))
+    images = normal(6, 4, 5, MAPS)
+    dense = batch_norm(images.reshape(-1, MAPS), params).reshape(images.shape)
+    return {
+        "bias_effect": largest(batch_norm(u @ w + b[None]) - batch_norm(u @ w)),
+        "bias_gradient": largest(db) / largest(dbias),
+        "scaled_output": jnp.max(errors),
+        "scaled_gradient": largest(gradients - dw[None]) / largest(dw),
+        "radial_gradient": largest(jnp.sum(w * dw, 0)) / jnp.linalg.norm(w) / jnp.linalg.norm(dw),
+        "convolution_difference": largest(batch_norm(images, params) - dense),
+        "parameters_per_map": jnp.asarray(
+            sum(leaf.size for leaf in jax.tree.leaves(jbn.init(MAPS)[0])) / MAPS
+        ),
+        "mean_of_gradients": mean_of_gradients(u, w, dy),
+        **gradient_errors(u @ w, scale, bias, dy),
+    }
+
+
+def largest(x: Array) -> Array:
+    """Compute the largest absolute value."""
+    return jnp.max(jnp.abs(x))
+
+
+def gradient_errors(x: Array, scale: Array, bias: Array, dy: Array) -> dict[str, Array]:
+    """Compare the derivative with the closed form of the paper, and with finite differences."""
+    epsilon = 1e-5
+
+    def loss(x: Array, scale: Array, bias: Array) -> Array:
+        return jnp.sum(batch_norm(x, jbn.BatchNormParams(scale, bias), epsilon=epsilon) * dy)
+
+    at = (x, scale, bias)
+    ours = jax.grad(loss, (0, 1, 2))(*at)
+    std = jnp.sqrt(jnp.var(x, 0) + epsilon)[None]
+    xhat = (x - jnp.mean(x, 0)[None]) / std
+    dx = dy - jnp.mean(dy, 0)[None] - xhat * jnp.mean(dy * xhat, 0)[None]
+    closed = (scale[None] / std * dx, jnp.sum(dy * xhat, 0), jnp.sum(dy, 0))
+
+    def central(argument: int) -> Array:
+        shape, step = at[argument].shape, 1e-5
+
+        def along(direction: Array) -> Array:
+            def moved(sign: float) -> Array:
+                there = list(at)
+                there[argument] += sign * step * direction.reshape(shape)
+                return loss(*there)
+
+            return (moved(1.0) - moved(-1.0)) / (2 * step)
+
+        return jax.vmap(along)(jnp.eye(at[argument].size)).reshape(shape)
+
+    pairs = [(mine, closed[i], central(i)) for i, mine in enumerate(ours)]
+    return {
+        "closed_form_error": jnp.max(jnp.stack([largest(g - c) for g, c, _ in pairs])),
+        "difference_error": jnp.max(jnp.stack([largest(g - d) for g, _, d in pairs])),
+    }
+
+
+def mean_of_gradients(u: Array, w: Array, dy: Array) -> Array:
+    """Compare the mean of the gradients of mini-batches with the gradient of all, without BN."""
+
+    def gradient(u: Array, dy: Array) -> Array:
+        return jax.grad(lambda w: jnp.mean(jnp.tanh(u @ w) * dy))(w)
+
+    parts = jax.vmap(gradient)(u.reshape(4, 8, -1), dy.reshape(4, 8, -1))
+    whole = gradient(u, dy)
+    return largest(jnp.mean(parts, 0) - whole) / largest(whole)
+
+
+def identity_errors(key: Array) -> dict[str, Array]:
+    """Undo the normalization by gamma and beta, at the default epsilon."""
+    x = 0.5 + 1.5 * jax.random.normal(key, (60, MAPS))
+    mean, var, *_ = jbn.moments(x)
+
+    def error(scale: Array) -> Array:
+        return largest(batch_norm(x, jbn.BatchNormParams(scale, mean), epsilon=1e-5) - x)
+
+    return {
+        "identity_error": error(jnp.sqrt(var + 1e-5)),
+        "identity_error_std": error(jnp.sqrt(var)),
+    }
+
+
+# ---- Arithmetic ----------------------------------------------------------------------------------
+
+
+def arithmetic() -> dict[str, Any]:
+    """Compute what takes no chance at all."""
+    values = jnp.array([100.0, 110.0, 130.0, 120.0, 140.0])
+    average = np.asarray(jbn.moving_average(values, window=2))
+    constant = np.full((8, 3), 7.25, np.float32)  # Its mean is exact, and so is the variance 0.
+    with np.errstate(invalid="ignore"):  # 0 / 0 is what is to be seen.
+        by_zero = (constant - constant.mean(0)) / np.sqrt(constant.var(0))
+    slope = jax.grad(jax.nn.sigmoid)
+    slopes = jax.vmap(slope)(jnp.linspace(-10, 10, 2001))
+    return {
+        "finite_with_epsilon": np.isfinite(batch_norm(jnp.asarray(constant))).all(),
+        "finite_without_epsilon": np.isfinite(by_zero).all(),
+        "moving_average_error": np.abs(average - [100, 105, 120, 125, 130]).max(),
+        "product_09": 0.9**100,
+        "product_15": 1.5**100,
+        "sigmoid_slope": slopes.max(),
+        "sigmoid_slope_10": float(slopes.max()) ** 10,
+    }
+
+
+# ---- By chance -----------------------------------------------------------------------------------
+
+
+def variances(config: Config, key: Array) -> dict[str, Array]:
+    """Average the variance of batches of each size over many, corrected and not; 1 is true."""
+    found = {}
+    for m in (2, 5, 32, 60):
+        x = jax.random.normal(jax.random.fold_in(key, m), (config.batches * 2 // m, m, 1))
+        biased = jnp.mean(jax.vmap(lambda batch: jbn.moments(batch).var)(x))
+        found[f"uncorrected_{m}"] = biased
+        found[f"corrected_{m}"] = biased * m / (m - 1)
+    return found
+
+
+def initial(config: Config, key: Array) -> dict[str, Array]:
+    """Compare the variance of initial weights with its formula."""
+    shape = (config.fan, config.fan // 2)
+    glorot, he = 2 / sum(shape), 2 / config.fan
+    draws = {
+        "glorot_normal": (nn.initializers.glorot_normal(), glorot),
+        "glorot_uniform": (nn.initializers.glorot_uniform(), glorot),
+        "he_normal": (nn.initializers.he_normal(), he),
+    }
+    return {name: jnp.var(make(key, shape)) / formula for name, (make, formula) in draws.items()}
+
+
+def draw_errors(errors: dict[str, float]) -> Figure:
+    """Draw the largest error of each equality."""
+    made = plotting.figure(width=6.5)
+    axes, names = made.axes[0], sorted(errors, key=errors.__getitem__)
+    smallest = np.finfo(np.float64).eps / 16  # An error of 0 is drawn here.
+    axes.scatter(
+        [max(errors[name], smallest) for name in names], range(len(names)), color=plotting.BLUE
+    )
+    axes.axvline(1e-6, color=plotting.VERMILION, linestyle="--", label="bound of most rules")
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_xscale("log")
+    axes.set_xlabel("largest error")
+    axes.set_title("float64, the identity map float32; 0 at the left edge")
+    axes.legend()
+    return made
+
+
+def draw_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
+    """Draw corrected and uncorrected variance against the size of the batch."""
+    made = plotting.figure()
+    axes, sizes = made.axes[0], [2, 5, 32, 60]
+    for name, color, marker in (
+        ("corrected", plotting.BLUE, "o"),
+        ("uncorrected", plotting.VERMILION, "s"),
+    ):
+        values = np.stack([bessel[f"{name}_{m}"] for m in sizes])
+        axes.errorbar(
+            sizes,
+            values.mean(1),
+            yerr=np.abs(np.stack([values.min(1), values.max(1)]) - values.mean(1)),
+            color=color,
+            marker=marker,
+            linestyle="none",
+            label=f"{name}, mean and range over draws",
+        )
+    curve = np.linspace(2, 60, 200)
+    axes.plot(curve, 1 - 1 / curve, color=plotting.GRAY, linestyle=":", label="(m - 1) / m")
+    axes.set_xlabel("examples in a batch, m")
+    axes.set_ylabel("mean batch variance / true variance")
+    axes.set_title("Bessel's correction")
+    axes.legend()
+    return made

@@ -1,0 +1,382 @@
+"""What the study `inception` measures, its options and presets."""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
+from matplotlib.figure import Figure
+
+from experiments import plotting
+from experiments.plotting import METHODS, Look
+from experiments.stats import estimates
+from experiments.studies.inception.miniature import Miniature, distort
+from experiments.study import Study
+from experiments.tasks import cifar
+from experiments.training import networks
+from experiments.training.loop import batch_indices
+from experiments.training.networks import Network
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the study depends on, and nothing else."""
+
+    dataset: Literal["cifar10", "digits"] = "cifar10"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 4
+    """of weights, batches, dropout and distortion"""
+    steps: int = 1_280
+    """training steps"""
+    watch_every: int = 40
+    """steps between looks at the accuracy"""
+    batch_size: int = 32
+    """as in the paper"""
+    train_examples: int = 5_120
+    """a whole number of batches, so that the fixed ones are the same in every epoch"""
+    test_examples: int = 1_000
+    """on which the accuracy is watched"""
+    shrink: int = 2
+    """how many pixels of a side are averaged into one"""
+    blocks: tuple[int, ...] = (1, 2)
+    """of Inception, after each max pooling"""
+    width: int = 8
+    """features of each path of a block"""
+    rate: float = 0.03
+    """learning rate of the original: of .003, .01, .03 and .1 the one with its best accuracy (.285,
+    .369, .385, .360, mean of two other seeds) on the 1,000 images after the training ones"""
+    rate_left: float = 0.5
+    """share of the rate that the original's decay leaves after all steps; the changed ones decay
+    six times as fast, to rate_left**6"""
+    l2: float = 5e-4
+    """weight of half the sum of squares of the kernels; the changed ones take a fifth"""
+    dropout: float = 0.4
+    """share of the last features that the original drops; the changed ones drop none"""
+    lrn: float = 0.067
+    """alpha of the original's LRN: 2e-5, made for pixels of standard deviation 58, times 58**2"""
+    distortion: tuple[float, float] = (0.4, 0.1)
+    """strength of photometric distortion, original and changed"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        if self.train_examples % self.batch_size:
+            raise ValueError(
+                f"Expected `train_examples` to be a multiple of {self.batch_size}, the batch size, "
+                f"got {self.train_examples}."
+            )
+        if self.steps % self.watch_every:
+            raise ValueError(
+                f"Expected `watch_every` to divide {self.steps} steps, got {self.watch_every}."
+            )
+
+
+PRESETS = {
+    "smoke": Config(
+        "digits", seeds=2, steps=4, watch_every=2, batch_size=4, train_examples=8, test_examples=20,
+        blocks=(1,), width=2,
+    ),
+    "quick": Config(),
+    "paper": Config(seeds=8, steps=5_120, watch_every=80, test_examples=2_000),
+}  # fmt: skip
+
+
+# ---- Variants ------------------------------------------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """What is a number in a variant: traced, so that one compilation serves all."""
+
+    rate: float
+    decay: float  # How often over the run the rate falls to `rate_left` of itself.
+    l2: float
+    dropout: float
+    lrn: float
+    distortion: float
+    sigmoid: bool = False
+
+
+class Variant(NamedTuple):
+    """A row of the paper's table, or of ours."""
+
+    norm: bool
+    shuffled: bool  # New batches in every epoch.
+    settings: Settings
+
+
+def make_variants(config: Config) -> dict[str, Variant]:
+    """Name all variants; `with_...` and the like are BN-x5 with one change taken back."""
+    strong, weak = config.distortion
+    original = Settings(config.rate, 1, config.l2, config.dropout, config.lrn, strong)
+    changed = Settings(5 * config.rate, 6, config.l2 / 5, 0.0, 0.0, weak)
+    return {
+        "inception": Variant(False, False, original),
+        "baseline": Variant(True, False, original),
+        "x5": Variant(True, True, changed),
+        "x30": Variant(True, True, changed._replace(rate=30 * config.rate)),
+        "plain_x5": Variant(False, False, original._replace(rate=5 * config.rate)),
+        "sigmoid_with": Variant(True, True, changed._replace(sigmoid=True)),
+        "sigmoid_without": Variant(False, False, original._replace(sigmoid=True)),
+        "without_rate": Variant(True, True, changed._replace(rate=config.rate)),
+        "with_dropout": Variant(True, True, changed._replace(dropout=config.dropout)),
+        "with_l2": Variant(True, True, changed._replace(l2=config.l2)),
+        "slow_decay": Variant(True, True, changed._replace(decay=1)),
+        "with_lrn": Variant(True, True, changed._replace(lrn=config.lrn)),
+        "fixed_batches": Variant(True, False, changed),
+        "strong_distortion": Variant(True, True, changed._replace(distortion=strong)),
+    }
+
+
+def batches_of(variant: Variant, config: Config, seed: int) -> Int32[np.ndarray, "steps batch"]:
+    """Draw the batches: of the first epoch over and over, or of every epoch anew."""
+    drawn = config.steps if variant.shuffled else config.train_examples // config.batch_size
+    batches = batch_indices(seed, 0, drawn, config.batch_size, config.train_examples)
+    return np.resize(batches, (config.steps, config.batch_size))  # Repeats the first ones.
+
+
+# ---- Training ------------------------------------------------------------------------------------
+
+
+class Examples(NamedTuple):
+    """Images, 0 to 1, and labels."""
+
+    images: Float[Array, "N H W C"]
+    labels: Int[Array, "N"]
+
+
+def load(config: Config, study: Study) -> tuple[Examples, Examples]:
+    """Load training and test examples, as many and as large as they are needed."""
+    if config.dataset == "cifar10":
+        batches = -(-config.train_examples // cifar.IMAGES)
+        dataset = cifar.load(train_batches=batches, data_dir=study.data_dir)
+        study.describe_data("cifar10", dataset.describe())
+    else:
+        dataset = study.dataset("digits")
+    train = shrink(dataset.train_images[: config.train_examples], config.shrink)
+    test = shrink(dataset.test_images[: config.test_examples], config.shrink)
+    return (
+        Examples(train, jnp.asarray(dataset.train_labels[: len(train)], jnp.int32)),
+        Examples(test, jnp.asarray(dataset.test_labels[: len(test)], jnp.int32)),
+    )
+
+
+def shrink(images: np.ndarray, by: int) -> Float[Array, "N H W C"]:
+    """Scale gray levels or colors to 0 to 1, and average squares of `by` x `by` pixels."""
+    n, height, width = images.shape[:3]
+    squares = images.reshape(n, height // by, by, width // by, by, -1)
+    return jnp.asarray(squares.mean((2, 4)) / 255, jnp.float32)
+
+
+def train(
+    config: Config,
+    norm: bool,
+    train_examples: Examples,
+    test_examples: Examples,
+    key: PRNGKeyArray,
+    batches: Int[Array, "steps batch"],
+    settings: Settings,
+) -> Float[Array, "looks"]:
+    """Train one network; return its accuracy on test images, before the first step and on.
+
+    Running statistics are good enough to watch it by. A network that diverged gives NaN, which
+    argmax takes for the first class: chance.
+    """
+    model = Miniature(
+        config.blocks, config.width, norm, settings.lrn, settings.dropout, settings.sigmoid
+    )
+    mean, std = jnp.mean(train_examples.images), jnp.std(train_examples.images)
+    test = (test_examples.images - mean) / std
+
+    def rate(step: Any) -> Array:
+        return settings.rate * config.rate_left ** (settings.decay * step / config.steps)
+
+    def penalty(params: Any) -> Array:
+        squares = [jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(params) if leaf.ndim > 1]
+        return settings.l2 / 2 * jnp.sum(jnp.stack(squares))
+
+    optimizer = optax.sgd(rate, momentum=0.9)
+
+    def step(network: Network, batch: Examples, i: Array) -> Network:
+        distorting, dropping = jax.random.split(jax.random.fold_in(key, i))
+        x = (distort(distorting, batch.images, settings.distortion) - mean) / std
+        rngs = {"dropout": dropping}
+        y = batch.labels
+        return networks.advance(model, optimizer, network, x, y, penalty=penalty, rngs=rngs)
+
+    def observe(network: Network) -> Array:
+        return networks.accuracy(model, network.variables, test, test_examples.labels)
+
+    network = networks.init(model, optimizer, key, test[:1])
+    every = config.watch_every
+    return networks.fit(step, network, train_examples, batches, observe=observe, every=every)[1]
+
+
+def make_train_seeds(config: Config, study: Study) -> Callable[[Variant], dict[str, np.ndarray]]:
+    """Make the function from a variant to the accuracy of all seeds; it loads and compiles late."""
+
+    @functools.cache
+    def examples() -> tuple[Examples, Examples]:
+        return load(config, study)
+
+    def arguments(variant: Variant, seed: int) -> tuple[Any, ...]:
+        batches = jnp.asarray(batches_of(variant, config, seed))
+        settings = jax.tree.map(jnp.asarray, variant.settings)
+        # This generator compiles several times faster than the default.
+        return *examples(), jax.random.key(seed, impl="rbg"), batches, settings
+
+    @functools.cache
+    def compiled() -> dict[bool, Callable[..., Array]]:
+        like = arguments(make_variants(config)["inception"], 0)
+
+        def compile(norm: bool) -> Callable[..., Array]:
+            return jax.jit(functools.partial(train, config, norm)).lower(*like).compile()
+
+        with ThreadPoolExecutor() as pool:
+            return dict(zip((False, True), pool.map(compile, (False, True)), strict=True))
+
+    def train_seeds(variant: Variant) -> dict[str, np.ndarray]:
+        run = compiled()[variant.norm]
+        # One network does not keep two cores busy: a thread for each seed.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            seeds = pool.map(
+                lambda seed: np.asarray(run(*arguments(variant, seed))), range(config.seeds)
+            )
+            return {"accuracy": np.stack(list(seeds))}
+
+    return train_seeds
+
+
+# ---- The study -----------------------------------------------------------------------------------
+
+
+def steps_to(
+    accuracy: Float[np.ndarray, "seeds looks"], target: Float[np.ndarray, "seeds"], every: int
+) -> Int[np.ndarray, "seeds"]:
+    """Count the steps to the first look, after the start, at which each seed reaches its target.
+
+    One that never does counts as the number of steps run.
+    """
+    reached = accuracy[:, 1:] >= target[:, None]
+    first = np.where(reached.any(1), reached.argmax(1), reached.shape[1] - 1)
+    return (first + 1) * every
+
+
+def measure(config: Config, study: Study) -> None:
+    """Train all variants, compare them seed by seed, draw."""
+    train_seeds = make_train_seeds(config, study)
+    variants = make_variants(config)
+    accuracy = {
+        name: study.part(name, functools.partial(train_seeds, variant))["accuracy"]
+        for name, variant in variants.items()
+    }
+    best = {name: seen.max(1) for name, seen in accuracy.items()}
+    steps = {
+        name: steps_to(seen, best["inception"], config.watch_every)
+        for name, seen in accuracy.items()
+    }
+    for name in ("baseline", "x5"):
+        study.report(f"{name}_steps", estimates.ratio(steps[name] / steps["inception"]))
+        study.report(f"{name}_gain", estimates.paired(best[name], best["inception"]))
+    study.report("x30_steps", estimates.ratio(steps["x30"] / steps["x5"]))
+    study.report("x30_gain", estimates.paired(best["x30"], best["x5"]))
+    last = accuracy["plain_x5"][:, -1], accuracy["inception"][:, -1]
+    study.report("plain_x5", estimates.paired(*last))
+    for name in ("sigmoid_with", "sigmoid_without"):
+        study.report(name, estimates.mean(best[name]))
+    for name in CHANGES:
+        study.report(name, estimates.paired(best[name], best["x5"]))
+
+    study.figure(
+        "variants",
+        lambda: draw_variants(config, accuracy),
+        title="Accuracy while the variants train",
+        alt="Test accuracy against training steps, a line for the mean over seeds and a band for "
+        "their range. Left: the original, with BN alone, and with all changes at 5 and 30 times "
+        "the rate. Right: without BN at 5 times the rate, and sigmoids with and without BN. Best "
+        "accuracies, mean: "
+        + ", ".join(f"{name.label} {best[key].mean():.2f}" for key, name in LINES.items())
+        + ".",
+    )
+    study.figure(
+        "changes",
+        lambda: draw_changes({name: best[name] - best["x5"] for name in CHANGES}),
+        title="What each of the seven changes gives",
+        alt="For each change of section 4.2.1, the best accuracy of BN-x5 without this change "
+        "minus that with all; a dot for each seed, the mean and its 95 % interval. Left of zero "
+        "the change helps. Means in points: "
+        + ", ".join(
+            f"{words} {100 * np.mean(best[name] - best['x5']):+.1f}"
+            for name, words in CHANGES.items()
+        )
+        + ".",
+    )
+
+
+# ---- Figures -------------------------------------------------------------------------------------
+
+CHANGES = {
+    "without_rate": "own rate, not 5 times",
+    "with_dropout": "dropout kept",
+    "with_l2": "L2 not reduced",
+    "slow_decay": "slow decay",
+    "with_lrn": "LRN kept",
+    "fixed_batches": "fixed batches",
+    "strong_distortion": "strong distortion",
+}
+LINES = {
+    "inception": METHODS["none"]._replace(label="Inception"),
+    "baseline": METHODS["batch"]._replace(label="BN-Baseline"),
+    "x5": Look(plotting.GREEN, ":", "^", "BN-x5"),
+    "x30": Look(plotting.PURPLE, "-.", "P", "BN-x30"),
+    "plain_x5": Look(plotting.BLACK, "-.", "X", "Inception, rate x5"),
+    "sigmoid_with": METHODS["batch"]._replace(label="BN-x5-Sigmoid"),
+    "sigmoid_without": METHODS["none"]._replace(label="Inception, sigmoid"),
+}
+
+
+def draw_variants(config: Config, accuracy: dict[str, np.ndarray]) -> Figure:
+    """Draw the accuracy against steps, in two panels."""
+    made = plotting.figure(2)
+    steps = np.arange(config.steps // config.watch_every + 1) * config.watch_every
+    panels = [
+        ("with ReLU", ("inception", "baseline", "x5", "x30")),
+        ("at a high rate, and with sigmoids", ("plain_x5", "sigmoid_with", "sigmoid_without")),
+    ]
+    for axes, (title, names) in zip(made.axes, panels, strict=True):
+        for name in names:
+            color, linestyle, _, label = LINES[name]
+            y = accuracy[name]
+            axes.plot(steps, y.mean(0), color=color, linestyle=linestyle, label=label)
+            axes.fill_between(steps, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
+        axes.set(title=title, xlabel="training steps", ylabel="test accuracy")
+        axes.sharey(made.axes[0])
+    target = accuracy["inception"].max(1).mean()
+    made.axes[0].axhline(target, color=plotting.GRAY, linewidth=0.8, label="Inception's best")
+    for axes in made.axes:
+        axes.legend()
+    return made
+
+
+def draw_changes(differences: dict[str, np.ndarray]) -> Figure:
+    """Draw the gain or loss of each change left out: seeds, mean and interval."""
+    made = plotting.figure(width=6.4)
+    (axes,) = made.axes
+    for row, difference in enumerate(differences.values()):
+        points = 100 * difference
+        found = estimates.mean(points)
+        axes.plot([found.low, found.high], [row, row], color=plotting.BLUE)
+        axes.plot(points, np.full(len(points), row + 0.22), ".", color=plotting.GRAY)
+        axes.plot(found.value, row, "o", color=plotting.BLUE)
+    axes.axvline(0, color=plotting.BLACK, linewidth=0.8)
+    axes.set_yticks(range(len(differences)), [CHANGES[name] for name in differences])
+    axes.invert_yaxis()
+    axes.set(
+        title="BN-x5 with one change taken back", xlabel="best test accuracy - BN-x5's (points)"
+    )
+    return made

@@ -1,0 +1,219 @@
+"""What the study `mnist_mlp` measures, its options and presets."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+
+from experiments.options import preset_of
+from experiments.run_dir import Run
+from experiments.studies.mnist_mlp import fig1
+from experiments.tasks.data import Dataset, binary
+from experiments.training import networks
+from experiments.training.devices import Share, Step
+from experiments.training.loop import Execution, batch_indices, train
+from experiments.training.networks import Network
+from jbn.linen import BatchNorm
+from jbn.models import MLP
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the run depends on, and nothing else."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 3
+    """how many seeds, trained at once"""
+    steps: int = 10_000
+    """training steps"""
+    batch_size: int = 60
+    """examples in a batch"""
+    learning_rate: float = 0.1
+    """of plain SGD"""
+    sigma: float = 0.1
+    """standard deviation of the initial weights"""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """width of each hidden layer"""
+    momentum: float = 0.99
+    """weight of the old value in the exponential averages"""
+    population_batches: int = 100
+    """training batches that the population statistics are averaged over"""
+    evaluate_every: int = 100
+    """steps between evaluations"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        for name in ("seeds", "steps", "batch_size", "population_batches", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}.")
+        if self.batch_size < 2:
+            raise ValueError("Expected `batch_size` of at least 2: one example has no variance.")
+        for name in ("learning_rate", "sigma"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"Expected `{name}` to be positive, got {getattr(self, name)}.")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"Expected positive widths in `hidden`, got {self.hidden}.")
+
+
+PRESETS = {
+    "smoke": Config(dataset="digits", seeds=2, steps=300, population_batches=10, evaluate_every=20),
+    "quick": Config(),
+    "paper": Config(seeds=5, steps=50_000, evaluate_every=250),
+}
+
+
+# ---- Networks and training -----------------------------------------------------------------------
+
+
+def models(config: Config, axis_name: str | None = None) -> dict[str, MLP]:
+    """Make the two networks; in training, statistics are those of all devices of an axis."""
+    norm = functools.partial(
+        BatchNorm, momentum=config.momentum, unbiased=True, axis_name=axis_name
+    )
+    make = functools.partial(
+        MLP, hidden=config.hidden, kernel_init=nn.initializers.normal(config.sigma)
+    )
+    return {"without": make(), "with": make(norm=norm)}
+
+
+def init(config: Config, key: PRNGKeyArray, features: int) -> dict[str, Network]:
+    """Initialize both networks from the same random numbers, hence with the same weights."""
+    optimizer, x = optax.sgd(config.learning_rate), jnp.ones((1, features))
+    return {name: networks.init(model, optimizer, key, x) for name, model in models(config).items()}
+
+
+def make_step(config: Config) -> Step:
+    """Make the training step of one seed: all networks in the state on the same batch."""
+    optimizer = optax.sgd(config.learning_rate)
+
+    def step(
+        state: dict[str, Network], batch: tuple[Array, Array], share: Share
+    ) -> dict[str, Network]:
+        images, labels = batch
+        x = images.astype(jnp.float32)
+        return {
+            name: networks.advance(model, optimizer, state[name], x, labels, share=share)
+            for name, model in models(config, share.axis_name).items()
+            if name in state
+        }
+
+    return step
+
+
+# ---- Evaluation ----------------------------------------------------------------------------------
+
+
+def make_evaluate(
+    config: Config,
+    population: UInt8[Array, "K batch features"],
+    test: tuple[UInt8[Array, "N features"], UInt8[Array, "N"]],
+) -> Callable[[dict[str, Network]], dict[str, Any]]:
+    """Make the function from the state of all seeds to a row of metrics."""
+    made = models(config)
+    last = f"activation_input_{len(config.hidden) - 1}"
+
+    def measure(state: dict[str, Network], population: Array, test: tuple[Array, Array]) -> Any:
+        images, labels = test
+        x = images.astype(jnp.float32)
+
+        def apply(name: str, batch_stats: Any) -> tuple[Array, Array]:
+            variables = {"params": state[name].params, "batch_stats": batch_stats}
+            logits, sown = made[name].apply(variables, x, training=False, mutable=["intermediates"])
+            (inputs,) = sown["intermediates"][last]
+            return jnp.mean(logits.argmax(-1) == labels), inputs
+
+        exponential = state["with"].batch_stats
+        batches = population.astype(jnp.float32)
+        both = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves),
+            networks.population(made["with"], state["with"], batches),
+            exponential,
+        )
+        without, inputs_without = apply("without", {})
+        # One vmap over both statistics, so that the product with the pixels is computed once.
+        with_bn, inputs_with = jax.vmap(functools.partial(apply, "with"))(both)
+        accuracy = {
+            "without": without,
+            "with_population": with_bn[0],
+            "with_exponential": with_bn[1],
+        }
+        return accuracy, {"without": inputs_without, "with": inputs_with[0]}
+
+    measure_seeds = jax.jit(jax.vmap(measure, in_axes=(0, None, None)))
+
+    def evaluate(state: dict[str, Network]) -> dict[str, Any]:
+        accuracy, inputs = measure_seeds(state, population, test)
+        return {
+            "accuracy": {
+                name: np.asarray(values).astype(float).round(6).tolist()
+                for name, values in accuracy.items()
+            },
+            "percentiles": {
+                name: percentiles(np.asarray(values)).astype(float).round(4).tolist()
+                for name, values in inputs.items()
+            },
+        }
+
+    return evaluate
+
+
+def percentiles(inputs: Float[np.ndarray, "seeds N units"]) -> Float[np.ndarray, "seeds 3 units"]:
+    """Take the 15th, 50th and 85th percentile over examples, by nearest rank.
+
+    In NumPy on the host: its sort is many times faster than XLA's on a CPU.
+    """
+    ordered = np.sort(np.ascontiguousarray(np.moveaxis(inputs, 1, 2)), axis=-1)
+    ranks = np.ceil(np.array(fig1.PERCENTILES) / 100 * inputs.shape[1]).astype(int) - 1
+    return np.moveaxis(ordered[..., ranks], 1, 2)
+
+
+# ---- The experiment ------------------------------------------------------------------------------
+
+
+def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution) -> str:
+    """Train, evaluate, draw; return the table to print. Hosts without a run write nothing."""
+    examples = binary(dataset.train_images), dataset.train_labels
+    test = jax.device_put((binary(dataset.test_images), dataset.test_labels))
+    drawn = batch_indices(0, 0, config.population_batches, config.batch_size, len(examples[1]))
+    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+    state = jax.jit(jax.vmap(lambda key: init(config, key, examples[0].shape[1])))(keys)
+
+    def note(row: dict[str, Any]) -> str:
+        means = {name: np.mean(row["accuracy"][name]) for name in ("without", "with_population")}
+        return "accuracy {without:.3f} without BN, {with_population:.3f} with".format(**means)
+
+    train(
+        run,
+        state,
+        step=make_step(config),
+        evaluate=make_evaluate(config, jax.device_put(examples[0][drawn]), test),
+        examples=examples,
+        seeds=config.seeds,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        evaluate_every=config.evaluate_every,
+        execution=execution,
+        note=note,
+    )
+    if run is None:
+        return ""
+    summary = {"preset": preset_of(PRESETS, config), **fig1.summarize(run)}
+    draw(run, summary)
+    run.write("summary.json", summary)  # Last: it marks the run as finished.
+    return fig1.table(summary)
+
+
+def draw(run: Run, summary: dict[str, Any]) -> None:
+    """Draw Fig. 1 into the run's directory."""
+    # Half a second to import: of several hosts only the first needs it, and only at the end.
+    from experiments.studies.mnist_mlp import figures as fig1_figures
+
+    fig1_figures.draw(run, summary)

@@ -1,0 +1,397 @@
+"""What the study `regularization` measures, its options and presets."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from experiments.plotting import METHODS
+from experiments.stats import estimates
+from experiments.studies.regularization.figures import Line, draw, draw_combined, gap
+from experiments.study import Study
+from experiments.tasks.data import Dataset, binary
+from experiments.training import networks
+from experiments.training.loop import batch_indices
+from jbn.linen import GhostBatchNorm
+from jbn.models import MLP
+
+HE = nn.initializers.he_normal()
+Found = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the measurement depends on."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 6
+    """how many seeds"""
+    train: int = 512
+    """training images of a seed"""
+    validation: int = 2000
+    """images of a seed that strengths are chosen on"""
+    test: int = 5000
+    """test images, the same for all seeds"""
+    depth: int = 2
+    """hidden layers"""
+    width: int = 256
+    """units in each"""
+    widths: tuple[int, ...] = (16, 64, 256, 1024)
+    """those that are compared, narrowest first"""
+    batch_size: int = 64
+    """examples in a batch"""
+    steps: int = 400
+    """training steps"""
+    large_batch: int = 256
+    """examples in a batch where ghost batches are compared"""
+    large_steps: int = 200
+    """training steps there"""
+    ghosts: tuple[int, ...] = (16, 64)
+    """examples that share statistics in a large batch, smallest first"""
+    rates: tuple[float, ...] = (0.2, 0.28, 0.4, 0.57, 0.8, 1.13, 1.6, 2.26)
+    """learning rates of plain SGD to choose from, close together: without BN the best is just below
+    the first that diverges, and a coarse grid would miss it and favor BN"""
+    dropout: tuple[float, ...] = (0.05, 0.1, 0.4)
+    """shares of hidden units dropped"""
+    l1: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
+    """strengths: times the sum of all |w|"""
+    l2: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
+    """strengths: times the sum of all w^2"""
+    combined: tuple[float, float, float] = (0.1, 1e-5, 1e-4)
+    """dropout, L1 and L2 that are combined, each with each and with none"""
+    flips: tuple[float, ...] = (0.2, 0.4, 0.6)
+    """shares of training labels that are replaced by wrong ones; the claim is about .4"""
+    near_zero: float = 1e-3
+    """a weight smaller than this is near zero"""
+
+    def __post_init__(self) -> None:
+        """Refuse epochs that batches do not divide, and a sweep without what the claim is about."""
+        for size in (self.batch_size, self.large_batch):
+            if self.train % size:
+                raise ValueError(f"Expected batches of {size} to divide `train`, got {self.train}.")
+        if 0.4 not in self.flips:
+            raise ValueError(f"Expected .4 among `flips`, got {self.flips}.")
+
+
+PRESETS = {
+    "smoke": Config(
+        dataset="digits", seeds=2, train=128, validation=40, test=40, width=16, widths=(16,),
+        depth=1, batch_size=16, steps=8, large_batch=16, large_steps=8, ghosts=(8,),
+        rates=(0.1,), dropout=(0.1,), l1=(1e-3,), l2=(1e-3,), flips=(0.4,),
+    ),
+    "quick": Config(),
+    "paper": Config(seeds=20, train=1024, steps=800, large_steps=400),
+}  # fmt: skip
+
+
+# ---- Images --------------------------------------------------------------------------------------
+
+
+class Images(NamedTuple):
+    """What one seed learns from; arrays of several seeds have one more axis in front.
+
+    - x, labels: training images and what they show.
+    - wrong: another label for each; luck: below the share of flips, the wrong one is given.
+    - validation: images and labels to choose strengths by.
+    """
+
+    x: Float[Array, "N F"]
+    labels: Int[Array, "N"]
+    wrong: Int[Array, "N"]
+    luck: Float[Array, "N"]
+    validation: tuple[Float[Array, "V F"], Int[Array, "V"]]
+
+
+def draw_images(config: Config, dataset: Dataset, seed: int) -> Images:
+    """Draw training and validation images of one seed, and which labels turn wrong."""
+    random = np.random.default_rng([seed, 1])
+    order = random.permutation(len(dataset.train_labels))[: config.train + config.validation]
+    x = jnp.asarray(binary(dataset.train_images[order]), jnp.float32)
+    labels = jnp.asarray(dataset.train_labels[order], jnp.int32)
+    n = config.train
+    wrong = (labels[:n] + random.integers(1, 10, n)) % 10
+    luck = jnp.asarray(random.random(n), jnp.float32)
+    return Images(x[:n], labels[:n], wrong, luck, (x[n:], labels[n:]))
+
+
+def given_labels(images: Images, flips: float) -> Int[Array, "N"]:
+    """Replace a share of the labels; a larger share replaces those of a smaller one as well."""
+    return jnp.where(images.luck < flips, images.wrong, images.labels)
+
+
+# ---- Networks and training -----------------------------------------------------------------------
+
+
+class Kind(NamedTuple):
+    """What is compiled on its own: the network, and what its statistics are of.
+
+    - statistics: None has no BN; else how many examples of a batch share statistics, or "all"
+      training images.
+    """
+
+    width: int
+    batch_size: int
+    steps: int
+    statistics: int | Literal["all"] | None
+
+
+class Setting(NamedTuple):
+    """What is passed to the compiled training: its rate and its regularizers."""
+
+    rate: float
+    dropout: float = 0.0
+    l1: float = 0.0
+    l2: float = 0.0
+    flips: float = 0.0
+
+
+class Dropout(nn.Module):
+    """Inverted dropout at a rate that may be traced, as that of `nn.Dropout` may not."""
+
+    rate: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Drop each value by itself and scale up the others."""
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+        return jnp.where(kept, x / (1 - self.rate), 0)
+
+
+def kernels(params: Any) -> Float[Array, "weights"]:
+    """Take all weights that are regularized: those of the dense layers, without their biases."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return jnp.concatenate([leaf.ravel() for path, leaf in leaves if path[-1].key == "kernel"])
+
+
+@functools.cache
+def make_model(config: Config, kind: Kind) -> MLP:
+    """Make the network; BN of all examples at hand is ghost BN of as many as there can be."""
+    size = kind.statistics if isinstance(kind.statistics, int) else config.train
+    bn = functools.partial(GhostBatchNorm, batch_size=size, unbiased=True)
+    norm = None if kind.statistics is None else bn
+    return MLP(hidden=(kind.width,) * config.depth, activation=nn.relu, kernel_init=HE, norm=norm)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def start(model: MLP, keys: PRNGKeyArray, x: Array) -> networks.Network:
+    """Initialize the networks of all seeds."""
+    # Plain SGD has no state, so any rate will do.
+    return jax.vmap(lambda key: networks.init(model, optax.sgd(1.0), key, x))(keys)
+
+
+def make_step(
+    config: Config, kind: Kind, setting: Setting, images: Images, key: PRNGKeyArray
+) -> Callable[[networks.Network, Array, Array], networks.Network]:
+    """Make the training step of one seed, `(network, rows of the batch, number) -> network`."""
+    labels = given_labels(images, setting.flips)
+    model = make_model(config, kind)
+    dropping = model.clone(activation=lambda x: Dropout(setting.dropout)(nn.relu(x)))
+
+    def penalty(params: Any) -> Array:
+        w = kernels(params)
+        return setting.l1 * jnp.abs(w).sum() + setting.l2 * jnp.square(w).sum()
+
+    def step(network: networks.Network, rows: Array, i: Array) -> networks.Network:
+        rngs = {"dropout": jax.random.fold_in(key, i)}
+        advance = functools.partial(
+            networks.advance, dropping, optax.sgd(setting.rate), network, penalty=penalty, rngs=rngs
+        )
+        if kind.statistics != "all":
+            return advance(images.x[rows], labels[rows])
+        # All images are normalized together; in the mean over them only the batch's count.
+        weight = jnp.zeros(config.train).at[rows].add(config.train / kind.batch_size)
+        return advance(
+            images.x, labels, loss=lambda out, true: weight * networks.cross_entropy(out, true)
+        )
+
+    return step
+
+
+def learn(
+    config: Config,
+    kind: Kind,
+    setting: Setting,
+    network: networks.Network,
+    images: Images,
+    batches: Int[Array, "steps batch"],
+    key: PRNGKeyArray,
+    test: tuple[Float[Array, "T F"], Int[Array, "T"]],
+) -> dict[str, Array]:
+    """Train one network of one seed, and judge it."""
+    model, step = make_model(config, kind), make_step(config, kind, setting, images, key)
+    network, _ = networks.fit(step, network, jnp.arange(config.train), batches)
+    if kind.statistics is not None:
+        # Without dropout, as inference computes: its own noise would inflate the variances.
+        size = config.train if kind.statistics == "all" else kind.batch_size
+        together = images.x.reshape(-1, size, images.x.shape[-1])
+        network = network._replace(batch_stats=networks.population(model, network, together))
+
+    judge = functools.partial(networks.accuracy, model, network.variables)
+    labels, flipped = given_labels(images, setting.flips), images.luck < setting.flips
+    outputs: Any = model.apply(network.variables, images.x, training=False)
+    predicted = outputs.argmax(-1)
+    weights = kernels(network.params)
+    # A network that diverged predicts one class, and so counts as chance, as it should.
+    return {
+        "train": jnp.mean(predicted == labels),
+        "validation": judge(*images.validation),
+        "test": judge(*test),
+        "fitted": jnp.sum(flipped & (predicted == labels)) / jnp.maximum(flipped.sum(), 1),
+        "near_zero": jnp.mean(jnp.abs(weights) < config.near_zero),
+        "norm": jnp.sqrt(jnp.square(weights).sum()),
+    }
+
+
+Trainer = Callable[[Sequence[Kind], Sequence[Setting]], Found]
+
+
+def make_trainer(config: Config, dataset: Dataset) -> Trainer:
+    """Make the function that trains kinds of networks, all seeds at once, in each setting."""
+    drawn = [draw_images(config, dataset, seed) for seed in range(config.seeds)]
+    images = jax.tree.map(lambda *arrays: jnp.stack(arrays), *drawn)
+    test_x = jnp.asarray(binary(dataset.test_images[: config.test]), jnp.float32)
+    test = test_x, jnp.asarray(dataset.test_labels[: config.test], jnp.int32)
+    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+
+    @functools.cache
+    def compiled(kind: Kind) -> Callable[[Setting], dict[str, Array]]:
+        # From one start for all kinds of BN: their variables are the same.
+        like = Kind(kind.width, 0, 0, kind.statistics and "all")
+        initial = start(make_model(config, like), keys, test_x[:1])
+        seeds, (steps, size) = range(config.seeds), (kind.steps, kind.batch_size)
+        rows = [batch_indices(seed, 0, steps, size, config.train) for seed in seeds]
+        one = functools.partial(learn, config, kind)
+        jitted = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, 0, None)))
+        return lambda setting: jitted(setting, initial, images, np.stack(rows), keys, test)
+
+    def train(kinds: Sequence[Kind], settings: Sequence[Setting]) -> Found:
+        rows = [compiled(kind)(setting) for kind in kinds for setting in settings]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    return train
+
+
+# ---- The measurement -----------------------------------------------------------------------------
+
+
+def best(found: Found) -> int:
+    """Choose the setting of the best validation accuracy, the mean over seeds."""
+    return int(found["validation"].mean(1).argmax())
+
+
+def at(found: Found, i: int) -> Found:
+    """Take one setting."""
+    return {name: rows[i] for name, rows in found.items()}
+
+
+def measure(config: Config, study: Study) -> None:
+    """Train, report, draw."""
+    train = make_trainer(config, study.dataset(config.dataset))
+
+    def part(name: str, kinds: Sequence[Kind], *settings: Setting) -> Found:
+        return study.part(name, lambda: train(kinds, settings))
+
+    plain = Kind(config.width, config.batch_size, config.steps, None)
+    kinds = {"none": plain, "batch": plain._replace(statistics=config.batch_size)}
+    rates, lines = {}, {}
+    for method, kind in kinds.items():
+        found = part(f"rates_{method}", [kind], *map(Setting, config.rates))
+        chosen = best(found)
+        rates[method] = config.rates[chosen]
+        for what in ("dropout", "l1", "l2", "flips"):
+            values = getattr(config, what)
+            settings = [Setting(rates[method], **{what: value}) for value in values]
+            more = part(f"{what}_{method}", [kind], *settings)
+            both = {key: np.vstack([found[key][chosen][None], more[key]]) for key in more}
+            lines[what, method] = Line((0.0, *values), both, METHODS[method].label)
+
+    widths = [plain._replace(width=width) for width in config.widths]
+    wide = part("width", widths, Setting(rates["none"]))
+    lines["width", "none"] = Line(config.widths, wide, METHODS["none"].label)
+    large = Kind(config.width, config.large_batch, config.large_steps, None)
+    groups = (*config.ghosts, config.large_batch)
+    for method, kind, sizes in (("ghost", large, groups), ("batch", plain, (config.batch_size,))):
+        statistics = [kind._replace(statistics=n) for n in (*sizes, "all")]
+        found = part(f"statistics_{method}", statistics, Setting(rates["batch"]))
+        label = f"BN, batches of {kind.batch_size}"
+        lines["statistics", method] = Line((*sizes, config.train), found, label)
+
+    chosen = list(itertools.product(*((0.0, value) for value in config.combined)))
+    combined = {
+        method: part(f"combined_{method}", [kind], *(Setting(rates[method], *on) for on in chosen))
+        for method, kind in kinds.items()
+    }
+    regularizers = np.array(["dropout", "L1", "L2"])
+    names = [" + ".join(regularizers[np.array(on) > 0]) or "none" for on in chosen]
+
+    report(config, study, {key: line.found for key, line in lines.items()})
+    for i, name in enumerate(names):
+        gained = estimates.paired(combined["batch"]["test"][i], combined["none"]["test"][i])
+        study.report(f"test_gain_bn_with_{name.lower().replace(' + ', '_')}", gained)
+    study.figure(
+        "combined",
+        functools.partial(draw_combined, names, combined),
+        title="Dropout, L1 and L2, each with each, without and with BN",
+        alt="Test accuracy, left, and training - test accuracy, right (mean over seeds, 95 % "
+        "interval), for all eight combinations of dropout, L1 and L2, without and with BN.",
+    )
+    shown = "Test accuracy, above, and training - test accuracy, below (mean over seeds, 95 %"
+    study.figure(
+        "regularizers",
+        functools.partial(draw, ("dropout", "l1", "l2"), lines),
+        title="What dropout, L1 and L2 do to the gap, without and with BN",
+        alt=f"{shown} interval), against the strength of dropout, L1 and L2, without and with BN.",
+    )
+    study.figure(
+        "noise",
+        functools.partial(draw, ("statistics", "flips", "width"), lines),
+        title="What the noise of BN, wrong labels and the width do to the gap",
+        alt=f"{shown} interval), against the number of examples that share BN's statistics, up to "
+        "all training images, which is BN without noise; against the share of flipped training "
+        "labels, without and with BN; and against the width, without BN.",
+    )
+
+
+def report(config: Config, study: Study, found: dict[tuple[str, str], Found]) -> None:
+    """Report the numbers that the claims are about."""
+
+    def chosen(what: str, method: str) -> Found:  # The best strength, not counting none at all.
+        strengths = {name: rows[1:] for name, rows in found[what, method].items()}
+        return at(strengths, best(strengths))
+
+    none, batch = at(found["dropout", "none"], 0), at(found["dropout", "batch"], 0)
+    dropout, l1, l2 = (chosen(what, "none") for what in ("dropout", "l1", "l2"))
+    flipped = at(found["flips", "none"], 1 + config.flips.index(0.4))
+    narrow, wide = (at(found["width", "none"], i) for i in (0, -1))
+    ghost, whole = (at(found["statistics", "ghost"], i) for i in (0, -2))
+    noisy, free = (at(found["statistics", "batch"], i) for i in (0, 1))
+    differences = {
+        "gap_bn": (gap(batch), gap(none)),
+        "test_gain_bn": (batch["test"], none["test"]),
+        "dropout_gain_bn": (chosen("dropout", "batch")["test"], batch["test"]),
+        "bn_minus_dropout": (batch["test"], dropout["test"]),
+        "gap_l1": (gap(l1), gap(none)),
+        "gap_l2": (gap(l2), gap(none)),
+        "gap_dropout": (gap(dropout), gap(none)),
+        "sparsity_l1": (l1["near_zero"], none["near_zero"]),
+        "gap_wide": (gap(wide), gap(narrow)),
+        "test_wide": (wide["test"], narrow["test"]),
+        "gap_small_batch": (gap(ghost), gap(whole)),
+        "gap_noise_free": (gap(free), gap(noisy)),
+        "test_noise_free": (free["test"], noisy["test"]),
+        "test_flipped": (flipped["test"], none["test"]),
+    }
+    for metric, (ours, theirs) in differences.items():
+        study.report(metric, estimates.paired(ours, theirs))
+    study.report("norm_l2", estimates.ratio(l2["norm"] / none["norm"]))
+    study.report("flipped_fitted", estimates.mean(flipped["fitted"]))
+    study.report("test_flipped_level", estimates.mean(flipped["test"]))

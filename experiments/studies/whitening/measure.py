@@ -1,0 +1,379 @@
+"""What the study `whitening` measures, its options and presets."""
+
+import collections
+import functools
+import timeit
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, UInt8
+from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
+
+import jbn
+from experiments import plotting
+from experiments.stats import estimates
+from experiments.study import Study
+from experiments.training import networks
+from experiments.training.loop import batch_indices
+from experiments.training.networks import Network
+from jbn.models import MLP
+
+INPUTS = "raw", "standardized", "whitened"
+OUTSIDE_STEPS, OUTSIDE_RATE = 1000, 0.1  # What the expected bias of 100 follows from.
+TIMED_EXAMPLES = 1024
+# Of the networks that may get stuck; the margin is nats above the lowest loss.
+HIDDEN, BATCH, MARGIN = (10, 10), 50, 0.5
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the run depends on, and nothing else."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 8
+    """subsets of the data, or draws of inputs and weights"""
+    choosing_seeds: int = 4
+    """other subsets, on which rates are chosen"""
+    examples: int = 500
+    """images in a subset, more than the pixels"""
+    features: tuple[int, ...] = (128, 256, 512)
+    """numbers of features to time, growing; the last is the claim's"""
+    repetitions: int = 7
+    """of the timing"""
+    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    """of the logistic regression, on pixels from 0 to 1"""
+    descent_steps: int = 1000
+    """its steps at most"""
+    target_loss: float = 0.2
+    """training loss to reach, nats"""
+    stuck_seeds: int = 24
+    """small networks on each kind of input"""
+    stuck_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+    """their rates"""
+    stuck_steps: int = 3000
+    """their steps"""
+
+
+PRESETS = {
+    "smoke": Config(
+        dataset="digits",
+        seeds=2,
+        choosing_seeds=1,
+        examples=200,
+        features=(16, 32),
+        repetitions=2,
+        descent_steps=20,
+        stuck_seeds=2,
+        stuck_steps=20,
+    ),
+    "quick": Config(),
+    "paper": Config(seeds=20, choosing_seeds=10, repetitions=20, stuck_seeds=100),
+}
+
+
+# ---- Inputs --------------------------------------------------------------------------------------
+
+
+def pixels(images: UInt8[np.ndarray, "N 28 28"]) -> Float[np.ndarray, "N d"]:
+    """Average the pixels four by four, from 0 to 1; leave out the almost constant."""
+    x = images.reshape(-1, 7, 4, 7, 4).mean((2, 4)).reshape(len(images), -1) / 255
+    var = x.var(0)
+    return x[:, var > 0.01 * var.max()].astype(np.float32)
+
+
+def subsets(config: Config, study: Study, seeds: int) -> tuple[Array, Array]:
+    """Draw random examples, pixels and labels: for the choosing seeds, then for `seeds` more."""
+    dataset = study.dataset(config.dataset)
+    x, labels = pixels(dataset.train_images), dataset.train_labels.astype(np.int32)
+    draws = [np.random.default_rng([seed, 1]) for seed in range(config.choosing_seeds + seeds)]
+    rows = np.stack([draw.permutation(len(x))[: config.examples] for draw in draws])
+    return jnp.asarray(x[rows]), jnp.asarray(labels[rows])
+
+
+def standardize(x: Float[ArrayLike, "N d"]) -> Float[Array, "N d"]:
+    """Normalize every feature by itself, as BN does."""
+    return jbn.batch_norm(x, *jbn.init(jnp.shape(x)[-1]), training=True)[0]
+
+
+def transform(x: Float[Array, "seeds N d"], kind: str) -> Float[Array, "seeds N d"]:
+    """Make one of `INPUTS` of every subset."""
+    made = {"raw": lambda x: x, "standardized": standardize, "whitened": lambda x: jbn.whiten(x)[0]}
+    return jax.vmap(made[kind])(x)
+
+
+# ---- Decorrelation -------------------------------------------------------------------------------
+
+
+def decorrelation(x: Float[Array, "seeds N d"]) -> dict[str, ArrayLike]:
+    """Whiten each subset in float64, normalize it by BN; and whiten a batch of d / 2 examples."""
+    found: dict[str, list[float]] = collections.defaultdict(list)
+    for subset in np.asarray(x, np.float64):
+        d, few = subset.shape[1], subset[: subset.shape[1] // 2]
+        with jax.enable_x64(True):
+            made = jbn.whiten(subset, epsilon=0.0)[0], standardize(subset), jbn.whiten(few)[0]
+        whitened, normalized, of_few = (np.cov(np.asarray(x).T, bias=True) for x in made)
+        eigenvalues, left = map(np.linalg.eigvalsh, (np.cov(few.T, bias=True), of_few))
+        found["zca"].append(np.abs(whitened - np.eye(d)).max())
+        found["bn"].append(np.abs(np.triu(normalized, 1)).max())
+        found["smallest"].append(max(eigenvalues[0], 0) / eigenvalues[-1])
+        # A direction that the batch has keeps a variance of lambda / (lambda + epsilon), near 1.
+        found["lost"].append(float(np.mean(left < 0.01)))
+        # Of E[xx^T], standardized / raw; that of x is its root.
+        found["condition"].append((np.linalg.cond(made[1]) / np.linalg.cond(subset)) ** 2)
+    return {name: np.array(runs) for name, runs in found.items()}
+
+
+# ---- Time ----------------------------------------------------------------------------------------
+
+
+def timing(config: Config) -> Mapping[str, ArrayLike]:
+    """Time ZCA and BN in turn, each time the median of five calls: (repetitions, features).
+
+    LAPACK gets one thread: on a busy machine several wait for one another, a thousand times longer
+    than a small matrix takes.
+    """
+    methods = {"zca": jax.jit(lambda x: jbn.whiten(x)[0]), "bn": jax.jit(standardize)}
+    taken = {name: np.empty((config.repetitions, len(config.features))) for name in methods}
+    for column, d in enumerate(config.features):
+        x = jax.random.normal(jax.random.key(d), (TIMED_EXAMPLES, d))
+        for repetition in range(config.repetitions):
+            for name, run in methods.items():
+                with threadpool_limits(1, user_api="blas"):
+                    call = functools.partial(lambda run, x: run(x).block_until_ready(), run, x)
+                    _, *seconds = timeit.repeat(call, number=1, repeat=6)  # The first compiles.
+                taken[name][repetition, column] = np.median(seconds)
+    return taken
+
+
+# ---- Outside the gradient step -------------------------------------------------------------------
+
+
+def centered(x: Float[Array, "N"]) -> Float[Array, "N"]:
+    """Subtract the mean, taken as a constant."""
+    return x - jax.lax.stop_gradient(x.mean())
+
+
+def scaled(x: Float[Array, "N"]) -> Float[Array, "N"]:
+    """Divide by the standard deviation as well, taken as a constant."""
+    return centered(x) / jax.lax.stop_gradient(x.std())
+
+
+def inside(x: Float[Array, "N"]) -> Float[Array, "N"]:
+    """Normalize by BN, whose statistics the gradient goes through."""
+    return standardize(x[:, None])[:, 0]
+
+
+def descend(
+    xhat: Callable[[Array], Float[Array, "N"]], target: Float[Array, "N"], start: Array
+) -> Float[Array, "steps 2"]:
+    """Descend on half the squared error; return |w| and the loss, before and after every step."""
+
+    def loss(w: Array) -> Array:
+        return jnp.mean((xhat(w) - target) ** 2) / 2
+
+    def step(w: Array, _: Any) -> tuple[Array, Array]:
+        value, gradient = jax.value_and_grad(loss)(w)
+        return w - OUTSIDE_RATE * gradient, jnp.stack([jnp.sqrt(jnp.sum(w**2)), value])
+
+    return jax.lax.scan(step, start, None, OUTSIDE_STEPS + 1)[1]
+
+
+def outside(config: Config) -> dict[str, ArrayLike]:
+    """Descend with the statistics as constants, and with BN: `descend` of each seed, in float64."""
+
+    def one(u: Array, start: Array, teacher: Array) -> dict[str, Array]:
+        first, none, target = u[:, 0], jnp.zeros(()), 2 * inside(u @ teacher)
+        return {
+            "bias_outside": descend(lambda b: centered(first + b), first + 1, none),
+            "bias_inside": descend(lambda b: inside(first + b), first + 1, none),
+            "scale_outside": descend(lambda w: scaled(u @ w), target, start),
+            "scale_inside": descend(lambda w: inside(u @ w), target, start),
+        }
+
+    draw = np.random.default_rng(0)
+    u = draw.normal(size=(config.seeds, 100, 10))
+    u -= u.mean(1, keepdims=True)  # E[u] = 0: then the bias gains the rate at every step.
+    start, teacher = draw.normal(size=(2, config.seeds, 10))
+    with jax.enable_x64(True):
+        found = jax.jit(jax.vmap(one))(u, start, teacher)
+        return {name: np.asarray(runs) for name, runs in found.items()}
+
+
+# ---- Raw, standardized and whitened inputs -------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("hidden", "every"))
+def train(
+    hidden: tuple[int, ...],
+    rates: Float[Array, "rates"],
+    x: Float[Array, "seeds N d"],
+    labels: Int[Array, "seeds N"],
+    batches: Int[Array, "seeds steps batch"],
+    every: int,
+) -> Float[Array, "rates seeds looks"]:
+    """Train sigmoid networks, or with no hidden layer logistic regressions.
+
+    Returns: the loss on all N, before the first step and after each `every`.
+    """
+    model = MLP(hidden=hidden, kernel_init=nn.initializers.xavier_normal())
+
+    def one(rate: Array, seed: Array, x: Array, labels: Array, batches: Array) -> Array:
+        optimizer = optax.sgd(rate)
+        network = networks.init(model, optimizer, jax.random.key(seed), x[:1])
+
+        def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
+            return networks.advance(model, optimizer, network, *batch)
+
+        def observe(network: Network) -> Array:
+            outputs: Any = model.apply(network.variables, x, training=False)
+            return networks.cross_entropy(outputs, labels).mean()
+
+        examples = x, labels
+        return networks.fit(step, network, examples, batches, observe=observe, every=every)[1]
+
+    grid = jax.vmap(jax.vmap(one, (None, 0, 0, 0, 0)), (0, None, None, None, None))
+    return grid(rates, jnp.arange(len(x)), x, labels, batches)
+
+
+def steps_to(losses: Float[np.ndarray, "... looks"], target: float) -> Int[np.ndarray, "..."]:
+    """Count the steps to the target, from the loss after each; never counts as all of them."""
+    below = losses <= target  # NaN is not.
+    return np.where(below.any(-1), below.argmax(-1), losses.shape[-1] - 1)
+
+
+def best(runs: Float[np.ndarray, "rates seeds"]) -> int:
+    """Find the rate of the least mean; a run that diverged counts as infinitely bad."""
+    return int(np.where(np.isfinite(runs), runs, np.inf).mean(1).argmin())
+
+
+# ---- Figures -------------------------------------------------------------------------------------
+
+
+def draw_time(config: Config, taken: dict[str, np.ndarray]) -> Figure:
+    """Draw milliseconds against d."""
+    made = plotting.figure()
+    (axes,) = made.axes
+    for name, method, label in (("zca", "whitened", "ZCA"), ("bn", "batch", "BN")):
+        plotting.band(axes, np.array(config.features), 1e3 * taken[name].T, method)
+        axes.lines[-1].set(label=label, marker="o")
+    axes.set(xlabel="features, d", ylabel="time of a forward pass, ms", xscale="log", yscale="log")
+    axes.set_xticks(config.features, [str(d) for d in config.features])
+    axes.minorticks_off()
+    axes.legend()
+    return made
+
+
+def draw_outside(found: dict[str, np.ndarray]) -> Figure:
+    """Draw b, |W| and the loss over training."""
+    made = plotting.figure(3, width=3.7)
+    panels = ("bias", 0, "b"), ("scale", 0, "|W|"), ("scale", 1, "loss of the network with W")
+    for axes, (key, column, label) in zip(made.axes, panels, strict=True):
+        for name, method in (("outside", "none"), ("inside", "batch")):
+            runs = found[f"{key}_{name}"][..., column].T
+            plotting.band(axes, np.arange(len(runs)), runs, method)
+        axes.set(xlabel="steps", ylabel=label)
+    made.axes[0].legend(made.axes[0].lines, ["statistics as constants", "BN inside the gradient"])
+    return made
+
+
+def draw_descent(losses: dict[str, np.ndarray], target: float) -> Figure:
+    """Draw the training loss over the steps, each kind of input at its best rate."""
+    made = plotting.figure()
+    (axes,) = made.axes
+    for kind, runs in losses.items():
+        plotting.band(axes, np.arange(1, runs.shape[1]), runs[:, 1:].T, kind)
+    axes.axhline(target, color=plotting.BLACK, linestyle=":", linewidth=1)
+    axes.set(xlabel="steps of descent", ylabel="training loss, nats", xscale="log", yscale="log")
+    axes.legend()
+    return made
+
+
+# ---- The experiment ------------------------------------------------------------------------------
+
+
+def measure(config: Config, study: Study) -> None:
+    """Measure, report and draw."""
+    # ---- Decorrelation
+    x, labels = subsets(config, study, config.seeds)
+    choosing, own = slice(config.choosing_seeds), slice(config.choosing_seeds, None)
+    found = study.part("decorrelation", lambda: decorrelation(x[own]))
+    study.report("covariance_error", estimates.exact(found["zca"].max()))
+    study.report("covariance_bn", estimates.mean(found["bn"]))
+    study.report("smallest_eigenvalue", estimates.mean(found["smallest"]))
+    study.report("lost_directions", estimates.mean(found["lost"]))
+    study.report("condition_ratio", estimates.ratio(found["condition"]))
+
+    # ---- Time
+    taken = study.part("time", lambda: timing(config))
+    study.report("time_ratio", estimates.ratio(taken["zca"][:, -1] / taken["bn"][:, -1]))
+    for name, metric in (("zca", "time_exponent"), ("bn", "time_exponent_bn")):
+        powers, _ = np.polyfit(np.log(config.features), np.log(taken[name]).T, 1)
+        study.report(metric, estimates.mean(powers))
+    study.figure(
+        "time",
+        lambda: draw_time(config, taken),
+        title="Whitening takes longer than BN, and the more so the more features",
+        alt=f"Time of ZCA and of BN on {TIMED_EXAMPLES} examples against the number of features.",
+    )
+
+    # ---- Outside the gradient step
+    grown = study.part("outside", lambda: outside(config))
+    bias, losses = np.moveaxis(grown["bias_outside"], -1, 0)
+    study.report("bias_after_1000", estimates.mean(bias[:, -1]))
+    study.report("loss_change", estimates.exact(np.abs(losses - losses[:, :1]).max()))
+    study.report("bias_inside", estimates.exact(grown["bias_inside"][..., 0].max()))
+    for metric, key in (("scale_growth", "outside"), ("scale_growth_inside", "inside")):
+        lengths = grown[f"scale_{key}"][..., 0]
+        study.report(metric, estimates.ratio(lengths[:, -1] / lengths[:, 0]))
+    study.figure(
+        "outside",
+        lambda: draw_outside(grown),
+        title="Normalized outside the gradient step, bias and weights grow for nothing",
+        alt="Bias, length of weights, loss over training: statistics as constants; BN inside.",
+    )
+
+    # ---- Raw, standardized and whitened inputs
+    inputs = {kind: transform(x, kind) for kind in INPUTS}
+    rates, everything = jnp.asarray(config.rates), np.arange(config.examples)
+    full = jnp.asarray(np.broadcast_to(everything, (len(x), config.descent_steps, len(everything))))
+    curves, steps = {}, {}
+    for kind in INPUTS:
+        work = functools.partial(train, (), rates, inputs[kind], labels, full, 1)
+        runs = study.part(f"descent_{kind}", lambda work=work: {"loss": work()})["loss"]
+        needed = steps_to(runs, config.target_loss)
+        rate = best(needed[:, choosing])
+        curves[kind], steps[kind] = runs[rate, own], needed[rate, own]
+        study.report(f"steps_of_{kind}", estimates.ratio(steps[kind]))
+    study.report("steps_standardized", estimates.ratio(steps["standardized"] / steps["raw"]))
+    study.report("steps_whitened", estimates.ratio(steps["whitened"] / steps["standardized"]))
+    study.figure(
+        "descent",
+        lambda: draw_descent(curves, config.target_loss),
+        title="Descent on raw, standardized and whitened pixels, each at its best rate",
+        alt="Training loss of logistic regression over the steps; the loss to reach is dotted.",
+    )
+
+    # ---- Stuck
+    x, labels = subsets(config, study, config.stuck_seeds)
+    count = config.stuck_steps
+    drawn = [batch_indices(seed, 0, count, BATCH, config.examples) for seed in range(len(x))]
+    batches, rates, last = jnp.asarray(np.stack(drawn)), jnp.asarray(config.stuck_rates), {}
+    for kind in INPUTS[:2]:
+        levels = transform(255 * x, kind)
+        work = functools.partial(train, HIDDEN, rates, levels, labels, batches, count)
+        runs = study.part(f"stuck_{kind}", lambda work=work: {"loss": work()})["loss"][..., -1]
+        ends = np.where(np.isfinite(runs), runs, np.inf)  # Diverged: stuck as well.
+        last[kind] = ends[best(ends[:, choosing]), own]
+    bound = min(ends.min() for ends in last.values()) + MARGIN
+    stuck = {kind: ends > bound for kind, ends in last.items()}
+    study.report("stuck_difference", estimates.paired(stuck["raw"], stuck["standardized"]))
+    for kind, outcomes in stuck.items():
+        study.report(f"stuck_{kind}", estimates.share(outcomes))
