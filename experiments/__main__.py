@@ -5,7 +5,7 @@ import gc
 import sys
 
 from experiments.studies import summary_line
-from experiments.training.last_words import LastWords, Stopped
+from experiments.training.signals import GracefulExit, Stopped
 
 EXPERIMENTS = (
     "mnist_mlp",
@@ -50,36 +50,36 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    with LastWords() as last_words:
-        last_words.say("stopped; nothing was begun")
-        from experiments.cli import everything
+    with GracefulExit() as graceful_exit:
+        graceful_exit.say("stopped; nothing was begun")
+        from experiments.cli import run_all
         from experiments.training import hosts  # Slow to import: not needed for `list`.
 
         with hosts.end_with_the_others():
             if name == "all":
-                return everything.carry_out(
-                    EXPERIMENTS, rest, lambda name, words: carry_out(name, words, last_words)
+                return run_all.carry_out(
+                    EXPERIMENTS, rest, lambda name, words: carry_out(name, words, graceful_exit)
                 )
-            return carry_out(name, rest, last_words)
+            return carry_out(name, rest, graceful_exit)
 
 
-def carry_out(name: str, arguments: list[str], last_words: LastWords) -> int:
+def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> int:
     """Run one experiment; return the exit status."""
     from experiments.cli import session  # Slow to import.
     from experiments.tasks import data
 
     try:
-        made = session.prepare(name, arguments, last_words)
+        made = session.prepare(name, arguments, graceful_exit)
     except (ValueError, FileNotFoundError) as error:  # Of options and data: no bug of ours.
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     with made.run or contextlib.nullcontext():
-        last_words.say(f"stopped; go on with: {made.again}")
+        graceful_exit.say(f"stopped; go on with: {made.again}")
         print(f"run: {made.path} ({made.where})", file=sys.stderr)
         try:
             results = made.work()
         except Stopped as stopped:
-            print(f"\n{last_words.words}", file=sys.stderr)
+            print(f"\n{graceful_exit.words}", file=sys.stderr)
             return 128 + stopped.number
         except (data.WrongData, FileNotFoundError) as error:  # A study loads its data late.
             print(f"{name}: {error}", file=sys.stderr)
@@ -104,7 +104,7 @@ def claims_listing() -> str:
         lines += [f"{name}: {summary_line(name)}"]
         for claim in CLAIMS:
             if claim.experiment == name:
-                lines += [f"  {claim.id:32} {claim.text} [{', '.join(claim.notes)}]"]
+                lines += [f"  {claim.id:32} {claim.text} [{', '.join(claim.sources)}]"]
     return "\n".join(lines)
 
 

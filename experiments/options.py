@@ -16,7 +16,7 @@ OWN = "own options"
 
 
 @dataclasses.dataclass(frozen=True)
-class Keeping:
+class IOOptions:
     """Where data come from and results go: nothing here changes them."""
 
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -33,7 +33,7 @@ class Keeping:
 
 
 @dataclasses.dataclass(frozen=True)
-class Carrying(Keeping):
+class ExecutionOptions(IOOptions):
     """How training is carried out: nothing here changes its results, but for rounding."""
 
     checkpoint_every: Annotated[int, tyro.conf.arg(metavar="K")] = 10
@@ -64,11 +64,11 @@ class Options(NamedTuple):
     """What is run, and how."""
 
     config: Any
-    carrying: Carrying
+    carrying: ExecutionOptions
 
 
 def parse(
-    name: str, experiment: Any, arguments: list[str], kind: type[Keeping] = Carrying
+    name: str, experiment: Any, arguments: list[str], kind: type[IOOptions] = ExecutionOptions
 ) -> Options:
     """Parse the options: the preset sets their defaults, or the run that is to be resumed does."""
     first = argparse.ArgumentParser(
@@ -113,7 +113,7 @@ def preset_of(presets: Mapping[str, Any], config: Any) -> str:
     return next((name for name, preset in presets.items() if preset == config), OWN)
 
 
-def to_go_on(name: str, path: str, carrying: Keeping) -> str:
+def to_go_on(name: str, path: str, carrying: IOOptions) -> str:
     """Write the command that goes on with a run in the same way."""
     words = ["python", "-m", "experiments", name, "--resume", path]
     for field in dataclasses.fields(carrying):

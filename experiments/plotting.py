@@ -18,7 +18,7 @@ BLUE, VERMILION, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
 ORANGE, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """How a method is drawn, everywhere: `axes.plot(x, y, **METHODS["batch"]._asdict())`."""
 
     color: str
@@ -28,25 +28,25 @@ class Look(NamedTuple):
 
 
 METHODS = {
-    "none": Look(VERMILION, "--", "s", "without BN"),
-    "batch": Look(BLUE, "-", "o", "with BN"),
-    "ghost": Look(SKY, "-.", "v", "ghost BN"),
-    "renorm": Look(GREEN, ":", "^", "batch renorm"),
-    "layer": Look(ORANGE, "-", "D", "layer norm"),
-    "group": Look(PURPLE, "--", "P", "group norm"),
-    "weight": Look(GRAY, "-.", "X", "weight norm"),
-    "residual": Look(GREEN, ":", "^", "residual"),
-    "noisy": Look(SKY, "-.", "v", "noisy BN"),
-    "sigmoid": Look(VERMILION, "--", "s", "sigmoid"),
-    "tanh": Look(ORANGE, "-.", "D", "tanh"),
-    "relu": Look(BLUE, "-", "o", "ReLU"),
-    "leaky": Look(GREEN, ":", "^", "leaky ReLU"),
-    "rnn": Look(VERMILION, "--", "s", "RNN"),
-    "lstm": Look(BLUE, "-", "o", "LSTM"),
-    "gru": Look(GREEN, ":", "^", "GRU"),
-    "raw": Look(VERMILION, "--", "s", "raw"),
-    "standardized": Look(BLUE, "-", "o", "standardized"),
-    "whitened": Look(GREEN, ":", "^", "whitened"),
+    "none": LineStyle(VERMILION, "--", "s", "without BN"),
+    "batch": LineStyle(BLUE, "-", "o", "with BN"),
+    "ghost": LineStyle(SKY, "-.", "v", "ghost BN"),
+    "renorm": LineStyle(GREEN, ":", "^", "batch renorm"),
+    "layer": LineStyle(ORANGE, "-", "D", "layer norm"),
+    "group": LineStyle(PURPLE, "--", "P", "group norm"),
+    "weight": LineStyle(GRAY, "-.", "X", "weight norm"),
+    "residual": LineStyle(GREEN, ":", "^", "residual"),
+    "noisy": LineStyle(SKY, "-.", "v", "noisy BN"),
+    "sigmoid": LineStyle(VERMILION, "--", "s", "sigmoid"),
+    "tanh": LineStyle(ORANGE, "-.", "D", "tanh"),
+    "relu": LineStyle(BLUE, "-", "o", "ReLU"),
+    "leaky": LineStyle(GREEN, ":", "^", "leaky ReLU"),
+    "rnn": LineStyle(VERMILION, "--", "s", "RNN"),
+    "lstm": LineStyle(BLUE, "-", "o", "LSTM"),
+    "gru": LineStyle(GREEN, ":", "^", "GRU"),
+    "raw": LineStyle(VERMILION, "--", "s", "raw"),
+    "standardized": LineStyle(BLUE, "-", "o", "standardized"),
+    "whitened": LineStyle(GREEN, ":", "^", "whitened"),
 }
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # Color maps, for heat maps.
 

@@ -383,7 +383,7 @@ def _of_all(
 
     # Of the branches only vectors come back, so that x is not kept for them.
     exact = jnp.all(_is_exact(mean, var, epsilon)) & _all_equal(of_digits.real, pool.size)
-    pivot, per_unit, *others = jax.lax.cond(_anywhere(~exact), again, lambda _: vectors, x)
+    pivot, per_unit, *others = jax.lax.cond(_unvmap_any(~exact), again, lambda _: vectors, x)
     return _Values(_residual(x, pivot, per_unit), pivot, per_unit, *others)
 
 
@@ -567,14 +567,14 @@ def _about_zero(
     def about_mean(x: Array, *_: Array) -> _Part:
         pivot, unit = _as_pivot(mean), None
         if _may_overflow(x):  # Of these branches only vectors come back: XLA would copy an array.
-            shifts = _anywhere(jnp.any(~in_range))
+            shifts = _unvmap_any(jnp.any(~in_range))
             plain = pivot, jnp.ones_like(var)
             pivot, unit = jax.lax.cond(shifts, in_range_again, lambda _: plain, x)
         return _about(pivot, unit, x, weights, n, axes)
 
     # The other branch returns its arguments: for anything else XLA would copy x in it.
     about_zero = _Part(x, jnp.zeros_like(mean), jnp.ones_like(var), mean, jnp.sqrt(var), var)
-    shifts = _anywhere(jnp.any(~(calm & in_range)))
+    shifts = _unvmap_any(jnp.any(~(calm & in_range)))
     return jax.lax.cond(shifts, about_mean, lambda *part: _Part(*part), *about_zero)
 
 
@@ -607,7 +607,7 @@ def _about_guess(
 
     # One array out of the branches, and what is there already chosen after them: on a TPU each
     # array that comes out of a branch is a kernel.
-    shifts = _anywhere(jnp.any(~exact))
+    shifts = _unvmap_any(jnp.any(~exact))
     others = jax.lax.cond(shifts, again, not_needed, x)
     pivot, per_unit, remainder, std, var = (
         jnp.where(shifts, other if jnp.iscomplexobj(vector) else other.real, vector)
@@ -733,14 +733,14 @@ def _trust(mean: Array, var: Array, epsilon: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_batching.custom_vmap
-def _anywhere(predicate: Array) -> Array:
+def _unvmap_any(predicate: Array) -> Array:
     """Take a predicate for all of a vmapped batch at once, so that a branch on it stays one."""
     return predicate
 
 
-@_anywhere.def_vmap
-def _anywhere_batched(axis_size, in_batched, predicate):
-    return _anywhere(jnp.any(predicate)), False
+@_unvmap_any.def_vmap
+def _unvmap_any_batched(axis_size, in_batched, predicate):
+    return _unvmap_any(jnp.any(predicate)), False
 
 
 def _as_pivot(mean: Array) -> Array:

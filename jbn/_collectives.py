@@ -57,7 +57,7 @@ class Pool(NamedTuple):
         group = self._group()
         return self._psum(slots.at[group].set(x))[group]
 
-    def of_first(self, x: Array) -> Array:
+    def from_first_member(self, x: Array) -> Array:
         """Return x of the first device of this device's group."""
         groups = [0] * self.size if self.group_of is None else list(self.group_of)
         firsts = [groups.index(group) == i for i, group in enumerate(groups)]

@@ -82,7 +82,7 @@ def synchronize(
         if not is_statistics(node):
             return node
         found += 1
-        return _together(node, counts, devices)
+        return _merge_layer(node, counts, devices)
 
     state = jax.tree.map(together, state, is_leaf=is_statistics)
     if not found:
@@ -150,13 +150,13 @@ def _agree(leaves: list[Array], *, pool: Pool) -> Array:
     """Tell whether all devices, of each group, have the same leaves."""
     differ = jnp.asarray(False)
     for leaf in leaves:
-        first = pool.of_first(leaf)
+        first = pool.from_first_member(leaf)
         differ |= jnp.any((leaf != first) & ((leaf == leaf) | (first == first)))
     everyone = pool._replace(group_of=None)
     return everyone.sum(differ.astype(jnp.int32)) == 0
 
 
-def _together(
+def _merge_layer(
     node: Any, counts: Moments | WeightedMoments | ArrayLike | None, devices: Pool
 ) -> Any:
     """Pool one layer's statistics."""

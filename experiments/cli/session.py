@@ -8,8 +8,8 @@ from experiments import options, run_dir
 from experiments.tasks import data
 from experiments.training import hosts
 from experiments.training.devices import Devices
-from experiments.training.last_words import LastWords
 from experiments.training.loop import Execution
+from experiments.training.signals import GracefulExit
 
 
 class Session(NamedTuple):
@@ -22,12 +22,12 @@ class Session(NamedTuple):
     again: str
 
 
-def prepare(name: str, arguments: list[str], last_words: LastWords) -> Session:
+def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Session:
     """Prepare an experiment, by its kind: one that trains on many devices, or a study."""
     experiment = importlib.import_module(f"experiments.studies.{name}.measure")
     if hasattr(experiment, "measure"):
         return prepare_study(name, experiment, arguments)
-    return prepare_training(name, experiment, arguments, last_words)
+    return prepare_training(name, experiment, arguments, graceful_exit)
 
 
 def prepare_study(name: str, experiment: Any, arguments: list[str]) -> Session:
@@ -36,7 +36,7 @@ def prepare_study(name: str, experiment: Any, arguments: list[str]) -> Session:
     from experiments.ledger import collect as ledger
     from experiments.study import Study
 
-    config, how = options.parse(name, experiment, arguments, options.Keeping)
+    config, how = options.parse(name, experiment, arguments, options.IOOptions)
     run = open_run(name, config, how, run_dir.environment())
     preset = options.preset_of(experiment.PRESETS, config)
     study = Study(name, run, preset=preset, data_dir=how.data_dir)
@@ -51,28 +51,30 @@ def prepare_study(name: str, experiment: Any, arguments: list[str]) -> Session:
 
 
 def prepare_training(
-    name: str, experiment: Any, arguments: list[str], last_words: LastWords
+    name: str, experiment: Any, arguments: list[str], graceful_exit: GracefulExit
 ) -> Session:
     """Parse the options, connect the hosts, load the data, make or reopen the run directory."""
     config, how = options.parse(name, experiment, arguments)
     wanted = hosts.expected(how.coordinator, how.num_processes, how.process_id)
     if wanted.processes > 1:
-        last_words.call_witness()
-        last_words.say(
+        graceful_exit.start_watchdog()
+        graceful_exit.say(
             f"Expected {wanted.processes} processes to connect and load the data, but not all did. "
             "Start one on every host, with the same options but for --process-id."
         )
     hosts.connect(wanted, how.devices)
 
-    config = run_dir.to_config(experiment.Config, hosts.told_by_first(run_dir.to_json(config)))
+    config = run_dir.to_config(
+        experiment.Config, hosts.broadcast_from_first(run_dir.to_json(config))
+    )
     devices = Devices(how.devices or hosts.default_devices(), how.parallel)
     dataset = hosts.everywhere(lambda: data.load(config.dataset, data_dir=how.data_dir))
     hosts.check_same("examples", dataset.describe()["sha256"])
     environment = {**run_dir.environment(), "data": dataset.describe(), "spread": str(devices)}
 
     run = hosts.on_first(lambda: open_run(name, config, how, environment))
-    path = hosts.told_by_first(str(run.path) if run else None)
-    execution = Execution(devices, how.checkpoint_every, last_words)
+    path = hosts.broadcast_from_first(str(run.path) if run else None)
+    execution = Execution(devices, how.checkpoint_every, graceful_exit)
     return Session(
         run,
         path,
@@ -83,7 +85,7 @@ def prepare_training(
 
 
 def open_run(
-    name: str, config: Any, how: options.Keeping, environment: dict[str, Any]
+    name: str, config: Any, how: options.IOOptions, environment: dict[str, Any]
 ) -> run_dir.Run:
     """Make a run directory, or reopen the one to go on with."""
     if how.run is not None:

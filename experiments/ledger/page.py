@@ -235,10 +235,10 @@ def markdown_row(row: Row) -> str:
         cells.append(
             f"{finding.check.words}: **{number}**{differs}; {finding.outcome}: {finding.check.rule}"
         )
-    text = row.claim.text + (f" *{row.claim.instead}*" if row.claim.instead else "")
+    text = row.claim.text + (f" *{row.claim.correction}*" if row.claim.correction else "")
     parts = [
         text,
-        ", ".join(row.claim.notes),
+        ", ".join(row.claim.sources),
         f"{MARKS[row.verdict]} {row.verdict}",
         "<br>".join(cells),
     ]

@@ -64,20 +64,20 @@ class Claim(NamedTuple):
     """A row of the ledger.
 
     - id: short and unique, with hyphens.
-    - notes: of the five notes, which make it ("000"), or whose paper does.
+    - sources: of the five notes, which make it ("000"), or whose paper does.
     - text: the claim as its authors make it, in English.
     - experiment: which measures it.
     - checks: the rule; all of them for "holds".
-    - instead: what to say instead or besides, known before from the paper or from arithmetic.
+    - correction: what to say instead or besides, known before from the paper or from arithmetic.
     - figure: name of the figure that shows it; empty where the numbers alone do.
     """
 
     id: str
-    notes: tuple[str, ...]
+    sources: tuple[str, ...]
     text: str
     experiment: str
     checks: tuple[Check, ...]
-    instead: str = ""
+    correction: str = ""
     figure: str = ""
 
 

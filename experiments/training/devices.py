@@ -23,7 +23,7 @@ WAYS = ("shard_map", "pmap")
 Chunk = Callable[[Any, Any, Int32[np.ndarray, "steps seeds batch"]], Any]
 
 
-class Share(NamedTuple):
+class BatchShard(NamedTuple):
     """A device's share of a batch, as a training step sees it.
 
     `mask` tells which of its rows are examples, None for all of them; `axis_name` is the axis that
@@ -53,7 +53,7 @@ class Share(NamedTuple):
         return jax.lax.psum(gradient, self.axis_name), more
 
 
-Step = Callable[[Any, Any, Share], Any]
+Step = Callable[[Any, Any, BatchShard], Any]
 
 
 class Devices:
@@ -108,14 +108,14 @@ class Devices:
           batch_size: of the whole batch, the last axis of indices.
         """
         if self.count == 1:
-            return jax.jit(functools.partial(scan_steps, step, Share(batch_size)))
+            return jax.jit(functools.partial(scan_steps, step, BatchShard(batch_size)))
         width = math.ceil(batch_size / self.count)
         padding = width * self.count - batch_size
 
         def run(state: Any, examples: Any, indices: Int32[Array, "steps seeds width"]) -> Any:
             first = jax.lax.axis_index(AXIS) * width
             mask = first + jnp.arange(width) < batch_size if padding else None
-            return scan_steps(step, Share(batch_size, AXIS, mask), state, examples, indices)
+            return scan_steps(step, BatchShard(batch_size, AXIS, mask), state, examples, indices)
 
         compiled = (
             jax.pmap(run, axis_name=AXIS, devices=self._of_pmap())
@@ -155,7 +155,7 @@ class Devices:
 
 def scan_steps(
     step: Step,
-    share: Share,
+    share: BatchShard,
     state: Any,
     examples: Any,
     indices: Int32[Array, "steps seeds batch"],

@@ -81,7 +81,7 @@ def connect(wanted: Hosts, devices: int | None = None) -> None:
     on_tpu = processes == 1 and coordinator is None and may_have_tpu()
     if processes == 1 and not on_tpu:
         return
-    # Its handler of SIGTERM would take the place of `last_words`, whose word `largest` spreads.
+    # Its handler of SIGTERM would take the place of `signals`, whose word `largest` spreads.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -181,7 +181,7 @@ def on_first(function: Callable[[], Result]) -> Result | None:
     return everywhere(lambda: function() if is_first() else None)
 
 
-def told_by_first(value: Any) -> Any:
+def broadcast_from_first(value: Any) -> Any:
     """Return the first host's value, which JSON can hold, on every host."""
     if count() == 1:
         return value
@@ -193,7 +193,7 @@ def told_by_first(value: Any) -> Any:
 
 def check_same(what: str, value: Any) -> None:
     """Refuse, on every host, a value that is not the first host's."""
-    first = told_by_first(value)
+    first = broadcast_from_first(value)
 
     def check() -> None:
         if value != first:

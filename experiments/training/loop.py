@@ -21,8 +21,8 @@ from experiments.run_dir import Run
 from experiments.training import hosts
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.devices import Devices, Step
-from experiments.training.last_words import LastWords, Stopped
 from experiments.training.progress import Progress
+from experiments.training.signals import GracefulExit, Stopped
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Execution:
 
     devices: Devices = field(default_factory=Devices)
     checkpoint_every: int = 10  # Chunks.
-    last_words: LastWords = field(default_factory=LastWords)
+    graceful_exit: GracefulExit = field(default_factory=GracefulExit)
 
 
 def train(
@@ -78,13 +78,13 @@ def train(
                 run.rewind(name, found[0] if found else -1)
             if not found:
                 run.append("metrics.jsonl", {"step": 0, **evaluate(state)})
-        done = hosts.told_by_first(found[0] if found else 0)
+        done = hosts.broadcast_from_first(found[0] if found else 0)
         state = hosts.arrays_of_first(found[1] if found else state)
         state, examples = devices.replicate(state), devices.replicate(examples)
 
         # ---- Chunk by chunk -------------------------------------------------------------------
         progress = stack.enter_context(Progress(steps, done=done))
-        stack.enter_context(execution.last_words.patience())
+        stack.enter_context(execution.graceful_exit.deferred())
         while done < steps:
             began = time.perf_counter()
             until = min(done + evaluate_every, steps)
@@ -96,7 +96,7 @@ def train(
             trained = time.perf_counter()
 
             chunk = math.ceil(until / evaluate_every)
-            signal = hosts.largest(execution.last_words.told)
+            signal = hosts.largest(execution.graceful_exit.received)
             said = ""
             if run and checkpoints:
                 row = {"step": until, **evaluate(here)}

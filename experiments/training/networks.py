@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 import jbn
-from experiments.training.devices import Share
+from experiments.training.devices import BatchShard
 
 Loss = Callable[[Array, Array], Array]
 cross_entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -42,7 +42,7 @@ def init(
     return Network(params, variables.get("batch_stats", {}), optimizer.init(params))
 
 
-def advance(
+def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     network: Network,
@@ -52,7 +52,7 @@ def advance(
     loss: Loss = cross_entropy,
     penalty: Callable[[Any], Array] | None = None,
     rngs: dict[str, PRNGKeyArray] | None = None,
-    share: Share | None = None,
+    share: BatchShard | None = None,
 ) -> Network:
     """Take one training step.
 
@@ -67,7 +67,7 @@ def advance(
       rngs: for dropout and the like.
       share: of a batch that several devices have; None for a whole batch on one.
     """
-    share = share or Share(len(x))
+    share = share or BatchShard(len(x))
     masked: dict[str, Any] = {} if share.mask is None else {"mask": share.mask}
 
     def objective(params: Any) -> tuple[Array, Any]:

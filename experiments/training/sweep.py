@@ -99,7 +99,7 @@ def train(
         model, optimizer = build(setting)
 
         def step(network: Network, batch: Examples, i: Array) -> Network:
-            return networks.advance(model, optimizer, network, *batch)
+            return networks.train_step(model, optimizer, network, *batch)
 
         return networks.fit(step, network, examples, batches)[0]
 

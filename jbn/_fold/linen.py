@@ -15,8 +15,8 @@ from jbn._fold.pairs import (
     OWN_CALL,
     SEVERAL_AXES,
     TRAINING,
-    Hook,
-    Site,
+    Interceptor,
+    LayerCall,
     calls_as_written,
     find_pairs,
     fold_pair,
@@ -44,7 +44,7 @@ def fold_linen(
     flat = flatten_dict(variables)
     modules: dict[str, nn.Module] = {}
 
-    def run(hook: Hook, variables: dict[str, Any], args: tuple, kwargs: dict) -> Any:
+    def run(hook: Interceptor, variables: dict[str, Any], args: tuple, kwargs: dict) -> Any:
         def intercept(next_fun, args, kwargs, context):
             module = context.module
             if context.method_name != "__call__":
@@ -52,7 +52,7 @@ def fold_linen(
             name = "/".join(module.path)
             is_norm = _is_norm(module)
             if not is_norm and type(module) not in _LINEAR:
-                other = Site(name, is_norm, other=type(module).__name__)
+                other = LayerCall(name, is_norm, other=type(module).__name__)
                 return hook(other, lambda: next_fun(*args, **kwargs), None)
             x = args[0] if args else next(kwargs[k] for k in _INPUTS if k in kwargs)
             if is_norm:
@@ -62,7 +62,7 @@ def fold_linen(
                 mine = _at(variables["params"], (*module.path, "kernel"))
                 problem = None if kernel is mine else CHANGED
             modules[name] = module
-            return hook(Site(name, is_norm, problem), lambda: next_fun(*args, **kwargs), x)
+            return hook(LayerCall(name, is_norm, problem), lambda: next_fun(*args, **kwargs), x)
 
         with nn.intercept_methods(intercept):
             return model.apply(variables, *args, **kwargs)

@@ -12,9 +12,9 @@ from jbn._fold.pairs import (
     OWN_CALL,
     SEVERAL_AXES,
     TRAINING,
-    Hook,
+    Interceptor,
+    LayerCall,
     Run,
-    Site,
     calls_as_written,
     find_pairs,
     fold_pair,
@@ -86,7 +86,7 @@ def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
         if any(owners.count(id(v)) > 1 for v in vars(module).values() if _is_variable(v))
     }
 
-    def run(hook: Hook, state: Any, args: tuple, kwargs: dict) -> Any:
+    def run(hook: Interceptor, state: Any, args: tuple, kwargs: dict) -> Any:
         model = nnx.merge(graphdef, state)
         for name, module in _modules(model).items():
             if callable(module) and any(map(_is_variable, vars(module).values())):
@@ -99,17 +99,17 @@ def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
     return run
 
 
-def _reporter(hook: Hook, name: str, module: Any, original: Any, is_shared: bool) -> Any:
+def _reporter(hook: Interceptor, name: str, module: Any, original: Any, is_shared: bool) -> Any:
     """Make what takes a layer's calls to the hook."""
     kind, is_norm = type(module), _is_norm(module)
     calls_own = not calls_as_written(module)
 
     def report(self: Any, args: Any, kwargs: Any) -> Any:
-        def proceed() -> Any:
+        def call_next() -> Any:
             return kind.__call__(self, *args, **kwargs)
 
         if not is_norm and kind not in _LINEAR:
-            return hook(Site(name, is_norm, other=kind.__name__), proceed, None)
+            return hook(LayerCall(name, is_norm, other=kind.__name__), call_next, None)
         x = args[0] if args else next(kwargs[k] for k in _INPUTS if k in kwargs)
         if is_shared:
             problem = "shares a parameter with another layer."
@@ -118,7 +118,7 @@ def _reporter(hook: Hook, name: str, module: Any, original: Any, is_shared: bool
         else:
             # Inside nnx.vmap or nnx.scan a layer is a slice of the one that the model holds.
             problem = None if self.kernel.shape == original.kernel.shape else CHANGED
-        return hook(Site(name, is_norm, problem), proceed, x)
+        return hook(LayerCall(name, is_norm, problem), call_next, x)
 
     return report
 

@@ -29,7 +29,7 @@ CHANGED = (
 )
 
 
-class Site(NamedTuple):
+class LayerCall(NamedTuple):
     """A call of a layer that matters, as an adapter for linen or nnx reports it."""
 
     name: str  # As in messages.
@@ -39,7 +39,7 @@ class Site(NamedTuple):
 
 
 class _Call(NamedTuple):
-    site: Site
+    site: LayerCall
     x: Any
     y: Any
 
@@ -51,10 +51,10 @@ class Pair(NamedTuple):
     norm: str
 
 
-# An adapter runs the model with `hook(site, proceed, x)` in place of every layer's call:
+# An adapter runs the model with `hook(site, call_next, x)` in place of every layer's call:
 # `run(hook, variables, args, kwargs) -> outputs`.
-Hook = Callable[[Site, Callable[[], Any], Any], Any]
-Run = Callable[[Hook, Any, tuple, dict], Any]
+Interceptor = Callable[[LayerCall, Callable[[], Any], Any], Any]
+Run = Callable[[Interceptor, Any, tuple, dict], Any]
 
 
 def find_pairs(
@@ -75,8 +75,8 @@ def find_pairs(
     inputs, rebuild = _split_arrays((args, kwargs))
     calls: list[_Call] = []
 
-    def record(site: Site, proceed: Callable[[], Any], x: Any) -> Any:
-        y = _called(site, proceed, x)
+    def record(site: LayerCall, call_next: Callable[[], Any], x: Any) -> Any:
+        y = _called(site, call_next, x)
         calls.append(_Call(site, x, y))
         return y
 
@@ -96,9 +96,9 @@ def find_pairs(
     return pairs
 
 
-def _called(site: Site, proceed: Callable[[], Any], x: Any) -> Any:
+def _called(site: LayerCall, call_next: Callable[[], Any], x: Any) -> Any:
     """Call the layer; but in training mode a norm would move statistics, which are frozen here."""
-    return x if site.problem == TRAINING else proceed()
+    return x if site.problem == TRAINING else call_next()
 
 
 def _match(
@@ -183,14 +183,14 @@ def _used_elsewhere(
     def cut(variables: Any, probes: dict[str, Any], inputs: list) -> Any:
         fed: dict[str, Any] = {}
 
-        def replace(site: Site, proceed: Callable[[], Any], x: Any) -> Any:
+        def replace(site: LayerCall, call_next: Callable[[], Any], x: Any) -> Any:
             if site.name in norm_of:
                 fed[norm_of[site.name]] = x
                 return probes[site.name]
             if site.name in fed:
                 y = shapes[site.name]
                 return jnp.zeros(y.shape, y.dtype) + (0 * jnp.sum(fed[site.name])).astype(y.dtype)
-            return _called(site, proceed, x)
+            return _called(site, call_next, x)
 
         args, kwargs = rebuild(inputs)
         return run(replace, variables, args, kwargs)

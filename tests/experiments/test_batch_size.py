@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from experiments.studies.batch_size import measure as batch_size
+from experiments.studies.batch_size.degenerate_batches import degenerate_batches
 from experiments.studies.batch_size.measure import PRESETS, draw_images, examples_until, make_model
-from experiments.studies.batch_size.tiny_batches import one_and_two
 from experiments.tasks.data import load_digits
 
 CONFIG = PRESETS["smoke"]
 
 
 def test_one_and_two():
-    found = one_and_two()
+    found = degenerate_batches()
     assert found["one_output"].max() == 0
     assert found["one_gradient"].max() < 1e-10  # Float64's rounding, times 1 / sqrt(epsilon).
     np.testing.assert_allclose(found["two"], 1, atol=1e-6)

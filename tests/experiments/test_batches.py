@@ -70,7 +70,7 @@ def test_all_data_is_the_batch_where_the_batch_is_all_data():
     x = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
     labels, rows = np.arange(12) % 10, np.arange(12)
     network = jax.jit(functools.partial(networks.init, model, optimizer))(jax.random.key(0), x)
-    advance = functools.partial(networks.advance, model, optimizer, network, x, labels)
+    advance = functools.partial(networks.train_step, model, optimizer, network, x, labels)
     weighted = jax.jit(lambda rows: advance(loss=batches.loss_of(rows, 12)))(rows)
     chex.assert_trees_all_close(weighted, jax.jit(advance)(), rtol=1e-5, atol=1e-6)
 

@@ -101,4 +101,4 @@ def test_rules_read_as_they_are():
     assert rules.above("x", 0.5, "x").rule == "> 0.5"
     assert rules.below("x", 1e-6, "x").rule == "< 1e-06"
     assert rules.within("x", 99.9, 100.1, "x").rule == "between 99.9 and 100.1"
-    assert Claim("a", ("000",), "A.", "gradients", (Check("x", "x"),)).instead == ""
+    assert Claim("a", ("000",), "A.", "gradients", (Check("x", "x"),)).correction == ""

@@ -112,7 +112,7 @@ for way in {WAYS}:
     mnist_mlp.run(config, data.load("digits", data_dir=None), run, train.Execution(devices))
     np.savez(f"{{way}}.{{jax.process_index()}}.npz", *jax.tree.leaves(final[0]))
     rows = list(run_dir.read_rows(run.path / "metrics.jsonl")) if run else None
-    rows = hosts.told_by_first(rows)
+    rows = hosts.broadcast_from_first(rows)
     print(jax.process_count(), jax.local_device_count(), devices, len(rows))
 """
 
@@ -320,6 +320,6 @@ def test_one_host_needs_no_connection(monkeypatch):
     hosts.connect(expected(None, None, None))
     assert hosts.count() == 1
     assert hosts.is_first()
-    assert hosts.told_by_first({"a": (1,)}) == {"a": (1,)}
+    assert hosts.broadcast_from_first({"a": (1,)}) == {"a": (1,)}
     assert hosts.largest(3) == 3
     assert json.dumps(hosts.everywhere(lambda: 5)) == "5"

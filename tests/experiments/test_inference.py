@@ -50,7 +50,7 @@ def test_averages_are_those_of_all_steps_and_of_layers():
         model, first = network_of(0.0)
 
         def step(state, batch, i):
-            network = networks.advance(model, optimizer, state.network, *batch)
+            network = networks.train_step(model, optimizer, state.network, *batch)
             return inference.follow(state, network, i)
 
         return networks.fit(
@@ -67,7 +67,7 @@ def test_averages_are_those_of_all_steps_and_of_layers():
         model, first = network_of(0.99)
 
         def step(network, batch, i):
-            return networks.advance(model, optimizer, network, *batch)
+            return networks.train_step(model, optimizer, network, *batch)
 
         return networks.fit(step, first, examples, batches)[0].batch_stats
 

@@ -27,7 +27,7 @@ def train(key, rate, **options):
     network = networks.init(MODEL, optimizer, key, X[:1])
 
     def step(network, batch, i):
-        return networks.advance(MODEL, optimizer, network, *batch)
+        return networks.train_step(MODEL, optimizer, network, *batch)
 
     return networks.fit(step, network, (X, LABELS), BATCHES, **options)
 
@@ -39,7 +39,7 @@ train_once = jax.jit(train)
 def train_steps():
     """Step after step: the networks before the first and after each."""
     optimizer = optax.sgd(0.1)
-    advance = jax.jit(functools.partial(networks.advance, MODEL, optimizer))
+    advance = jax.jit(functools.partial(networks.train_step, MODEL, optimizer))
     made = [start(jax.random.key(0))]
     x, labels = np.asarray(X), np.asarray(LABELS)
     for rows in BATCHES:
@@ -94,7 +94,7 @@ def test_penalty_and_accuracy():
     def kernels(network):
         """Without the penalty, and with it."""
         made = [
-            networks.advance(MODEL, optimizer, network, X, LABELS, penalty=penalty)
+            networks.train_step(MODEL, optimizer, network, X, LABELS, penalty=penalty)
             for penalty in (None, lambda p: jnp.sum(p["output"]["kernel"] ** 2))
         ]
         return [one.params["output"]["kernel"] for one in made]

@@ -230,7 +230,7 @@ def test_filters(show):
     page.click("button[type=reset]")
     expect(page.locator("#shown")).to_have_text(f"{len(CLAIMS)} of {len(CLAIMS)} claims")
     page.select_option("#note", "003")
-    assert visible(page) == sum("003" in claim.notes for claim in CLAIMS)
+    assert visible(page) == sum("003" in claim.sources for claim in CLAIMS)
     page.select_option("#experiment", "identities")
     page.fill("#search", "glorot different")
     assert visible(page) == 1

@@ -15,7 +15,7 @@ from environments import UNCACHED, own_environment, programs_on_disk
 
 from experiments import run_dir
 from experiments.__main__ import EXPERIMENTS, main
-from experiments.cli import everything
+from experiments.cli import run_all
 from experiments.ledger import collect as ledger
 from experiments.ledger.claims import CLAIMS
 from experiments.stats import estimates
@@ -122,11 +122,11 @@ def test_claims_are_named_once_and_have_an_experiment():
     assert {claim.experiment for claim in CLAIMS} == set(EXPERIMENTS)
     sources = {"000", "001", "002", "003", "004", "paper", "later"}
     for claim in CLAIMS:
-        assert set() < set(claim.notes) <= sources, claim.id
+        assert set() < set(claim.sources) <= sources, claim.id
         assert claim.text.endswith("."), claim.id
         assert claim.checks, claim.id
     for note in sources:
-        assert any(note in claim.notes for claim in CLAIMS)
+        assert any(note in claim.sources for claim in CLAIMS)
 
 
 def test_every_rule_can_fail_and_can_hold():
@@ -171,13 +171,13 @@ def test_all_goes_on_after_one_that_fails(tmp_path, capsys):
         return 0
 
     arguments = ["--preset", "smoke", "--runs", str(tmp_path)]
-    assert everything.carry_out(("titanic", "gradients"), arguments, one) == 1
+    assert run_all.carry_out(("titanic", "gradients"), arguments, one) == 1
     assert asked == ["titanic", "gradients"]
     shown = capsys.readouterr()
     assert "no such ship" in shown.err
     assert "failed: titanic" in shown.err
-    assert everything.carry_out(("titanic", "gradients"), ["--only", "gradients"], one) == 0
-    assert everything.carry_out(("titanic",), ["--only", "nothing"], one) == 2
+    assert run_all.carry_out(("titanic", "gradients"), ["--only", "gradients"], one) == 0
+    assert run_all.carry_out(("titanic",), ["--only", "nothing"], one) == 2
 
 
 def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
@@ -193,11 +193,11 @@ def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
         return 0
 
     arguments = ["--preset", "smoke", "--runs", str(tmp_path), "--resume"]
-    everything.carry_out(("identities",), arguments, one)
+    run_all.carry_out(("identities",), arguments, one)
     assert "--resume" in asked[0]
     with run_dir.create(tmp_path, "identities", config) as run:
         run.write("summary.json", {})
-    everything.carry_out(("identities",), arguments, one)
+    run_all.carry_out(("identities",), arguments, one)
     assert len(asked) == 1
 
 

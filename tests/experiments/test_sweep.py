@@ -43,7 +43,7 @@ def test_train_is_one_network_after_another():
     )
     optimizer = optax.sgd(0.5)
     network = networks.init(MODEL, optimizer, jax.random.key(1), x[:1])
-    step = jax.jit(functools.partial(networks.advance, MODEL, optimizer))
+    step = jax.jit(functools.partial(networks.train_step, MODEL, optimizer))
     for rows in batch_indices(1, 0, 6, 10, 50):
         network = step(network, x[rows], y[rows])
     last = jax.tree.map(lambda leaf: leaf[3, 1, 2], seen)  # Learned at .5, second seed, the end.

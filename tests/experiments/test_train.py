@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import run_dir
-from experiments.training.devices import Share, scan_steps
+from experiments.training.devices import BatchShard, scan_steps
 from experiments.training.loop import Execution, batch_indices, train
 
 
@@ -102,7 +102,7 @@ def test_every_epoch_has_every_example_once(batch_size):
 
 def test_equals_a_loop_in_python(run):
     first, state = jax.device_get((initial(2), go(run)))
-    step_alone = jax.jit(lambda state, batch: step(state, batch, Share(8)))
+    step_alone = jax.jit(lambda state, batch: step(state, batch, BatchShard(8)))
     for seed in range(2):
         expected = jax.tree.map(lambda leaf, seed=seed: leaf[seed], first)
         for rows in batch_indices(seed, 0, STEPS, 8, NUM_EXAMPLES):
@@ -114,8 +114,8 @@ def test_equals_a_loop_in_python(run):
 def test_one_seed_equals_the_first_of_many():
     rows = np.stack([batch_indices(seed, 0, 5, 8, NUM_EXAMPLES) for seed in range(3)], axis=1)
     examples = jax.tree.map(jnp.asarray, EXAMPLES)
-    many = scan_steps(step, Share(8), initial(3), examples, rows)
-    one = scan_steps(step, Share(8), initial(1), examples, rows[:, :1])
+    many = scan_steps(step, BatchShard(8), initial(3), examples, rows)
+    one = scan_steps(step, BatchShard(8), initial(1), examples, rows[:, :1])
     chex.assert_trees_all_close(one, jax.tree.map(lambda leaf: leaf[:1], many), rtol=1e-5)
 
 

@@ -10,9 +10,9 @@ from environments import programs_on_disk
 from experiments import run_dir
 from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.tasks import data
-from experiments.training.devices import WAYS, Devices, Share
-from experiments.training.last_words import LastWords, Stopped
+from experiments.training.devices import WAYS, BatchShard, Devices
 from experiments.training.loop import Execution
+from experiments.training.signals import GracefulExit, Stopped
 
 # Batches of 60 on 8 devices: slices of 8, the last one with four examples and four of padding.
 CONFIG = dataclasses.replace(
@@ -40,15 +40,15 @@ def digits():
     return data.load("digits", data_dir=None)
 
 
-def run_on(devices, config, dataset, root, last_words=None):
+def run_on(devices, config, dataset, root, graceful_exit=None):
     with run_dir.create(root, "mnist_mlp", config) as run:
-        return carry_on(run, devices, config, dataset, last_words)
+        return carry_on(run, devices, config, dataset, graceful_exit)
 
 
-def carry_on(run, devices, config, dataset, last_words=None):
+def carry_on(run, devices, config, dataset, graceful_exit=None):
     if not (run.path / "env.json").exists():
         run.write("env.json", {"data": {"name": "digits"}})
-    execution = Execution(devices, 10, last_words or LastWords())
+    execution = Execution(devices, 10, graceful_exit or GracefulExit())
     mnist_mlp.run(config, dataset, run, execution)
     return rows(run.path)
 
@@ -92,12 +92,12 @@ def test_more_devices_than_examples(way, tiny, digits, tmp_path):
 def test_a_run_goes_on_with_other_devices(one, digits, tmp_path):
     """From 8 to 1, from 1 to 4, from 4 to 8: each takes one chunk of the run."""
     with run_dir.create(tmp_path, "mnist_mlp", CONFIG) as run:
-        path, told = run.path, LastWords()
-    told.told = 15
+        path, stopped = run.path, GracefulExit()
+    stopped.received = 15
     steps = [0]
     for devices in (Devices(8), Devices(), Devices(4, "pmap")):
         with run_dir.open_run(path) as run, pytest.raises(Stopped):
-            carry_on(run, devices, CONFIG, digits, told)
+            carry_on(run, devices, CONFIG, digits, stopped)
         steps.append(steps[-1] + CONFIG.evaluate_every)
         assert [row["step"] for row in rows(path)] == steps
     with run_dir.open_run(path) as run:
@@ -141,8 +141,8 @@ def test_shares_of_mean_and_gradient_add_up(way, batch_size):
 
 def test_mean_without_mask_is_the_mean():
     values = np.arange(5, dtype=np.float32)
-    assert float(Share(5).mean(values)) == 2.0
-    assert float(Share(5, mask=np.arange(5) < 3).mean(values)) == pytest.approx(3 / 5)
+    assert float(BatchShard(5).mean(values)) == 2.0
+    assert float(BatchShard(5, mask=np.arange(5) < 3).mean(values)) == pytest.approx(3 / 5)
 
 
 def test_devices_that_there_are_not():

@@ -35,7 +35,9 @@ def test_held_network_trains_by_its_statistics_and_leaves_them():
         held.apply(network.variables, x, training=True),
         moving.apply(network.variables, x, training=False),
     )
-    step = jax.jit(lambda network: networks.advance(held, optimizer, network, x, np.zeros(8, int)))
+    step = jax.jit(
+        lambda network: networks.train_step(held, optimizer, network, x, np.zeros(8, int))
+    )
     after = step(network)
     jax.tree.map(np.testing.assert_array_equal, after.batch_stats, network.batch_stats)
     before, now = (n.params["output"]["kernel"] for n in (network, after))

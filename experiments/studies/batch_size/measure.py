@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, UInt8
 
 import jbn
 from experiments.stats import estimates
+from experiments.studies.batch_size.degenerate_batches import degenerate_batches
 from experiments.studies.batch_size.figures import Results, draw_huge, draw_sizes
-from experiments.studies.batch_size.tiny_batches import one_and_two
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
 from experiments.training import networks
@@ -166,7 +166,7 @@ def train(
 
     def step(network: networks.Network, batch: Images, i: Array) -> networks.Network:
         x = batch.x.astype(jnp.float32)
-        return networks.advance(model, optax.sgd(rate), network, x, batch.labels)
+        return networks.train_step(model, optax.sgd(rate), network, x, batch.labels)
 
     def one(
         network: networks.Network, images: Images, batches: Array
@@ -236,7 +236,7 @@ def examples_until(
 
 def measure(config: Config, study: Study) -> None:
     """Train, report, draw."""
-    few = study.part("one_and_two", one_and_two)
+    few = study.part("degenerate_batches", degenerate_batches)
     images, held_out, test = draw_images(config, study.dataset(config.dataset))
 
     @functools.cache

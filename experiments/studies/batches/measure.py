@@ -174,7 +174,7 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
 
     def one(model: nn.Module, seed: Array, batches: Array, mixed: Array, data: Any, test: Any):
         def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
-            return networks.advance(model, optimizer, network, *batch)
+            return networks.train_step(model, optimizer, network, *batch)
 
         first = networks.init(model, optimizer, jax.random.key(seed), data[0][:1])
         last, _ = networks.fit(step, first, data, batches)
@@ -249,7 +249,7 @@ def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     def one(of_seed: Any, test: tuple[Array, Array]) -> dict[str, Array]:
         seed, batches, images, labels = of_seed
         first = networks.init(model, optimizer, jax.random.key(seed), images[:1])
-        advance = functools.partial(networks.advance, model, optimizer)
+        advance = functools.partial(networks.train_step, model, optimizer)
 
         def by_batch(network: Network, rows: Array, _: Array) -> Network:
             return advance(network, images[rows], labels[rows])

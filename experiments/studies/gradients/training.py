@@ -110,7 +110,7 @@ def train(
     def one(setting: Any, variables: Any, rows: Array) -> Any:
         model, optimizer, params = make(setting, variables["params"])
         network, seen = networks.fit(
-            lambda network, batch, i: networks.advance(model, optimizer, network, *batch),
+            lambda network, batch, i: networks.train_step(model, optimizer, network, *batch),
             Network(params, variables.get("batch_stats", {}), optimizer.init(params)),
             (x, labels),
             rows,

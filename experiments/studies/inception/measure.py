@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 from matplotlib.figure import Figure
 
 from experiments import plotting
-from experiments.plotting import METHODS, Look
+from experiments.plotting import METHODS, LineStyle
 from experiments.stats import estimates
 from experiments.studies.inception.miniature import Miniature, distort
 from experiments.study import Study
@@ -207,7 +207,7 @@ def train(
         x = (distort(distorting, batch.images, settings.distortion) - mean) / std
         rngs = {"dropout": dropping}
         y = batch.labels
-        return networks.advance(model, optimizer, network, x, y, penalty=penalty, rngs=rngs)
+        return networks.train_step(model, optimizer, network, x, y, penalty=penalty, rngs=rngs)
 
     def observe(network: Network) -> Array:
         return networks.accuracy(model, network.variables, test, test_examples.labels)
@@ -332,9 +332,9 @@ CHANGES = {
 LINES = {
     "inception": METHODS["none"]._replace(label="Inception"),
     "baseline": METHODS["batch"]._replace(label="BN-Baseline"),
-    "x5": Look(plotting.GREEN, ":", "^", "BN-x5"),
-    "x30": Look(plotting.PURPLE, "-.", "P", "BN-x30"),
-    "plain_x5": Look(plotting.BLACK, "-.", "X", "Inception, rate x5"),
+    "x5": LineStyle(plotting.GREEN, ":", "^", "BN-x5"),
+    "x30": LineStyle(plotting.PURPLE, "-.", "P", "BN-x30"),
+    "plain_x5": LineStyle(plotting.BLACK, "-.", "X", "Inception, rate x5"),
     "sigmoid_with": METHODS["batch"]._replace(label="BN-x5-Sigmoid"),
     "sigmoid_without": METHODS["none"]._replace(label="Inception, sigmoid"),
 }

@@ -178,7 +178,7 @@ def train(config: Config, dataset: Dataset, data: Data) -> dict[str, Any]:
     whole = batch_indices(0, 0, len(data.train) // config.batch_size, *shape)
 
     def step(state: State, batch: tuple[Array, Array], i: Array) -> State:
-        return follow(state, networks.advance(model, optimizer, state.network, *batch), i)
+        return follow(state, networks.train_step(model, optimizer, state.network, *batch), i)
 
     def one(seed: Array, batches: Array, images: Array, labels: Array) -> dict[str, Any]:
         first = networks.init(model, optimizer, jax.random.key(seed), images[:1])

@@ -73,7 +73,7 @@ def trainer(hidden: tuple[int, ...], activation: str, method: str) -> Callable[.
         optimizer = optax.sgd(lambda count: setting.rate * 0.5 ** (count / setting.half_life))
 
         def step(network: Network, batch: tuple[Array, Array], i: Array) -> Network:
-            return networks.advance(model, optimizer, network, floats(batch[0]), batch[1])
+            return networks.train_step(model, optimizer, network, floats(batch[0]), batch[1])
 
         def chunk(network: Network, rows: Array) -> tuple[Network, tuple[Array, Array]]:
             network, _ = networks.fit(step, network, examples.train, rows)

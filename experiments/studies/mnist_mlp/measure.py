@@ -17,7 +17,7 @@ from experiments.run_dir import Run
 from experiments.studies.mnist_mlp import fig1
 from experiments.tasks.data import Dataset, binary
 from experiments.training import networks
-from experiments.training.devices import Share, Step
+from experiments.training.devices import BatchShard, Step
 from experiments.training.loop import Execution, batch_indices, train
 from experiments.training.networks import Network
 from jbn.linen import BatchNorm
@@ -95,12 +95,12 @@ def make_step(config: Config) -> Step:
     optimizer = optax.sgd(config.learning_rate)
 
     def step(
-        state: dict[str, Network], batch: tuple[Array, Array], share: Share
+        state: dict[str, Network], batch: tuple[Array, Array], share: BatchShard
     ) -> dict[str, Network]:
         images, labels = batch
         x = images.astype(jnp.float32)
         return {
-            name: networks.advance(model, optimizer, state[name], x, labels, share=share)
+            name: networks.train_step(model, optimizer, state[name], x, labels, share=share)
             for name, model in models(config, share.axis_name).items()
             if name in state
         }

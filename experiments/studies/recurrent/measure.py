@@ -217,7 +217,7 @@ def learn(config: Config, kinds: tuple[str, ...], length: int) -> dict[str, Arra
         network = Network(params, {}, optimizer.init(params))
 
         def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
-            return networks.advance(model, optimizer, network, *batch, loss=squared_error)
+            return networks.train_step(model, optimizer, network, *batch, loss=squared_error)
 
         def observe(network: Network) -> Array:
             x, y = held_out
@@ -264,7 +264,7 @@ def clipping(config: Config) -> dict[str, ArrayLike]:
         network = networks.init(model, optimizer, jax.random.key(seed), x[:1])
 
         def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
-            return networks.advance(model, optimizer, network, *batch, loss=squared_error)
+            return networks.train_step(model, optimizer, network, *batch, loss=squared_error)
 
         network, _ = networks.fit(step, network, examples, batches)
         return squared_error(model.apply(network.variables, x, training=False), y).mean()

@@ -203,7 +203,12 @@ def make_step(
     def step(network: networks.Network, rows: Array, i: Array) -> networks.Network:
         rngs = {"dropout": jax.random.fold_in(key, i)}
         advance = functools.partial(
-            networks.advance, dropping, optax.sgd(setting.rate), network, penalty=penalty, rngs=rngs
+            networks.train_step,
+            dropping,
+            optax.sgd(setting.rate),
+            network,
+            penalty=penalty,
+            rngs=rngs,
         )
         if kind.statistics != "all":
             return advance(images.x[rows], labels[rows])

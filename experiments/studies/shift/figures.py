@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import plotting
-from experiments.plotting import BLACK, GRAY, METHODS, ORANGE, Look
+from experiments.plotting import BLACK, GRAY, METHODS, ORANGE, LineStyle
 from experiments.stats.estimates import pretty
 from experiments.studies.shift.moving import from_settled
 
@@ -16,12 +16,12 @@ Parts = Mapping[str, Mapping[str, np.ndarray]]
 
 LOOKS = {
     **METHODS,
-    "full": Look(BLACK, "-", "o", "full batch"),
+    "full": LineStyle(BLACK, "-", "o", "full batch"),
     "mini": METHODS["none"]._replace(label="mini-batches"),
     "sigmoid": METHODS["none"],
     "sigmoid_bn": METHODS["batch"],
-    "sigmoid_dropout": Look(ORANGE, "-.", "D", "dropout"),
-    "sigmoid_l2": Look(GRAY, ":", "X", "L2"),
+    "sigmoid_dropout": LineStyle(ORANGE, "-.", "D", "dropout"),
+    "sigmoid_l2": LineStyle(GRAY, ":", "X", "L2"),
     "relu": METHODS["none"],
     "relu_bn": METHODS["batch"],
 }

@@ -187,7 +187,7 @@ def while_training(
     def fit(start: Network, key: PRNGKeyArray, rows: Array) -> tuple[Network, Network]:
         def step(network: Network, batch: Examples, i: Array) -> Network:
             x, rngs = batch.x.astype(jnp.float32), {"noise": jax.random.fold_in(key, i)}
-            return networks.advance(model, optimizer, network, x, batch.labels, rngs=rngs)
+            return networks.train_step(model, optimizer, network, x, batch.labels, rngs=rngs)
 
         return networks.fit(
             step, start, split.train, rows[:-1], observe=lambda now: now, every=every

@@ -230,7 +230,7 @@ def accuracy_after(
         def step(network: Network, batch: Examples, i: Array) -> Network:
             rngs = {"dropout": jax.random.fold_in(key, i)}
             x, labels = batch.x.astype(jnp.float32), batch.labels
-            return networks.advance(
+            return networks.train_step(
                 model, optimizer, network, x, labels, penalty=penalty, rngs=rngs
             )
 

@@ -115,7 +115,7 @@ def curves(
 
     def step(state: dict[str, Network], batch: tuple[Array, Array], i: Array) -> Any:
         return {
-            name: networks.advance(model, optimizer, state[name], *batch, loss=loss)
+            name: networks.train_step(model, optimizer, state[name], *batch, loss=loss)
             for name, model in models.items()
         }
 

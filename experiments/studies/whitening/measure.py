@@ -230,7 +230,7 @@ def train(
         network = networks.init(model, optimizer, jax.random.key(seed), x[:1])
 
         def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
-            return networks.advance(model, optimizer, network, *batch)
+            return networks.train_step(model, optimizer, network, *batch)
 
         def observe(network: Network) -> Array:
             outputs: Any = model.apply(network.variables, x, training=False)

@@ -1,4 +1,4 @@
-"""How a run ends that does not reach its end: told to stop, or dead."""
+"""Graceful shutdown: signals, and the command that resumes a run which ended early."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from collections.abc import Generator
 from types import FrameType, TracebackType
 
 # Reads what would be the last words, and says them when the other end of the pipe is gone.
-WITNESS = """
+WATCHDOG = """
 import sys
 words = ""
 for line in sys.stdin:
@@ -28,11 +28,11 @@ class Stopped(Exception):
         self.number = number
 
 
-class LastWords:
-    """Tells how to go on when the run is stopped: `with LastWords() as words: words.say("...")`.
+class GracefulExit:
+    """Tells how to go on when the run is stopped: `with GracefulExit() as words: words.say("...")`.
 
-    Ctrl-C or SIGTERM end the process at once. Within `patience` the first one only sets `told`, to
-    the signal's number, so that a training loop can finish its chunk of steps and write a
+    Ctrl-C or SIGTERM end the process at once. Within `deferred` the first one only sets `received`,
+    to the signal's number, so that a training loop can finish its chunk of steps and write a
     checkpoint. A KeyboardInterrupt, by contrast, gets lost where it strikes inside a callback of
     XLA.
     """
@@ -41,29 +41,29 @@ class LastWords:
         """Have nothing to say yet."""
         self.words = ""
         self.patient = False
-        self.told = 0
-        self.witness: subprocess.Popen[str] | None = None
+        self.received = 0
+        self.watchdog: subprocess.Popen[str] | None = None
 
     def say(self, words: str) -> None:
         """Set the line that is printed if the process ends now."""
         self.words = words
-        if self.witness and self.witness.stdin:
-            self.witness.stdin.write(f"{words}\n")
-            self.witness.stdin.flush()
+        if self.watchdog and self.watchdog.stdin:
+            self.watchdog.stdin.write(f"{words}\n")
+            self.watchdog.stdin.flush()
 
-    def call_witness(self) -> None:
+    def start_watchdog(self) -> None:
         """Have the last words said even if this process is killed, as JAX does without a peer."""
-        self.witness = subprocess.Popen(
-            [sys.executable, "-S", "-I", "-c", WITNESS],
+        self.watchdog = subprocess.Popen(
+            [sys.executable, "-S", "-I", "-c", WATCHDOG],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # Ctrl-C in the terminal is not for the witness.
+            start_new_session=True,  # Ctrl-C in the terminal is not for the watchdog.
         )
 
     @contextlib.contextmanager
-    def patience(self) -> Generator[None]:
-        """Let a signal wait for the loop inside, which looks at `told`."""
+    def deferred(self) -> Generator[None]:
+        """Let a signal wait for the loop inside, which looks at `received`."""
         self.patient = True
         try:
             yield
@@ -71,21 +71,21 @@ class LastWords:
             self.patient = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.patient and not self.told:
-            self.told = number
+        if self.patient and not self.received:
+            self.received = number
             os.write(2, b"\nstopping after this chunk of steps; again, to stop at once\n")
             return
         os.write(2, f"\n{self.words}\n".encode())  # print might be what was interrupted.
-        self._dismiss_witness()
+        self._dismiss_watchdog()
         os._exit(128 + number)
 
-    def _dismiss_witness(self) -> None:
-        if self.witness:
+    def _dismiss_watchdog(self) -> None:
+        if self.watchdog:
             self.say("")
-            self.witness.stdin.close()  # type: ignore[union-attr]
-            self.witness.wait()
+            self.watchdog.stdin.close()  # type: ignore[union-attr]
+            self.watchdog.wait()
 
-    def __enter__(self) -> "LastWords":
+    def __enter__(self) -> "GracefulExit":
         """Take the signals."""
         self.before = {
             number: signal.signal(number, self._on_signal)
@@ -102,4 +102,4 @@ class LastWords:
         """Give the signals back."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        self._dismiss_witness()
+        self._dismiss_watchdog()

@@ -8,19 +8,19 @@ import pytest
 
 SCRIPT = """
 import sys, time
-from experiments.training.last_words import LastWords
+from experiments.training.signals import GracefulExit
 
-with LastWords() as last_words:
-    last_words.say("nothing was begun")
-    if "witness" in sys.argv:
-        last_words.call_witness()
-    last_words.say("go on with: this")
+with GracefulExit() as graceful_exit:
+    graceful_exit.say("nothing was begun")
+    if "watchdog" in sys.argv:
+        graceful_exit.start_watchdog()
+    graceful_exit.say("go on with: this")
     if "patient" in sys.argv:
-        with last_words.patience():
+        with graceful_exit.deferred():
             print("ready", flush=True)
-            while not last_words.told or "deaf" in sys.argv:
+            while not graceful_exit.received or "deaf" in sys.argv:
                 time.sleep(0.01)
-        print(f"told {last_words.told}", flush=True)
+        print(f"told {graceful_exit.received}", flush=True)
     elif "done" in sys.argv:
         print("ready", flush=True)
     else:
@@ -69,17 +69,17 @@ def test_a_second_signal_does_not_wait():
 
 
 def test_a_witness_speaks_for_the_killed():
-    code, _, error = run("witness", signals=[signal.SIGKILL])
+    code, _, error = run("watchdog", signals=[signal.SIGKILL])
     assert code == -signal.SIGKILL
     assert error.strip() == "go on with: this"
 
 
-@pytest.mark.parametrize("words", [("witness", "done"), ("done",)])
+@pytest.mark.parametrize("words", [("watchdog", "done"), ("done",)])
 def test_nothing_is_said_at_the_end(words):
     assert run(*words) == (0, "", "")
 
 
 def test_a_witness_does_not_repeat_what_was_said():
-    code, _, error = run("witness", signals=[signal.SIGTERM])
+    code, _, error = run("watchdog", signals=[signal.SIGTERM])
     assert code == 128 + signal.SIGTERM
     assert error.strip() == "go on with: this"

@@ -35,7 +35,7 @@ def batch_of_two(pair: Float[Array, "2 features"]) -> Float[Array, "2 features"]
     return jnp.abs(jbn.batch_norm(pair, params, state, training=True, epsilon=1e-20)[0])
 
 
-def one_and_two() -> dict[str, np.ndarray]:
+def degenerate_batches() -> dict[str, np.ndarray]:
     """Take a hundred batches of one, in float64 and float32; of two, at scales from 1e-2 to 1e4.
 
     The gradient of a batch of one is 0 by the formula, and what compiled code's rounding leaves of

@@ -13,7 +13,7 @@ import jax
 import tyro
 
 from experiments import run_dir
-from experiments.options import NEWEST, Keeping
+from experiments.options import NEWEST, IOOptions
 
 CarryOut = Callable[[str, list[str]], int]
 
@@ -27,7 +27,9 @@ class Options:
     seeds and steps"""
     only: tuple[str, ...] = ()
     """these alone, by name"""
-    keeping: Annotated[Keeping, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Keeping)
+    keeping: Annotated[IOOptions, tyro.conf.arg(name="")] = dataclasses.field(
+        default_factory=IOOptions
+    )
 
 
 def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
