@@ -32,7 +32,7 @@ from jaxtyping import Array
 
 import jbn
 from benchmarks import common
-from jbn import _center
+from jbn._center import _merge
 
 MAPPED = ("pmap", "shard_map", "shard_map, unchecked")
 MODES = (*MAPPED, "jit")
@@ -141,7 +141,7 @@ def payload(
     a slot for each group.
     """
     value = features * jnp.promote_types(dtype, jnp.float32).itemsize
-    gathered = devices <= _center.GATHER_LIMIT
+    gathered = devices <= _merge.GATHER_LIMIT
     forward = (
         devices * (4 if masked else 3) if gathered else groups * (4 if masked else 3) + groups * 2
     )
@@ -400,7 +400,7 @@ def at_most(way: str, mode: str, devices: int, layers: int) -> str:
     if not way.startswith("jbn"):
         return ""
     in_branches = 3 if mode == "jit" else 0
-    each = 3 if mode != "jit" and devices > _center.GATHER_LIMIT else 2
+    each = 3 if mode != "jit" and devices > _merge.GATHER_LIMIT else 2
     return str((each + in_branches) * layers + 1)
 
 
@@ -430,7 +430,7 @@ def report(result: dict[str, Any]) -> str:
         "## Payload of the statistics of one layer",
         "Forward and backward, in bytes per device and step, by the number of devices.",
         by_devices(rows, layers),
-        f"Up to {_center.GATHER_LIMIT} devices jbn gathers the moments of all; beyond, it has two "
+        f"Up to {_merge.GATHER_LIMIT} devices jbn gathers the moments of all; beyond, it has two "
         "sums of O(C). With index groups each sum has a slot for each group: groups that are rows "
         "of a mesh cost less as such, with the name of the mesh's inner axis.",
         f"The formula (`payload`) equals what was counted in {len(equal)} of {len(both)} cases.",

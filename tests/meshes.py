@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.modes import DEVICES, join, mesh, split
-from jbn import _center
+from jbn._center import _merge
 
 # Of JAX's caches it is a part of the key: what was traced by another limit is not found.
-limited = jax.make_user_context(_center.GATHER_LIMIT)
+limited = jax.make_user_context(_merge.GATHER_LIMIT)
 
 MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "vmap")
 MODES = (*MAPPED, "jit")
@@ -88,5 +88,5 @@ def compiled(function, mode):
 def gather_limit(devices):
     """Let more devices than these be too many to gather."""
     with pytest.MonkeyPatch.context() as patch, limited(devices):
-        patch.setattr(_center, "GATHER_LIMIT", devices)
+        patch.setattr(_merge, "GATHER_LIMIT", devices)
         yield

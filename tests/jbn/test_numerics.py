@@ -345,7 +345,7 @@ def test_inference_at_a_large_running_mean():
 
 # What other platforms run ----------------------------------------------------------------------
 
-# A row each, for jbn's own jit keeps what it traced for a shape; above `_center.SAMPLE_FROM`.
+# A row each, for jbn's own jit keeps what it traced for a shape; above `_center._sums.SAMPLE_FROM`.
 ROWS = {"tpu": 1040, "cuda": 1056}
 
 
@@ -361,7 +361,7 @@ def compiled_as_for(platform, monkeypatch, expected=None):
 
     monkeypatch.setattr(jax.lax, "platform_dependent", take)
     yield
-    assert set(taken) == {expected or ("_about_guess" if platform == "tpu" else "_about_sample")}
+    assert set(taken) == {expected or ("about_guess" if platform == "tpu" else "_about_sample")}
 
 
 @pytest.fixture(params=list(ROWS))

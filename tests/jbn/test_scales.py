@@ -142,7 +142,7 @@ def test_weights_that_sum_to_one_do_not_explode():
 # The gather in every mode, by weights of the usual size: `test_devices`.
 @pytest.mark.parametrize(("mode", "limit"), [*((mode, 2) for mode in MAPPED), ("shard_map", 64)])
 def test_bessel_factor_of_weights_over_devices(monkeypatch, mode, limit):
-    monkeypatch.setattr("jbn._center.GATHER_LIMIT", limit)
+    monkeypatch.setattr("jbn._center._merge.GATHER_LIMIT", limit)
     rows = 8 * limit  # Shapes of their own: what was traced by another limit must not be found.
     x, w = draw((rows, 3)), np.abs(draw((rows, 1), seed=2)) * np.float32(1e-3)
 
