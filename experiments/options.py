@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from experiments import run_dir
+from experiments.studies import docstring
 
 NEWEST = "newest"
 OWN = "own options"
@@ -96,7 +97,7 @@ def parse(
     parsed = tyro.cli(
         whole,
         prog=f"python -m experiments {name}",
-        description=experiment.__doc__,
+        description=docstring(name),
         args=rest,
         default=whole(**{key: default for key, (_, default) in fields.items()}),
     )

@@ -314,7 +314,9 @@ def test_list_and_help(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["mnist_mlp", "--help"])
     assert exit.value.code == 0
-    assert "--learning-rate" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--learning-rate" in shown
+    assert "Fig. 1 of the paper" in shown  # The study's docstring.
 
 
 def test_every_preset_has_data_it_can_name():
