@@ -4,7 +4,7 @@ import contextlib
 import gc
 import sys
 
-from experiments.studies import summary_line
+from experiments.docstrings import summary_line
 from experiments.training.signals import GracefulExit, Stopped
 
 EXPERIMENTS = (

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from experiments import run_dir
-from experiments.studies import docstring
+from experiments.docstrings import docstring
 
 NEWEST = "newest"
 OWN = "own options"

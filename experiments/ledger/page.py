@@ -17,6 +17,7 @@ import jinja2
 import markupsafe
 import tyro
 
+from experiments.docstrings import docstring, summary_line
 from experiments.ledger import collect as ledger
 from experiments.ledger.claims import CLAIMS
 from experiments.ledger.collect import Result, Row
@@ -24,7 +25,6 @@ from experiments.ledger.gauges import gauge
 from experiments.options import OWN
 from experiments.stats import estimates, rules
 from experiments.stats.rules import Claim
-from experiments.studies import docstring, summary_line
 
 HERE = Path(__file__).parent
 NOTES = {

@@ -19,6 +19,7 @@ from environments import programs_on_disk
 from experiments import run_dir
 from experiments.__main__ import main
 from experiments.options import parse
+from experiments.stats.drift import PERCENTILES
 from experiments.studies.mnist_mlp import fig1
 from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.tasks import data
@@ -78,7 +79,7 @@ def test_networks_start_from_the_same_weights():
 
 def test_percentiles_are_numpys_by_nearest_rank():
     values = np.random.default_rng(0).normal(size=(2, 77, 3)).astype(np.float32)
-    expected = np.percentile(values, fig1.PERCENTILES, axis=1, method="inverted_cdf")
+    expected = np.percentile(values, PERCENTILES, axis=1, method="inverted_cdf")
     np.testing.assert_array_equal(mnist_mlp.percentiles(values), np.moveaxis(expected, 0, 1))
 
 
@@ -120,7 +121,7 @@ def test_evaluation_by_hand():
     assert row["accuracy"]["with_exponential"] == [round((as_begun == labels).mean(), 6)]
     last = forward(images, moments[:1]) @ params["dense_1"]["kernel"]
     last = (last - moments[1][0]) / np.sqrt(moments[1][1] + 1e-5)
-    expected = np.percentile(last, fig1.PERCENTILES, axis=0, method="inverted_cdf")
+    expected = np.percentile(last, PERCENTILES, axis=0, method="inverted_cdf")
     np.testing.assert_allclose(row["percentiles"]["with"], expected[None], atol=1e-3)
     assert json.loads(json.dumps(row)) == row
 

@@ -6,15 +6,14 @@ import numpy as np
 
 from experiments.run_dir import Run, read_rows
 from experiments.stats import estimates
+from experiments.stats.drift import settled_from
 
 CURVES = {
     "without": "without BN",
     "with_population": "with BN, population statistics",
     "with_exponential": "with BN, exponential averages",
 }
-PERCENTILES = (15, 50, 85)
 MILESTONES = (1_000, 5_000, 10_000, 50_000)
-SETTLED = 1_000  # Drift and spread are measured from this step on, as the beginning is all drift.
 
 
 def read_metrics(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -30,13 +29,13 @@ def read_metrics(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str,
 def summarize(run: Run) -> dict[str, Any]:
     """Reduce a run to the numbers that the paper's figure is about.
 
-    From step SETTLED on, per unit, then as mean over units, for each seed. Drift of the median: how
-    far it comes from where it was at SETTLED; range: largest - smallest. Spread ratio: largest /
+    Once it has settled, per unit, then as mean over units, for each seed. Drift of the median: how
+    far it comes from where it was then; range: largest - smallest. Spread ratio: largest /
     smallest (p85 - p15).
     """
     config = run.read("config.json")
     steps, accuracy, inputs = read_metrics(run)
-    settled = steps >= min(SETTLED, config["steps"] // 2)
+    settled = steps >= settled_from(config["steps"])
     drift, span, ratio = {}, {}, {}
     for name, values in inputs.items():
         p15, p50, p85 = np.moveaxis(values[settled], 2, 0)
@@ -145,7 +144,7 @@ def table(summary: dict[str, Any]) -> str:
     lines = [line("test accuracy after step", [f"{int(step):,}" for step in steps])]
     for name, label in CURVES.items():
         lines.append(line("  " + label, [cell(summary["accuracy"][name][step]) for step in steps]))
-    since = min(SETTLED, config["steps"] // 2)
+    since = settled_from(config["steps"])
     lines += ["", line(f"last sigmoids' inputs, step {since:,} on", ["without BN", "with BN"])]
     for name, label in (
         ("drift_of_median", "drift of the median"),

@@ -10,7 +10,8 @@ from matplotlib.ticker import EngFormatter
 
 from experiments import plotting
 from experiments.run_dir import Run
-from experiments.studies.mnist_mlp.fig1 import CURVES, PERCENTILES, read_metrics
+from experiments.stats.drift import PERCENTILES
+from experiments.studies.mnist_mlp.fig1 import CURVES, read_metrics
 
 
 def draw(run: Run, summary: dict[str, Any]) -> None:

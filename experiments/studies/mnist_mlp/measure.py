@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from experiments.options import preset_of
 from experiments.run_dir import Run
+from experiments.stats.drift import PERCENTILES
 from experiments.studies.mnist_mlp import fig1
 from experiments.tasks.data import Dataset, binary
 from experiments.training import networks
@@ -171,7 +172,7 @@ def percentiles(inputs: Float[np.ndarray, "seeds N units"]) -> Float[np.ndarray,
     In NumPy on the host: its sort is many times faster than XLA's on a CPU.
     """
     ordered = np.sort(np.ascontiguousarray(np.moveaxis(inputs, 1, 2)), axis=-1)
-    ranks = np.ceil(np.array(fig1.PERCENTILES) / 100 * inputs.shape[1]).astype(int) - 1
+    ranks = np.ceil(np.array(PERCENTILES) / 100 * inputs.shape[1]).astype(int) - 1
     return np.moveaxis(ordered[..., ranks], 1, 2)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from experiments.studies.mnist_mlp import fig1
+from experiments.stats.drift import PERCENTILES, settled_from
 from experiments.training import networks
 from experiments.training.loop import batch_indices
 from experiments.training.networks import Network, cross_entropy
@@ -198,7 +198,7 @@ def while_training(
         rngs = {"noise": key}
         probe = split.train.x[:PROBE].astype(jnp.float32)
         inputs = last_inputs(model, network, probe, rngs)
-        seen = {"percentiles": diagnostics.percentiles(inputs, fig1.PERCENTILES)}
+        seen = {"percentiles": diagnostics.percentiles(inputs, PERCENTILES)}
         if gradients:
             batch = jax.tree.map(lambda leaf: leaf[rows], split.train)
             loss = loss_on(model, network, batch, rngs)
@@ -277,7 +277,7 @@ def from_settled(
     Returns: the numbers of the steps, and what is left.
     """
     steps = every * np.arange(over_training.shape[1])
-    settled = steps >= min(fig1.SETTLED, steps[-1] // 2)
+    settled = steps >= settled_from(steps[-1])
     return steps[settled], over_training[:, settled]
 
 
