@@ -33,7 +33,7 @@ class Study:
         def measure(config: Config, study: Study) -> None:
             found = study.part("depth", lambda: gradient_by_depth(config))
             study.report("sigmoid_factor", estimates.ratio(found["sigmoid"]))
-            study.figure("depth", draw(found), title="Gradient by depth", alt="...")
+            study.figure("depth", lambda: draw(found), title="Gradient by depth", alt="...")
     """
 
     def __init__(self, name: str, run: Run, *, preset: str = OWN, data_dir: Path | None = None):
