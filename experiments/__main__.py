@@ -74,7 +74,7 @@ def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> i
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     with made.run or contextlib.nullcontext():
-        graceful_exit.say(f"stopped; go on with: {made.again}")
+        graceful_exit.say(f"stopped; go on with: {made.resume_command}")
         print(f"run: {made.path} ({made.where})", file=sys.stderr)
         try:
             results = made.work()

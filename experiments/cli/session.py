@@ -19,7 +19,7 @@ class Session(NamedTuple):
     path: str
     where: str
     work: Callable[[], str]
-    again: str
+    resume_command: str
 
 
 def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Session:
@@ -68,7 +68,7 @@ def prepare_training(
         experiment.Config, hosts.broadcast_from_first(run_dir.to_json(config))
     )
     devices = Devices(how.devices or hosts.default_devices(), how.parallel)
-    dataset = hosts.everywhere(lambda: data.load(config.dataset, data_dir=how.data_dir))
+    dataset = hosts.run_on_all(lambda: data.load(config.dataset, data_dir=how.data_dir))
     hosts.check_same("examples", dataset.describe()["sha256"])
     environment = {**run_dir.environment(), "data": dataset.describe(), "spread": str(devices)}
 

@@ -154,7 +154,7 @@ def end_with_the_others() -> Generator[None]:
         os._exit(1)
 
 
-def everywhere(function: Callable[[], Result]) -> Result:
+def run_on_all(function: Callable[[], Result]) -> Result:
     """Call a function on every host; if it raises on one, raise on all.
 
     Raises: ValueError: of this host itself, or to say which other one had it.
@@ -178,7 +178,7 @@ def everywhere(function: Callable[[], Result]) -> Result:
 
 def on_first(function: Callable[[], Result]) -> Result | None:
     """Call a function on the first host only; if it raises, raise on all."""
-    return everywhere(lambda: function() if is_first() else None)
+    return run_on_all(lambda: function() if is_first() else None)
 
 
 def broadcast_from_first(value: Any) -> Any:
@@ -202,7 +202,7 @@ def check_same(what: str, value: Any) -> None:
                 "every host the same files and options."
             )
 
-    everywhere(check)
+    run_on_all(check)
 
 
 def arrays_of_first(tree: Any) -> Any:

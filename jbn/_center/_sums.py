@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -126,25 +127,35 @@ def about_guess(
     exact = is_exact(near.remainder, near.var, epsilon)
 
     def again(x: Array) -> Array:
-        return _stacked(_about_mean(x, weights, n, epsilon, axes=axes)[1:])
+        return stacked(_about_mean(x, weights, n, epsilon, axes=axes)[1:])
 
-    def not_needed(x: Array) -> Array:
-        vectors = _stacked(near[1:])
-        return varying_like(jnp.zeros_like(vectors), vectors)
-
-    # One array out of the branches, and what is there already chosen after them: on a TPU each
-    # array that comes out of a branch is a kernel.
     shifts = unvmap_any(jnp.any(~exact))
-    others = jax.lax.cond(shifts, again, not_needed, x)
-    pivot, per_unit, remainder, std, var = (
-        jnp.where(shifts, other if jnp.iscomplexobj(vector) else other.real, vector)
-        for other, vector in zip(others, near[1:], strict=True)
-    )
-    return Part(residual_of(x, pivot, per_unit), pivot, per_unit, remainder, std, var)
+    others = jax.lax.cond(shifts, again, lambda _: not_needed(near[1:]), x)
+    pivot, per_unit, *moments = chosen(shifts, others, near[1:])
+    return Part(residual_of(x, pivot, per_unit), pivot, per_unit, *moments)
 
 
-def _stacked(vectors: tuple[Array, ...]) -> Array:
+def stacked(vectors: Sequence[Array]) -> Array:
+    """Make one array of vectors, in the dtype of the first, the pivot.
+
+    So that one array comes out of a branch, and what is there already is `chosen` after it: on a
+    TPU each array that comes out of a branch is a kernel.
+    """
     return jnp.stack([v.astype(vectors[0].dtype) for v in vectors])
+
+
+def not_needed(vectors: Sequence[Array]) -> Array:
+    """Make zeros that stand for vectors, stacked."""
+    array = stacked(vectors)
+    return varying_like(jnp.zeros_like(array), array)
+
+
+def chosen(shifts: Array, others: Array, vectors: Sequence[Array]) -> list[Array]:
+    """Take the others, stacked, if `shifts`, else the vectors."""
+    return [
+        jnp.where(shifts, other if jnp.iscomplexobj(vector) else other.real, vector)
+        for other, vector in zip(others, vectors, strict=True)
+    ]
 
 
 def guessed_pivot(guess: Array, x: Array, axes: tuple[int, ...]) -> Array:

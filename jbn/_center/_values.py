@@ -22,7 +22,16 @@ from jbn._center._arithmetic import (
 )
 from jbn._center._merge import Pooled, pooled
 from jbn._center._residual import from_pivot, residual_of
-from jbn._center._sums import Part, about_guess, guessed_pivot, is_exact, local_part
+from jbn._center._sums import (
+    Part,
+    about_guess,
+    chosen,
+    guessed_pivot,
+    is_exact,
+    local_part,
+    not_needed,
+    stacked,
+)
 from jbn._collectives import Pool
 from jbn._sharding import like, varying_axes, varying_like
 
@@ -156,11 +165,11 @@ def _of_all(
     sums = [jnp.sum(v, axes, keepdims=True) for v in (weighed, product(weighed, weighed))]
     n = like(total_weight(weights, x, axes), sums[1].real)
     sums += [] if weights is None else [n]
-    stacked = jnp.stack([v.astype(pivot.dtype) for v in sums])
+    rows = jnp.stack([v.astype(pivot.dtype) for v in sums])
     digits = _digits(pivot, pool.size).astype(pivot.dtype)
-    total = pool.sum(jnp.concatenate([stacked.reshape(-1), digits, digits * digits]))
-    total, of_digits = jnp.split(total, [stacked.size])
-    first, second, *counted = total.reshape(stacked.shape)
+    total = pool.sum(jnp.concatenate([rows.reshape(-1), digits, digits * digits]))
+    total, of_digits = jnp.split(total, [rows.size])
+    first, second, *counted = total.reshape(rows.shape)
     count = counted[0].real if counted else n * pool.size
     if weights is not None:  # After the sums, as in `about_guess`.
         pivot = jnp.where(is_nonzero(count), pivot, 0)
@@ -168,27 +177,34 @@ def _of_all(
     mean = first / some.astype(first.dtype)
     var = jnp.maximum(second.real / some - abs_squared(mean), 0)
     rstd = near_rstd(jnp.sqrt(var), epsilon)
-    vectors = Values(
-        residual=x,
-        pivot=varying_like(pivot, x),
-        per_unit=varying_like(jnp.ones_like(pivot.real), x),
-        shared=pivot,
+    own = varying_like(pivot, x), varying_like(jnp.ones_like(pivot.real), x)
+    relative_var = jnp.square(jnp.sqrt(var) * rstd)
+    common = pivot, mean, rstd, relative_var, var, count, 1 / some
+
+    def again(x: Array) -> tuple[Array, Array]:
+        parts = _of_parts(x, weights, unit, epsilon, None, axes, pool, about_guess)
+        _, pivot, per_unit, *others = (v for v in parts if v is not None)
+        return stacked((pivot, per_unit)), stacked(others)
+
+    exact = jnp.all(is_exact(mean, var, epsilon)) & _all_equal(of_digits.real, pool.size)
+    shifts = unvmap_any(~exact)
+    # Two arrays, for what is each device's own counts as varying between them.
+    others = jax.lax.cond(shifts, again, lambda _: (not_needed(own), not_needed(common)), x)
+    pivot, per_unit = chosen(shifts, others[0], own)
+    shared, mean, rstd, relative_var, var, count, share = chosen(shifts, others[1], common)
+    return Values(
+        residual=residual_of(x, pivot, per_unit),
+        pivot=pivot,
+        per_unit=per_unit,
+        shared=shared,
         remainder=mean,
         near_rstd=rstd,
-        relative_var=jnp.square(jnp.sqrt(var) * rstd),
+        relative_var=relative_var,
         var=var,
         count=count,
         effective_count=None,
-        share=1 / some,
-    )[1:]
-
-    def again(x: Array) -> tuple[Array | None, ...]:
-        return _of_parts(x, weights, unit, epsilon, None, axes, pool, about_guess)[1:]
-
-    # Of the branches only vectors come back, so that x is not kept for them.
-    exact = jnp.all(is_exact(mean, var, epsilon)) & _all_equal(of_digits.real, pool.size)
-    pivot, per_unit, *others = jax.lax.cond(unvmap_any(~exact), again, lambda _: vectors, x)
-    return Values(residual_of(x, pivot, per_unit), pivot, per_unit, *others)
+        share=share,
+    )
 
 
 def _digits(pivot: Array, devices: int) -> Array:

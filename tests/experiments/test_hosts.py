@@ -322,4 +322,4 @@ def test_one_host_needs_no_connection(monkeypatch):
     assert hosts.is_first()
     assert hosts.broadcast_from_first({"a": (1,)}) == {"a": (1,)}
     assert hosts.largest(3) == 3
-    assert json.dumps(hosts.everywhere(lambda: 5)) == "5"
+    assert json.dumps(hosts.run_on_all(lambda: 5)) == "5"
