@@ -65,7 +65,7 @@ class Options(NamedTuple):
     """What is run, and how."""
 
     config: Any
-    carrying: ExecutionOptions
+    execution: ExecutionOptions
 
 
 def parse(
@@ -91,7 +91,7 @@ def parse(
     fields = {
         "preset": (Annotated[str, presets], known.preset or "quick"),
         "config": (Annotated[experiment.Config, tyro.conf.arg(name="")], base),
-        "carrying": (Annotated[kind, tyro.conf.arg(name="")], kind(resume=known.resume)),
+        "execution": (Annotated[kind, tyro.conf.arg(name="")], kind(resume=known.resume)),
     }
     whole = dataclasses.make_dataclass("Options", [(key, of) for key, (of, _) in fields.items()])
     parsed = tyro.cli(
@@ -106,7 +106,7 @@ def parse(
             f"Expected the options of {known.resume} itself, got others. Leave them out: a run "
             "goes on as it was begun."
         )
-    return Options(parsed.config, parsed.carrying)
+    return Options(parsed.config, parsed.execution)
 
 
 def preset_of(presets: Mapping[str, Any], config: Any) -> str:
@@ -114,11 +114,11 @@ def preset_of(presets: Mapping[str, Any], config: Any) -> str:
     return next((name for name, preset in presets.items() if preset == config), OWN)
 
 
-def to_go_on(name: str, path: str, carrying: IOOptions) -> str:
+def to_go_on(name: str, path: str, execution: IOOptions) -> str:
     """Write the command that goes on with a run in the same way."""
     words = ["python", "-m", "experiments", name, "--resume", path]
-    for field in dataclasses.fields(carrying):
-        value = getattr(carrying, field.name)
+    for field in dataclasses.fields(execution):
+        value = getattr(execution, field.name)
         if field.name not in ("resume", "runs") and value != field.default:
             words += [f"--{field.name.replace('_', '-')}", str(value)]
     return shlex.join(words)

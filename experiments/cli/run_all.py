@@ -27,9 +27,7 @@ class Options:
     seeds and steps"""
     only: tuple[str, ...] = ()
     """these alone, by name"""
-    keeping: Annotated[IOOptions, tyro.conf.arg(name="")] = dataclasses.field(
-        default_factory=IOOptions
-    )
+    io: Annotated[IOOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=IOOptions)
 
 
 def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
@@ -73,19 +71,19 @@ def _compiling_fast() -> Generator[None]:
 
 
 def _one(name: str, how: Options, one: CarryOut) -> int:
-    keeping = how.keeping
-    words = ["--preset", how.preset, "--runs", str(keeping.runs)]
-    if keeping.data_dir:
-        words += ["--data-dir", str(keeping.data_dir)]
-    if keeping.resume:
+    io = how.io
+    words = ["--preset", how.preset, "--runs", str(io.runs)]
+    if io.data_dir:
+        words += ["--data-dir", str(io.data_dir)]
+    if io.resume:
         config = import_module(f"experiments.studies.{name}.measure").PRESETS[how.preset]
         wanted = {"experiment": name, **run_dir.to_json(config)}
-        for path in run_dir.finished(keeping.runs, name):
+        for path in run_dir.finished(io.runs, name):
             if run_dir.read_json(path / "config.json") == wanted:
                 print(f"{name}: finished in {path}", file=sys.stderr)
                 return 0
         try:
-            run_dir.newest_unfinished(keeping.runs, name, config).__exit__()
+            run_dir.newest_unfinished(io.runs, name, config).__exit__()
             words += ["--resume"]
         except ValueError:
             pass  # Not begun.

@@ -225,7 +225,7 @@ def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
 
 
 def wait_for_words(folder, i):
-    """Wait for the last words of a process that JAX ended: they come from its witness."""
+    """Wait for the last words of a process that JAX ended: they come from its watchdog."""
     until = time.monotonic() + 10
     while "stopped; go on with: python -m experiments mnist_mlp" not in told(folder, i):
         assert time.monotonic() < until, told(folder, i)

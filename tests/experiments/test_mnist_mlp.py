@@ -269,8 +269,8 @@ def test_preset_sets_defaults_and_options_overrule_them():
     assert paper.config == mnist_mlp.Config(
         seeds=2, steps=50_000, evaluate_every=250, sigma=0.05, hidden=(30, 20)
     )
-    assert options(["--resume", "--seeds", "2"]).carrying.resume == "newest"
-    assert options(["--data-dir", "x"]).carrying.data_dir == Path("x")
+    assert options(["--resume", "--seeds", "2"]).execution.resume == "newest"
+    assert options(["--data-dir", "x"]).execution.data_dir == Path("x")
 
 
 def test_resumed_run_has_its_own_options(finished):

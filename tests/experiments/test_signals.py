@@ -68,7 +68,7 @@ def test_a_second_signal_does_not_wait():
     assert error.strip().endswith("go on with: this")
 
 
-def test_a_witness_speaks_for_the_killed():
+def test_a_watchdog_speaks_for_the_killed():
     code, _, error = run("watchdog", signals=[signal.SIGKILL])
     assert code == -signal.SIGKILL
     assert error.strip() == "go on with: this"
@@ -79,7 +79,7 @@ def test_nothing_is_said_at_the_end(words):
     assert run(*words) == (0, "", "")
 
 
-def test_a_witness_does_not_repeat_what_was_said():
+def test_a_watchdog_does_not_repeat_what_was_said():
     code, _, error = run("watchdog", signals=[signal.SIGTERM])
     assert code == 128 + signal.SIGTERM
     assert error.strip() == "go on with: this"
