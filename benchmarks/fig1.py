@@ -34,13 +34,13 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks import common
 from benchmarks.common import Run
-from experiments import run_dir
+from experiments import run_dir, sampling
 from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.studies.mnist_mlp.measure import Config
 from experiments.tasks import data
 from experiments.tasks.data import Dataset
 from experiments.training.devices import Devices
-from experiments.training.loop import Execution, batch_indices
+from experiments.training.loop import Execution
 from jbn.models import MLP
 
 NETWORKS = ("without", "with")
@@ -69,7 +69,7 @@ def jbn_run(config: Config, dataset: Dataset, names: tuple[str, ...]) -> Run:
     images, labels = data.binary(dataset.train_images), dataset.train_labels
     examples = jax.device_put((images, labels))
     init = jax.jit(jax.vmap(lambda key: mnist_mlp.init(config, key, images.shape[1])))
-    every = init(jax.random.key(0)[None])
+    every = init(sampling.keys([0], "weights"))
     state = {name: every[name] for name in names}
     run_chunk = Devices().compile(mnist_mlp.make_step(config), config.batch_size)
     done = 0
@@ -78,7 +78,7 @@ def jbn_run(config: Config, dataset: Dataset, names: tuple[str, ...]) -> Run:
         nonlocal state, done
         for _ in range(count // config.evaluate_every):
             until = done + config.evaluate_every
-            drawn = batch_indices(0, done, until, config.batch_size, len(labels))
+            drawn = sampling.batch_indices(0, done, until, config.batch_size, len(labels))
             state = jax.block_until_ready(run_chunk(state, examples, drawn[:, None]))
             done = until
 
@@ -96,7 +96,7 @@ def flax_run(config: Config, dataset: Dataset, name: str) -> Run:
         norm=norm if name == "with" else None,
     )
     init = jax.jit(functools.partial(model.init, training=False))
-    variables = init(jax.random.key(0), images[:1])
+    variables = init(sampling.keys([0], "weights")[0], images[:1])
     optimizer = optax.sgd(config.learning_rate)
     params, stats = variables["params"], variables.get("batch_stats", {})
     carry = params, stats, optimizer.init(params)

@@ -212,6 +212,7 @@ def load_digits() -> Dataset:
     large = np.kron(pixels.reshape(-1, 8, 8), np.ones((1, 3, 3))) * 255 / 16
     images = np.pad(large.round().astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
     labels = np.asarray(digits, np.uint8)
+    # Not from `sampling`: this draw is part of what the data set is.
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = np.split(order, [len(labels) // 5])
     return Dataset(

@@ -17,6 +17,7 @@ import pooch
 from jaxtyping import Float, Int
 from sklearn.model_selection import StratifiedKFold
 
+from experiments import sampling
 from experiments.tasks.data import DOWNLOAD_TIMEOUT, check_sha256
 
 URL = "https://raw.githubusercontent.com/datasciencedojo/datasets/master/titanic.csv"
@@ -103,7 +104,7 @@ def make_up(passengers: int = 891) -> Passengers:
     .6 around 5.2 - class, the age normal, 30 +- 14 and at least 0.4 years, and missing for one in
     five. The log-odds of survival are 2.6 - class - age / 50.
     """
-    rng = np.random.default_rng(0)
+    rng = sampling.rng(0, "passengers")
     pclass = rng.choice(3, passengers, p=(0.24, 0.21, 0.55)) + 1.0
     fare = np.exp(rng.normal(5.2 - pclass, 0.6))
     age = np.maximum(rng.normal(30, 14, passengers), 0.4)
@@ -136,7 +137,8 @@ def split(
     """Split into training and test rows: all folds of the first seed, then of the next."""
     splits = []
     for seed in range(seeds):
-        folding = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        state = int(sampling.rng(seed, "folds").integers(2**32))
+        folding = StratifiedKFold(folds, shuffle=True, random_state=state)
         splits += list(folding.split(survived, survived))
     return splits
 

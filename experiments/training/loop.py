@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int32
 
+from experiments import sampling
 from experiments.run_dir import Run
 from experiments.training import hosts
 from experiments.training.checkpoints import Checkpoints
@@ -57,7 +57,7 @@ def train(
       step: `(state, batch, share) -> state` for one seed, to be traced.
       evaluate: state of all seeds -> what goes into a row of metrics.jsonl.
       examples: pytree of arrays with a leading axis of examples; a batch is rows of each.
-      seeds: number of seeds; seed i draws its batches from generator i.
+      seeds: number of seeds; the batches of each are `sampling.batch_indices`.
       steps: number of training steps.
       batch_size: examples in a batch.
       evaluate_every: steps between evaluations, also the length of a chunk.
@@ -89,7 +89,8 @@ def train(
             began = time.perf_counter()
             until = min(done + evaluate_every, steps)
             drawn = [
-                batch_indices(seed, done, until, batch_size, num_examples) for seed in range(seeds)
+                sampling.batch_indices(seed, done, until, batch_size, num_examples)
+                for seed in range(seeds)
             ]
             state = run_chunk(state, examples, np.stack(drawn, axis=1))
             here = jax.block_until_ready(devices.one(state))
@@ -113,20 +114,3 @@ def train(
             if signal:
                 raise Stopped(signal)
     return devices.one(state)
-
-
-def batch_indices(
-    seed: int, start: int, stop: int, batch_size: int, num_examples: int
-) -> Int32[np.ndarray, "steps batch"]:
-    """Draw the batches of steps `start` to `stop`: a function of seed and step alone.
-
-    Every epoch is a permutation of all examples, drawn from (seed, epoch); batches are cut from
-    the epochs laid end to end, so that none is ragged.
-    """
-    first, last = start * batch_size, stop * batch_size
-    epochs = range(first // num_examples, -(-last // num_examples))
-    order = np.concatenate(
-        [np.random.default_rng([seed, epoch]).permutation(num_examples) for epoch in epochs]
-    )
-    offset = epochs.start * num_examples
-    return order[first - offset : last - offset].reshape(-1, batch_size).astype(np.int32)

@@ -100,7 +100,7 @@ def fit(
       step: `(state, batch, i) -> state`, i the number of the step.
       state: before the first step, any pytree.
       examples: pytree of arrays with a leading axis of examples; a batch is rows of each.
-      batches: which rows, from `experiments.training.loop.batch_indices`.
+      batches: which rows, from `experiments.sampling.batch_indices`.
       observe: state -> what is to be seen of it.
       every: steps between looks, a divisor of their number; None looks before and after alone.
 

@@ -1,53 +1,26 @@
-"""Sweeps: a network trained with every setting and every seed, as one program; the best is chosen.
+"""Sweeps: a network trained with every setting and every seed, as one program.
 
 Seeds share their initial weights and their batches over all settings and models, so that what two
-of them reach can be compared seed by seed. The rate is chosen on images kept apart for it.
+of them reach can be compared seed by seed.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, UInt8
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from experiments.tasks.data import Dataset
+from experiments import sampling
+from experiments.tasks.split import Examples, Split
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network
 from jbn.models.units import Activation
 
-Examples = tuple[Array, Array]
 Build = Callable[[Any], tuple[nn.Module, optax.GradientTransformation]]
-
-
-class Split(NamedTuple):
-    """Images, float32, and labels."""
-
-    train: Examples
-    validation: Examples
-    test: Examples
-
-
-def split(
-    dataset: Dataset,
-    held_out: int,
-    pixels: Callable[[UInt8[np.ndarray, "N H W"]], np.ndarray],
-) -> Split:
-    """Keep the last training images apart, to choose on; put all on the device."""
-    images, tested = (
-        pixels(x).astype(np.float32) for x in (dataset.train_images, dataset.test_images)
-    )
-    labels, kept = dataset.train_labels, len(dataset.train_labels) - held_out
-    pairs = (
-        (images[:kept], labels[:kept]),
-        (images[kept:], labels[kept:]),
-        (tested, dataset.test_labels),
-    )
-    return Split(*jax.device_put(pairs))
 
 
 def start(model: nn.Module, seeds: int, x: Float[Array, "N ..."]) -> Network:
@@ -56,7 +29,7 @@ def start(model: nn.Module, seeds: int, x: Float[Array, "N ..."]) -> Network:
     Outside jit: random numbers take seconds to compile, and so they are compiled once for all
     models with layers of the same shapes.
     """
-    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    keys = sampling.keys(range(seeds), "weights")
     return jax.vmap(lambda key: networks.init(model, optax.identity(), key, x[:1]))(keys)
 
 
@@ -78,8 +51,8 @@ def train(
       build: setting -> model and optimizer.
       settings: pytree of arrays, (settings, ...), such as learning rates: one setting is traced.
       split: whose training images are trained on.
-      starts: networks, (seeds, ...), from `start`, or setting -> such; the i-th draws its batches
-        from seed i.
+      starts: networks, (seeds, ...), from `start`, or setting -> such; the i-th takes
+        the batches of seed i.
       steps, batch_size: of training.
       observe: of model, network and split -> pytree of arrays.
       looks: times that a network is observed over training, the last time at the end.
@@ -124,9 +97,9 @@ def train(
 
     made = jax.jit(jax.vmap(begin))(settings)
     seeds = jax.tree.leaves(made.params)[0].shape[1]
-    drawn = [batch_indices(i, 0, steps, batch_size, len(split.train[1])) for i in range(seeds)]
+    drawn = sampling.all_batches(range(seeds), steps, batch_size, len(split.train[1]))
     observed = [seen(made, split)] if before else []
-    for batches in np.split(np.stack(drawn), looks, axis=1):
+    for batches in np.split(drawn, looks, axis=1):
         made = advance(made, jnp.asarray(batches), split.train)
         observed.append(seen(made, split))
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=2), *observed)
@@ -186,13 +159,3 @@ def accuracies(
         "validation": networks.accuracy(model, network.variables, *split.validation),
         "test": networks.accuracy(model, network.variables, *split.test),
     }
-
-
-def best(validation: Float[np.ndarray, "... settings seeds looks"]) -> Int[np.ndarray, "..."]:
-    """Choose the setting with the best mean over seeds at the last look."""
-    return validation[..., -1].mean(-1).argmax(-1)
-
-
-def at_best(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Keep the setting, the first axis, with the best mean accuracy on the validation images."""
-    return {name: values[best(found["validation"])] for name, values in found.items()}

@@ -34,9 +34,9 @@ def test_renorm_is_bn_first_and_relaxed_as_published(share, r, d):
 
 def test_population_is_that_of_algorithm_2():
     model = make_model(CONFIG, "batch")
-    train, _, _ = draw_images(CONFIG, load_digits())
-    network = batch_size.start(model, 2, train.x.shape[-1])
-    batches = train.x[:, :40].reshape(2, 5, 8, -1)
+    images, _ = draw_images(CONFIG, load_digits()).train
+    network = batch_size.start(model, 2, images.shape[-1])
+    batches = images[:, :40].reshape(2, 5, 8, -1)
     found = batch_size.with_population(model, network, batches).batch_stats["norm_0"]
     kernel = np.asarray(network.params["dense_0"]["kernel"], np.float64)
     inputs = np.einsum("sknf,sfu->sknu", np.asarray(batches, np.float64), kernel)
@@ -45,11 +45,18 @@ def test_population_is_that_of_algorithm_2():
 
 
 def test_rates_are_not_chosen_on_training_images():
-    config = batch_size.Config(seeds=2, train=1000, held_out=200)
+    config = batch_size.Config(seeds=2, train=1000, validation=200)
     dataset = load_digits()
-    train, held_out, test = draw_images(config, dataset)
-    assert train.x.shape[:2] == (2, 1000)
-    assert len(test.x) == len(dataset.test_labels)
+    (images, _), (validation, labels), (test, _) = draw_images(config, dataset)
+    assert images.shape[:2] == (2, 1000)
+    assert images.dtype == np.uint8
+    assert labels.shape == (2, 200)
+    assert len(test) == len(dataset.test_labels)
     for seed in range(2):  # Of binary digits, few are the same twice.
-        seen = {row.tobytes() for row in np.asarray(train.x[seed])}
-        assert sum(row.tobytes() in seen for row in np.asarray(held_out.x[seed])) < 10
+        seen = {row.tobytes() for row in np.asarray(images[seed])}
+        assert sum(row.tobytes() in seen for row in np.asarray(validation[seed])) < 10
+
+
+def test_seeds_start_from_other_weights():
+    weights = batch_size.start(make_model(CONFIG, "none"), 2, 64).params["dense_0"]["kernel"]
+    assert not np.any(np.asarray(weights[0]) == np.asarray(weights[1]))

@@ -38,6 +38,15 @@ def test_shuffled_anew_and_fixed():
     assert not np.array_equal(epochs["fixed"][0], epochs["fixed"][1])  # In another order.
 
 
+def test_population_batches_are_all_examples_in_another_order():
+    found = batches.population_batches(CONFIG, LABELS, 0)
+    assert found.shape == (20, 10)
+    assert set(found.ravel()) == set(batches.choose(200, LABELS, 0))
+    trained = batches.draw_batches(CONFIG, LABELS, 0)
+    shared = {frozenset(batch) for batch in found}
+    assert not shared & {frozenset(row) for rows in trained.values() for row in rows}
+
+
 def test_sorted_batches_are_of_two_classes_in_halves():
     rows, rng = np.arange(500), np.random.default_rng(0)
     pairs = []

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import sampling
 from experiments.studies.gradients import deep
 from experiments.studies.gradients import training as gradients_training
 from experiments.studies.gradients.backprop import backprop_errors, backpropagate
@@ -23,8 +24,8 @@ def found() -> dict[str, np.ndarray]:
 
 def by_hand(seed: int, init: str, skip: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Compute what `profiles` does for a linear network, in NumPy: sums and their gradients."""
-    rng = np.random.default_rng(0)
-    x, labels = rng.normal(size=(7, 10)), rng.integers(0, 10, 7)
+    x = sampling.rng(0, "inputs").normal(size=(7, 10))
+    labels = sampling.rng(0, "labels").integers(0, 10, 7)
     (variables,) = deep.draw(Deep(6, 10), x, [seed])
     params = variables["params"]
     gain = GAINS[init]

@@ -119,14 +119,6 @@ def test_fixed_batches_are_those_of_the_first_epoch():
     assert not np.array_equal(shuffled[4:8], shuffled[:4])
 
 
-def test_steps_to_a_target():
-    accuracy = np.array([[0.9, 0.1, 0.5, 0.4], [0.1, 0.1, 0.2, 0.3], [0.1, 0.6, 0.1, 0.1]])
-    # Before the first step does not count; never reached counts as all steps.
-    np.testing.assert_array_equal(
-        inception.steps_to(accuracy, np.array([0.5, 0.4, 0.6]), every=10), [20, 30, 10]
-    )
-
-
 # ---- Network -------------------------------------------------------------------------------------
 
 

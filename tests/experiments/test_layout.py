@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2] / "experiments"
 # A folder imports from itself, and from those before it.
 ORDER = (
-    {"stats", "tasks", "docstrings", "plotting", "run_dir", "options"},
+    {"stats", "sampling", "tasks", "docstrings", "plotting", "run_dir", "options"},
     {"study", "training"},
     {"studies"},
     {"ledger"},

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import sampling
 from experiments.studies.learning_rate import measure as learning_rate
 from experiments.studies.learning_rate import settings as mnist_settings
 from experiments.studies.learning_rate.settings import Setting
@@ -14,9 +15,8 @@ from experiments.tasks import data
 from jbn.models import MLP
 
 
-def test_steps_are_counted_up_to_the_first_look_that_shows_the_goal():
-    accuracy = np.array([[0.1, 0.9, 0.5, 0.95], [0.95, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.89]])
-    np.testing.assert_array_equal(learning_rate.steps_to(accuracy, 50), [100, 50, 200])
+def test_evaluations_end_at_the_last_step():
+    assert learning_rate.evaluations(200, 50).tolist() == [50, 100, 150, 200]
 
 
 def test_the_largest_rate_is_that_of_each_seed():
@@ -44,15 +44,13 @@ def test_a_grid_without_the_rate_that_a_claim_names_is_refused():
 
 @pytest.fixture(scope="module")
 def examples():
-    return mnist_settings.split(data.load_digits(), held_out=100, population_batches=2)
+    return mnist_settings.examples(data.load_digits(), validation=100, population_batches=2)
 
 
-def test_held_out_images_are_not_trained_on(examples):
-    digits = data.load_digits()
-    count = len(digits.train_labels) - 100
-    assert len(examples.train[1]) == count
-    assert len(examples.held_out[1]) == 100
-    np.testing.assert_array_equal(examples.held_out[1], digits.train_labels[count:])
+def test_statistics_are_of_images_that_are_trained_on(examples):
+    trained = {image.tobytes() for image in examples.split.train[0]}
+    assert examples.population.shape == (2, mnist_settings.BATCH_SIZE, 784)
+    assert all(image.tobytes() in trained for image in examples.population.reshape(-1, 784))
 
 
 def test_settings_side_by_side_train_as_plain_descent_does(examples):
@@ -62,12 +60,12 @@ def test_settings_side_by_side_train_as_plain_descent_does(examples):
     )
     assert found["test"].shape == (seeds, len(settings), 2)
 
-    images, labels = examples.train
-    batches = mnist_settings.batch_indices(1, 0, steps, mnist_settings.BATCH_SIZE, len(labels))
+    images, labels = examples.split.train
+    batches = sampling.batch_indices(1, 0, steps, mnist_settings.BATCH_SIZE, len(labels))
     model = MLP((8,), kernel_init=jax.nn.initializers.normal(0.3))
     x, labels = np.asarray(images, np.float32), np.asarray(labels)
     init = jax.jit(functools.partial(model.init, training=False))
-    params = init(jax.random.key(1), x[:1])["params"]
+    params = init(sampling.keys([1], "weights")[0], x[:1])["params"]
 
     @jax.jit
     def descend(params, x, labels, rate):

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.sampling import batch_indices
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import sampling
 from experiments.studies.regularization.measure import (
     PRESETS,
     Config,
@@ -30,13 +31,15 @@ TOLERANCE = 1e-5  # float32, of a step of weights around 0.1.
 
 @functools.cache
 def images():
-    return draw_images(CONFIG, load_digits(), 0)
+    of_seeds, _ = draw_images(CONFIG, load_digits())
+    return jax.tree.map(lambda array: array[0], of_seeds)
 
 
 def start(kind):
     model = make_model(CONFIG, kind)
     init = functools.partial(networks.init, model, optax.sgd(1.0))
-    return jax.jit(init)(jax.random.key(0), images().x[:1])
+    (key,) = sampling.keys([0], "weights")
+    return jax.jit(init)(key, images().x[:1])
 
 
 def step(kind, rows, network, **setting):
@@ -45,7 +48,8 @@ def step(kind, rows, network, **setting):
 
 @functools.partial(jax.jit, static_argnums=0)
 def taken(kind, setting, network, rows, images):
-    return make_step(CONFIG, kind, setting, images, jax.random.key(1))(network, rows, 0)
+    (key,) = sampling.keys([0], "dropout")
+    return make_step(CONFIG, kind, setting, images, key)(network, rows, 0)
 
 
 def largest(a, b):
@@ -103,6 +107,19 @@ def test_flipped_labels_are_wrong_and_nested():
     np.testing.assert_array_equal(many[few != true], few[few != true])
     assert few.min() >= 0
     assert few.max() <= 9
+
+
+def test_seeds_draw_their_own_images_and_wrong_labels():
+    of_seeds, (test, truth) = draw_images(CONFIG, load_digits())
+    assert of_seeds.x.shape[:2] == (2, CONFIG.train)
+    assert of_seeds.validation[0].shape[:2] == (2, CONFIG.validation)
+    assert len(test) == len(truth) == CONFIG.test
+    for drawn in (of_seeds.x, of_seeds.luck, of_seeds.validation[0]):
+        assert not np.array_equal(drawn[0], drawn[1])
+    seen = {row.tobytes() for row in np.asarray(of_seeds.x[0])}
+    kept = np.asarray(of_seeds.validation[0][0])
+    # Of binary digits, few are the same twice.
+    assert sum(row.tobytes() in seen for row in kept) < CONFIG.validation / 10
 
 
 def test_config_refuses_ragged_epochs():

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from experiments.studies.shift import moving, stacks
-from experiments.studies.shift.moving import Examples, NoisyBatchNorm, Split
+from experiments.studies.shift.moving import Data, NoisyBatchNorm
 from experiments.studies.shift.stacks import Stack
+from experiments.tasks.split import Split
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
@@ -72,12 +73,12 @@ def test_networks_start_from_the_same_weights_whatever_the_norm():
 
 def test_a_network_that_diverged_counts_as_chance():
     labels = np.arange(20, dtype=np.int32) % 10
-    examples = jax.device_put(Examples(np.ones((20, 5), np.uint8), labels))
+    x, labels = jax.device_put((np.ones((20, 5), np.uint8), labels))
     model = Stack(2, 4, norm=BatchNorm)
-    split = Split(examples, examples, examples, examples.x.reshape(2, 10, 5))
+    data = Data(Split(*[(x, labels)] * 3), x.reshape(2, 10, 5))
     start = moving.draw(model, optax.identity(), [0], 5, moving.he)
     network = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[0] * np.nan, start))
-    assert [float(accuracy) for accuracy in moving.judge(model, network, split)] == pytest.approx(
+    assert [float(accuracy) for accuracy in moving.judge(model, network, data)] == pytest.approx(
         [0.1, 0.1]
     )
 

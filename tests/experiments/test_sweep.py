@@ -1,4 +1,4 @@
-"""Sweeps against training one network after another, and exact choices."""
+"""Sweeps against training one network after another."""
 
 import functools
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.tasks import data
+from experiments import sampling
+from experiments.tasks.split import Split
 from experiments.training import networks, sweep
-from experiments.training.loop import batch_indices
 from jbn.models import MLP
 
 MODEL = MLP(hidden=(4,), norm="batch")
@@ -33,7 +33,7 @@ def test_train_is_one_network_after_another():
     seen = sweep.train(
         build,
         settings,
-        sweep.Split((x, y), (x, y), (x, y)),
+        Split((x, y), (x, y), (x, y)),
         starts,
         steps=6,
         batch_size=10,
@@ -42,9 +42,9 @@ def test_train_is_one_network_after_another():
         before=True,
     )
     optimizer = optax.sgd(0.5)
-    network = networks.init(MODEL, optimizer, jax.random.key(1), x[:1])
+    network = networks.init(MODEL, optimizer, sampling.keys([1], "weights")[0], x[:1])
     step = jax.jit(functools.partial(networks.train_step, MODEL, optimizer))
-    for rows in batch_indices(1, 0, 6, 10, 50):
+    for rows in sampling.batch_indices(1, 0, 6, 10, 50):
         network = step(network, x[rows], y[rows])
     last = jax.tree.map(lambda leaf: leaf[3, 1, 2], seen)  # Learned at .5, second seed, the end.
     jax.tree.map(
@@ -63,7 +63,7 @@ def test_starts_may_depend_on_the_setting():
     seen = sweep.train(
         lambda factor: (MODEL, optax.sgd(0.1)),
         jnp.array([1.0, 2.0]),
-        sweep.Split((x, y), (x, y), (x, y)),
+        Split((x, y), (x, y), (x, y)),
         lambda factor: starts._replace(params=jax.tree.map(lambda p: p * factor, starts.params)),
         steps=1,
         batch_size=10,
@@ -71,21 +71,6 @@ def test_starts_may_depend_on_the_setting():
         before=True,
     )
     np.testing.assert_array_equal(seen[1, :, 0], 2 * seen[0, :, 0])
-
-
-def test_split_shares_nothing():
-    digits = data.load_digits()
-    split = sweep.split(digits, 300, data.binary)
-    assert [len(y) for _, y in split] == [len(digits.train_labels) - 300, 300, 359]
-    np.testing.assert_array_equal(split.validation[1], digits.train_labels[-300:])
-    np.testing.assert_array_equal(split.validation[0], data.binary(digits.train_images[-300:]))
-
-
-def test_at_best_chooses_by_validation_alone():
-    validation = np.array([[[0.0, 0.6], [0.0, 0.6]], [[0.0, 0.9], [0.0, 0.4]]])  # Means .6, .65.
-    test = np.array([[[0.0, 1.0], [0.0, 1.0]], [[0.0, 0.1], [0.0, 0.2]]])
-    best = sweep.at_best({"validation": validation, "test": test})
-    assert best["test"][:, -1].tolist() == [0.1, 0.2]
 
 
 def test_statistics_for_the_test_are_those_of_the_batch():

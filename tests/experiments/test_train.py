@@ -10,8 +10,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import run_dir
+from experiments.sampling import batch_indices
 from experiments.training.devices import BatchShard, scan_steps
-from experiments.training.loop import Execution, batch_indices, train
+from experiments.training.loop import Execution, train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,6 @@ from experiments.training import networks
 CONFIG = transfer.PRESETS["smoke"]
 
 
-def test_arrivals():
-    accuracy = np.array([[0.1, 0.8, 0.7], [0.9, 0.1, 0.9], [0.1, 0.2, 0.3]])
-    # Who does not arrive counts as arriving at the last look.
-    assert transfer.arrivals(accuracy, 0.8, 10).tolist() == [20, 10, 30]
-
-
 def test_permuted_moves_pixels_of_all_images_alike():
     images = np.random.default_rng(0).integers(0, 256, (4, 5, 5)).astype(np.uint8)
     plain, moved = transfer.gray(images), transfer.permuted(images)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import sampling
 from experiments.studies.whitening import measure as whitening
 from experiments.training import networks
 from jbn.models import MLP
@@ -48,11 +49,12 @@ def test_logistic_regression_is_gradient_descent_in_float64():
     x = DRAW.normal(size=(1, 30, 5)).astype(np.float32)
     labels = DRAW.integers(0, 10, (1, 30))
     batches = np.broadcast_to(np.arange(30), (1, 4, 30))
-    arrays = jax.device_put((np.array([0.5], np.float32), x, labels, batches))
+    keys = sampling.keys([0], "weights")
+    arrays = jax.device_put((np.array([0.5], np.float32), keys, x, labels, batches))
     losses = whitening.train((), *arrays, 1)
     model = MLP(hidden=(), kernel_init=jax.nn.initializers.glorot_normal())
     init = jax.jit(functools.partial(networks.init, model, optax.sgd(0.5)))
-    start = init(jax.random.key(0), x[0, :1])
+    start = init(keys[0], x[0, :1])
     kernel = np.asarray(start.params["output"]["kernel"], np.float64)
     bias, wanted, rows = np.zeros(10), np.eye(10)[labels[0]], np.float64(x[0])
     expected = []
@@ -63,15 +65,6 @@ def test_logistic_regression_is_gradient_descent_in_float64():
         error = (shares - wanted) / len(rows)
         kernel, bias = kernel - 0.5 * rows.T @ error, bias - 0.5 * error.sum(0)
     np.testing.assert_allclose(losses[0, 0], expected, rtol=1e-5)
-
-
-def test_steps_to_a_loss_count_from_the_first_step_and_never_is_all_of_them():
-    losses = np.array([[2.0, 1.0, 0.2, 0.4], [2.0, 1.0, 0.9, 0.8], [2.0, np.nan, np.nan, np.nan]])
-    np.testing.assert_array_equal(whitening.steps_to(losses, 0.3), [2, 3, 3])
-
-
-def test_a_rate_that_diverges_is_never_best():
-    assert whitening.best(np.array([[0.1, np.nan], [3.0, 4.0], [5.0, 5.0]])) == 1
 
 
 def test_exact_covariances_of_small_data():

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 import jbn
+from experiments import sampling
 
 
 def batch_of_one(
@@ -42,7 +43,7 @@ def degenerate_batches() -> dict[str, np.ndarray]:
     it is multiplied by 1 / sqrt(epsilon), as the variance is 0. So float64 tells of the formula,
     float32 of the rounding.
     """
-    random = np.random.default_rng(0)
+    random = sampling.rng(0, "degenerate batches")
     x, kernel, dy = (
         random.normal(size=(100, *shape)) for shape in ((1, 1, 20), (20, 10), (1, 1, 10))
     )

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,13 +13,14 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 import jbn
-from experiments.stats import estimates
+from experiments import sampling
+from experiments.stats import estimates, selection
 from experiments.studies.batch_size.degenerate_batches import degenerate_batches
 from experiments.studies.batch_size.figures import Results, draw_huge, draw_sizes
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
+from experiments.tasks.split import Examples, Split, sample_splits
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from jbn.linen import BatchNorm, BatchRenorm, GhostBatchNorm, GroupNorm
 from jbn.models import MLP
 
@@ -36,8 +37,8 @@ class Config:
     """how many seeds"""
     train: int = 20_000
     """training images of a seed"""
-    held_out: int = 2000
-    """images of a seed that rates are chosen on"""
+    validation: int = 2000
+    """training images of a seed, drawn at random, to choose rates on"""
     hidden: tuple[int, ...] = (100, 100, 100)
     """width of each hidden layer"""
     ghost: int = 64
@@ -76,7 +77,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        dataset="digits", seeds=2, train=128, held_out=40, hidden=(20,), ghost=16,
+        dataset="digits", seeds=2, train=128, validation=40, hidden=(20,), ghost=16,
         rates=(0.1,), top_rates=(0.1,), small=(2, 4), small_examples=128, huge=(4, 32),
         huge_examples=128, huge_methods=("none", "batch", "ghost"), equal_steps=4, population=128,
         descent=128, descent_epochs=4, descent_rates=(0.1,),
@@ -89,24 +90,17 @@ PRESETS = {
 # ---- Networks and training -----------------------------------------------------------------------
 
 
-class Images(NamedTuple):
-    """What one seed trains on; arrays of several seeds have one more axis in front."""
-
-    x: UInt8[Array, "N F"]
-    labels: Int[Array, "N"]
-
-
-def draw_images(config: Config, dataset: Dataset) -> tuple[Images, Images, Images]:
+def draw_images(config: Config, dataset: Dataset) -> Split:
     """Draw images to train on and to choose rates on, for all seeds, and take the test images."""
-    x, labels = binary(dataset.train_images), dataset.train_labels.astype(np.int32)
-    orders = [np.random.default_rng([i, 1]).permutation(len(x)) for i in range(config.seeds)]
-    rows = np.stack(orders)[:, : config.train + config.held_out]
-    train, held_out = (
-        Images(*jax.device_put((x[some], labels[some])))
-        for some in np.split(rows, [config.train], axis=1)
+    parts = sample_splits(
+        dataset,
+        binary,
+        range(config.seeds),
+        validation=config.validation,
+        train=config.train,
+        dtype=np.uint8,
     )
-    test = binary(dataset.test_images), dataset.test_labels.astype(np.int32)
-    return train, held_out, Images(*jax.device_put(test))
+    return jax.device_put(parts)
 
 
 @functools.cache
@@ -149,7 +143,7 @@ def start(model: MLP, seeds: int, features: int) -> networks.Network:
     """Initialize the networks of all seeds; not jitted, as all methods draw the same shapes."""
     # Plain SGD has no state, so any rate will do.
     begin = functools.partial(networks.init, model, optax.sgd(1.0), x=jnp.ones((1, features)))
-    made = [begin(key=jax.random.key(seed)) for seed in range(seeds)]
+    made = [begin(key=key) for key in sampling.keys(range(seeds), "weights")]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
 
 
@@ -158,30 +152,29 @@ def train(
     model: MLP,
     rate: float,
     network: networks.Network,
-    images: Images,
+    examples: Examples,
     batches: Int[Array, "seeds steps batch"],
     every: int | None = None,
 ) -> tuple[networks.Network, Float[Array, "seeds looks"]]:
-    """Train the networks of all seeds; see the loss of all images, if `every` so many steps."""
+    """Train the networks of all seeds; see the loss of all examples, if `every` so many steps."""
 
-    def step(network: networks.Network, batch: Images, i: Array) -> networks.Network:
-        x = batch.x.astype(jnp.float32)
-        return networks.train_step(model, optax.sgd(rate), network, x, batch.labels)
+    def step(network: networks.Network, batch: Examples, i: Array) -> networks.Network:
+        x, labels = batch
+        return networks.train_step(model, optax.sgd(rate), network, x.astype(jnp.float32), labels)
 
     def one(
-        network: networks.Network, images: Images, batches: Array
+        network: networks.Network, examples: Examples, batches: Array
     ) -> tuple[networks.Network, Array]:
         def loss(network: networks.Network) -> Array:
             if every is None:
                 return jnp.zeros(())
-            outputs: Any = model.apply(
-                network.variables, images.x.astype(jnp.float32), training=False
-            )
-            return networks.cross_entropy(outputs, images.labels).mean()
+            x, labels = examples
+            outputs: Any = model.apply(network.variables, x.astype(jnp.float32), training=False)
+            return networks.cross_entropy(outputs, labels).mean()
 
-        return networks.fit(step, network, images, batches, observe=loss, every=every)
+        return networks.fit(step, network, examples, batches, observe=loss, every=every)
 
-    return jax.vmap(one)(network, images, batches)
+    return jax.vmap(one)(network, examples, batches)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -195,28 +188,27 @@ def with_population(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def judge(
-    model: MLP, network: networks.Network, held_out: Images, test: Images
+def accuracies(
+    model: MLP, network: networks.Network, validation: Examples, test: Examples
 ) -> dict[str, Float[Array, "seeds"]]:
-    """Judge the networks of all seeds; one that diverged predicts one class, which is chance."""
+    """Compute accuracy of the networks of all seeds on validation and test images.
 
-    def one(network: networks.Network, held_out: Images) -> dict[str, Array]:
-        seen, x = held_out.x.astype(jnp.float32), test.x.astype(jnp.float32)
+    One that diverged predicts one class, which is chance. Also "modes": the largest difference
+    between outputs in training and in inference.
+    """
+
+    def one(network: networks.Network, validation: Examples) -> dict[str, Array]:
+        (seen, labels), (x, truth) = validation, test
+        seen, x = seen.astype(jnp.float32), x.astype(jnp.float32)
         apply = functools.partial(model.apply, network.variables, seen, mutable=["batch_stats"])
         (trained, _), (outputs, _) = (apply(training=training) for training in (True, False))
         return {
-            "held_out": jnp.mean(outputs.argmax(-1) == held_out.labels),
-            "test": networks.accuracy(model, network.variables, x, test.labels),
+            "validation": jnp.mean(outputs.argmax(-1) == labels),
+            "test": networks.accuracy(model, network.variables, x, truth),
             "modes": jnp.abs(trained - outputs).max(),
         }
 
-    return jax.vmap(one, in_axes=(0, 0))(network, held_out)
-
-
-def make_batches(config: Config, size: int, steps: int, examples: int) -> np.ndarray:
-    """Draw the batches of all seeds."""
-    seeds = range(config.seeds)
-    return np.stack([batch_indices(seed, 0, steps, size, examples) for seed in seeds])
+    return jax.vmap(one, in_axes=(0, 0))(network, validation)
 
 
 # ---- The measurement -----------------------------------------------------------------------------
@@ -224,35 +216,36 @@ def make_batches(config: Config, size: int, steps: int, examples: int) -> np.nda
 
 def examples_until(
     losses: Float[np.ndarray, "... looks"], target: float, each: int
-) -> Float[np.ndarray, "..."]:
+) -> Int[np.ndarray, "..."]:
     """Count examples until a loss of the target, looked for at the start and after every `each`.
 
     All of them where it is never reached; NaN does not reach it.
     """
-    reached = losses <= target
-    looks = np.where(reached.any(-1), reached.argmax(-1), losses.shape[-1] - 1)
-    return looks * float(each)
+    seen = np.arange(losses.shape[-1]) * each
+    return selection.steps_to(target, losses, seen, falling=True)
 
 
 def measure(config: Config, study: Study) -> None:
     """Train, report, draw."""
     few = study.part("degenerate_batches", degenerate_batches)
-    images, held_out, test = draw_images(config, study.dataset(config.dataset))
+    training, validation, test = draw_images(config, study.dataset(config.dataset))
+    images, _ = training
+    seeds = range(config.seeds)
 
     @functools.cache
     def started(method: str) -> networks.Network:
-        return start(make_model(config, method), config.seeds, images.x.shape[-1])
+        return start(make_model(config, method), config.seeds, images.shape[-1])
 
     def accuracy(method: str, size: int, steps: int, rates: Sequence[float]) -> Found:
-        rows, found = make_batches(config, size, steps, config.train), []
+        rows, found = sampling.all_batches(seeds, steps, size, config.train), []
         for rate in rates:
             model = make_model(config, method, steps if method == "renorm" else None)
-            network, _ = train(model, rate, started(method), images, rows)
+            network, _ = train(model, rate, started(method), training, rows)
             if method in ("batch", "ghost"):
                 count = max(config.population // size, 1)
-                some = images.x[:, : count * size].reshape(config.seeds, count, size, -1)
+                some = images[:, : count * size].reshape(config.seeds, count, size, -1)
                 network = with_population(model, network, some)
-            found.append(judge(make_model(config, method), network, held_out, test))
+            found.append(accuracies(make_model(config, method), network, validation, test))
         return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
     def choose(
@@ -260,7 +253,7 @@ def measure(config: Config, study: Study) -> None:
     ) -> tuple[float, Found]:
         part = functools.partial(accuracy, method, size, examples // size, rates)
         found = study.part(f"{name}_{method}", part)
-        best = int(found["held_out"].mean(1).argmax())
+        best = int(selection.best(found["validation"], "highest"))
         return rates[best], {key: values[best] for key, values in found.items()}
 
     def sweep(method: str, sizes: Sequence[int], examples: int, top: float) -> Found:
@@ -291,8 +284,8 @@ def measure(config: Config, study: Study) -> None:
 
     def descend(size: int, every: int) -> np.ndarray:
         model, n = make_model(config, "none"), config.descent
-        rows = make_batches(config, size, config.descent_epochs * n // size, n)
-        first = jax.tree.map(lambda array: array[:, :n], images)
+        rows = sampling.all_batches(seeds, config.descent_epochs * n // size, size, n)
+        first = jax.tree.map(lambda array: array[:, :n], training)
         seen = [
             train(model, r, started("none"), first, rows, every)[1] for r in config.descent_rates
         ]
@@ -304,7 +297,7 @@ def measure(config: Config, study: Study) -> None:
     fastest, seen = {}, {}
     for kind, (size, every) in kinds.items():
         counts = examples_until(losses[kind], config.descent_loss, size * every)
-        best = int(np.log(counts).mean(1).argmin())
+        best = selection.best(np.log(counts), "lowest")
         fastest[kind], seen[kind] = (losses[kind][best], size * every), counts[best]
 
     results = Results(small, huge, equal, fastest)

@@ -14,12 +14,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from matplotlib.figure import Figure
 
 import jbn
-from experiments import plotting
+from experiments import plotting, sampling
 from experiments.stats import estimates
 from experiments.study import Study
 from experiments.tasks.data import Dataset
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network, cross_entropy
 from jbn.linen import BatchNorm, BatchRenorm
 from jbn.models import MLP
@@ -83,14 +82,14 @@ def draw_batches(
 ) -> dict[str, Int[np.ndarray, "steps batch"]]:
     """Draw the batches of a seed in each of `ORDERS`, from the same examples."""
     rows = choose(config.examples, labels, seed)
-    rng = np.random.default_rng([seed, 1])
+    rng = sampling.rng(seed, "order")
     together = rows.reshape(-1, config.batch_size)
     fixed, by_class = [], []
     # An epoch of sorted batches is the shorter by what one class of a pair has more.
     while sum(map(len, by_class)) < config.steps:
         fixed.append(rng.permutation(together))
         by_class.append(sorted_epoch(rows, labels, config.batch_size, rng))
-    shuffled = batch_indices(seed, 0, config.steps, config.batch_size, len(rows))
+    shuffled = sampling.batch_indices(seed, 0, config.steps, config.batch_size, len(rows))
     return {
         "shuffled": rows[shuffled],
         "fixed": np.concatenate(fixed)[: config.steps],
@@ -98,9 +97,19 @@ def draw_batches(
     }
 
 
+def population_batches(
+    config: Config, labels: UInt8[np.ndarray, "N"], seed: int
+) -> Int[np.ndarray, "K batch"]:
+    """Draw well-mixed batches of all the training examples of a seed, each once."""
+    rows, size = choose(config.examples, labels, seed), config.batch_size
+    return rows[
+        sampling.batch_indices(seed, 0, len(rows) // size, size, len(rows), purpose="population")
+    ]
+
+
 def choose(count: int, labels: UInt8[np.ndarray, "N"], seed: int) -> Int[np.ndarray, "count"]:
     """Choose the training examples of a seed."""
-    return np.random.default_rng([seed, 0]).permutation(len(labels))[:count]
+    return sampling.rng(seed, "subset").permutation(len(labels))[:count]
 
 
 def sorted_epoch(
@@ -164,29 +173,30 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     Returns: "accuracy" -> method -> order -> (seeds,), on the test images; "variables" of the
       networks with BN and shuffled batches.
     """
-    labels = dataset.train_labels
-    drawn = [draw_batches(config, labels, seed) for seed in range(config.seeds)]
+    labels, seeds = dataset.train_labels, range(config.seeds)
+    drawn = [draw_batches(config, labels, seed) for seed in seeds]
     batches = {name: np.stack([of[name] for of in drawn]) for name in ORDERS}
-    mixed = batches["shuffled"][:, : config.examples // config.batch_size]
+    mixed = np.stack([population_batches(config, labels, seed) for seed in seeds])
     data = jax.device_put((gray(dataset.train_images), labels))
     test = jax.device_put((gray(dataset.test_images), dataset.test_labels))
     optimizer = decaying(config, config.steps)
 
-    def one(model: nn.Module, seed: Array, batches: Array, mixed: Array, data: Any, test: Any):
+    def one(
+        model: nn.Module, key: PRNGKeyArray, batches: Array, mixed: Array, data: Any, test: Any
+    ) -> tuple[Array, Any]:
         def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
             return networks.train_step(model, optimizer, network, *batch)
 
-        first = networks.init(model, optimizer, jax.random.key(seed), data[0][:1])
+        first = networks.init(model, optimizer, key, data[0][:1])
         last, _ = networks.fit(step, first, data, batches)
         variables = judged_by(config, last, data[0][mixed])
         # A network that diverged says class 0 always, and counts as chance.
         return networks.accuracy(model, variables, *test), variables
 
-    accuracy, variables = {}, {}
+    keys, accuracy, variables = sampling.keys(seeds, "weights"), {}, {}
     for name, model in make_models(config).items():
-        run = jax.vmap(functools.partial(one, model), in_axes=(0, 0, 0, None, None))
-        by_order = jax.jit(functools.partial(run, jnp.arange(config.seeds)))
-        made = {order: by_order(batches[order], mixed, data, test) for order in ORDERS}
+        by_order = jax.jit(jax.vmap(functools.partial(one, model), in_axes=(0, 0, 0, None, None)))
+        made = {order: by_order(keys, batches[order], mixed, data, test) for order in ORDERS}
         accuracy[name] = {order: reached for order, (reached, _) in made.items()}
         if name == "batch":
             variables = made["shuffled"][1]
@@ -204,7 +214,7 @@ def mean_errors(config: Config, dataset: Dataset, variables: Any) -> dict[str, A
     model = make_models(config)["batch"]
     images = gray(dataset.train_images)
     rows = np.stack([choose(config.examples, dataset.train_labels, s) for s in range(config.seeds)])
-    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+    keys = sampling.keys(range(config.seeds), "means")
 
     def one(variables: Any, x: Array, key: PRNGKeyArray) -> Array:
         _, sown = model.apply(variables, x, training=False, mutable="intermediates")
@@ -243,12 +253,12 @@ def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     model, optimizer = make_models(config)["batch"], decaying(config, config.whole_steps)
     count, size, seeds = config.whole_examples, config.batch_size, range(config.seeds)
     rows = np.stack([choose(count, dataset.train_labels, seed) for seed in seeds])
-    batches = np.stack([batch_indices(s, 0, config.whole_steps, size, count) for s in seeds])
+    batches = sampling.all_batches(seeds, config.whole_steps, size, count)
     images, test_images = gray(dataset.train_images)[rows], gray(dataset.test_images)
 
     def one(of_seed: Any, test: tuple[Array, Array]) -> dict[str, Array]:
-        seed, batches, images, labels = of_seed
-        first = networks.init(model, optimizer, jax.random.key(seed), images[:1])
+        key, batches, images, labels = of_seed
+        first = networks.init(model, optimizer, key, images[:1])
         advance = functools.partial(networks.train_step, model, optimizer)
 
         def by_batch(network: Network, rows: Array, _: Array) -> Network:
@@ -270,7 +280,8 @@ def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
         return {"batch": run(by_batch, in_batches), "all": run(by_all, images[None])}
 
     over_seeds = jax.jit(lambda seeds, test: jax.lax.map(lambda s: one(s, test), seeds))
-    of_seeds = jnp.arange(config.seeds), batches, images, dataset.train_labels[rows]
+    keys = sampling.keys(seeds, "weights")
+    of_seeds = keys, batches, images, dataset.train_labels[rows]
     return over_seeds(of_seeds, (test_images, dataset.test_labels))
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from experiments import sampling
 from experiments.studies.gradients.deep import draw
 from experiments.training import networks
 from jbn.models import MLP
@@ -62,9 +63,10 @@ def backprop_errors(seeds: Iterable[int]) -> list[float]:
 
     errors = []
     for seed in seeds:
-        rng = np.random.default_rng([seed, 1])
-        x, labels = rng.normal(size=(n, features)), rng.integers(0, 10, n)
+        x = sampling.rng(seed, "inputs").normal(size=(n, features))
+        labels = sampling.rng(seed, "labels").integers(0, 10, n)
         (variables,) = draw(model, x, [seed])
+        rng = sampling.rng(seed, "scales and biases")
         # Scales and biases other than 1 and 0, so that a mistake in them would be seen.
         params = jax.tree.map(
             lambda leaf, rng=rng: leaf + 0.3 * rng.normal(size=leaf.shape), variables["params"]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from experiments import sampling
 from experiments.training.networks import cross_entropy
 from jbn.models.units import Activation, Norm, cancels_bias, make_norm
 
@@ -109,7 +110,7 @@ def draw(
     """
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(x), training=True))
     for seed in seeds:
-        rng = np.random.default_rng(seed)
+        rng = sampling.rng(seed, "weights")
 
         def leaf(path: tuple[Any, ...], like: Any, rng: np.random.Generator = rng) -> np.ndarray:
             name = path[-1].key
@@ -203,8 +204,9 @@ def profiles(
     Returns: "relu_batch_gradient", the L2 norm of the cross-entropy's gradient by the sums of each
       layer, "relu_batch_square", the mean square of these sums, and so on.
     """
-    kinds, found, rng = list(kinds), {}, np.random.default_rng(0)
-    x, labels = rng.normal(size=(batch_size, width)), rng.integers(0, 10, batch_size)
+    kinds, found = list(kinds), {}
+    x = sampling.rng(0, "inputs").normal(size=(batch_size, width))
+    labels = sampling.rng(0, "labels").integers(0, 10, batch_size)
     gains = np.array([0.01 * width**0.5 if gain is None else gain for gain in GAINS.values()])
     with jax.enable_x64(True):  # Fifty sigmoid layers leave 1e-35: no square of it in float32.
         for norm in (None, "batch"):
@@ -271,8 +273,8 @@ def mean_field(model: Deep, *, seeds: int, batch_size: int) -> Float[np.ndarray,
     squares = []
     like = np.ones((batch_size, model.width))
     for seed, variables in enumerate(draw(model, like, range(seeds))):
-        rng = np.random.default_rng([seed, 1])  # Other numbers than those of the weights.
-        x, upstream = (rng.normal(size=(batch_size, n)) for n in (model.width, model.outputs))
+        x = sampling.rng(seed, "inputs").normal(size=like.shape)
+        upstream = sampling.rng(seed, "upstream").normal(size=(batch_size, model.outputs))
         squares.append(one(variables, x, upstream))
     return np.asarray(squares)
 

@@ -4,7 +4,7 @@ Parts of the experiment `gradients`, on binary images; each trains all its seeds
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +15,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from experiments import sampling
+from experiments.stats import selection
 from experiments.studies.gradients.deep import GAINS, Deep, draw, scale, stack
 from experiments.study import Study
 from experiments.tasks.data import binary
+from experiments.tasks.split import Examples, Split, sample_split
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network
 from jbn import diagnostics
 from jbn.models import MLP
@@ -28,7 +30,6 @@ from jbn.models import MLP
 # model, its optimizer and its own parameters.
 Settings = Any
 Make = Callable[[Any, Any], tuple[nn.Module, optax.GradientTransformation, Any]]
-Data = Mapping[str, tuple[Array, Array]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Training:
     train_examples: int = 10_000
     """images to train on"""
     test_examples: int = 2_000
-    """test images, and as many training images, set apart, to choose the rate by"""
+    """test images, and as many training images, drawn at random, to choose the rate by"""
     batch_size: int = 60
     """examples in a batch"""
     depth: int = 20
@@ -69,18 +70,16 @@ class Training:
     """networks at each"""
 
 
-def examples(config: Training, study: Study) -> Data:
+def examples(config: Training, study: Study) -> Split:
     """Load binary images, one row each, and labels: to train on, to choose the rate by, to test."""
-    data = study.dataset(config.dataset)
-    cut = config.train_examples, config.train_examples + config.test_examples
-    train, labels = binary(data.train_images), data.train_labels
-    test = binary(data.test_images[: config.test_examples])
-    pieces = {
-        "train": (train[: cut[0]], labels[: cut[0]]),
-        "validation": (train[cut[0] : cut[1]], labels[cut[0] : cut[1]]),
-        "test": (test, data.test_labels[: config.test_examples]),
-    }
-    return jax.device_put({name: (x.astype(np.float32), y) for name, (x, y) in pieces.items()})
+    drawn = sample_split(
+        study.dataset(config.dataset),
+        binary,
+        validation=config.test_examples,
+        train=config.train_examples,
+        test=config.test_examples,
+    )
+    return jax.device_put(drawn)
 
 
 def train(
@@ -89,7 +88,7 @@ def train(
     seeds: int,
     steps: int,
     batch_size: int,
-    images_and_labels: tuple[Array, Array],
+    images_and_labels: Examples,
     look: Callable[[nn.Module, Network, Any], Any],
     *,
     observe: Callable[[Network], Any] | None = None,
@@ -103,7 +102,7 @@ def train(
       but for their scale, and the same batches in every setting and every call.
     """
     x, labels = images_and_labels
-    rows = np.stack([batch_indices(seed, 0, steps, batch_size, len(x)) for seed in range(seeds)])
+    rows = sampling.all_batches(range(seeds), steps, batch_size, len(x))
     model, _, _ = make(jax.tree.map(lambda leaf: leaf[0], settings), {"blocks": {}})
     drawn = jax.tree.map(np.float32, stack(draw(model, x[:1], range(seeds))))
 
@@ -123,7 +122,7 @@ def train(
     return jax.jit(over)(settings, drawn, rows)
 
 
-def first_steps(config: Training, data: Data) -> dict[str, ArrayLike]:
+def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
     """Train deep networks for a few steps, without clipping and with.
 
     Returns: for each of sigmoid with Xavier's weights, relu with He's, large and clipped, ReLU with
@@ -166,13 +165,13 @@ def first_steps(config: Training, data: Data) -> dict[str, ArrayLike]:
         return moved, optax.tree.get(network.opt_state, "norm")
 
     def look(model: nn.Module, network: Network, seen: Any) -> dict[str, Array]:
-        outputs: Any = model.apply(network.variables, data["train"][0], training=False)
-        loss = networks.cross_entropy(outputs, data["train"][1]).mean()
+        outputs: Any = model.apply(network.variables, data.train[0], training=False)
+        loss = networks.cross_entropy(outputs, data.train[1]).mean()
         return {
             "updates": seen[0].mean(0),
             "norms": seen[1],
             "diverged": ~jnp.isfinite(loss),
-            "accuracy": networks.accuracy(model, network.variables, *data["test"]),
+            "accuracy": networks.accuracy(model, network.variables, *data.test),
         }
 
     made = train(
@@ -181,7 +180,7 @@ def first_steps(config: Training, data: Data) -> dict[str, ArrayLike]:
         config.seeds,
         config.first_steps,
         config.batch_size,
-        data["train"],
+        data.train,
         look,
         observe=observe,
     )
@@ -192,13 +191,13 @@ def first_steps(config: Training, data: Data) -> dict[str, ArrayLike]:
     }
 
 
-def dying(config: Training, data: Data) -> dict[str, ArrayLike]:
+def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
     """Train ReLU and leaky networks at several rates; count units that no image moves.
 
     Returns: "relu_dead", the share of such units, (rates, seeds), "relu_accuracy", "relu_finite",
       whether the outputs are, and the same of "leaky".
     """
-    images = jnp.concatenate([data["train"][0], data["test"][0]])
+    images = jnp.concatenate([data.train[0], data.test[0]])
     slopes = {"relu": 0.0, "leaky": 0.01}  # For x < 0.
     settings = [
         np.array(values).ravel()
@@ -220,7 +219,7 @@ def dying(config: Training, data: Data) -> dict[str, ArrayLike]:
         return {
             "dead": jnp.stack([diagnostics.dead_units(x, model.activation) for x in inputs]).mean(),
             # Of a network that is not finite: one class for all images, so chance.
-            "accuracy": networks.accuracy(model, network.variables, *data["test"]),
+            "accuracy": networks.accuracy(model, network.variables, *data.test),
             "finite": jnp.all(jnp.isfinite(outputs)),
         }
 
@@ -230,7 +229,7 @@ def dying(config: Training, data: Data) -> dict[str, ArrayLike]:
         config.seeds,
         config.dying_steps,
         config.batch_size,
-        data["train"],
+        data.train,
         look,
     )
     return {
@@ -240,7 +239,7 @@ def dying(config: Training, data: Data) -> dict[str, ArrayLike]:
     }
 
 
-def residual(config: Training, data: Data) -> dict[str, ArrayLike]:
+def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
     """Train plain and residual networks with Xavier's weights, without BN and with, at every rate.
 
     Returns: accuracy on the validation and on the test images, (rates, seeds, 2), by `name_of`. A
@@ -251,7 +250,9 @@ def residual(config: Training, data: Data) -> dict[str, ArrayLike]:
         np.array(values).ravel()
         for values in np.meshgrid([0.0, 1.0], config.residual_rates, indexing="ij")
     ]
-    steady = batch_indices(0, 0, 20, config.batch_size, len(data["train"][0]))
+    steady = sampling.batch_indices(
+        0, 0, 20, config.batch_size, len(data.train[0]), purpose="population"
+    )
     for depth in sorted({config.depth, config.residual_depth}):
         for norm in (None, "batch"):
 
@@ -264,12 +265,12 @@ def residual(config: Training, data: Data) -> dict[str, ArrayLike]:
 
             def look(model: nn.Module, network: Network, seen: Any) -> Array:
                 if network.batch_stats:
-                    stats = networks.population(model, network, data["train"][0][steady])
+                    stats = networks.population(model, network, data.train[0][steady])
                     network = network._replace(batch_stats=stats)
                 return jnp.stack(
                     [
-                        networks.accuracy(model, network.variables, *data[of])
-                        for of in ("validation", "test")
+                        networks.accuracy(model, network.variables, *part)
+                        for part in (data.validation, data.test)
                     ]
                 )
 
@@ -279,7 +280,7 @@ def residual(config: Training, data: Data) -> dict[str, ArrayLike]:
                 config.residual_seeds,
                 config.residual_steps,
                 config.batch_size,
-                data["train"],
+                data.train,
                 look,
             )
             plain, skipping = np.split(np.asarray(made), 2)
@@ -294,4 +295,4 @@ def name_of(depth: int, norm: str | None, skip: bool) -> str:
 
 def at_best_rate(accuracy: Float[np.ndarray, "rates seeds 2"]) -> Float[np.ndarray, "seeds"]:
     """Take the test accuracy at the rate whose mean validation accuracy is the highest."""
-    return accuracy[accuracy[:, :, 0].mean(1).argmax(), :, 1]
+    return accuracy[selection.best(accuracy[:, :, 0], "highest"), :, 1]

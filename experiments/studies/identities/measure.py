@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
 import jbn
-from experiments import plotting
+from experiments import plotting, sampling
 from experiments.stats import estimates
 from experiments.study import Study
 
@@ -83,7 +83,7 @@ def over_draws(
 ) -> dict[str, np.ndarray]:
     """Compute numbers for every draw, in float64 where `wide`."""
     with jax.enable_x64(wide):
-        keys = jax.vmap(jax.random.key)(jnp.arange(config.draws))
+        keys = sampling.keys(range(config.draws), "draws")
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(function))(keys))
 
 
@@ -245,7 +245,11 @@ def initial(config: Config, key: Array) -> dict[str, Array]:
         "glorot_uniform": (nn.initializers.glorot_uniform(), glorot),
         "he_normal": (nn.initializers.he_normal(), he),
     }
-    return {name: jnp.var(make(key, shape)) / formula for name, (make, formula) in draws.items()}
+    keys = jax.random.split(key, len(draws))
+    return {
+        name: jnp.var(make(own, shape)) / formula
+        for own, (name, (make, formula)) in zip(keys, draws.items(), strict=True)
+    }
 
 
 def draw_errors(errors: dict[str, float]) -> Figure:

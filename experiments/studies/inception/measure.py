@@ -14,14 +14,13 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 from matplotlib.figure import Figure
 
-from experiments import plotting
+from experiments import plotting, sampling
 from experiments.plotting import METHODS, LineStyle
-from experiments.stats import estimates
+from experiments.stats import estimates, selection
 from experiments.studies.inception.miniature import Miniature, distort
 from experiments.study import Study
 from experiments.tasks import cifar
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network
 
 
@@ -136,11 +135,19 @@ def make_variants(config: Config) -> dict[str, Variant]:
 def batches_of(variant: Variant, config: Config, seed: int) -> Int32[np.ndarray, "steps batch"]:
     """Draw the batches: of the first epoch over and over, or of every epoch anew."""
     drawn = config.steps if variant.shuffled else config.train_examples // config.batch_size
-    batches = batch_indices(seed, 0, drawn, config.batch_size, config.train_examples)
+    batches = sampling.batch_indices(seed, 0, drawn, config.batch_size, config.train_examples)
     return np.resize(batches, (config.steps, config.batch_size))  # Repeats the first ones.
 
 
 # ---- Training ------------------------------------------------------------------------------------
+
+
+class Keys(NamedTuple):
+    """One for each use of chance in training, but for the batches."""
+
+    weights: PRNGKeyArray
+    distortion: PRNGKeyArray
+    dropout: PRNGKeyArray
 
 
 class Examples(NamedTuple):
@@ -178,7 +185,7 @@ def train(
     norm: bool,
     train_examples: Examples,
     test_examples: Examples,
-    key: PRNGKeyArray,
+    keys: Keys,
     batches: Int[Array, "steps batch"],
     settings: Settings,
 ) -> Float[Array, "looks"]:
@@ -203,16 +210,16 @@ def train(
     optimizer = optax.sgd(rate, momentum=0.9)
 
     def step(network: Network, batch: Examples, i: Array) -> Network:
-        distorting, dropping = jax.random.split(jax.random.fold_in(key, i))
+        distorting = jax.random.fold_in(keys.distortion, i)
         x = (distort(distorting, batch.images, settings.distortion) - mean) / std
-        rngs = {"dropout": dropping}
+        rngs = {"dropout": jax.random.fold_in(keys.dropout, i)}
         y = batch.labels
         return networks.train_step(model, optimizer, network, x, y, penalty=penalty, rngs=rngs)
 
     def observe(network: Network) -> Array:
         return networks.accuracy(model, network.variables, test, test_examples.labels)
 
-    network = networks.init(model, optimizer, key, test[:1])
+    network = networks.init(model, optimizer, keys.weights, test[:1])
     every = config.watch_every
     return networks.fit(step, network, train_examples, batches, observe=observe, every=every)[1]
 
@@ -228,7 +235,8 @@ def make_train_seeds(config: Config, study: Study) -> Callable[[Variant], dict[s
         batches = jnp.asarray(batches_of(variant, config, seed))
         settings = jax.tree.map(jnp.asarray, variant.settings)
         # This generator compiles several times faster than the default.
-        return *examples(), jax.random.key(seed, impl="rbg"), batches, settings
+        keys = Keys(*(sampling.keys([seed], use, impl="rbg")[0] for use in Keys._fields))
+        return *examples(), keys, batches, settings
 
     @functools.cache
     def compiled() -> dict[bool, Callable[..., Array]]:
@@ -255,18 +263,6 @@ def make_train_seeds(config: Config, study: Study) -> Callable[[Variant], dict[s
 # ---- The study -----------------------------------------------------------------------------------
 
 
-def steps_to(
-    accuracy: Float[np.ndarray, "seeds looks"], target: Float[np.ndarray, "seeds"], every: int
-) -> Int[np.ndarray, "seeds"]:
-    """Count the steps to the first look, after the start, at which each seed reaches its target.
-
-    One that never does counts as the number of steps run.
-    """
-    reached = accuracy[:, 1:] >= target[:, None]
-    first = np.where(reached.any(1), reached.argmax(1), reached.shape[1] - 1)
-    return (first + 1) * every
-
-
 def measure(config: Config, study: Study) -> None:
     """Train all variants, compare them seed by seed, draw."""
     train_seeds = make_train_seeds(config, study)
@@ -276,8 +272,9 @@ def measure(config: Config, study: Study) -> None:
         for name, variant in variants.items()
     }
     best = {name: seen.max(1) for name, seen in accuracy.items()}
-    steps = {
-        name: steps_to(seen, best["inception"], config.watch_every)
+    looks = np.arange(config.watch_every, config.steps + 1, config.watch_every)
+    steps = {  # The look before the first step does not count.
+        name: selection.steps_to(best["inception"], seen[:, 1:], looks)
         for name, seen in accuracy.items()
     }
     for name in ("baseline", "x5"):

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 from scipy import ndimage
 
 import jbn
+from experiments import sampling
 from experiments.stats import estimates
 from experiments.studies.inference import figures as inference_figures
 from experiments.study import Study
 from experiments.tasks.data import Dataset
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network
 from jbn._schedules import Schedule
 from jbn.diagnostics import effective_batches, train_eval_gap
@@ -96,7 +96,10 @@ def prepare(config: Config, dataset: Dataset) -> Data:
     """Draw all batches, and shift the test images."""
     train, test = (x.astype(np.float32) / 255 for x in (dataset.train_images, dataset.test_images))
     shape = (max(population_batches(config).values()), config.batch_size, len(train))
-    seeds = range(config.seeds, 2 * config.seeds)  # Not the batches of training.
+    drawn = [
+        sampling.batch_indices(seed, 0, *shape, purpose="population")
+        for seed in range(config.seeds)
+    ]
     shifted = {
         "unchanged": test,
         "contrast": config.contrast * test + config.brightness,
@@ -104,7 +107,7 @@ def prepare(config: Config, dataset: Dataset) -> Data:
     }
     arrays: Any = {
         "train": train.reshape(len(train), -1),
-        "drawn": np.stack([batch_indices(seed, 0, *shape) for seed in seeds]),
+        "drawn": np.stack(drawn),
         "test": test.reshape(len(test), -1),
         "labels": dataset.test_labels,
         "test_batches": cut_test_batches(dataset.test_labels),
@@ -173,15 +176,17 @@ def follow(state: State, network: Network, i: Int[Array, ""]) -> State:
 def train(config: Config, dataset: Dataset, data: Data) -> dict[str, Any]:
     """Train all seeds; return the last weights, the averages, and the population statistics."""
     model, optimizer = make_model(config), optax.sgd(config.learning_rate)
-    shape = (config.batch_size, len(data.train))
-    batches = np.stack([batch_indices(s, 0, config.steps, *shape) for s in range(config.seeds)])
-    whole = batch_indices(0, 0, len(data.train) // config.batch_size, *shape)
+    seeds, shape = range(config.seeds), (config.batch_size, len(data.train))
+    batches = sampling.all_batches(seeds, config.steps, *shape)
+    whole = sampling.batch_indices(
+        0, 0, len(data.train) // config.batch_size, *shape, purpose="whole population"
+    )
 
     def step(state: State, batch: tuple[Array, Array], i: Array) -> State:
         return follow(state, networks.train_step(model, optimizer, state.network, *batch), i)
 
-    def one(seed: Array, batches: Array, images: Array, labels: Array) -> dict[str, Any]:
-        first = networks.init(model, optimizer, jax.random.key(seed), images[:1])
+    def one(key: PRNGKeyArray, batches: Array, images: Array, labels: Array) -> dict[str, Any]:
+        first = networks.init(model, optimizer, key, images[:1])
         state, _ = networks.fit(step, begin(first), (images, labels), batches)
         window = jax.tree.map(lambda ring: ring.mean(0), state.ring)
         return {
@@ -191,7 +196,7 @@ def train(config: Config, dataset: Dataset, data: Data) -> dict[str, Any]:
         }
 
     run = jax.jit(jax.vmap(one, in_axes=(0, 0, None, None)))
-    return run(jnp.arange(config.seeds), batches, data.train, dataset.train_labels)
+    return run(sampling.keys(seeds, "weights"), batches, data.train, dataset.train_labels)
 
 
 # ---- What is measured of one network -------------------------------------------------------------

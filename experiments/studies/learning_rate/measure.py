@@ -8,12 +8,18 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from experiments import plotting
-from experiments.stats import estimates
-from experiments.studies.learning_rate.settings import ACTIVATIONS, METHODS, Setting, split, train
+from experiments.stats import estimates, selection
+from experiments.studies.learning_rate.settings import (
+    ACTIVATIONS,
+    METHODS,
+    Setting,
+    examples,
+    train,
+)
 from experiments.study import Study
 
 
@@ -51,8 +57,8 @@ class Config:
     """how many seeds of those"""
     short_steps: int = 500
     """of those, and from weights of zero"""
-    held_out: int = 1000
-    """training images for the choice of a rate"""
+    validation: int = 1000
+    """training images, drawn at random, to choose the rate on"""
     looked_at: int = 2000
     """test images where looks are many; else all"""
     population_batches: int = 10
@@ -92,7 +98,7 @@ PRESETS = {
         exploding_rates=(1e-4, 1e-2, 0.1, 1.0),
         exploding_seeds=2,
         short_steps=20,
-        held_out=100,
+        validation=100,
         population_batches=2,
     ),
     "quick": Config(),
@@ -111,13 +117,9 @@ PRESETS = {
 # ---- Measures ------------------------------------------------------------------------------------
 
 
-def steps_to(
-    accuracy: Float[np.ndarray, "... looks"], every: int, goal: float = REACHED
-) -> Float[np.ndarray, "..."]:
-    """Count the steps up to the first look that shows the goal; all steps where none does."""
-    there = accuracy >= goal
-    looks = np.where(there.any(-1), there.argmax(-1) + 1, accuracy.shape[-1])
-    return looks * float(every)
+def evaluations(steps: int, every: int) -> Int[np.ndarray, "evaluations"]:
+    """Number the steps after which networks are looked at."""
+    return np.arange(every, steps + 1, every)
 
 
 def largest_rate(
@@ -152,17 +154,17 @@ def likeness(params: Mapping[str, Any]) -> tuple[float, int]:
 def measure(config: Config, study: Study) -> None:
     """Train over grids and report."""
     dataset = study.dataset(config.dataset)
-    examples = split(
-        dataset, held_out=config.held_out, population_batches=config.population_batches
+    given = examples(
+        dataset, validation=config.validation, population_batches=config.population_batches
     )
-    fit = functools.partial(train, examples, hidden=config.hidden, looked_at=config.looked_at)
+    fit = functools.partial(train, given, hidden=config.hidden, looked_at=config.looked_at)
 
     def run(
         name: str, *arguments: Any, seeds: int = config.seeds, **options: Any
     ) -> dict[str, np.ndarray]:
         def start() -> dict[str, np.ndarray]:
             found = fit(*arguments, seeds=seeds, **options)
-            return {"held_out": found["held_out"], "test": found["test"]}
+            return {"validation": found["validation"], "test": found["test"]}
 
         return study.part(name, start)
 
@@ -222,7 +224,8 @@ def speed(config: Config, study: Study, run: Callable[..., Any]) -> None:
     stalled = run(
         "plateau", "sigmoid", "none", [slow], config.plateau_steps, every=config.plateau_every
     )
-    chance = steps_to(stalled["test"][:, 0], config.plateau_every, CHANCE)
+    looks = evaluations(config.plateau_steps, config.plateau_every)
+    chance = selection.steps_to(CHANCE, stalled["test"][:, 0], looks)
     study.report("chance_without", estimates.mean(chance))
     large = [Setting(rate, 0.5) for rate in config.exploding_rates]
     exploding = run(
@@ -237,17 +240,18 @@ def speed(config: Config, study: Study, run: Callable[..., Any]) -> None:
     decays = [Setting(HIGH, 0.1, factor * config.half_life) for factor in DECAYS]
     low, high = (config.fast_rates.index(rate) for rate in (LOW, HIGH))
     looked = functools.partial(run, every=config.fast_every)
+    looks = evaluations(config.fast_steps, config.fast_every)
     steps, best = {}, {}
     for method in METHODS:
         seen = looked(f"speed_sigmoid_{method}", "sigmoid", method, rates, config.fast_steps)
-        held_out, steps[method] = (
-            steps_to(seen[images], config.fast_every) for images in ("held_out", "test")
+        validation, steps[method] = (
+            selection.steps_to(REACHED, seen[images], looks) for images in ("validation", "test")
         )
-        best[method] = steps[method][:, held_out.mean(0).argmin()]
+        best[method] = steps[method][:, selection.best(validation.T, "lowest")]
     # The plateau with BN is short and goes along; with as many settings as rates, nothing compiles.
     seen = looked("decay", "sigmoid", "batch", [*decays, slow], config.fast_steps)["test"]
     learning, decayed = seen[:, -1], seen[:, :-1, -1]
-    study.report("chance_with", estimates.mean(steps_to(learning, config.fast_every, CHANCE)))
+    study.report("chance_with", estimates.mean(selection.steps_to(CHANCE, learning, looks)))
     for name, batch, none in (
         ("steps_ratio_low", steps["batch"][:, low], steps["none"][:, low]),
         ("steps_ratio_best", best["batch"], best["none"]),
@@ -263,7 +267,7 @@ def speed(config: Config, study: Study, run: Callable[..., Any]) -> None:
         for method in METHODS
     }
     none, batch = (end[method]["test"][..., -1] for method in ("none", "batch"))
-    choice = end["batch"]["held_out"][..., -1].mean(0).argmax()
+    choice = selection.best(end["batch"]["validation"][..., -1].T, "highest")
     study.report("last_gain_low", estimates.paired(batch[:, low], none[:, low]))
     study.report("gain_from_high_rate", estimates.paired(batch[:, choice], batch[:, low]))
 

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from experiments import sampling
 from experiments.tasks.data import Dataset, binary
+from experiments.tasks.split import Split, sample_split, spread
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network
 from jbn.models import MLP
 
@@ -31,25 +32,20 @@ class Setting(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Binary images, (N, pixels), with labels; and images for population statistics."""
+    """Binary images, (N, pixels), with labels; and batches of them for population statistics."""
 
-    train: Any
-    held_out: Any
-    test: Any
+    split: Split
     population: Any
 
 
-def split(dataset: Dataset, *, held_out: int, population_batches: int) -> Examples:
-    """Hold the last training images out, draw batches for population statistics."""
-    images, labels = binary(dataset.train_images), dataset.train_labels
-    count = len(labels) - held_out
-    rows = batch_indices(0, 0, population_batches, BATCH_SIZE, count)
-    return Examples(
-        (images[:count], labels[:count]),
-        (images[count:], labels[count:]),
-        (binary(dataset.test_images), dataset.test_labels),
-        images[rows],
+def examples(dataset: Dataset, *, validation: int, population_batches: int) -> Examples:
+    """Draw images to train and to choose on, and batches for population statistics."""
+    made = sample_split(dataset, binary, validation=validation, dtype=np.uint8)
+    images, labels = made.train
+    rows = sampling.batch_indices(
+        0, 0, population_batches, BATCH_SIZE, len(labels), purpose="population"
     )
+    return Examples(made, images[rows])
 
 
 def floats(images: Array) -> Array:
@@ -61,7 +57,7 @@ def floats(images: Array) -> Array:
 def trainer(hidden: tuple[int, ...], activation: str, method: str) -> Callable[..., Any]:
     """Compile, once for all settings, the training of one kind of network.
 
-    Returns: `(settings, keys, batches, examples)` -> accuracies on held-out and on test images
+    Returns: `(settings, keys, batches, examples)` -> accuracies on validation and on test images
       after each chunk of batches, and the last parameters; leading axes seeds, settings.
     """
 
@@ -76,21 +72,21 @@ def trainer(hidden: tuple[int, ...], activation: str, method: str) -> Callable[.
             return networks.train_step(model, optimizer, network, floats(batch[0]), batch[1])
 
         def chunk(network: Network, rows: Array) -> tuple[Network, tuple[Array, Array]]:
-            network, _ = networks.fit(step, network, examples.train, rows)
+            network, _ = networks.fit(step, network, examples.split.train, rows)
             variables = network.variables
             if method == "batch":
                 population = networks.population(model, network, floats(examples.population))
                 variables["batch_stats"] = population
-            held_out, test = (
+            validation, test = (
                 networks.accuracy(model, variables, floats(images), labels)
-                for images, labels in (examples.held_out, examples.test)
+                for images, labels in (examples.split.validation, examples.split.test)
             )
-            return network, (held_out, test)
+            return network, (validation, test)
 
         pixels = examples.population.shape[-1]
         network = networks.init(model, optimizer, key, jnp.ones((1, pixels)))
-        network, (held_out, test) = jax.lax.scan(chunk, network, batches)
-        return {"held_out": held_out, "test": test, "params": network.params}
+        network, (validation, test) = jax.lax.scan(chunk, network, batches)
+        return {"validation": validation, "test": test, "params": network.params}
 
     # Settings of one seed share the batch, so that the product with its pixels is a single one.
     side_by_side = jax.vmap(train, (0, None, None, None))
@@ -118,7 +114,7 @@ def train(
     """Train from every setting and seed.
 
     Args:
-      examples: from `split`.
+      examples: of the function of that name.
       activation, method: keys of ACTIVATIONS and METHODS.
       settings: trained side by side.
       steps: of training.
@@ -127,18 +123,18 @@ def train(
       every: steps between looks; None looks once, at the end.
       looked_at: test images for looks where they are many; None takes all.
 
-    Returns: `held_out` and `test`, accuracies of shape (seeds, settings, looks); `params`. One
+    Returns: `validation` and `test`, accuracies of shape (seeds, settings, looks); `params`. One
       that diverged to NaN predicts the first class for all images.
     """
-    every, images = every or steps, examples.test[0]
-    if every < steps and looked_at and len(images) > looked_at:
-        # Spread over all: the first half of MNIST's test images is easier than the second.
-        some = np.linspace(0, len(images) - 1, looked_at).astype(int)
-        examples = examples._replace(test=(images[some], examples.test[1][some]))
-    count = len(examples.train[1])
-    drawn = np.stack([batch_indices(seed, 0, steps, BATCH_SIZE, count) for seed in range(seeds)])
+    every, (images, labels) = every or steps, examples.split.test
+    if every < steps and looked_at and len(labels) > looked_at:
+        some = spread(len(labels), looked_at)
+        few = examples.split._replace(test=(images[some], labels[some]))
+        examples = examples._replace(split=few)
+    count = len(examples.split.train[1])
+    drawn = sampling.all_batches(range(seeds), steps, BATCH_SIZE, count)
     batches = drawn.reshape(seeds, -1, every, BATCH_SIZE)
     table = Setting(*(np.array(column, np.float32) for column in zip(*settings, strict=True)))
-    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    keys = sampling.keys(range(seeds), "weights")
     found = trainer(hidden, activation, method)(table, keys, batches, examples)
     return jax.tree.map(np.asarray, found)

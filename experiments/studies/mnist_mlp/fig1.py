@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from experiments.run_dir import Run, read_rows
-from experiments.stats import estimates
+from experiments.stats import estimates, selection
 from experiments.stats.drift import settled_from
 
 CURVES = {
@@ -90,12 +90,11 @@ def metrics(
         return accuracy[name][np.argmin(np.abs(steps - step))]
 
     last = steps[-1]
-    best = at("without", last)[None]
-    reached = np.argmax(accuracy["with_population"] >= best, axis=0)  # 0 where it never is.
-    share = np.where((accuracy["with_population"] >= best).any(0), steps[reached] / last, 1.0)
+    best = at("without", last)
+    share = selection.steps_to(best, accuracy["with_population"].T, steps) / last
     made = {
         "accuracy_gain_early": estimates.paired(at("with_population", 1000), at("without", 1000)),
-        "accuracy_gain_last": estimates.paired(at("with_population", last), best[0]),
+        "accuracy_gain_last": estimates.paired(at("with_population", last), best),
         "share_of_steps": estimates.mean(share),
         "drift_without": estimates.mean(drift["without"].mean(-1)),
         "drift_with": estimates.mean(drift["with"].mean(-1)),

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
+from experiments import sampling
 from experiments.options import preset_of
 from experiments.run_dir import Run
 from experiments.stats.drift import PERCENTILES
@@ -19,7 +20,7 @@ from experiments.studies.mnist_mlp import fig1
 from experiments.tasks.data import Dataset, binary
 from experiments.training import networks
 from experiments.training.devices import BatchShard, Step
-from experiments.training.loop import Execution, batch_indices, train
+from experiments.training.loop import Execution, train
 from experiments.training.networks import Network
 from jbn.linen import BatchNorm
 from jbn.models import MLP
@@ -183,8 +184,9 @@ def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution)
     """Train, evaluate, draw; return the table to print. Hosts without a run write nothing."""
     examples = binary(dataset.train_images), dataset.train_labels
     test = jax.device_put((binary(dataset.test_images), dataset.test_labels))
-    drawn = batch_indices(0, 0, config.population_batches, config.batch_size, len(examples[1]))
-    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+    shape = config.population_batches, config.batch_size, len(examples[1])
+    drawn = sampling.batch_indices(0, 0, *shape, purpose="population")
+    keys = sampling.keys(range(config.seeds), "weights")
     state = jax.jit(jax.vmap(lambda key: init(config, key, examples[0].shape[1])))(keys)
 
     def note(row: dict[str, Any]) -> str:

@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 
 from experiments import plotting
 from experiments.plotting import METHODS
-from experiments.stats import estimates
+from experiments.stats import estimates, selection
 from experiments.study import Study
 from experiments.tasks import data
+from experiments.tasks.split import Split, sample_split
 from experiments.training import sweep
-from experiments.training.sweep import Split
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 from jbn.models.inception import local_response_norm
@@ -40,8 +40,8 @@ class Config:
     """how many seeds"""
     batch_size: int = 60
     """examples in a batch"""
-    held_out: int = 2_000
-    """training images kept apart, to choose the rate on"""
+    validation: int = 2_000
+    """training images, drawn at random, to choose the rate on"""
     statistics: int = 2_000
     """training images that the population statistics are computed from"""
     steps: int = 800
@@ -65,7 +65,7 @@ PRESETS = {
         dataset="digits",
         seeds=2,
         batch_size=20,
-        held_out=60,
+        validation=60,
         statistics=60,
         steps=10,
         hidden=(20,),
@@ -257,13 +257,13 @@ def draw_response(found: dict[str, list[np.ndarray]]) -> Figure:
 
 def tested(found: dict[str, np.ndarray], *kind: int) -> Float[np.ndarray, "seeds"]:
     """Take the last test accuracy of one kind of network at its best rate."""
-    return sweep.at_best({name: values[kind] for name, values in found.items()})["test"][:, -1]
+    return selection.at_best({name: values[kind] for name, values in found.items()})["test"][:, -1]
 
 
 def measure(config: Config, study: Study) -> None:
     """Measure, report, draw."""
     dataset = study.dataset(config.dataset)
-    binary = sweep.split(dataset, config.held_out, data.binary)
+    binary = jax.device_put(sample_split(dataset, data.binary, validation=config.validation))
 
     # ---- Before and after
     found = {
@@ -294,7 +294,9 @@ def measure(config: Config, study: Study) -> None:
 
     # ---- Local response normalization
     mean = halved(dataset.train_images).mean()
-    gray = sweep.split(dataset, config.held_out, lambda images: halved(images) - mean)
+    gray = jax.device_put(
+        sample_split(dataset, lambda images: halved(images) - mean, validation=config.validation)
+    )
     networks = {
         "none": study.part("conv_none", lambda: convolutional(config, gray, None)),
         "batch": study.part("conv_batch", lambda: convolutional(config, gray, "batch")),

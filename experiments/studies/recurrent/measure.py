@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from experiments import plotting
-from experiments.stats import estimates
+from experiments import plotting, sampling
+from experiments.stats import estimates, selection
 from experiments.study import Study
 from experiments.training import networks
 from experiments.training.networks import Network
@@ -126,10 +126,10 @@ def log_norms(
     Returns: of the whole state, and of a part of it: its rows and columns.
     """
     shape = config.jacobian_seeds, STEPS_BACK, config.jacobian_inputs
-    inputs = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    carry: Any = cell.initialize_carry(jax.random.key(0), inputs[0, 0].shape)
+    inputs = sampling.rng(0, "inputs").normal(size=shape).astype(np.float32)
+    keys = sampling.keys(range(len(inputs)), "weights")
+    carry: Any = cell.initialize_carry(keys[0], inputs[0, 0].shape)  # Zeros, whatever the key.
     start, unravel = ravel_pytree(carry)
-    keys = jax.vmap(jax.random.key)(jnp.arange(len(inputs)))
     params: Any = jax.vmap(lambda key: cell.init(key, carry, inputs[0, 0])["params"])(keys)
 
     def one(bias: Array, params: Any, inputs: Array) -> tuple[Array, Array]:
@@ -164,7 +164,7 @@ def adding(
     seed: int, sequences: int, length: int
 ) -> tuple[Float[np.ndarray, "N T 2"], Float[np.ndarray, "N"]]:
     """Draw sequences of values and markers, one in each half, and the sums of those marked."""
-    draw, rows = np.random.default_rng(seed), np.arange(sequences)
+    draw, rows = sampling.rng(seed, "sequences"), np.arange(sequences)
     x = np.zeros((sequences, length, 2), np.float32)
     x[..., 0] = draw.random((sequences, length))
     x[rows, draw.integers(0, length // 2, sequences), 1] = 1
@@ -207,8 +207,7 @@ def learn(config: Config, kinds: tuple[str, ...], length: int) -> dict[str, Arra
     model = Recurrent(cell=cell, hidden=config.hidden, outputs=1)
     examples, held_out, batches = sequences(config, config.seeds, config.steps, length)
 
-    def init(key: PRNGKeyArray, kind: str) -> Any:
-        weights, gates = jax.random.split(key)
+    def init(weights: PRNGKeyArray, gates: PRNGKeyArray, kind: str) -> Any:
         params = model.init(weights, jnp.ones((1, 1, 2)), training=False)["params"]
         return params if kind == "rnn" else set_gates(params, gates, kind, length)
 
@@ -227,11 +226,11 @@ def learn(config: Config, kinds: tuple[str, ...], length: int) -> dict[str, Arra
         every = config.steps // config.looks
         return networks.fit(step, network, examples, batches, observe=observe, every=every)[1]
 
-    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+    keys = [sampling.keys(range(config.seeds), purpose) for purpose in ("weights", "gates")]
     grid = jax.jit(jax.vmap(jax.vmap(one, (None, 0, 0, 0)), (0, None, None, None)))
     found: dict[str, ArrayLike] = {}
     for kind in kinds:
-        params = jax.vmap(functools.partial(init, kind=kind))(keys)
+        params = jax.vmap(functools.partial(init, kind=kind))(*keys)
         found[kind] = grid(jnp.asarray(config.rates), params, examples, held_out)
     return found
 
@@ -242,7 +241,7 @@ def at_best_rate(errors: Float[np.ndarray, "rates seeds looks 2"]) -> Float[np.n
     A run that diverged counts as one that answers 1 always.
     """
     errors = np.where(np.isfinite(errors), errors, CHANCE)
-    return errors[errors[:, :, -1, 0].mean(1).argmin(), :, :, 1]
+    return errors[selection.best(errors[:, :, -1, 0], "lowest"), :, :, 1]
 
 
 # ---- Clipping ------------------------------------------------------------------------------------
@@ -258,10 +257,10 @@ def clipping(config: Config) -> dict[str, ArrayLike]:
     orthogonal = nn.initializers.orthogonal(config.clip_gain)
     model = Recurrent(hidden=config.hidden, outputs=1, recurrent_init=orthogonal)
 
-    def one(clip: Array, seed: Array, examples: Any, held_out: Any) -> Array:
+    def one(clip: Array, key: PRNGKeyArray, examples: Any, held_out: Any) -> Array:
         optimizer = optax.chain(optax.clip_by_global_norm(clip), optax.sgd(config.clip_rate))
         x, y = held_out
-        network = networks.init(model, optimizer, jax.random.key(seed), x[:1])
+        network = networks.init(model, optimizer, key, x[:1])
 
         def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
             return networks.train_step(model, optimizer, network, *batch, loss=squared_error)
@@ -271,7 +270,8 @@ def clipping(config: Config) -> dict[str, ArrayLike]:
 
     grid = jax.jit(jax.vmap(jax.vmap(one, (None, 0, 0, 0)), (0, None, None, None)))
     clips = jnp.asarray([jnp.inf, config.clip])  # No norm is above infinity.
-    unclipped, clipped = grid(clips, jnp.arange(config.clip_seeds), examples, held_out)
+    keys = sampling.keys(range(config.clip_seeds), "weights")
+    unclipped, clipped = grid(clips, keys, examples, held_out)
     return {"unclipped": unclipped, "clipped": clipped}
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from experiments import sampling
 from experiments.plotting import METHODS
-from experiments.stats import estimates
+from experiments.stats import estimates, selection
 from experiments.studies.regularization.figures import Line, draw, draw_combined, gap
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
+from experiments.tasks.split import Examples, sample_splits
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from jbn.linen import GhostBatchNorm
 from jbn.models import MLP
 
@@ -38,9 +39,9 @@ class Config:
     train: int = 512
     """training images of a seed"""
     validation: int = 2000
-    """images of a seed that strengths are chosen on"""
+    """training images of a seed, drawn at random, to choose rates and strengths on"""
     test: int = 5000
-    """test images, the same for all seeds"""
+    """test images, spread over all, the same for all seeds"""
     depth: int = 2
     """hidden layers"""
     width: int = 256
@@ -111,16 +112,16 @@ class Images(NamedTuple):
     validation: tuple[Float[Array, "V F"], Int[Array, "V"]]
 
 
-def draw_images(config: Config, dataset: Dataset, seed: int) -> Images:
-    """Draw training and validation images of one seed, and which labels turn wrong."""
-    random = np.random.default_rng([seed, 1])
-    order = random.permutation(len(dataset.train_labels))[: config.train + config.validation]
-    x = jnp.asarray(binary(dataset.train_images[order]), jnp.float32)
-    labels = jnp.asarray(dataset.train_labels[order], jnp.int32)
-    n = config.train
-    wrong = (labels[:n] + random.integers(1, 10, n)) % 10
-    luck = jnp.asarray(random.random(n), jnp.float32)
-    return Images(x[:n], labels[:n], wrong, luck, (x[n:], labels[n:]))
+def draw_images(config: Config, dataset: Dataset) -> tuple[Images, Examples]:
+    """Draw the images of all seeds, and which labels turn wrong; take the test images."""
+    seeds, n = range(config.seeds), config.train
+    (x, labels), validation, test = sample_splits(
+        dataset, binary, seeds, validation=config.validation, train=n, test=config.test
+    )
+    random = [sampling.rng(seed, "labels") for seed in seeds]
+    others = np.stack([rng.integers(1, 10, n, dtype=np.int32) for rng in random])
+    luck = jnp.asarray([rng.random(n, dtype=np.float32) for rng in random])
+    return jax.device_put((Images(x, labels, (labels + others) % 10, luck, validation), test))
 
 
 def given_labels(images: Images, flips: float) -> Int[Array, "N"]:
@@ -191,7 +192,10 @@ def start(model: MLP, keys: PRNGKeyArray, x: Array) -> networks.Network:
 def make_step(
     config: Config, kind: Kind, setting: Setting, images: Images, key: PRNGKeyArray
 ) -> Callable[[networks.Network, Array, Array], networks.Network]:
-    """Make the training step of one seed, `(network, rows of the batch, number) -> network`."""
+    """Make the training step of one seed, `(network, rows of the batch, number) -> network`.
+
+    The key makes the masks of dropout, with the number of the step.
+    """
     labels = given_labels(images, setting.flips)
     model = make_model(config, kind)
     dropping = model.clone(activation=lambda x: Dropout(setting.dropout)(nn.relu(x)))
@@ -229,9 +233,9 @@ def learn(
     images: Images,
     batches: Int[Array, "steps batch"],
     key: PRNGKeyArray,
-    test: tuple[Float[Array, "T F"], Int[Array, "T"]],
+    test: Examples,
 ) -> dict[str, Array]:
-    """Train one network of one seed, and judge it."""
+    """Train one network of one seed, and judge it; the key is that of dropout."""
     model, step = make_model(config, kind), make_step(config, kind, setting, images, key)
     network, _ = networks.fit(step, network, jnp.arange(config.train), batches)
     if kind.statistics is not None:
@@ -261,22 +265,19 @@ Trainer = Callable[[Sequence[Kind], Sequence[Setting]], Found]
 
 def make_trainer(config: Config, dataset: Dataset) -> Trainer:
     """Make the function that trains kinds of networks, all seeds at once, in each setting."""
-    drawn = [draw_images(config, dataset, seed) for seed in range(config.seeds)]
-    images = jax.tree.map(lambda *arrays: jnp.stack(arrays), *drawn)
-    test_x = jnp.asarray(binary(dataset.test_images[: config.test]), jnp.float32)
-    test = test_x, jnp.asarray(dataset.test_labels[: config.test], jnp.int32)
-    keys = jax.vmap(jax.random.key)(jnp.arange(config.seeds))
+    images, test = draw_images(config, dataset)
+    seeds = range(config.seeds)
+    weights, dropout = (sampling.keys(seeds, purpose) for purpose in ("weights", "dropout"))
 
     @functools.cache
     def compiled(kind: Kind) -> Callable[[Setting], dict[str, Array]]:
         # From one start for all kinds of BN: their variables are the same.
         like = Kind(kind.width, 0, 0, kind.statistics and "all")
-        initial = start(make_model(config, like), keys, test_x[:1])
-        seeds, (steps, size) = range(config.seeds), (kind.steps, kind.batch_size)
-        rows = [batch_indices(seed, 0, steps, size, config.train) for seed in seeds]
+        initial = start(make_model(config, like), weights, test[0][:1])
+        rows = sampling.all_batches(seeds, kind.steps, kind.batch_size, config.train)
         one = functools.partial(learn, config, kind)
         jitted = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, 0, None)))
-        return lambda setting: jitted(setting, initial, images, np.stack(rows), keys, test)
+        return lambda setting: jitted(setting, initial, images, rows, dropout, test)
 
     def train(kinds: Sequence[Kind], settings: Sequence[Setting]) -> Found:
         rows = [compiled(kind)(setting) for kind in kinds for setting in settings]
@@ -286,11 +287,6 @@ def make_trainer(config: Config, dataset: Dataset) -> Trainer:
 
 
 # ---- The measurement -----------------------------------------------------------------------------
-
-
-def best(found: Found) -> int:
-    """Choose the setting of the best validation accuracy, the mean over seeds."""
-    return int(found["validation"].mean(1).argmax())
 
 
 def at(found: Found, i: int) -> Found:
@@ -310,7 +306,7 @@ def measure(config: Config, study: Study) -> None:
     rates, lines = {}, {}
     for method, kind in kinds.items():
         found = part(f"rates_{method}", [kind], *map(Setting, config.rates))
-        chosen = best(found)
+        chosen = int(selection.best(found["validation"], "highest"))
         rates[method] = config.rates[chosen]
         for what in ("dropout", "l1", "l2", "flips"):
             values = getattr(config, what)
@@ -371,7 +367,7 @@ def report(config: Config, study: Study, found: dict[tuple[str, str], Found]) ->
 
     def chosen(what: str, method: str) -> Found:  # The best strength, not counting none at all.
         strengths = {name: rows[1:] for name, rows in found[what, method].items()}
-        return at(strengths, best(strengths))
+        return at(strengths, int(selection.best(strengths["validation"], "highest")))
 
     none, batch = at(found["dropout", "none"], 0), at(found["dropout", "batch"], 0)
     dropout, l1, l2 = (chosen(what, "none") for what in ("dropout", "l1", "l2"))

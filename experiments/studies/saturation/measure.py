@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,15 +15,15 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import jbn
-from experiments import plotting
+from experiments import plotting, sampling
 from experiments.plotting import METHODS
-from experiments.stats import estimates
+from experiments.stats import estimates, selection
 from experiments.studies.saturation import sigmoid
 from experiments.study import Study
 from experiments.tasks import data
+from experiments.tasks.split import Split, sample_split
 from experiments.training import sweep
 from experiments.training.networks import Network
-from experiments.training.sweep import Split
 from jbn import diagnostics
 from jbn.models import MLP
 
@@ -53,8 +54,8 @@ class Config:
     """rate that these are trained at"""
     looks: int = 10
     """times that saturation is looked at over training, a divisor of `steps`"""
-    held_out: int = 5_000
-    """training images kept apart, to choose the rate on"""
+    validation: int = 5_000
+    """training images, drawn at random, to choose the rate on"""
     statistics: int = 10_000
     """training images that the population statistics are computed from"""
     looked_at: int = 1_000
@@ -76,7 +77,7 @@ PRESETS = {
         hidden=(20,),
         learning_rates=(0.4,),
         looks=2,
-        held_out=300,
+        validation=300,
         statistics=500,
         looked_at=200,
         sample=10_000,
@@ -105,7 +106,7 @@ def shapes(config: Config) -> dict[str, Any]:
     """Normalize Gaussian and exponential values; measure the latter's shape before and after."""
     found: dict[str, list[Any]] = {"outside_one": [], "before": [], "after": []}
     for seed in range(config.seeds):
-        rng = np.random.default_rng(seed)
+        rng = sampling.rng(seed, "values")
         gaussian = rng.normal(size=(config.sample, 1)).astype(np.float32)
         exponential = rng.exponential(size=(config.sample, 1)).astype(np.float32)
         found["outside_one"].append(np.mean(np.abs(normalized(jnp.asarray(gaussian))) > 1))
@@ -256,7 +257,9 @@ def draw_learned(found: dict[str, dict[str, np.ndarray]]) -> Figure:
 
 def measure(config: Config, study: Study) -> None:
     """Measure, report, draw."""
-    split = sweep.split(study.dataset(config.dataset), config.held_out, data.binary)
+    split = jax.device_put(
+        sample_split(study.dataset(config.dataset), data.binary, validation=config.validation)
+    )
 
     # ---- Exact, and by sampling
     made = study.part("shapes", lambda: shapes(config))
@@ -312,7 +315,7 @@ def measure(config: Config, study: Study) -> None:
     found = study.part("ablation", lambda: ablation(config, split))
     learned, held = (
         {
-            activation: sweep.at_best({name: values[i, kind] for name, values in found.items()})
+            activation: selection.at_best({name: values[i, kind] for name, values in found.items()})
             for i, activation in enumerate(ACTIVATIONS)
         }
         for kind in (0, 1)

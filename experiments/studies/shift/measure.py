@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from experiments import sampling
 from experiments.stats import estimates
 from experiments.studies.shift.figures import (
     draw_depth,
@@ -20,13 +21,10 @@ from experiments.studies.shift.figures import (
 )
 from experiments.studies.shift.moving import (
     PROBE,
-    Examples,
+    Data,
     NoisyBatchNorm,
-    Split,
-    batches_of,
     draw,
     drifts,
-    keys_of,
     while_training,
 )
 from experiments.studies.shift.stacks import (
@@ -37,8 +35,8 @@ from experiments.studies.shift.stacks import (
     growth,
 )
 from experiments.study import Study
-from experiments.tasks import data
-from experiments.tasks.data import Dataset
+from experiments.tasks.data import Dataset, binary
+from experiments.tasks.split import sample_split
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
@@ -57,7 +55,7 @@ class Config:
     train_examples: int = 50_000
     """images to train on"""
     test_examples: int = 5_000
-    """images to test on, and as many others of the training set to choose rates by"""
+    """images to test on, and as many training images, drawn at random, to choose rates by"""
     batch_size: int = 60
     """examples in a batch"""
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -115,23 +113,19 @@ PRESETS = {
 }
 
 
-def split(dataset: Dataset, config: Config) -> Split:
-    """Take the first examples of each set; what training leaves over is for validation."""
-
-    def take(images: np.ndarray, labels: np.ndarray) -> Examples:
-        return Examples(*jax.device_put((data.binary(images), labels.astype(np.int32))))
-
-    most, tests = config.train_examples, config.test_examples
-    images, labels = dataset.train_images, dataset.train_labels
-    train = take(images[:most], labels[:most])
-    batches = min(most // config.batch_size, 20)
-    population = train.x[: batches * config.batch_size]
-    return Split(
-        train,
-        take(images[most : most + tests], labels[most : most + tests]),
-        take(dataset.test_images[:tests], dataset.test_labels[:tests]),
-        population.reshape(batches, config.batch_size, -1),
+def prepare(dataset: Dataset, config: Config) -> Data:
+    """Draw images; the first ones to train on, which come at random, give population statistics."""
+    drawn = sample_split(
+        dataset,
+        binary,
+        validation=config.test_examples,
+        train=config.train_examples,
+        test=config.test_examples,
+        dtype=np.uint8,
     )
+    batches = min(config.train_examples // config.batch_size, 20)
+    population = drawn.train[0][: batches * config.batch_size]
+    return jax.device_put(Data(drawn, population.reshape(batches, config.batch_size, -1)))
 
 
 # ---- The experiment ------------------------------------------------------------------------------
@@ -139,29 +133,29 @@ def split(dataset: Dataset, config: Config) -> Split:
 
 def measure(config: Config, study: Study) -> None:
     """Measure part by part; report and draw."""
-    examples = split(study.dataset(config.dataset), config)
-    report_training(config, study, examples)
-    report_depth(config, study, examples)
-    report_untrained(config, study, examples)
+    data = prepare(study.dataset(config.dataset), config)
+    report_training(config, study, data)
+    report_depth(config, study, data)
+    report_untrained(config, study, data)
 
 
-def report_training(config: Config, study: Study, examples: Split) -> None:
+def report_training(config: Config, study: Study, data: Data) -> None:
     """Measure the shift, and the landscape, while Fig. 1's network trains."""
     every = config.look_every
 
     def train(
-        norm: str, split: Split, steps: int, batch_size: int, gradients: bool
+        norm: str, data: Data, steps: int, batch_size: int, gradients: bool
     ) -> dict[str, Array]:
         model, seeds = MLP(config.hidden, norm=NORMS[norm]), range(config.seeds)
-        features = split.train.x.shape[1]
-        start = draw(model, optax.sgd(0), seeds, features, lambda *_: config.sigma)
-        batches = batches_of(seeds, steps + 1, batch_size, split)
+        x, labels = data.split.train
+        start = draw(model, optax.sgd(0), seeds, x.shape[1], lambda *_: config.sigma)
+        batches = sampling.all_batches(seeds, steps + 1, batch_size, len(labels))
         return while_training(
             model,
             config.learning_rate,
-            split,
+            data,
             start,
-            keys_of(seeds),
+            sampling.keys(seeds, "noise"),
             batches,
             every=every,
             gradients=gradients,
@@ -170,12 +164,12 @@ def report_training(config: Config, study: Study, examples: Split) -> None:
     seen = {
         norm: study.part(
             f"training_{norm}",
-            lambda norm=norm: train(norm, examples, config.steps, config.batch_size, True),
+            lambda norm=norm: train(norm, data, config.steps, config.batch_size, True),
         )
         for norm in NORMS
     }
-    few = Examples(*(leaf[: config.subset] for leaf in examples.train))
-    subset = examples._replace(train=few)
+    x, labels = (leaf[: config.subset] for leaf in data.split.train)
+    subset = data._replace(split=data.split._replace(train=(x, labels)))
     descent = {
         name: study.part(
             f"descent_{name}",
@@ -222,7 +216,7 @@ def report_training(config: Config, study: Study, examples: Split) -> None:
     )
 
 
-def report_depth(config: Config, study: Study, examples: Split) -> None:
+def report_depth(config: Config, study: Study, data: Data) -> None:
     """Measure how accuracy after equal steps depends on depth."""
 
     def train(name: str) -> dict[str, np.ndarray]:
@@ -231,7 +225,7 @@ def report_depth(config: Config, study: Study, examples: Split) -> None:
                 VARIANTS[name],
                 depth,
                 config.width,
-                examples,
+                data,
                 rates=config.rates,
                 seeds=config.seeds,
                 steps=config.depth_steps,
@@ -263,11 +257,11 @@ def report_depth(config: Config, study: Study, examples: Split) -> None:
     )
 
 
-def report_untrained(config: Config, study: Study, examples: Split) -> None:
+def report_untrained(config: Config, study: Study, data: Data) -> None:
     """Measure what changes of the weights become on their way through untrained networks."""
 
     def run(norm: str) -> dict[str, np.ndarray]:
-        x = examples.train.x[:PROBE].astype(jnp.float32)
+        x = data.split.train[0][:PROBE].astype(jnp.float32)
         return changes_by_depth(Stack(LAYERS, WIDTH, norm=NORMS[norm]), x, config.untrained)
 
     seen = {

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
+from experiments import sampling
 from experiments.stats.drift import PERCENTILES, settled_from
+from experiments.tasks.split import Examples, Split
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network, cross_entropy
 from jbn import diagnostics
 from jbn.linen import BatchNorm
@@ -27,34 +28,11 @@ PROBE = 500  # Examples that the inputs are looked at with, the same all the tim
 # ---- Examples ------------------------------------------------------------------------------------
 
 
-class Examples(NamedTuple):
-    """Binary images in rows, and their labels."""
+class Data(NamedTuple):
+    """Binary images in rows, uint8, and batches of those to train on for population statistics."""
 
-    x: UInt8[Array, "N F"]
-    labels: Int[Array, "N"]
-
-
-class Split(NamedTuple):
-    """What to train on, to choose by, to test on, and batches for population statistics."""
-
-    train: Examples
-    validation: Examples
-    test: Examples
+    split: Split
     population: UInt8[Array, "K N F"]
-
-
-def batches_of(
-    seeds: Sequence[int], steps: int, batch_size: int, split: Split
-) -> Int[Array, "seeds steps batch"]:
-    """Draw the batches of each seed."""
-    examples = len(split.train.labels)
-    drawn = [batch_indices(seed, 0, steps, batch_size, examples) for seed in seeds]
-    return jnp.asarray(np.stack(drawn))
-
-
-def keys_of(seeds: Sequence[int]) -> PRNGKeyArray:
-    """Make the key of each seed."""
-    return jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
 
 def draw(
@@ -80,7 +58,8 @@ def draw(
         if name != "kernel":
             return jax.device_put(np.full(shape, name in ("scale", "var"), leaf.dtype))
         place, scale = next(places), deviation(*leaf.shape[-2:])
-        drawn = [np.random.default_rng([seed, place]).normal(0, scale, shape[1:]) for seed in seeds]
+        rngs = [sampling.rng(seed, f"weights {place}") for seed in seeds]
+        drawn = [rng.normal(0, scale, shape[1:]) for rng in rngs]
         return jax.device_put(np.stack(drawn).astype(leaf.dtype))
 
     made = jax.tree_util.tree_map_with_path(fill, shapes)
@@ -99,7 +78,7 @@ def he(inputs: int, outputs: int) -> float:
     return (2 / inputs) ** 0.5
 
 
-def judge(model: nn.Module, network: Network, split: Split) -> tuple[Array, Array]:
+def judge(model: nn.Module, network: Network, data: Data) -> tuple[Array, Array]:
     """Compute the accuracy in inference, on validation and test set; without noise.
 
     BN by population statistics. What diverged has outputs of NaN, whose argmax is class 0: it
@@ -107,14 +86,15 @@ def judge(model: nn.Module, network: Network, split: Split) -> tuple[Array, Arra
     """
     variables = network.variables
     if network.batch_stats:
-        batches = split.population.astype(jnp.float32)
+        batches = data.population.astype(jnp.float32)
         population = networks.population(model, network, batches)
         variables = {**variables, "batch_stats": population}
 
     def accuracy(of: Examples) -> Array:
-        return networks.accuracy(model, variables, of.x.astype(jnp.float32), of.labels)
+        x, labels = of
+        return networks.accuracy(model, variables, x.astype(jnp.float32), labels)
 
-    return accuracy(split.validation), accuracy(split.test)
+    return accuracy(data.split.validation), accuracy(data.split.test)
 
 
 # ---- Noise after BN ------------------------------------------------------------------------------
@@ -159,7 +139,7 @@ class NoisyBatchNorm(BatchNorm):
 def while_training(
     model: MLP,
     rate: float,
-    split: Split,
+    data: Data,
     start: Network,
     keys: PRNGKeyArray,
     batches: Int[Array, "seeds steps+1 batch"],
@@ -172,7 +152,7 @@ def while_training(
     Args:
       model: without BN or with it.
       rate: learning rate.
-      split: examples.
+      data: examples.
       start, keys, batches: of every seed. The keys are for noise; a look takes the batch that comes
         next, so there is one more than there are steps.
       every: steps between looks.
@@ -182,25 +162,24 @@ def while_training(
       (looks, 3, units), of the last nonlinearity's inputs in training mode, so that with noise they
       are those that training sees; with `gradients`, what `looks_along` gives, for each look.
     """
-    optimizer = optax.sgd(rate)
+    optimizer, train = optax.sgd(rate), data.split.train
 
     def fit(start: Network, key: PRNGKeyArray, rows: Array) -> tuple[Network, Network]:
         def step(network: Network, batch: Examples, i: Array) -> Network:
-            x, rngs = batch.x.astype(jnp.float32), {"noise": jax.random.fold_in(key, i)}
-            return networks.train_step(model, optimizer, network, x, batch.labels, rngs=rngs)
+            x, labels = batch
+            x, rngs = x.astype(jnp.float32), {"noise": jax.random.fold_in(key, i)}
+            return networks.train_step(model, optimizer, network, x, labels, rngs=rngs)
 
-        return networks.fit(
-            step, start, split.train, rows[:-1], observe=lambda now: now, every=every
-        )
+        return networks.fit(step, start, train, rows[:-1], observe=lambda now: now, every=every)
 
     def look(at: tuple[Network, PRNGKeyArray, Array]) -> dict[str, Array]:
         network, key, rows = at
         rngs = {"noise": key}
-        probe = split.train.x[:PROBE].astype(jnp.float32)
+        probe = train[0][:PROBE].astype(jnp.float32)
         inputs = last_inputs(model, network, probe, rngs)
         seen = {"percentiles": diagnostics.percentiles(inputs, PERCENTILES)}
         if gradients:
-            batch = jax.tree.map(lambda leaf: leaf[rows], split.train)
+            batch = jax.tree.map(lambda leaf: leaf[rows], train)
             loss = loss_on(model, network, batch, rngs)
             seen |= looks_along(loss, network.params, rate)
         return seen
@@ -212,7 +191,7 @@ def while_training(
         return jax.lax.map(look, (kept, later, following))
 
     last, kept = jax.vmap(fit)(start, keys, batches)
-    _, accuracy = jax.vmap(lambda network: judge(model, network, split))(last)
+    _, accuracy = jax.vmap(lambda network: judge(model, network, data))(last)
     return {"accuracy": accuracy, **jax.lax.map(look_on, (kept, keys, batches))}
 
 
@@ -228,12 +207,12 @@ def loss_on(
     model: nn.Module, network: Network, batch: Examples, rngs: Any
 ) -> Callable[[Any], Array]:
     """Make params -> loss on a batch in training mode; the noise, too, is the same every time."""
-    x = batch.x.astype(jnp.float32)
+    x, labels = batch[0].astype(jnp.float32), batch[1]
 
     def loss(params: Any) -> Array:
         variables = {"params": params, "batch_stats": network.batch_stats}
         outputs, _ = model.apply(variables, x, training=True, mutable=["batch_stats"], rngs=rngs)
-        return jnp.mean(cross_entropy(outputs, batch.labels))
+        return jnp.mean(cross_entropy(outputs, labels))
 
     return loss
 

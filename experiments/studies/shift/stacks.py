@@ -11,16 +11,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from experiments.studies.shift.moving import (
-    Examples,
-    Split,
-    batches_of,
-    draw,
-    glorot,
-    he,
-    judge,
-    keys_of,
-)
+from experiments import sampling
+from experiments.stats import selection
+from experiments.studies.shift.moving import Data, draw, glorot, he, judge
+from experiments.tasks.split import Examples
 from experiments.training import networks
 from experiments.training.networks import Network
 from jbn.linen import BatchNorm
@@ -135,7 +129,7 @@ def change_kernels(
 
 def nudge(kernel: np.ndarray, seed: int, *, by: float = 0.01) -> np.ndarray:
     """Move weights in a random direction, by a share of their norm."""
-    direction = np.random.default_rng([1, seed]).normal(size=kernel.shape)
+    direction = sampling.rng(seed, "nudge").normal(size=kernel.shape)
     return kernel + by * direction * np.linalg.norm(kernel) / np.linalg.norm(direction)
 
 
@@ -143,7 +137,7 @@ def enlarge_few(
     kernel: np.ndarray, seed: int, *, share: float = 0.01, factor: float = 10
 ) -> np.ndarray:
     """Multiply each weight, with the probability `share`, by `factor`."""
-    few = np.random.default_rng([2, seed]).random(kernel.shape) < share
+    few = sampling.rng(seed, "outliers").random(kernel.shape) < share
     return np.where(few, factor * kernel, kernel)
 
 
@@ -217,7 +211,7 @@ def accuracy_after(
     l2: float,
     keys: PRNGKeyArray,
     batches: Int[Array, "runs steps batch"],
-    split: Split,
+    data: Data,
 ) -> tuple[Float[Array, "runs"], Float[Array, "runs"]]:
     """Train networks by momentum .9; return their accuracy on validation and test set."""
 
@@ -229,13 +223,19 @@ def accuracy_after(
 
         def step(network: Network, batch: Examples, i: Array) -> Network:
             rngs = {"dropout": jax.random.fold_in(key, i)}
-            x, labels = batch.x.astype(jnp.float32), batch.labels
+            x, labels = batch
             return networks.train_step(
-                model, optimizer, network, x, labels, penalty=penalty, rngs=rngs
+                model,
+                optimizer,
+                network,
+                x.astype(jnp.float32),
+                labels,
+                penalty=penalty,
+                rngs=rngs,
             )
 
-        network, _ = networks.fit(step, network, split.train, rows)
-        return judge(model, network, split)
+        network, _ = networks.fit(step, network, data.split.train, rows)
+        return judge(model, network, data)
 
     return jax.vmap(one)(start, rates, keys, batches)
 
@@ -249,7 +249,7 @@ def accuracy_at_best_rate(
     variant: Variant,
     depth: int,
     width: int,
-    split: Split,
+    data: Data,
     *,
     rates: Sequence[float],
     seeds: int,
@@ -263,13 +263,14 @@ def accuracy_at_best_rate(
     model = Stack(depth, width, 10, variant.activation, variant.norm, variant.dropout)
 
     def train(runs: Sequence[int], rates: np.ndarray) -> tuple[Array, Array]:
-        features = split.train.x.shape[1]
-        start = draw(model, momentum(0.0), runs, features, variant.deviation)
-        batches = batches_of(runs, steps, batch_size, split)
-        return accuracy_after(model, start, rates, variant.l2, keys_of(runs), batches, split)
+        x, labels = data.split.train
+        start = draw(model, momentum(0.0), runs, x.shape[1], variant.deviation)
+        keys = sampling.keys(runs, "dropout")
+        batches = sampling.all_batches(runs, steps, batch_size, len(labels))
+        return accuracy_after(model, start, rates, variant.l2, keys, batches, data)
 
     grid = np.asarray(rates, np.float32)
     validation, _ = train([seeds] * len(rates), grid)
-    best = grid[np.argmax(validation)]
+    best = grid[selection.best(np.asarray(validation)[:, None], "highest")]
     _, accuracy = train(range(seeds), np.full(seeds, best))
     return {"accuracy": accuracy, "rate": best}

@@ -15,14 +15,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 
-from experiments import plotting
+from experiments import plotting, sampling
 from experiments.stats import estimates
 from experiments.stats.estimates import Estimate
 from experiments.study import Study
 from experiments.tasks import titanic as titanic_data
 from experiments.tasks.titanic import Passengers
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network
 from jbn.models import MLP
 
@@ -134,13 +133,15 @@ def curves(
     init_all = jax.jit(jax.vmap(jax.vmap(init, (None, 0))))
     go_on_all = jax.jit(jax.vmap(jax.vmap(go_on, (0, 0, None, None, None))))
     split = jax.device_put(titanic_data.prepare(passengers, splits))
-    state = init_all(jax.vmap(jax.random.key)(jnp.arange(len(splits))), split.x)
+    state = init_all(sampling.keys(range(len(splits)), "weights"), split.x)
     found: dict[str, list[np.ndarray]] = {name: [] for name in models}
     for epoch in range(0, config.more, config.epochs):  # Piecewise: the batches take much memory.
         span = epoch * steps, (epoch + config.epochs) * steps
         batches = np.stack(
             [
-                train[batch_indices(i, *span, config.batch_size, len(train))].astype(np.int16)
+                train[sampling.batch_indices(i, *span, config.batch_size, len(train))].astype(
+                    np.int16
+                )
                 for i, (train, _) in enumerate(splits)
             ]
         )

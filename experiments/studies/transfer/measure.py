@@ -14,13 +14,13 @@ from flax import traverse_util
 from jaxtyping import Array, Float, UInt8
 from matplotlib.figure import Figure
 
-from experiments import plotting
+from experiments import plotting, sampling
 from experiments.plotting import METHODS
-from experiments.stats import estimates
+from experiments.stats import estimates, selection
 from experiments.study import Study
+from experiments.tasks.split import Split, sample_split
 from experiments.training import networks, sweep
 from experiments.training.networks import Network
-from experiments.training.sweep import Split
 from jbn.models import MLP
 
 Name = Literal["mnist", "fashion_mnist", "digits"]
@@ -42,8 +42,8 @@ class Config:
     """width of each hidden layer"""
     sigma: float = 0.1
     """standard deviation of the initial weights"""
-    held_out: int = 5_000
-    """training images kept apart, to choose the rate on"""
+    validation: int = 5_000
+    """training images, drawn at random, to choose the rate on"""
     statistics: int = 5_000
     """training images that population statistics are computed from"""
     pretraining_steps: int = 2_000
@@ -77,7 +77,7 @@ PRESETS = {
         target="digits",
         seeds=2,
         hidden=(20,),
-        held_out=300,
+        validation=300,
         statistics=500,
         pretraining_steps=50,
         learning_rates=(0.2,),
@@ -120,7 +120,7 @@ def gray(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N pixels"]:
 def permuted(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N pixels"]:
     """Take gray levels, and permute the pixels, of all images alike."""
     rows = gray(images)
-    return rows[:, np.random.default_rng(0).permutation(rows.shape[1])]
+    return rows[:, sampling.rng(0, "pixels").permutation(rows.shape[1])]
 
 
 class Held(MLP):
@@ -236,13 +236,6 @@ def take(
     return {name: x.reshape(len(ways), -1, *x.shape[1:]) for name, x in seen.items()}
 
 
-def arrivals(accuracy: Float[np.ndarray, "... looks"], goal: float, every: int) -> np.ndarray:
-    """Compute the step of the first look at which the goal is reached; else of the last look."""
-    reached = accuracy >= goal
-    first = np.where(reached.any(-1), reached.argmax(-1), reached.shape[-1] - 1)
-    return (first + 1) * every
-
-
 # ---- Figures -------------------------------------------------------------------------------------
 
 
@@ -280,9 +273,13 @@ def draw_ways(tested: dict[str, np.ndarray]) -> Figure:
 
 def measure(config: Config, study: Study) -> None:
     """Measure, report, draw."""
-    source = sweep.split(study.dataset(config.source), config.held_out, gray)
+    source = jax.device_put(
+        sample_split(study.dataset(config.source), gray, validation=config.validation)
+    )
     pixels = permuted if config.source == config.target else gray
-    target = sweep.split(study.dataset(config.target), config.held_out, pixels)
+    target = jax.device_put(
+        sample_split(study.dataset(config.target), pixels, validation=config.validation)
+    )
     pretrained = study.part("pretrained", lambda: pretrain(config, source))
     study.report("pretrained_accuracy", estimates.mean(pretrained.pop("test")))
     begin = starts(config, target, pretrained)
@@ -290,11 +287,11 @@ def measure(config: Config, study: Study) -> None:
     # ---- The race
     raced = study.part("race", lambda: race(config, target, begin))
     steps, curves = {}, {}
+    looks = np.arange(config.race_every, config.race_steps + 1, config.race_every)
     for i, name in enumerate(("scratch", "pretrained")):
-        taken = arrivals(raced["validation"][i], config.goal, config.race_every)
-        best = taken.mean(1).argmin()
-        curves[name] = raced["test"][i, best]
-        steps[name] = arrivals(curves[name], config.goal, config.race_every)
+        taken = selection.steps_to(config.goal, raced["validation"][i], looks)
+        curves[name] = raced["test"][i, selection.best(taken, "lowest")]
+        steps[name] = selection.steps_to(config.goal, curves[name], looks)
         study.report(f"steps_{name}", estimates.mean(steps[name]))
     study.report("steps_ratio", estimates.ratio(steps["pretrained"] / steps["scratch"]))
     took = {name: estimates.words(study.estimates[f"steps_{name}"]) for name in steps}
@@ -315,7 +312,7 @@ def measure(config: Config, study: Study) -> None:
     ):
         found = study.part(part, functools.partial(adapt, config, ways, target, begin))
         for i, name in enumerate(ways):
-            seen = sweep.at_best({key: values[i] for key, values in found.items()})
+            seen = selection.at_best({key: values[i] for key, values in found.items()})
             tested[name] = seen["test"][:, -1]
     tested = {name: tested[name] for name in WAYS}
     for metric, ours, theirs in (

@@ -12,16 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, UInt8
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt8
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
 
 import jbn
-from experiments import plotting
-from experiments.stats import estimates
+from experiments import plotting, sampling
+from experiments.stats import estimates, selection
 from experiments.study import Study
 from experiments.training import networks
-from experiments.training.loop import batch_indices
 from experiments.training.networks import Network
 from jbn.models import MLP
 
@@ -93,7 +92,7 @@ def subsets(config: Config, study: Study, seeds: int) -> tuple[Array, Array]:
     """Draw random examples, pixels and labels: for the choosing seeds, then for `seeds` more."""
     dataset = study.dataset(config.dataset)
     x, labels = pixels(dataset.train_images), dataset.train_labels.astype(np.int32)
-    draws = [np.random.default_rng([seed, 1]) for seed in range(config.choosing_seeds + seeds)]
+    draws = [sampling.rng(seed, "subset") for seed in range(config.choosing_seeds + seeds)]
     rows = np.stack([draw.permutation(len(x))[: config.examples] for draw in draws])
     return jnp.asarray(x[rows]), jnp.asarray(labels[rows])
 
@@ -143,7 +142,7 @@ def timing(config: Config) -> Mapping[str, ArrayLike]:
     methods = {"zca": jax.jit(lambda x: jbn.whiten(x)[0]), "bn": jax.jit(standardize)}
     taken = {name: np.empty((config.repetitions, len(config.features))) for name in methods}
     for column, d in enumerate(config.features):
-        x = jax.random.normal(jax.random.key(d), (TIMED_EXAMPLES, d))
+        x = jax.random.normal(sampling.keys([d], "timing")[0], (TIMED_EXAMPLES, d))
         for repetition in range(config.repetitions):
             for name, run in methods.items():
                 with threadpool_limits(1, user_api="blas"):
@@ -198,10 +197,11 @@ def outside(config: Config) -> dict[str, ArrayLike]:
             "scale_inside": descend(lambda w: inside(u @ w), target, start),
         }
 
-    draw = np.random.default_rng(0)
-    u = draw.normal(size=(config.seeds, 100, 10))
+    u = sampling.rng(0, "inputs").normal(size=(config.seeds, 100, 10))
     u -= u.mean(1, keepdims=True)  # E[u] = 0: then the bias gains the rate at every step.
-    start, teacher = draw.normal(size=(2, config.seeds, 10))
+    start, teacher = (
+        sampling.rng(0, use).normal(size=(config.seeds, 10)) for use in ("weights", "teacher")
+    )
     with jax.enable_x64(True):
         found = jax.jit(jax.vmap(one))(u, start, teacher)
         return {name: np.asarray(runs) for name, runs in found.items()}
@@ -214,6 +214,7 @@ def outside(config: Config) -> dict[str, ArrayLike]:
 def train(
     hidden: tuple[int, ...],
     rates: Float[Array, "rates"],
+    keys: PRNGKeyArray,
     x: Float[Array, "seeds N d"],
     labels: Int[Array, "seeds N"],
     batches: Int[Array, "seeds steps batch"],
@@ -225,9 +226,9 @@ def train(
     """
     model = MLP(hidden=hidden, kernel_init=nn.initializers.xavier_normal())
 
-    def one(rate: Array, seed: Array, x: Array, labels: Array, batches: Array) -> Array:
+    def one(rate: Array, key: Array, x: Array, labels: Array, batches: Array) -> Array:
         optimizer = optax.sgd(rate)
-        network = networks.init(model, optimizer, jax.random.key(seed), x[:1])
+        network = networks.init(model, optimizer, key, x[:1])
 
         def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
             return networks.train_step(model, optimizer, network, *batch)
@@ -240,18 +241,7 @@ def train(
         return networks.fit(step, network, examples, batches, observe=observe, every=every)[1]
 
     grid = jax.vmap(jax.vmap(one, (None, 0, 0, 0, 0)), (0, None, None, None, None))
-    return grid(rates, jnp.arange(len(x)), x, labels, batches)
-
-
-def steps_to(losses: Float[np.ndarray, "... looks"], target: float) -> Int[np.ndarray, "..."]:
-    """Count the steps to the target, from the loss after each; never counts as all of them."""
-    below = losses <= target  # NaN is not.
-    return np.where(below.any(-1), below.argmax(-1), losses.shape[-1] - 1)
-
-
-def best(runs: Float[np.ndarray, "rates seeds"]) -> int:
-    """Find the rate of the least mean; a run that diverged counts as infinitely bad."""
-    return int(np.where(np.isfinite(runs), runs, np.inf).mean(1).argmin())
+    return grid(rates, keys, x, labels, batches)
 
 
 # ---- Figures -------------------------------------------------------------------------------------
@@ -343,13 +333,14 @@ def measure(config: Config, study: Study) -> None:
     # ---- Raw, standardized and whitened inputs
     inputs = {kind: transform(x, kind) for kind in INPUTS}
     rates, everything = jnp.asarray(config.rates), np.arange(config.examples)
+    keys = sampling.keys(range(len(x)), "weights")
     full = jnp.asarray(np.broadcast_to(everything, (len(x), config.descent_steps, len(everything))))
-    curves, steps = {}, {}
+    looks, curves, steps = np.arange(config.descent_steps + 1), {}, {}
     for kind in INPUTS:
-        work = functools.partial(train, (), rates, inputs[kind], labels, full, 1)
+        work = functools.partial(train, (), rates, keys, inputs[kind], labels, full, 1)
         runs = study.part(f"descent_{kind}", lambda work=work: {"loss": work()})["loss"]
-        needed = steps_to(runs, config.target_loss)
-        rate = best(needed[:, choosing])
+        needed = selection.steps_to(config.target_loss, runs, looks, falling=True)
+        rate = selection.best(needed[:, choosing], "lowest")
         curves[kind], steps[kind] = runs[rate, own], needed[rate, own]
         study.report(f"steps_of_{kind}", estimates.ratio(steps[kind]))
     study.report("steps_standardized", estimates.ratio(steps["standardized"] / steps["raw"]))
@@ -364,14 +355,15 @@ def measure(config: Config, study: Study) -> None:
     # ---- Stuck
     x, labels = subsets(config, study, config.stuck_seeds)
     count = config.stuck_steps
-    drawn = [batch_indices(seed, 0, count, BATCH, config.examples) for seed in range(len(x))]
-    batches, rates, last = jnp.asarray(np.stack(drawn)), jnp.asarray(config.stuck_rates), {}
+    keys = sampling.keys(range(len(x)), "weights")
+    batches = jnp.asarray(sampling.all_batches(range(len(x)), count, BATCH, config.examples))
+    rates, last = jnp.asarray(config.stuck_rates), {}
     for kind in INPUTS[:2]:
         levels = transform(255 * x, kind)
-        work = functools.partial(train, HIDDEN, rates, levels, labels, batches, count)
+        work = functools.partial(train, HIDDEN, rates, keys, levels, labels, batches, count)
         runs = study.part(f"stuck_{kind}", lambda work=work: {"loss": work()})["loss"][..., -1]
         ends = np.where(np.isfinite(runs), runs, np.inf)  # Diverged: stuck as well.
-        last[kind] = ends[best(ends[:, choosing]), own]
+        last[kind] = ends[selection.best(ends[:, choosing], "lowest"), own]
     bound = min(ends.min() for ends in last.values()) + MARGIN
     stuck = {kind: ends > bound for kind, ends in last.items()}
     study.report("stuck_difference", estimates.paired(stuck["raw"], stuck["standardized"]))
