@@ -36,13 +36,14 @@ import tyro
 from benchmarks import common
 from experiments import run_dir
 from experiments.studies.mnist_mlp import measure as mnist_mlp
+from experiments.studies.mnist_mlp.config import PRESETS, Config
 from experiments.tasks import data
 from experiments.training.checkpoints import MANIFEST, Checkpoints
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2  # Runs: each has work for about one core.
 CHECKPOINT_EVERY = 3  # Chunks.
-CHUNK = mnist_mlp.PRESETS["smoke"].evaluate_every
+CHUNK = PRESETS["smoke"].evaluate_every
 STEPS = {"smoke": 200, "full": 1500}  # With 200, a moment seldom falls into the training.
 LONGEST = 300  # Seconds before a run is said to hang.
 TRIES = 4  # Until a run is killed before its end: moments at its very end may never come.
@@ -151,7 +152,7 @@ def results(path: Path) -> dict[str, Any]:
 
 def last_state(path: Path) -> Any:
     """Restore the last checkpoint of a run: its step, and name, dtype and bytes of each leaf."""
-    config = run_dir.read_config(path.parent, "mnist_mlp", mnist_mlp.Config)
+    config = run_dir.read_config(path.parent, "mnist_mlp", Config)
     features = data.load(config.dataset).train_images[0].size
     keys = jax.random.split(jax.random.key(0), config.seeds)
     like = jax.eval_shape(jax.vmap(lambda key: mnist_mlp.init(config, key, features)), keys)

@@ -36,11 +36,11 @@ from benchmarks import common
 from benchmarks.common import Run
 from experiments import run_dir, sampling
 from experiments.studies.mnist_mlp import measure as mnist_mlp
-from experiments.studies.mnist_mlp.measure import Config
+from experiments.studies.mnist_mlp.config import PRESETS, Config
+from experiments.study import Study
 from experiments.tasks import data
 from experiments.tasks.data import Dataset
 from experiments.training.devices import Devices
-from experiments.training.loop import Execution
 from jbn.models import MLP
 
 NETWORKS = ("without", "with")
@@ -197,10 +197,12 @@ def experiment(config: Config, dataset: Dataset) -> dict[str, float]:
     """Run the experiment itself in a temporary directory; return the seconds of its parts."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_dir.create(Path(folder), "mnist_mlp", config)
-        run_dir.keep_environment(run, {**run_dir.environment(), "data": dataset.describe()})
+        run_dir.keep_environment(run, run_dir.environment())
+        study = Study("mnist_mlp", run)
+        study.add_dataset(config.dataset, dataset)
         began = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):  # Its progress.
-            mnist_mlp.run(config, dataset, run, Execution())
+            mnist_mlp.measure(config, study)
         whole = time.perf_counter() - began
         chunks = list(run_dir.read_rows(run.path / "timing.jsonl"))
         run.lock.close()
@@ -244,10 +246,10 @@ def report(result: dict[str, Any]) -> str:
 def main(options: Options) -> dict[str, Any]:
     """Measure, print, write; return the result."""
     smoke = options.preset == "smoke"
-    config = dataclasses.replace(mnist_mlp.PRESETS["paper"], seeds=1, steps=LONG_RUN)
+    config = dataclasses.replace(PRESETS["paper"], seeds=1, steps=LONG_RUN)
     if smoke:
         config = dataclasses.replace(
-            mnist_mlp.PRESETS["smoke"],
+            PRESETS["smoke"],
             seeds=1,
             steps=40,
             hidden=(8,),  # One layer: quick to compile.

@@ -69,28 +69,31 @@ class Options(NamedTuple):
 
 
 def parse(
-    name: str, experiment: Any, arguments: list[str], kind: type[IOOptions] = ExecutionOptions
+    name: str, study: Any, arguments: list[str], kind: type[IOOptions] = ExecutionOptions
 ) -> Options:
-    """Parse the options: the preset sets their defaults, or the run that is to be resumed does."""
+    """Parse the options: the preset sets their defaults, or the run that is to be resumed does.
+
+    Args: study: what has its `Config` and `PRESETS`.
+    """
     first = argparse.ArgumentParser(
         prog=f"python -m experiments {name}", add_help=False, allow_abbrev=False
     )
-    first.add_argument("--preset", choices=list(experiment.PRESETS))
+    first.add_argument("--preset", choices=list(study.PRESETS))
     first.add_argument("--resume", nargs="?", const=NEWEST)
     known, rest = first.parse_known_args(arguments)
-    base = experiment.PRESETS[known.preset or "quick"]
+    base = study.PRESETS[known.preset or "quick"]
     resumed = None
     # Only the first of several hosts has the run directory, and knows whether it is one.
     if known.resume not in (None, NEWEST) and (Path(known.resume) / "config.json").is_file():
-        resumed = run_dir.read_config(Path(known.resume), name, experiment.Config)
+        resumed = run_dir.read_config(Path(known.resume), name, study.Config)
         base = base if known.preset else resumed
     presets = tyro.conf.arg(
         help="sets the defaults of the options below",
-        metavar="{" + ",".join(experiment.PRESETS) + "}",
+        metavar="{" + ",".join(study.PRESETS) + "}",
     )
     fields = {
         "preset": (Annotated[str, presets], known.preset or "quick"),
-        "config": (Annotated[experiment.Config, tyro.conf.arg(name="")], base),
+        "config": (Annotated[study.Config, tyro.conf.arg(name="")], base),
         "execution": (Annotated[kind, tyro.conf.arg(name="")], kind(resume=known.resume)),
     }
     whole = dataclasses.make_dataclass("Options", [(key, of) for key, (of, _) in fields.items()])

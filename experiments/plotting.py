@@ -73,10 +73,10 @@ def figure(columns: int = 1, rows: int = 1, *, width: float = 5.0, height: float
 
 
 def band(axes: Axes, x: ArrayLike, runs: Float[ArrayLike, "X runs"], method: str) -> None:
-    """Draw the mean over runs as a line and their range as a band, in the method's look."""
-    look, y = METHODS[method], np.asarray(runs)
-    axes.plot(x, y.mean(1), color=look.color, linestyle=look.linestyle, label=look.label)
-    axes.fill_between(x, y.min(1), y.max(1), color=look.color, alpha=0.2, linewidth=0)
+    """Plot the mean over runs as a line and their range as a band, in the method's style."""
+    style, y = METHODS[method], np.asarray(runs)
+    axes.plot(x, y.mean(1), color=style.color, linestyle=style.linestyle, label=style.label)
+    axes.fill_between(x, y.min(1), y.max(1), color=style.color, alpha=0.2, linewidth=0)
 
 
 def save(made: Figure, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Run directories: runs/<experiment>/<stamp>/ with all that a figure or a resumed run needs.
 
 config.json    the experiment's name and its config: what was asked for
-env.json       versions, device, machine, commit, data: what it ran on
+env.json       versions, devices, machine, commit: what it ran on
 metrics.jsonl  one row per evaluation; only a function of the two above
 timing.jsonl   seconds per row of metrics.jsonl
 checkpoints/   the latest states, written by `experiments.training.loop`
@@ -198,19 +198,11 @@ def environment() -> dict[str, Any]:
 
 
 def keep_environment(run: Run, environment: dict[str, Any]) -> None:
-    """Write env.json; for a resumed run, compare with it instead.
-
-    Raises: ValueError: the examples are not those that the run began with.
-    """
+    """Write env.json; for a resumed run, compare with it instead, and say what differs."""
     if not (run.path / "env.json").exists():
         run.write("env.json", environment)
         return
     before = run.read("env.json")
-    if "data" in before and before["data"]["sha256"] != environment["data"]["sha256"]:
-        raise ValueError(
-            f"Expected the examples that {run.path} began with, {before['data']['name']}, got "
-            f"{environment['data']['name']}. Pass the same --data-dir."
-        )
     for part in ("versions", "device", "machine", "spread"):
         if before.get(part) != environment.get(part):
             print(

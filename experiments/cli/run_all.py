@@ -76,7 +76,7 @@ def _one(name: str, how: Options, one: CarryOut) -> int:
     if io.data_dir:
         words += ["--data-dir", str(io.data_dir)]
     if io.resume:
-        config = import_module(f"experiments.studies.{name}.measure").PRESETS[how.preset]
+        config = import_module(f"experiments.studies.{name}.config").PRESETS[how.preset]
         wanted = {"experiment": name, **run_dir.to_json(config)}
         for path in run_dir.finished(io.runs, name):
             if run_dir.read_json(path / "config.json") == wanted:

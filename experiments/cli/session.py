@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments import options, run_dir
-from experiments.tasks import data
 from experiments.training import hosts
 from experiments.training.devices import Devices
 from experiments.training.loop import Execution
@@ -23,38 +22,54 @@ class Session(NamedTuple):
 
 
 def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Session:
-    """Prepare an experiment, by its kind: one that trains on many devices, or a study."""
-    experiment = importlib.import_module(f"experiments.studies.{name}.measure")
-    if hasattr(experiment, "measure"):
-        return prepare_study(name, experiment, arguments)
-    return prepare_training(name, experiment, arguments, graceful_exit)
+    """Parse the options, connect the hosts, make or reopen the run directory.
 
+    A study whose config.py says `MANY_DEVICES` trains on several devices and hosts.
+    """
+    settings = importlib.import_module(f"experiments.studies.{name}.config")
+    many = getattr(settings, "MANY_DEVICES", False)
+    kind = options.ExecutionOptions if many else options.IOOptions
+    config, how = options.parse(name, settings, arguments, kind)
 
-def prepare_study(name: str, experiment: Any, arguments: list[str]) -> Session:
-    """Parse the options, make or reopen the run directory."""
     # Slow to import, and only for a study.
     from experiments.ledger import collect as ledger
-    from experiments.study import Study
+    from experiments.study import Study, load
 
-    config, how = options.parse(name, experiment, arguments, options.IOOptions)
-    run = open_run(name, config, how, run_dir.environment())
-    preset = options.preset_of(experiment.PRESETS, config)
-    study = Study(name, run, preset=preset, data_dir=how.data_dir)
+    experiment = importlib.import_module(f"experiments.studies.{name}.measure")
+    execution, loaded = None, {}
+    if isinstance(how, options.ExecutionOptions):
+        config, execution = connect(settings, config, how, graceful_exit)
+        # Before there is a run directory: what is missing leaves none behind.
+        loaded[config.dataset] = load(config.dataset, how.data_dir)
+    execution = execution or Execution(graceful_exit=graceful_exit)
+
+    where = str(execution.devices)
+    run = hosts.on_first(
+        lambda: open_run(name, config, how, {**run_dir.environment(), "spread": where})
+    )
+    path = hosts.broadcast_from_first(str(run.path) if run else None)
+    study = Study(
+        name,
+        run,
+        preset=options.preset_of(settings.PRESETS, config),
+        data_dir=how.data_dir,
+        execution=execution,
+    )
 
     def work() -> str:
+        for each, dataset in loaded.items():
+            study.add_dataset(each, dataset)
         experiment.measure(config, study)
         study.finish()
-        return ledger.as_text(name, study.estimates)
+        return "\n\n".join([*study.tables, ledger.as_text(name, study.estimates)])
 
-    again = options.to_go_on(name, str(run.path), how)
-    return Session(run, str(run.path), "1 device", work, again)
+    return Session(run, path, where, work, options.to_go_on(name, path, how))
 
 
-def prepare_training(
-    name: str, experiment: Any, arguments: list[str], graceful_exit: GracefulExit
-) -> Session:
-    """Parse the options, connect the hosts, load the data, make or reopen the run directory."""
-    config, how = options.parse(name, experiment, arguments)
+def connect(
+    settings: Any, config: Any, how: options.ExecutionOptions, graceful_exit: GracefulExit
+) -> tuple[Any, Execution]:
+    """Connect the hosts; return the first one's config, and how training is carried out."""
     wanted = hosts.expected(how.coordinator, how.num_processes, how.process_id)
     if wanted.processes > 1:
         graceful_exit.start_watchdog()
@@ -63,25 +78,10 @@ def prepare_training(
             "Start one on every host, with the same options but for --process-id."
         )
     hosts.connect(wanted, how.devices)
-
-    config = run_dir.to_config(
-        experiment.Config, hosts.broadcast_from_first(run_dir.to_json(config))
-    )
+    of_first = hosts.broadcast_from_first(run_dir.to_json(config))
     devices = Devices(how.devices or hosts.default_devices(), how.parallel)
-    dataset = hosts.run_on_all(lambda: data.load(config.dataset, data_dir=how.data_dir))
-    hosts.check_same("examples", dataset.describe()["sha256"])
-    environment = {**run_dir.environment(), "data": dataset.describe(), "spread": str(devices)}
-
-    run = hosts.on_first(lambda: open_run(name, config, how, environment))
-    path = hosts.broadcast_from_first(str(run.path) if run else None)
     execution = Execution(devices, how.checkpoint_every, graceful_exit)
-    return Session(
-        run,
-        path,
-        str(devices),
-        lambda: experiment.run(config, dataset, run, execution),
-        options.to_go_on(name, path, how),
-    )
+    return run_dir.to_config(settings.Config, of_first), execution
 
 
 def open_run(
@@ -94,9 +94,5 @@ def open_run(
         run = run_dir.newest_unfinished(how.runs, name, config)
     else:
         run = run_dir.create(how.runs, name, config)
-    try:
-        run_dir.keep_environment(run, environment)
-    except ValueError:
-        run.__exit__()
-        raise
+    run_dir.keep_environment(run, environment)
     return run

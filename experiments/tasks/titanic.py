@@ -97,28 +97,28 @@ def parse(path: Path) -> tuple[Float[np.ndarray, "N 3"], Int[np.ndarray, "N"]]:
     return np.array(features), np.array([int(row["Survived"]) for row in rows])
 
 
-def make_up(passengers: int = 891) -> Passengers:
-    """Make a table up, in the likeness of the real one: for trials without the file.
+def sample_passengers(count: int = 891) -> Passengers:
+    """Draw a table in the likeness of the real one: for trials without the file.
 
     Classes 1, 2, 3 have shares .24, .21, .55. The logarithm of the fare is normal with deviation
     .6 around 5.2 - class, the age normal, 30 +- 14 and at least 0.4 years, and missing for one in
     five. The log-odds of survival are 2.6 - class - age / 50.
     """
     rng = sampling.rng(0, "passengers")
-    pclass = rng.choice(3, passengers, p=(0.24, 0.21, 0.55)) + 1.0
+    pclass = rng.choice(3, count, p=(0.24, 0.21, 0.55)) + 1.0
     fare = np.exp(rng.normal(5.2 - pclass, 0.6))
-    age = np.maximum(rng.normal(30, 14, passengers), 0.4)
+    age = np.maximum(rng.normal(30, 14, count), 0.4)
     odds = np.exp(2.6 - pclass - age / 50)
-    survived = (rng.random(passengers) < odds / (1 + odds)).astype(np.int64)
-    age[rng.random(passengers) < 0.2] = np.nan
+    survived = (rng.random(count) < odds / (1 + odds)).astype(np.int64)
+    age[rng.random(count) < 0.2] = np.nan
     features = np.stack([pclass, fare, age], axis=1)
-    return Passengers("a table made up", "titanic_data.make_up", features, survived)
+    return Passengers("a table made up", "titanic.sample_passengers", features, survived)
 
 
-# ---- Splits --------------------------------------------------------------------------------------
+# ---- Folds ---------------------------------------------------------------------------------------
 
 
-class Split(NamedTuple):
+class Fold(NamedTuple):
     """One fold of one seed; or all, with a leading axis.
 
     - x: of all passengers, raw and standardized.
@@ -131,7 +131,7 @@ class Split(NamedTuple):
     weight: Float[np.ndarray, "tested"]
 
 
-def split(
+def sample_folds(
     survived: Int[np.ndarray, "N"], *, seeds: int, folds: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Split into training and test rows: all folds of the first seed, then of the next."""
@@ -143,7 +143,7 @@ def split(
     return splits
 
 
-def scalings(
+def raw_and_standardized(
     features: Float[np.ndarray, "N features"], train: Int[np.ndarray, "trained"]
 ) -> Float[np.ndarray, "2 N features"]:
     """Impute what is missing, then standardize, by the training rows alone: raw, standardized."""
@@ -151,15 +151,15 @@ def scalings(
     return np.stack([raw, (raw - raw[train].mean(0)) / raw[train].std(0)])
 
 
-def prepare(passengers: Passengers, splits: list[tuple[np.ndarray, np.ndarray]]) -> Split:
-    """Stack the splits."""
+def stack_folds(passengers: Passengers, splits: list[tuple[np.ndarray, np.ndarray]]) -> Fold:
+    """Scale the passengers of every split, and stack the splits."""
     size = max(len(test) for _, test in splits)
     made = [
-        Split(
-            scalings(passengers.features, train).astype(np.float32),
+        Fold(
+            raw_and_standardized(passengers.features, train).astype(np.float32),
             np.pad(test, (0, size - len(test))),
             np.pad(np.ones(len(test), np.float32), (0, size - len(test))),
         )
         for train, test in splits
     ]
-    return Split(*(np.stack(leaves) for leaves in zip(*made, strict=True)))
+    return Fold(*(np.stack(leaves) for leaves in zip(*made, strict=True)))

@@ -102,7 +102,8 @@ def fit(
       examples: pytree of arrays with a leading axis of examples; a batch is rows of each.
       batches: which rows, from `experiments.sampling.batch_indices`.
       observe: state -> what is to be seen of it.
-      every: steps between looks, a divisor of their number; None looks before and after alone.
+      every: steps between observations, a divisor of their number; None observes before and after
+        alone.
 
     Returns: state after the last step, and what `observe` gave, stacked, before the first step and
       after each `every`.
@@ -127,8 +128,8 @@ def fit(
     if every == steps:  # A loop of one turn less to trace and to compile.
         state, last = chunk(state, (batches, numbers))
         return state, jax.tree.map(lambda a, b: jnp.stack([a, b]), first, last)
-    looks = batches.reshape(-1, every, *batches.shape[1:])
-    state, seen = jax.lax.scan(chunk, state, (looks, numbers.reshape(-1, every)))
+    chunks = batches.reshape(-1, every, *batches.shape[1:])
+    state, seen = jax.lax.scan(chunk, state, (chunks, numbers.reshape(-1, every)))
     return state, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, seen)
 
 

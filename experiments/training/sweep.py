@@ -5,7 +5,7 @@ of them reach can be compared seed by seed.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -21,6 +21,52 @@ from experiments.training.networks import Network
 from jbn.models.units import Activation
 
 Build = Callable[[Any], tuple[nn.Module, optax.GradientTransformation]]
+
+
+def program(
+    one: Callable[[Any, Any, Any], Any], *, sequential: Literal["settings", "seeds"] | None = None
+) -> Callable[[Any, Any, Any], Any]:
+    """Make the program of `each`: kept, it compiles once for all arrays of the same shapes.
+
+    Returns: `(settings, of_seeds, shared)` -> pytree of arrays, (settings, seeds, ...).
+    """
+
+    @jax.jit
+    def run(settings: Any, of_seeds: Any, shared: Any) -> Any:
+        if sequential == "settings":
+            every_seed = jax.vmap(one, (None, 0, None))
+            return jax.lax.map(lambda setting: every_seed(setting, of_seeds, shared), settings)
+        if sequential == "seeds":
+            every_setting = jax.vmap(one, (0, None, None))
+            found = jax.lax.map(lambda seed: every_setting(settings, seed, shared), of_seeds)
+            return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), found)
+        return jax.vmap(jax.vmap(one, (None, 0, None)), (0, None, None))(settings, of_seeds, shared)
+
+    return run
+
+
+def each(
+    one: Callable[[Any, Any, Any], Any],
+    settings: Any,
+    of_seeds: Any,
+    shared: Any = (),
+    *,
+    sequential: Literal["settings", "seeds"] | None = None,
+) -> Any:
+    """Compute `one(setting, of_seed, shared)` for every setting and every seed, as one program.
+
+    Args:
+      one: what is done with one setting and one seed, to be traced.
+      settings: pytree of arrays, (settings, ...), such as learning rates.
+      of_seeds: pytree of arrays, (seeds, ...), such as keys, batches, a seed's own examples.
+      shared: pytree of arrays, such as images: captured, they would be constants, which XLA folds
+        at length.
+      sequential: which are taken one after the other, where all at once take much memory, or time;
+        None computes all side by side.
+
+    Returns: pytree of NumPy arrays, (settings, seeds, ...).
+    """
+    return jax.tree.map(np.asarray, program(one, sequential=sequential)(settings, of_seeds, shared))
 
 
 def start(model: nn.Module, seeds: int, x: Float[Array, "N ..."]) -> Network:
@@ -42,7 +88,7 @@ def train(
     steps: int,
     batch_size: int,
     observe: Callable[[nn.Module, Network, Split], Any],
-    looks: int = 1,
+    evaluations: int = 1,
     before: bool = False,
 ) -> Any:
     """Train from every start with every setting.
@@ -55,10 +101,10 @@ def train(
         the batches of seed i.
       steps, batch_size: of training.
       observe: of model, network and split -> pytree of arrays.
-      looks: times that a network is observed over training, the last time at the end.
+      evaluations: times that a network is observed over training, the last time at the end.
       before: whether it is observed before as well.
 
-    Returns: what was observed, NumPy, (settings, seeds, looks, ...).
+    Returns: what was observed, NumPy, (settings, seeds, evaluations, ...).
     """
 
     def begin(setting: Any) -> Network:
@@ -76,7 +122,7 @@ def train(
 
         return networks.fit(step, network, examples, batches)[0]
 
-    def look(setting: Any, network: Network, split: Split) -> Any:
+    def probe(setting: Any, network: Network, split: Split) -> Any:
         return observe(build(setting)[0], network, split)
 
     # One setting after another: to evaluate the networks of all at once takes much memory. Images
@@ -92,14 +138,14 @@ def train(
 
     @jax.jit
     def seen(made: Network, split: Split) -> Any:
-        each_seed = jax.vmap(look, in_axes=(None, 0, None))
+        each_seed = jax.vmap(probe, in_axes=(None, 0, None))
         return jax.lax.map(lambda each: each_seed(each[0], each[1], split), (settings, made))
 
     made = jax.jit(jax.vmap(begin))(settings)
     seeds = jax.tree.leaves(made.params)[0].shape[1]
     drawn = sampling.all_batches(range(seeds), steps, batch_size, len(split.train[1]))
     observed = [seen(made, split)] if before else []
-    for batches in np.split(drawn, looks, axis=1):
+    for batches in np.split(drawn, evaluations, axis=1):
         made = advance(made, jnp.asarray(batches), split.train)
         observed.append(seen(made, split))
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=2), *observed)

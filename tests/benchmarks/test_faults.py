@@ -11,6 +11,7 @@ from benchmarks import faults
 from experiments import run_dir
 from experiments.__main__ import main
 from experiments.studies.mnist_mlp import measure as mnist_mlp
+from experiments.studies.mnist_mlp.config import PRESETS
 from experiments.training.checkpoints import Checkpoints
 
 
@@ -53,7 +54,7 @@ def test_one_changed_digit_is_a_difference(finished, copy, name):
 
 def test_one_changed_bit_of_the_state_is_a_difference(finished, copy):
     folder = copy / "checkpoints" / "40"
-    config = mnist_mlp.PRESETS["smoke"]
+    config = PRESETS["smoke"]
     keys = jax.random.split(jax.random.key(0), config.seeds)
     like = jax.vmap(lambda key: mnist_mlp.init(config, key, 64))(keys)
     with run_dir.open_run(copy) as run, Checkpoints(run) as checkpoints:

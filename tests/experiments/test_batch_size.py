@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 
 from experiments.studies.batch_size import measure as batch_size
+from experiments.studies.batch_size.config import PRESETS, Config
 from experiments.studies.batch_size.degenerate_batches import degenerate_batches
-from experiments.studies.batch_size.measure import PRESETS, draw_images, examples_until, make_model
+from experiments.studies.batch_size.measure import examples_until, make_model, sample_images
 from experiments.tasks.data import load_digits
+from experiments.training import sweep
 
 CONFIG = PRESETS["smoke"]
 
@@ -19,7 +21,7 @@ def test_one_and_two():
     np.testing.assert_allclose(found["two"], 1, atol=1e-6)
 
 
-def test_examples_until_the_first_look_at_the_target():
+def test_examples_until_the_target_is_reached():
     losses = np.array([[3.0, 1.0, 0.2, 0.4], [3.0, 2.0, 1.0, 0.9], [3.0, np.nan, np.nan, np.nan]])
     np.testing.assert_array_equal(examples_until(losses, 0.5, 10), [20, 30, 30])
 
@@ -34,8 +36,8 @@ def test_renorm_is_bn_first_and_relaxed_as_published(share, r, d):
 
 def test_population_is_that_of_algorithm_2():
     model = make_model(CONFIG, "batch")
-    images, _ = draw_images(CONFIG, load_digits()).train
-    network = batch_size.start(model, 2, images.shape[-1])
+    images, _ = sample_images(CONFIG, load_digits()).train
+    network = sweep.start(model, 2, images[0].astype(np.float32))
     batches = images[:, :40].reshape(2, 5, 8, -1)
     found = batch_size.with_population(model, network, batches).batch_stats["norm_0"]
     kernel = np.asarray(network.params["dense_0"]["kernel"], np.float64)
@@ -45,9 +47,9 @@ def test_population_is_that_of_algorithm_2():
 
 
 def test_rates_are_not_chosen_on_training_images():
-    config = batch_size.Config(seeds=2, train=1000, validation=200)
+    config = Config(seeds=2, train=1000, validation=200)
     dataset = load_digits()
-    (images, _), (validation, labels), (test, _) = draw_images(config, dataset)
+    (images, _), (validation, labels), (test, _) = sample_images(config, dataset)
     assert images.shape[:2] == (2, 1000)
     assert images.dtype == np.uint8
     assert labels.shape == (2, 200)
@@ -58,5 +60,6 @@ def test_rates_are_not_chosen_on_training_images():
 
 
 def test_seeds_start_from_other_weights():
-    weights = batch_size.start(make_model(CONFIG, "none"), 2, 64).params["dense_0"]["kernel"]
+    starts = sweep.start(make_model(CONFIG, "none"), 2, jnp.zeros((1, 64)))
+    weights = starts.params["dense_0"]["kernel"]
     assert not np.any(np.asarray(weights[0]) == np.asarray(weights[1]))

@@ -10,23 +10,24 @@ import optax
 import pytest
 
 from experiments.studies.batches import measure as batches
+from experiments.studies.batches.config import Config
 from experiments.training import networks
 from experiments.training.networks import cross_entropy
 from jbn.models import MLP
 
-CONFIG = batches.Config(batch_size=10, examples=200, steps=70, hidden=(4,))
+CONFIG = Config(batch_size=10, examples=200, steps=70, hidden=(4,))
 LABELS = np.random.default_rng(0).integers(10, size=500).astype(np.uint8)
 
 
 def test_every_order_draws_from_the_same_examples():
-    rows = set(batches.choose(200, LABELS, 3))
-    for drawn in batches.draw_batches(CONFIG, LABELS, 3).values():
+    rows = set(batches.sample_examples(200, LABELS, 3))
+    for drawn in batches.sample_batches(CONFIG, LABELS, 3).values():
         assert drawn.shape == (70, 10)
         assert set(drawn.ravel()) <= rows
 
 
 def test_shuffled_anew_and_fixed():
-    drawn = batches.draw_batches(CONFIG, LABELS, 0)
+    drawn = batches.sample_batches(CONFIG, LABELS, 0)
     epochs = {name: drawn[name][:60].reshape(3, 20, 10) for name in ("shuffled", "fixed")}
     for of in epochs.values():
         assert all(len(np.unique(epoch)) == 200 for epoch in of)
@@ -39,10 +40,10 @@ def test_shuffled_anew_and_fixed():
 
 
 def test_population_batches_are_all_examples_in_another_order():
-    found = batches.population_batches(CONFIG, LABELS, 0)
+    found = batches.sample_population_batches(CONFIG, LABELS, 0)
     assert found.shape == (20, 10)
-    assert set(found.ravel()) == set(batches.choose(200, LABELS, 0))
-    trained = batches.draw_batches(CONFIG, LABELS, 0)
+    assert set(found.ravel()) == set(batches.sample_examples(200, LABELS, 0))
+    trained = batches.sample_batches(CONFIG, LABELS, 0)
     shared = {frozenset(batch) for batch in found}
     assert not shared & {frozenset(row) for rows in trained.values() for row in rows}
 
@@ -51,7 +52,7 @@ def test_sorted_batches_are_of_two_classes_in_halves():
     rows, rng = np.arange(500), np.random.default_rng(0)
     pairs = []
     for _ in range(2):
-        epoch = batches.sorted_epoch(rows, LABELS, 10, rng)
+        epoch = batches.sample_sorted_epoch(rows, LABELS, 10, rng)
         assert len(np.unique(epoch)) == epoch.size
         for batch in epoch:
             classes, counts = np.unique(LABELS[batch], return_counts=True)
@@ -94,21 +95,21 @@ def test_mean_error_and_its_exponent():
     np.testing.assert_allclose(batches.exponents(sizes, errors), [-0.5, -0.4], rtol=1e-12)
 
 
-def test_renorm_is_judged_by_statistics_of_plain_bn():
+def test_renorm_is_tested_with_statistics_of_plain_bn():
     models = batches.make_models(CONFIG)
     x = np.random.default_rng(0).normal(size=(3, 10, 6)).astype(np.float32)
-    judged = []
+    found = []
     for name in ("batch", "renorm"):
         init = jax.jit(functools.partial(networks.init, models[name], optax.sgd(0.1)))
         network = init(jax.random.key(0), x[0])
-        judged.append(batches.judged_by(CONFIG, network, x))
-    chex.assert_trees_all_close(*judged)
-    stats = judged[0]["batch_stats"]["norm_0"]
-    inputs = np.asarray(x @ judged[0]["params"]["dense_0"]["kernel"], np.float64)
+        found.append(batches.population_variables(CONFIG, network, x))
+    chex.assert_trees_all_close(*found)
+    stats = found[0]["batch_stats"]["norm_0"]
+    inputs = np.asarray(x @ found[0]["params"]["dense_0"]["kernel"], np.float64)
     np.testing.assert_allclose(stats["mean"], inputs.mean((0, 1)), atol=1e-5)
     np.testing.assert_allclose(stats["var"], inputs.var(1, ddof=1).mean(0), rtol=1e-5)
 
 
 def test_refuses_examples_that_are_no_whole_batches():
     with pytest.raises(ValueError, match="Expected an even `batch_size` that divides `examples`"):
-        batches.Config(batch_size=60, examples=100)
+        Config(batch_size=60, examples=100)

@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from experiments import sampling
-from experiments.studies.gradients import deep
+from experiments.studies.gradients import deep, factors
 from experiments.studies.gradients import training as gradients_training
 from experiments.studies.gradients.backprop import backprop_errors, backpropagate
-from experiments.studies.gradients.deep import GAINS, INITS, Deep
+from experiments.studies.gradients.config import GAINS, INITS
+from experiments.studies.gradients.deep import DeepMLP
 from jbn.models import MLP
 
 KINDS = [("linear", "none"), ("linear", "residual")]
@@ -23,32 +24,32 @@ def found() -> dict[str, np.ndarray]:
 
 
 def by_hand(seed: int, init: str, skip: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Compute what `profiles` does for a linear network, in NumPy: sums and their gradients."""
+    """Compute pre-activations of a linear network, and the gradients by them, in NumPy."""
     x = sampling.rng(0, "inputs").normal(size=(7, 10))
     labels = sampling.rng(0, "labels").integers(0, 10, 7)
-    (variables,) = deep.draw(Deep(6, 10), x, [seed])
+    (variables,) = deep.sample_weights(DeepMLP(6, 10), x, [seed])
     params = variables["params"]
     gain = GAINS[init]
     assert gain is not None
     w1, w2 = (gain * params["blocks"][f"dense_{i}"]["kernel"] for i in range(2))
     jacobians = [skip * np.eye(10) + a @ b for a, b in zip(w1, w2, strict=True)]
-    sums = [x @ params["first"]["kernel"]]
+    preactivations = [x @ params["first"]["kernel"]]
     for jacobian in jacobians:
-        sums.append(sums[-1] @ jacobian)
-    logits = sums[-1] @ params["output"]["kernel"]
+        preactivations.append(preactivations[-1] @ jacobian)
+    logits = preactivations[-1] @ params["output"]["kernel"]
     chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     upstream = (chances - np.eye(10)[labels]) / 7 @ params["output"]["kernel"].T
     upward = [upstream]
     for jacobian in reversed(jacobians):
         upward.insert(0, upward[0] @ jacobian.T)
-    return sums, upward
+    return preactivations, upward
 
 
 @pytest.mark.parametrize(("architecture", "skip"), [("none", 0.0), ("residual", 1.0)])
 @pytest.mark.parametrize("init", ["zero", "Xavier", "twice He"])
 def test_profiles_are_those_of_the_chain_rule(found, init, architecture, skip):
     for seed in range(2):
-        sums, upward = by_hand(seed, init, skip)
+        preactivations, upward = by_hand(seed, init, skip)
         at = INITS.index(init), seed
         np.testing.assert_allclose(
             found[f"linear_{architecture}_gradient"][at],
@@ -57,14 +58,16 @@ def test_profiles_are_those_of_the_chain_rule(found, init, architecture, skip):
         )
         np.testing.assert_allclose(
             found[f"linear_{architecture}_square"][at],
-            [np.mean(h**2) for h in sums],
+            [np.mean(h**2) for h in preactivations],
             rtol=EXACT,
         )
 
 
 def test_kernels_do_not_depend_on_the_norm():
     x = np.ones((3, 5))
-    plain, normalized = (next(deep.draw(Deep(4, 8, norm=norm), x, [3])) for norm in (None, "batch"))
+    plain, normalized = (
+        next(deep.sample_weights(DeepMLP(4, 8, norm=norm), x, [3])) for norm in (None, "batch")
+    )
     for name in ("first", "output"):
         np.testing.assert_array_equal(
             plain["params"][name]["kernel"], normalized["params"][name]["kernel"]
@@ -75,7 +78,7 @@ def test_kernels_do_not_depend_on_the_norm():
 
 
 def test_kernels_have_the_variance_of_their_fan_in():
-    drawn = next(deep.draw(MLP(hidden=(400, 200)), np.ones((1, 300)), [0]))["params"]
+    drawn = next(deep.sample_weights(MLP(hidden=(400, 200)), np.ones((1, 300)), [0]))["params"]
     for name, fan_in in {"dense_0": 300, "dense_1": 400}.items():
         assert np.var(drawn[name]["kernel"]) * fan_in == pytest.approx(1, rel=0.02)
         assert not np.any(drawn[name]["bias"])
@@ -83,13 +86,13 @@ def test_kernels_have_the_variance_of_their_fan_in():
 
 def test_odd_depth_is_refused():
     with pytest.raises(ValueError, match="even `depth` of at least 4, got 5"):
-        Deep(5, 8).init(jax.random.key(0), jnp.ones((2, 3)), training=True)
+        DeepMLP(5, 8).init(jax.random.key(0), jnp.ones((2, 3)), training=True)
 
 
 def test_mean_factor_takes_means_first():
     # Two networks: the mean square doubles per block, so 2 ** .5 per layer, in neither of the two.
     squared = np.array([[1.0, 3.0, 2.0], [3.0, 5.0, 14.0]])[:, ::-1]
-    np.testing.assert_allclose(deep.mean_factor(squared, 1), [2**0.5])
+    np.testing.assert_allclose(factors.mean_factor(squared, 1), [2**0.5])
 
 
 def test_the_rate_is_chosen_on_validation_images():
@@ -107,7 +110,7 @@ def test_backpropagation_by_hand_is_a_slope():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(6, 4)), rng.integers(0, 10, 6)
     model = MLP(hidden=(5,), norm="batch")
-    params = next(deep.draw(model, x, [0]))["params"]
+    params = next(deep.sample_weights(model, x, [0]))["params"]
     step = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
 
     @jax.jit

@@ -15,8 +15,10 @@ from environments import own_environment
 
 from experiments import run_dir
 from experiments.__main__ import main
+from experiments.studies.mnist_mlp import fig1
 from experiments.studies.mnist_mlp import measure as mnist_mlp
-from experiments.tasks import data
+from experiments.studies.mnist_mlp.config import Config
+from experiments.study import Study
 from experiments.training import hosts
 from experiments.training.devices import Devices
 from experiments.training.hosts import Hosts, expected, processes_of_launcher
@@ -93,23 +95,24 @@ from pathlib import Path
 import jax, numpy as np
 from experiments.tasks import data
 from experiments.training import hosts
-from experiments.studies.mnist_mlp import measure as mnist_mlp
+from experiments.studies.mnist_mlp import fig1, measure as mnist_mlp
+from experiments.studies.mnist_mlp.config import Config
+from experiments.study import Study
 from experiments import run_dir
 from experiments.training import loop as train
 from experiments.training.devices import Devices
 
 hosts.connect(hosts.expected(None, None, None), 8)
-mnist_mlp.draw = lambda *a: None
-config = mnist_mlp.Config(**{CONFIG})
+fig1.report = lambda *a: None
+config = Config(**{CONFIG})
 of_train = mnist_mlp.train
 for way in {WAYS}:
     final = []
     mnist_mlp.train = lambda *a, **k: final.append(of_train(*a, **k))
     run = run_dir.create(Path(way), "mnist_mlp", config) if hosts.is_first() else None
-    if run:
-        run.write("env.json", {{"data": {{"name": "digits"}}}})
     devices = Devices(8, way)
-    mnist_mlp.run(config, data.load("digits", data_dir=None), run, train.Execution(devices))
+    study = Study("mnist_mlp", run, execution=train.Execution(devices))
+    mnist_mlp.measure(config, study)
     np.savez(f"{{way}}.{{jax.process_index()}}.npz", *jax.tree.leaves(final[0]))
     rows = list(run_dir.read_rows(run.path / "metrics.jsonl")) if run else None
     rows = hosts.broadcast_from_first(rows)
@@ -120,7 +123,7 @@ for way in {WAYS}:
 @pytest.fixture
 def no_figures(monkeypatch):
     """Draw nothing: what is looked at here are numbers, and a figure takes longer."""
-    monkeypatch.setattr(mnist_mlp, "draw", lambda *_: None)
+    monkeypatch.setattr(fig1, "report", lambda *_: None)
 
 
 def test_two_hosts_equal_one(tmp_path, no_figures):
@@ -138,10 +141,9 @@ def test_two_hosts_equal_one(tmp_path, no_figures):
 
     with processes(2, lambda i: ["-c", WORK], tmp_path, environment) as started:
         assert wait_all(started, tmp_path) == [0, 0], told(tmp_path, 0) + told(tmp_path, 1)
-    config = mnist_mlp.Config(**CONFIG)
+    config = Config(**CONFIG)
     with run_dir.create(tmp_path / "one", "mnist_mlp", config) as one:
-        one.write("env.json", {"data": {"name": "digits"}})
-        mnist_mlp.run(config, data.load("digits", data_dir=None), one, Execution(Devices(8)))
+        mnist_mlp.measure(config, Study("mnist_mlp", one, execution=Execution(Devices(8))))
     for way in WAYS:
         for i in range(2):
             assert f"2 4 8 devices on 2 hosts, {way} 3" in told(tmp_path, i)

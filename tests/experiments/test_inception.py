@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from experiments.studies.inception import measure as inception
+from experiments.studies.inception.config import Config
+from experiments.studies.inception.figures import CHANGES
 from experiments.studies.inception.miniature import Miniature, convolve, distort
 from experiments.tasks import cifar
 
@@ -85,11 +87,11 @@ def test_cifar_refuses_what_is_not_official_and_says_what_to_do(tmp_path, monkey
 
 
 def test_each_variant_takes_back_one_change():
-    config = inception.Config()
+    config = Config()
     variants = inception.make_variants(config)
     original, all_changes = variants["baseline"], variants["x5"]
     taken_back = set()
-    for name in inception.CHANGES:
+    for name in CHANGES:
         variant = variants[name]
         fields = {
             field
@@ -107,10 +109,10 @@ def test_each_variant_takes_back_one_change():
 
 
 def test_fixed_batches_are_those_of_the_first_epoch():
-    config = inception.Config(steps=10, watch_every=1, batch_size=4, train_examples=16)
+    config = Config(steps=10, watch_every=1, batch_size=4, train_examples=16)
     variants = inception.make_variants(config)
     fixed, shuffled = (
-        inception.batches_of(variants[name], config, 3) for name in ("fixed_batches", "x5")
+        inception.sample_batches(variants[name], config, 3) for name in ("fixed_batches", "x5")
     )
     np.testing.assert_array_equal(fixed[:4], shuffled[:4])
     np.testing.assert_array_equal(fixed[4:8], fixed[:4])

@@ -7,35 +7,37 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.studies.inference import measure as inference
+from experiments.studies.inference import averages, measure
+from experiments.studies.inference.config import PRESETS, WINDOW, Config
+from experiments.studies.inference.data import cut_test_batches, prepare
 from experiments.tasks import data
 from experiments.training import networks
 from experiments.training.networks import Network
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
-CONFIG = inference.PRESETS["smoke"]
+CONFIG = PRESETS["smoke"]
 ROUNDING = 2e-6  # Of float32, over a hundred steps of an average.
 
 
 @pytest.fixture(scope="module")
 def digits():
     dataset = data.load("digits")
-    return dataset, inference.prepare(CONFIG, dataset)
+    return dataset, prepare(CONFIG, dataset)
 
 
 @pytest.fixture(scope="module")
 def untrained(digits):
     _, prepared = digits
-    init = functools.partial(networks.init, inference.make_model(CONFIG), optax.sgd(0.1))
+    init = functools.partial(networks.init, averages.make_model(CONFIG), optax.sgd(0.1))
     network = jax.jit(init)(jax.random.key(0), np.asarray(prepared.test)[:1])
     batches = np.asarray(prepared.train)[prepared.drawn[0, :5]]
-    variables = inference.estimated(CONFIG, network.variables, batches)
+    variables = measure.estimated(CONFIG, network.variables, batches)
     return {"params": variables["params"], "population": variables["batch_stats"]}
 
 
 def test_averages_are_those_of_all_steps_and_of_layers():
-    steps, rng = inference.WINDOW + 7, np.random.default_rng(0)
+    steps, rng = WINDOW + 7, np.random.default_rng(0)
     examples = rng.normal(size=(40, 4)).astype(np.float32), np.arange(40, dtype=np.int32) % 3
     examples = jax.device_put(examples)
     batches = rng.integers(40, size=(steps, 8))
@@ -51,14 +53,14 @@ def test_averages_are_those_of_all_steps_and_of_layers():
 
         def step(state, batch, i):
             network = networks.train_step(model, optimizer, state.network, *batch)
-            return inference.follow(state, network, i)
+            return averages.follow(state, network, i)
 
         return networks.fit(
             step,
-            inference.begin(first),
+            averages.begin(first),
             examples,
             batches,
-            observe=lambda state: inference.seen(state.network),
+            observe=lambda state: averages.seen(state.network),
             every=1,
         )
 
@@ -92,13 +94,13 @@ def test_averages_are_those_of_all_steps_and_of_layers():
     for name, of in expected.items():
         jax.tree.map(close, state.averages[name], jax.tree.map(of, history))
     window = jax.tree.map(lambda ring: ring.mean(0), state.ring)
-    jax.tree.map(close, window, jax.tree.map(lambda r: r[-inference.WINDOW :].mean(0), history))
+    jax.tree.map(close, window, jax.tree.map(lambda r: r[-WINDOW:].mean(0), history))
     jax.tree.map(close, state.averages["exponential_0.99"]["statistics"], of_layer(batches))
 
 
 def test_test_batches_are_whole_and_sorted_ones_of_one_class():
     labels = np.random.default_rng(0).integers(10, size=2000).astype(np.uint8)
-    for name, rows in inference.cut_test_batches(labels).items():
+    for name, rows in cut_test_batches(labels).items():
         kind, size = name.split("_")
         assert len(np.unique(rows)) == rows.size
         smallest = np.bincount(labels).min() if kind == "sorted" else len(labels)
@@ -111,14 +113,16 @@ def test_test_batches_are_whole_and_sorted_ones_of_one_class():
 def test_an_image_alone_is_always_of_the_same_class(digits, untrained):
     dataset, prepared = digits
     without_batches = prepared._replace(test_batches={})
-    found = inference.judge_test_batches(CONFIG, untrained, prepared.drawn[0], without_batches)
+    found = measure.accuracies_on_test_batches(
+        CONFIG, untrained, prepared.drawn[0], without_batches
+    )
     shares = np.bincount(dataset.test_labels, minlength=10) / len(dataset.test_labels)
     assert np.isclose(float(found["alone"]), shares, rtol=1e-6).any()
 
 
 def test_statistics_estimated_again_undo_contrast_and_brightness(digits, untrained):
     _, prepared = digits
-    found = inference.judge_shifted(CONFIG, untrained, prepared.drawn[0], prepared)
+    found = measure.accuracies_on_shifted(CONFIG, untrained, prepared.drawn[0], prepared)
     images = len(prepared.test[::2])
     # BN(W(ax + b)) = BN(Wx) but for epsilon, which may turn the odd image.
     assert abs(found["contrast"]["estimated"] - found["unchanged"]["estimated"]) <= 2 / images
@@ -128,7 +132,7 @@ def test_population_of_one_batch_is_that_batch(untrained, digits):
     _, prepared = digits
     batch = prepared.train[:60]
     variables = {"params": untrained["params"], "batch_stats": untrained["population"]}
-    stats = inference.estimated(CONFIG, variables, batch[None])["batch_stats"]["norm_0"]
+    stats = measure.estimated(CONFIG, variables, batch[None])["batch_stats"]["norm_0"]
     kernel = np.asarray(untrained["params"]["dense_0"]["kernel"], np.float64)
     inputs = np.asarray(batch, np.float64) @ kernel
     np.testing.assert_allclose(stats["mean"], inputs.mean(0), atol=1e-5)
@@ -137,9 +141,9 @@ def test_population_of_one_batch_is_that_batch(untrained, digits):
 
 def test_refuses_fewer_steps_than_the_window():
     with pytest.raises(ValueError, match="Expected `steps` of at least 100, got 50"):
-        inference.Config(steps=50)
+        Config(steps=50)
 
 
 def test_only_normalizing_layers_are_averaged(untrained):
     network = Network(untrained["params"], untrained["population"], ())
-    assert inference.seen(network)["affine"].keys() == {"norm_0"}
+    assert averages.seen(network)["affine"].keys() == {"norm_0"}

@@ -9,14 +9,15 @@ import pytest
 
 from experiments import sampling
 from experiments.studies.learning_rate import measure as learning_rate
-from experiments.studies.learning_rate import settings as mnist_settings
-from experiments.studies.learning_rate.settings import Setting
+from experiments.studies.learning_rate import training
+from experiments.studies.learning_rate.config import Config
+from experiments.studies.learning_rate.training import Setting
 from experiments.tasks import data
 from jbn.models import MLP
 
 
 def test_evaluations_end_at_the_last_step():
-    assert learning_rate.evaluations(200, 50).tolist() == [50, 100, 150, 200]
+    assert learning_rate.evaluation_steps(200, 50).tolist() == [50, 100, 150, 200]
 
 
 def test_the_largest_rate_is_that_of_each_seed():
@@ -39,29 +40,29 @@ def test_likeness_sees_one_unit_that_differs_and_the_rank():
 
 def test_a_grid_without_the_rate_that_a_claim_names_is_refused():
     with pytest.raises(ValueError, match="rates"):
-        learning_rate.Config(rates=(0.1, 1.0))
+        Config(rates=(0.1, 1.0))
 
 
 @pytest.fixture(scope="module")
 def examples():
-    return mnist_settings.examples(data.load_digits(), validation=100, population_batches=2)
+    return training.sample_examples(data.load_digits(), validation=100, population_batches=2)
 
 
 def test_statistics_are_of_images_that_are_trained_on(examples):
     trained = {image.tobytes() for image in examples.split.train[0]}
-    assert examples.population.shape == (2, mnist_settings.BATCH_SIZE, 784)
+    assert examples.population.shape == (2, training.BATCH_SIZE, 784)
     assert all(image.tobytes() in trained for image in examples.population.reshape(-1, 784))
 
 
 def test_settings_side_by_side_train_as_plain_descent_does(examples):
     settings, steps, seeds = [Setting(0.1, 0.1), Setting(0.5, 0.3, 2.0)], 4, 2
-    found = mnist_settings.train(
+    found = training.train(
         examples, "sigmoid", "none", settings, steps, seeds=seeds, hidden=(8,), every=2
     )
-    assert found["test"].shape == (seeds, len(settings), 2)
+    assert found["test"].shape == (len(settings), seeds, 2)
 
     images, labels = examples.split.train
-    batches = sampling.batch_indices(1, 0, steps, mnist_settings.BATCH_SIZE, len(labels))
+    batches = sampling.batch_indices(1, 0, steps, training.BATCH_SIZE, len(labels))
     model = MLP((8,), kernel_init=jax.nn.initializers.normal(0.3))
     x, labels = np.asarray(images, np.float32), np.asarray(labels)
     init = jax.jit(functools.partial(model.init, training=False))
@@ -85,10 +86,10 @@ def test_settings_side_by_side_train_as_plain_descent_does(examples):
     )
 
 
-def test_looks_do_not_change_training_and_bn_is_judged_without_it(examples):
+def test_evaluations_change_neither_training_nor_what_bn_reaches(examples):
     train = {"settings": [Setting(0.3, 0.1)], "steps": 4, "seeds": 1, "hidden": (8,)}
-    once = mnist_settings.train(examples, "relu", "batch", **train)
-    often = mnist_settings.train(examples, "relu", "batch", **train, every=2)
+    once = training.train(examples, "relu", "batch", **train)
+    often = training.train(examples, "relu", "batch", **train, every=2)
     assert often["test"].shape == (1, 1, 2)
     np.testing.assert_allclose(once["test"][..., -1], often["test"][..., -1], atol=0.01)
     jax.tree.map(

@@ -20,13 +20,16 @@ from experiments import run_dir
 from experiments.__main__ import main
 from experiments.options import parse
 from experiments.stats.drift import PERCENTILES
+from experiments.studies.mnist_mlp import config as settings
 from experiments.studies.mnist_mlp import fig1
 from experiments.studies.mnist_mlp import measure as mnist_mlp
+from experiments.studies.mnist_mlp.config import PRESETS, Config
+from experiments.study import Study
 from experiments.tasks import data
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
-CONFIG = mnist_mlp.PRESETS["smoke"]
+CONFIG = PRESETS["smoke"]
 FIGURES = {
     f"{name}.{kind}" for name in ("fig1", "fig1a", "fig1b", "fig1c") for kind in ("png", "svg")
 }
@@ -85,7 +88,7 @@ def test_percentiles_are_numpys_by_nearest_rank():
 
 def test_evaluation_by_hand():
     """Accuracies with Algorithm 2 and with running averages, in plain NumPy."""
-    config = mnist_mlp.Config(seeds=1, hidden=(6, 5), sigma=1.0)
+    config = Config(seeds=1, hidden=(6, 5), sigma=1.0)
     rng = np.random.default_rng(0)
     population, images = (
         rng.integers(0, 2, shape).astype(np.uint8) for shape in ((4, 10, 8), (50, 8))
@@ -126,41 +129,32 @@ def test_evaluation_by_hand():
     assert json.loads(json.dumps(row)) == row
 
 
-def test_drift_and_spread_by_hand(tmp_path):
-    steps = [0, 500, 1000, 1500, 2000]
-    medians = [[9, 9], [9, 9], [0.0, 1.0], [0.3, 1.5], [-0.1, 0.8]]
-    spreads = [[9, 9], [0.1, 0.1], [1.0, 2.0], [2.0, 2.0], [4.0, 3.0]]
-    with run_dir.create(tmp_path, "mnist_mlp", mnist_mlp.Config(steps=2000, seeds=1)) as run:
-        run.write("env.json", {"data": {"name": "mnist"}})
-        for step, median, spread in zip(steps, np.array(medians), np.array(spreads), strict=True):
-            three = [
-                [(median - spread / 2).tolist(), median.tolist(), (median + spread / 2).tolist()]
-            ]
-            accuracy = {name: [step / 2000] for name in fig1.CURVES}
-            percentiles = {"without": three, "with": three}
-            row = {"step": step, "accuracy": accuracy, "percentiles": percentiles}
-            run.append("metrics.jsonl", row)
-            run.append("timing.jsonl", {"step": step, "train_seconds": 2, "evaluate_seconds": 1})
-        summary = fig1.summarize(run)
-    assert summary["drift_of_median"]["with"]["mean"] == pytest.approx((0.3 + 0.5) / 2)
-    assert summary["range_of_median"]["with"]["mean"] == pytest.approx((0.4 + 0.7) / 2)
-    assert summary["spread_ratio"]["with"]["mean"] == pytest.approx((4 + 1.5) / 2)
-    assert list(summary["accuracy"]["without"]) == ["1000", "2000"]
-    assert summary["seconds"] == {"train": 10, "evaluate": 5}
-    assert "1,000" in fig1.table(summary)
-
-
-def test_interval_is_students():
-    values = np.array([0.90, 0.91, 0.95])
-    got = fig1.interval(values)
-    assert got["mean"] == pytest.approx(0.92)
-    # t(.975, 2) = 4.302653 (any table), times s / sqrt(3).
-    assert got["half_width"] == pytest.approx(4.302653 * values.std(ddof=1) / 3**0.5, abs=1e-5)
-    assert fig1.interval(values[:1])["half_width"] is None
+def test_drift_and_spread_by_hand():
+    steps = np.array([0, 500, 1000, 1500, 2000])
+    medians = np.array([[9, 9], [9, 9], [0.0, 1.0], [0.3, 1.5], [-0.1, 0.8]])
+    spreads = np.array([[9, 9], [0.1, 0.1], [1.0, 2.0], [2.0, 2.0], [4.0, 3.0]])
+    three = np.stack([medians - spreads / 2, medians, medians + spreads / 2], 1)[:, None]
+    accuracy = dict.fromkeys(fig1.CURVES, steps[:, None] / 2000)
+    found = fig1.Metrics(steps, accuracy, {"without": three, "with": three})
+    made = fig1.measure(found)
+    assert made["drift_with"].value == pytest.approx((0.3 + 0.5) / 2)
+    assert made["range_with"].value == pytest.approx((0.4 + 0.7) / 2)
+    assert made["spread_with"].value == pytest.approx((4 + 1.5) / 2)
+    assert [name for name in made if name.startswith("accuracy_without")] == [
+        "accuracy_without_1000",
+        "accuracy_without_2000",
+    ]
+    text = fig1.table(Config(steps=2000, seeds=1), "digits", made)
+    assert "1,000" in text
+    assert "±" not in text  # Of one seed nothing is known.
 
 
 def test_typical_unit_is_in_the_middle_of_both():
-    assert fig1.typical_unit([np.array([0.1, 0.5, 0.9]), np.array([3.0, 2.0, 1.0])]) == 1
+    moved = {"without": [0.1, 0.5, 0.9], "with": [3.0, 2.0, 1.0]}
+    inputs = {name: np.zeros((3, 1, 3, 3)) for name in moved}
+    for name, drift in moved.items():
+        inputs[name][2, 0, 1] = drift
+    assert fig1.typical_unit(fig1.Metrics(np.array([0, 1000, 2000]), {}, inputs)) == 1
 
 
 @pytest.mark.parametrize(
@@ -169,7 +163,7 @@ def test_typical_unit_is_in_the_middle_of_both():
 )
 def test_config_that_cannot_be_trained(options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        mnist_mlp.Config(**options)
+        Config(**options)
 
 
 # ---- The run -------------------------------------------------------------------------------------
@@ -192,17 +186,18 @@ def test_run_leaves_all_that_was_promised(finished):
         "metrics.jsonl",
         "timing.jsonl",
         "summary.json",
+        "data_digits.json",
         "checkpoints",
         "lock",
     } == {path.name for path in finished.iterdir()}
-    assert run_dir.read_json(finished / "env.json")["data"]["name"] == "digits"
+    assert run_dir.read_json(finished / "summary.json")["data"]["digits"]["name"] == "digits"
     for name in FIGURES:
         assert (finished / name).stat().st_size > 10_000
 
 
 def test_batch_norm_learns_where_the_plain_network_does_not_yet(finished):
-    accuracy = run_dir.read_json(finished / "summary.json")["accuracy"]
-    at = {name: values["300"]["mean"] for name, values in accuracy.items()}
+    metrics = run_dir.read_json(finished / "summary.json")["metrics"]
+    at = {name: metrics[f"accuracy_{name}_300"]["value"] for name in fig1.CURVES}
     assert at["without"] < 0.3
     assert at["with_population"] > 0.85
     assert at["with_exponential"] > 0.85
@@ -212,9 +207,11 @@ def test_figures_need_only_the_files_of_the_run(finished, tmp_path):
     for name in ("config.json", "env.json", "metrics.jsonl", "timing.jsonl"):
         shutil.copy(finished / name, tmp_path)
     with run_dir.open_run(tmp_path) as run:
-        summary = {"preset": "smoke", **fig1.summarize(run)}
-        mnist_mlp.draw(run, summary)
-    assert summary == run_dir.read_json(finished / "summary.json")
+        study = Study("mnist_mlp", run, preset="smoke")
+        study.add_dataset("digits", data.load("digits"))
+        fig1.report(CONFIG, study)
+        study.finish()
+    assert run.read("summary.json") == run_dir.read_json(finished / "summary.json")
     for name in FIGURES:
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
@@ -260,13 +257,13 @@ def test_killed_and_interrupted_run_ends_with_the_same_metrics(finished, tmp_pat
 
 # ---- The command line ----------------------------------------------------------------------------
 
-options = functools.partial(parse, "mnist_mlp", mnist_mlp)
+options = functools.partial(parse, "mnist_mlp", settings)
 
 
 def test_preset_sets_defaults_and_options_overrule_them():
-    assert options([]).config == mnist_mlp.PRESETS["quick"]
+    assert options([]).config == PRESETS["quick"]
     paper = options(["--preset=paper", "--seeds", "2", "--sigma", ".05", "--hidden", "30", "20"])
-    assert paper.config == mnist_mlp.Config(
+    assert paper.config == Config(
         seeds=2, steps=50_000, evaluate_every=250, sigma=0.05, hidden=(30, 20)
     )
     assert options(["--resume", "--seeds", "2"]).execution.resume == "newest"
@@ -321,5 +318,5 @@ def test_list_and_help(capsys):
 
 
 def test_every_preset_has_data_it_can_name():
-    for config in mnist_mlp.PRESETS.values():
+    for config in PRESETS.values():
         assert config.dataset in (*data.SHA256, "digits")

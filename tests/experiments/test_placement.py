@@ -1,4 +1,4 @@
-"""What experiments/studies/placement/measure.py trains with, against NumPy and Flax."""
+"""What `studies.placement` trains with, against NumPy and Flax."""
 
 import functools
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.studies.placement import measure as placement
+from experiments.studies.placement.small_cnn import PatchConv
 from jbn.models import MLP
 
 
@@ -22,7 +23,7 @@ def test_local_response_norm_is_krizhevskys():
 
 def test_patch_conv_is_a_convolution():
     x = np.random.default_rng(0).normal(size=(2, 5, 6, 3)).astype(np.float32)
-    patches = placement.PatchConv(4)
+    patches = PatchConv(4)
     variables = jax.jit(patches.init)(jax.random.key(1), x)
     dense = variables["params"]["patches"]
     kernel = {"kernel": dense["kernel"].reshape(3, 3, 3, 4), "bias": dense["bias"] + 1}

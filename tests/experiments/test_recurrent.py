@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.studies.recurrent import measure as recurrent
+from experiments.studies.recurrent import adding
+from experiments.studies.recurrent import jacobian as recurrent_jacobian
+from experiments.studies.recurrent.config import CHANCE, PRESETS
 from jbn.models.recurrent import Recurrent
 
 DRAW = np.random.default_rng(0)
 
 
 def jacobian(move, start, inputs, *, every):
-    run = jax.jit(functools.partial(recurrent.jacobian, move, every=every))
+    run = jax.jit(functools.partial(recurrent_jacobian.jacobian, move, every=every))
     return jax.device_get(run(start, inputs))
 
 
@@ -48,17 +50,17 @@ def test_jacobian_sees_the_nonlinearity():
 
 
 def test_adding_marks_one_value_in_each_half():
-    x, y = recurrent.adding(0, 500, 11)
+    x, y = adding.sample_adding(0, 500, 11)
     marked = x[..., 1] == 1
     assert np.all(marked[:, :5].sum(1) == 1)
     assert np.all(marked[:, 5:].sum(1) == 1)
     np.testing.assert_allclose(y, x[..., 0][marked].reshape(-1, 2).sum(1), rtol=1e-6)
-    assert np.mean((y - 1) ** 2) == pytest.approx(recurrent.CHANCE, abs=0.02)
+    assert np.mean((y - 1) ** 2) == pytest.approx(CHANCE, abs=0.02)
 
 
 def test_every_example_is_seen_once_and_none_that_is_held_out():
-    config = recurrent.PRESETS["smoke"]
-    (x, _), (held_out, _), batches = recurrent.sequences(config, 2, 3, 10)
+    config = PRESETS["smoke"]
+    (x, _), (held_out, _), batches = adding.sample_sequences(config, 2, 3, 10)
     assert sorted(batches.ravel()) == list(range(x.shape[1]))
     assert batches.shape == (3, config.batch_size)
     assert held_out.shape == (2, 2 * config.held_out, 10, 2)
@@ -71,7 +73,7 @@ def test_gates_open_and_close_as_initialized(kind):
     model = Recurrent(cell="lstm", hidden=size, outputs=1)
     init = jax.jit(functools.partial(model.init, training=False))
     params = init(jax.random.key(0), np.ones((1, 1, 2), np.float32))["params"]
-    made = jax.device_get(recurrent.set_gates(params, jax.random.key(1), kind, length))
+    made = jax.device_get(adding.set_gates(params, jax.random.key(1), kind, length))
     inward, forget, candidate, outward = np.split(made["input"]["bias"], 4)
     assert not np.any(candidate)
     assert not np.any(outward)
@@ -88,6 +90,6 @@ def test_gates_open_and_close_as_initialized(kind):
 
 def test_best_rate_is_chosen_on_one_set_and_reported_on_the_other():
     errors = np.array([[[[0.9, 0.9], [0.2, 0.0]]], [[[0.9, 0.9], [0.1, 0.3]]]])
-    np.testing.assert_array_equal(recurrent.at_best_rate(errors), [[0.9, 0.3]])
+    np.testing.assert_array_equal(adding.at_best_rate(errors), [[0.9, 0.3]])
     errors[1, 0, 1] = np.nan
-    np.testing.assert_array_equal(recurrent.at_best_rate(errors), [[0.9, recurrent.CHANCE]])
+    np.testing.assert_array_equal(adding.at_best_rate(errors), [[0.9, CHANCE]])

@@ -10,17 +10,16 @@ import optax
 import pytest
 
 from experiments import sampling
+from experiments.studies.regularization.config import PRESETS, Config
 from experiments.studies.regularization.measure import (
-    PRESETS,
-    Config,
     Dropout,
     Kind,
     Setting,
-    draw_images,
     given_labels,
     kernels,
     make_model,
     make_step,
+    sample_images,
 )
 from experiments.tasks.data import load_digits
 from experiments.training import networks
@@ -31,7 +30,7 @@ TOLERANCE = 1e-5  # float32, of a step of weights around 0.1.
 
 @functools.cache
 def images():
-    of_seeds, _ = draw_images(CONFIG, load_digits())
+    of_seeds, _ = sample_images(CONFIG, load_digits())
     return jax.tree.map(lambda array: array[0], of_seeds)
 
 
@@ -110,7 +109,7 @@ def test_flipped_labels_are_wrong_and_nested():
 
 
 def test_seeds_draw_their_own_images_and_wrong_labels():
-    of_seeds, (test, truth) = draw_images(CONFIG, load_digits())
+    of_seeds, (test, truth) = sample_images(CONFIG, load_digits())
     assert of_seeds.x.shape[:2] == (2, CONFIG.train)
     assert of_seeds.validation[0].shape[:2] == (2, CONFIG.validation)
     assert len(test) == len(truth) == CONFIG.test

@@ -100,7 +100,7 @@ def test_rows_carry_value_rule_outcome_and_command(pages):
         assert escape(check.rule) in row
         assert estimates.words(outside(check)) in row
     assert row.count(">refuted<") == len(claim.checks)
-    assert "python -m experiments run titanic --preset quick" in row
+    assert "python -m experiments titanic --preset quick" in row
     assert "expected 0.063, differs by" in row
 
 

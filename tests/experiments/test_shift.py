@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.studies.shift import moving, stacks
-from experiments.studies.shift.moving import Data, NoisyBatchNorm
-from experiments.studies.shift.stacks import Stack
+from experiments.studies.shift import deep, probe
+from experiments.studies.shift.data import Data, accuracies
+from experiments.studies.shift.deep import DeepMLP
+from experiments.studies.shift.noise import NoisyBatchNorm
+from experiments.studies.shift.weights import he, sample_networks
 from experiments.tasks.split import Split
 from jbn.linen import BatchNorm
 from jbn.models import MLP
@@ -53,12 +55,12 @@ def test_noise_has_a_mean_and_deviation_of_its_own_for_every_feature_and_key(rng
     assert min(len(np.unique(values.round(4))) for values in (means, deviations)) == means.size
 
 
-# ---- Where networks start, how they are judged ---------------------------------------------------
+# ---- Where networks start, how accurate they are -------------------------------------------------
 
 
 def test_networks_start_from_the_same_weights_whatever_the_norm():
     plain, normalized = (
-        moving.draw(Stack(4, 64, norm=norm), optax.sgd(0.1, momentum=0.9), [3, 5], 50, moving.he)
+        sample_networks(DeepMLP(4, 64, norm=norm), optax.sgd(0.1, momentum=0.9), [3, 5], 50, he)
         for norm in (None, BatchNorm)
     )
     for layer in ("first", "rest"):
@@ -74,11 +76,11 @@ def test_networks_start_from_the_same_weights_whatever_the_norm():
 def test_a_network_that_diverged_counts_as_chance():
     labels = np.arange(20, dtype=np.int32) % 10
     x, labels = jax.device_put((np.ones((20, 5), np.uint8), labels))
-    model = Stack(2, 4, norm=BatchNorm)
+    model = DeepMLP(2, 4, norm=BatchNorm)
     data = Data(Split(*[(x, labels)] * 3), x.reshape(2, 10, 5))
-    start = moving.draw(model, optax.identity(), [0], 5, moving.he)
+    start = sample_networks(model, optax.identity(), [0], 5, he)
     network = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[0] * np.nan, start))
-    assert [float(accuracy) for accuracy in moving.judge(model, network, data)] == pytest.approx(
+    assert [float(accuracy) for accuracy in accuracies(model, network, data)] == pytest.approx(
         [0.1, 0.1]
     )
 
@@ -90,7 +92,7 @@ def test_layers_are_in_order_with_their_norms():
     model = MLP((3,) * 11, norm="batch")
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.ones((2, 4)), training=False))
     params = shapes["params"]
-    layers = moving.by_layer(params)
+    layers = probe.by_layer(params)
     assert list(layers) == [*map(str, range(11)), "output"]
     assert set(layers["10"]) == {"dense_10", "norm_10"}
     assert {name for layer in layers.values() for name in layer} == set(params)
@@ -104,7 +106,7 @@ def test_a_step_is_seen_as_calculus_has_it():
     def loss(p):
         return (p["dense_0"]["kernel"] * p["output"]["kernel"] - 1) ** 2 / 2
 
-    seen = moving.looks_along(loss, params, rate)
+    seen = probe.probe_step(loss, params, rate)
 
     def gradient(a, b):
         return np.array([(a * b - 1) * b, (a * b - 1) * a])
@@ -112,7 +114,7 @@ def test_a_step_is_seen_as_calculus_has_it():
     here = gradient(a, b)
     moved = a - rate * here[0]
     assert seen["gradient_shift"] == pytest.approx(abs(gradient(moved, b)[1] / here[1] - 1), 1e-4)
-    along = [(a - s * rate * here[0], b - s * rate * here[1]) for s in moving.ALONG]
+    along = [(a - s * rate * here[0], b - s * rate * here[1]) for s in probe.ALONG]
     losses = [(a * b - 1) ** 2 / 2 for a, b in along]
     assert seen["loss_range"] == pytest.approx(np.ptp(losses), rel=1e-4)
     changes = [np.linalg.norm(gradient(*at) - here) for at in along]
@@ -122,22 +124,22 @@ def test_a_step_is_seen_as_calculus_has_it():
 
 def test_drift_is_counted_once_training_has_settled():
     medians = np.zeros((1, 21, 2))
-    medians[0, :10] = 9  # The first 900 steps, with looks every 100.
+    medians[0, :10] = 9  # The first 900 steps, evaluated every 100.
     medians[0, 15, 0], medians[0, 20, 1] = -3, 1
     percentiles = np.stack([medians - 1, medians, medians + 1], axis=2)
-    np.testing.assert_allclose(moving.drifts(percentiles, every=100), [2])
-    np.testing.assert_array_equal(moving.from_settled(medians, every=10)[0], range(100, 201, 10))
+    np.testing.assert_allclose(probe.drifts(percentiles, every=100), [2])
+    np.testing.assert_array_equal(probe.from_settled(medians, every=10)[0], range(100, 201, 10))
 
 
 # ---- Changes on their way ------------------------------------------------------------------------
 
 
 def test_changes_are_those_of_numpy(rng):
-    model, x = Stack(3, 8), rng.random((16, 12))
-    seen = stacks.changes_by_depth(model, jnp.asarray(x, jnp.float32), runs=2)
-    start = moving.draw(model, optax.identity(), range(2), 12, moving.he)
+    model, x = DeepMLP(3, 8), rng.random((16, 12))
+    seen = deep.changes_by_depth(model, jnp.asarray(x, jnp.float32), runs=2)
+    start = sample_networks(model, optax.identity(), range(2), 12, he)
 
-    def sums(network, run):
+    def preactivations(network, run):
         kernels = (network.params[name]["dense"]["kernel"] for name in ("first", "rest"))
         first, rest = (np.asarray(kernel, np.float64)[run] for kernel in kernels)
         values = [x @ first]
@@ -145,14 +147,14 @@ def test_changes_are_those_of_numpy(rng):
             values.append(np.maximum(values[-1], 0) @ kernel)
         return np.stack(values)
 
-    nudged = stacks.change_kernels(start, stacks.nudge, at="first")
-    outliers = stacks.change_kernels(start, stacks.enlarge_few)
+    nudged = deep.change_kernels(start, deep.nudge, at="first")
+    outliers = deep.change_kernels(start, deep.enlarge_few)
     for run in range(2):
-        plain = sums(start, run)
-        change = np.linalg.norm(sums(nudged, run) - plain, axis=(1, 2))
+        plain = preactivations(start, run)
+        change = np.linalg.norm(preactivations(nudged, run) - plain, axis=(1, 2))
         relative = change / np.linalg.norm(plain, axis=(1, 2))
         np.testing.assert_allclose(seen["nudged"][run], relative, rtol=1e-3)  # A small difference.
-        ratio = sums(outliers, run).std((1, 2)) / plain.std((1, 2))
+        ratio = preactivations(outliers, run).std((1, 2)) / plain.std((1, 2))
         np.testing.assert_allclose(seen["outliers"][run], ratio, rtol=ROUNDING)
         large = 1.5 ** np.arange(1, 4) * plain.std((1, 2))
         np.testing.assert_allclose(seen["large"][run], large, rtol=ROUNDING)
@@ -160,12 +162,12 @@ def test_changes_are_those_of_numpy(rng):
 
 def test_weights_move_by_one_percent_and_few_are_enlarged(rng):
     kernel = rng.normal(size=(200, 100))
-    moved = stacks.nudge(kernel, 0) - kernel
+    moved = deep.nudge(kernel, 0) - kernel
     assert np.linalg.norm(moved) == pytest.approx(0.01 * np.linalg.norm(kernel))
-    factors = stacks.enlarge_few(kernel, 0) / kernel
+    factors = deep.enlarge_few(kernel, 0) / kernel
     assert set(factors.ravel().round(6)) == {1.0, 10.0}
     assert np.mean(factors > 5) == pytest.approx(0.01, abs=0.003)
 
 
 def test_growth_is_the_factor_per_layer():
-    np.testing.assert_allclose(stacks.growth(np.array([[2, 3, 4.5], [5.0, 5, 5]])), [1.5, 1])
+    np.testing.assert_allclose(deep.growth(np.array([[2, 3, 4.5], [5.0, 5, 5]])), [1.5, 1])

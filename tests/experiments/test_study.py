@@ -181,9 +181,9 @@ def test_all_goes_on_after_one_that_fails(tmp_path, capsys):
 
 
 def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
-    from experiments.studies.identities import measure as identities
+    from experiments.studies.identities.config import PRESETS
 
-    config = identities.PRESETS["smoke"]
+    config = PRESETS["smoke"]
     with run_dir.create(tmp_path, "identities", config):
         pass
     asked = []
@@ -212,6 +212,13 @@ def test_all_smoke_measures_every_number_that_a_claim_asks_for(tmp_path):
     wanted = {(claim.experiment, check.metric) for claim in CLAIMS for check in claim.checks}
     measured = {(name, metric) for name, result in results.items() for metric in result.estimates}
     assert wanted - measured == set()
+    pictured = {(claim.experiment, claim.figure) for claim in CLAIMS if claim.figure}
+    plotted = {
+        (name, figure["file"].removesuffix(".png"))
+        for name, result in results.items()
+        for figure in result.summary["figures"]
+    }
+    assert pictured - plotted == set()
     for name, result in results.items():
         for figure in result.summary["figures"]:
             assert (result.path / figure["file"]).stat().st_size > 5_000, (name, figure)

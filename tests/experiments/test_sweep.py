@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from experiments import sampling
 from experiments.tasks.split import Split
@@ -38,7 +39,7 @@ def test_train_is_one_network_after_another():
         steps=6,
         batch_size=10,
         observe=lambda model, network, split: network.params,
-        looks=2,
+        evaluations=2,
         before=True,
     )
     optimizer = optax.sgd(0.5)
@@ -80,3 +81,16 @@ def test_statistics_for_the_test_are_those_of_the_batch():
     inputs = np.asarray(x, np.float64) @ np.asarray(network.params["dense_0"]["kernel"], np.float64)
     np.testing.assert_allclose(found["mean"], inputs.mean(0), atol=1e-6)
     np.testing.assert_allclose(found["var"] / inputs.var(0), 1, atol=0.03)  # m/(m-1) or not.
+
+
+@pytest.mark.parametrize("sequential", [None, "settings", "seeds"])
+def test_each_is_every_setting_with_every_seed(sequential):
+    settings, seeds, shared = np.array([1.0, 2.0]), np.array([10.0, 20.0, 30.0]), np.array(100.0)
+    found = sweep.each(
+        lambda setting, seed, shared: {"sum": setting + seed + shared},
+        settings,
+        seeds,
+        shared,
+        sequential=sequential,
+    )
+    np.testing.assert_array_equal(found["sum"], settings[:, None] + seeds + shared)

@@ -1,13 +1,12 @@
 """Titanic: nothing of the test fold gets into the training one; the file is what it should be."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pooch
 import pytest
 
 from experiments.studies.titanic import measure as titanic
+from experiments.studies.titanic.config import Config
 from experiments.tasks import titanic as titanic_data
 
 
@@ -16,7 +15,7 @@ def test_a_fold_is_imputed_and_scaled_by_its_training_rows_alone():
     features = rng.normal(5, 3, (40, 3))
     features[[1, 7, 30], 2] = np.nan
     train = np.arange(20)
-    raw, standardized = titanic_data.scalings(features, train)
+    raw, standardized = titanic_data.raw_and_standardized(features, train)
 
     median = np.median(features[train, 2][~np.isnan(features[train, 2])])
     assert raw[1, 2] == raw[30, 2] == median
@@ -25,13 +24,14 @@ def test_a_fold_is_imputed_and_scaled_by_its_training_rows_alone():
     np.testing.assert_allclose(standardized[train].std(0), 1, rtol=1e-12)
     features[20:] = 1e6
     np.testing.assert_array_equal(
-        titanic_data.scalings(features, train)[:, train], [raw[train], standardized[train]]
+        titanic_data.raw_and_standardized(features, train)[:, train],
+        [raw[train], standardized[train]],
     )
 
 
 def test_every_seed_tests_everyone_once_with_as_many_survivors_in_each_fold():
-    survived = titanic_data.make_up().survived
-    splits = titanic_data.split(survived, seeds=2, folds=5)
+    survived = titanic_data.sample_passengers().survived
+    splits = titanic_data.sample_folds(survived, seeds=2, folds=5)
     for seed in range(2):
         parts = splits[5 * seed : 5 * seed + 5]
         assert sorted(np.concatenate([test for _, test in parts])) == list(range(len(survived)))
@@ -41,28 +41,28 @@ def test_every_seed_tests_everyone_once_with_as_many_survivors_in_each_fold():
 
 
 def test_padding_has_no_weight():
-    made = titanic_data.make_up(53)
-    splits = titanic_data.split(made.survived, seeds=1, folds=5)
-    split = titanic_data.prepare(made, splits)
+    made = titanic_data.sample_passengers(53)
+    splits = titanic_data.sample_folds(made.survived, seeds=1, folds=5)
+    split = titanic_data.stack_folds(made, splits)
     assert split.test.shape == split.weight.shape == (5, 11)
     assert split.weight.sum() == 53
 
 
 def test_a_network_that_diverged_foretells_death():
     outputs = jnp.array([[jnp.nan], [jnp.nan], [3.0], [-3.0]])
-    seen = titanic.right(outputs, jnp.array([0, 1, 1, 1]))
+    seen = titanic.correct(outputs, jnp.array([0, 1, 1, 1]))
     np.testing.assert_array_equal(seen, [True, False, True, False])
 
 
 def test_numbers_are_of_the_final_epoch_and_paired_by_seed():
-    config = dataclasses.replace(titanic.Config(), seeds=2, folds=2, epochs=3, more=6, watched=2)
+    config = Config(seeds=2, folds=2, epochs=3, more=6, watched=2)
     rng = np.random.default_rng(0)
     found = {name: rng.random((2, 2, 2, 6)) for name in titanic.METHODS}
-    setting = titanic.settle(config, found, 1)
+    results = titanic.summarize(config, found, 1)
     one = found["batch"][1, :, 1]  # Of the second seed, standardized: (folds, epochs).
-    np.testing.assert_allclose(setting.accuracy["batch"][1], one[:, 2].mean())
-    np.testing.assert_allclose(setting.later["batch"][1], one[:, 5].mean())
-    np.testing.assert_allclose(setting.deviation["batch"][1], one[:, 1:3].std(1).mean())
+    np.testing.assert_allclose(results.accuracy["batch"][1], one[:, 2].mean())
+    np.testing.assert_allclose(results.later["batch"][1], one[:, 5].mean())
+    np.testing.assert_allclose(results.deviation["batch"][1], one[:, 1:3].std(1).mean())
 
 
 def test_another_file_is_refused_before_it_is_parsed(tmp_path):

@@ -8,7 +8,10 @@ import pytest
 from environments import programs_on_disk
 
 from experiments import run_dir
+from experiments.studies.mnist_mlp import fig1
 from experiments.studies.mnist_mlp import measure as mnist_mlp
+from experiments.studies.mnist_mlp.config import PRESETS
+from experiments.study import Study
 from experiments.tasks import data
 from experiments.training.devices import WAYS, BatchShard, Devices
 from experiments.training.loop import Execution
@@ -16,7 +19,7 @@ from experiments.training.signals import GracefulExit, Stopped
 
 # Batches of 60 on 8 devices: slices of 8, the last one with four examples and four of padding.
 CONFIG = dataclasses.replace(
-    mnist_mlp.PRESETS["smoke"], hidden=(30, 20), steps=60, evaluate_every=15, population_batches=2
+    PRESETS["smoke"], hidden=(30, 20), steps=60, evaluate_every=15, population_batches=2
 )
 # Batches of 6: two of eight devices have nothing but padding; one seed, without vmap. In batches of
 # three the network itself makes ten roundings of one, every step.
@@ -30,7 +33,7 @@ def shorter():
     """Each run makes its functions, so its programs, anew: here the cache pays. No figures."""
     with programs_on_disk(), pytest.MonkeyPatch.context() as patch:
         # They show the metrics, which are compared; test_mnist_mlp.py looks at figures.
-        patch.setattr(mnist_mlp, "draw", lambda run, summary: None)
+        patch.setattr(fig1, "report", lambda config, study: None)
         yield
 
 
@@ -46,10 +49,10 @@ def run_on(devices, config, dataset, root, graceful_exit=None):
 
 
 def carry_on(run, devices, config, dataset, graceful_exit=None):
-    if not (run.path / "env.json").exists():
-        run.write("env.json", {"data": {"name": "digits"}})
     execution = Execution(devices, 10, graceful_exit or GracefulExit())
-    mnist_mlp.run(config, dataset, run, execution)
+    study = Study("mnist_mlp", run, execution=execution)
+    study.add_dataset(config.dataset, dataset)
+    mnist_mlp.measure(config, study)
     return rows(run.path)
 
 

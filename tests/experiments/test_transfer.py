@@ -7,9 +7,10 @@ import numpy as np
 import optax
 
 from experiments.studies.transfer import measure as transfer
+from experiments.studies.transfer.config import PRESETS
 from experiments.training import networks
 
-CONFIG = transfer.PRESETS["smoke"]
+CONFIG = PRESETS["smoke"]
 
 
 def test_permuted_moves_pixels_of_all_images_alike():

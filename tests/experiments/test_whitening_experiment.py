@@ -51,7 +51,8 @@ def test_logistic_regression_is_gradient_descent_in_float64():
     batches = np.broadcast_to(np.arange(30), (1, 4, 30))
     keys = sampling.keys([0], "weights")
     arrays = jax.device_put((np.array([0.5], np.float32), keys, x, labels, batches))
-    losses = whitening.train((), *arrays, 1)
+    rates, *of_seeds = arrays
+    losses = whitening.trainer((), 1)(rates, tuple(of_seeds), ())
     model = MLP(hidden=(), kernel_init=jax.nn.initializers.glorot_normal())
     init = jax.jit(functools.partial(networks.init, model, optax.sgd(0.5)))
     start = init(keys[0], x[0, :1])

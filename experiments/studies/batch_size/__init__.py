@@ -13,7 +13,7 @@ Huge batches, too, with equal steps at an equal rate: a loss there could not com
 Source: Ioffe, Szegedy, "Batch Normalization", 2015; Hoffer et al., "Train longer, generalize
 better", 2017; Ioffe, "Batch Renormalization", 2017; Wu, He, "Group Normalization", 2018.
 
-Command: python -m experiments run batch_size --preset quick
+Command: python -m experiments batch_size --preset quick
 
 Expected: a batch of one gives beta alone, and a batch of two +-1. BN loses at batches of 2, the
 others hardly. Huge batches lose for want of steps, with or without BN, and not at equal steps.

@@ -17,7 +17,8 @@ class Results(NamedTuple):
 
     - small, huge: at equal examples seen.
     - equal: of BN, at equal steps and rate.
-    - losses: at the best rate, (seeds, looks), and how many examples there are between looks.
+    - losses: at the best rate, (seeds, evaluations), and how many examples there are between
+      evaluations.
     """
 
     small: dict[str, Found]
@@ -26,8 +27,8 @@ class Results(NamedTuple):
     losses: dict[str, tuple[np.ndarray, int]]
 
 
-def draw_sizes(results: Results, *examples: int) -> Figure:
-    """Draw test error, whose logarithm tells .05 from .08, against the size of the batch."""
+def plot_sizes(results: Results, *examples: int) -> Figure:
+    """Plot test error, whose logarithm tells .05 from .08, against the size of the batch."""
     made = figure(2, width=4.4, height=3.6)
     for axes, sweep, seen in zip(made.axes, results[:2], examples, strict=True):
         for method, found in sweep.items():
@@ -46,8 +47,8 @@ def draw_sizes(results: Results, *examples: int) -> Figure:
     return made
 
 
-def draw_huge(results: Results, target: float) -> Figure:
-    """Draw what huge batches lose, and how fast mini-batches and full batches descend."""
+def plot_huge(results: Results, target: float) -> Figure:
+    """Plot what huge batches lose, and how fast mini-batches and full batches descend."""
     made = figure(2, width=4.4, height=3.4)
     lost, descent = made.axes
     first, *_, last = results.huge["batch"]
@@ -59,18 +60,18 @@ def draw_huge(results: Results, target: float) -> Figure:
         "equal steps,\nBN": ("batch", results.equal[last] - results.equal[first]),
     }
     for i, (method, difference) in enumerate(points.values()):
-        one, look = estimates.mean(difference), METHODS[method]
+        one, style = estimates.mean(difference), METHODS[method]
         ends = [[one.value - one.low], [one.high - one.value]]
-        lost.errorbar(i, one.value, ends, color=look.color, marker=look.marker, capsize=3)
+        lost.errorbar(i, one.value, ends, color=style.color, marker=style.marker, capsize=3)
     lost.set_xticks(range(len(points)), list(points), fontsize=8)
     lost.axhline(0, color="black", linewidth=0.8)
     lost.set_ylabel(f"test accuracy, batches of {last} - of {first}")
     for kind, (losses, each) in results.losses.items():
-        look = METHODS[{"mini": "batch", "full": "none"}[kind]]
+        style = METHODS[{"mini": "batch", "full": "none"}[kind]]
         label = {"mini": f"batches of {first}", "full": "full batch"}[kind]
         seen = np.arange(1, losses.shape[1]) * each
-        descent.plot(seen, losses[:, 1:].T, color=look.color, alpha=0.3, linewidth=0.7)
-        descent.plot(seen, losses[:, 1:].mean(0), look.linestyle, color=look.color, label=label)
+        descent.plot(seen, losses[:, 1:].T, color=style.color, alpha=0.3, linewidth=0.7)
+        descent.plot(seen, losses[:, 1:].mean(0), style.linestyle, color=style.color, label=label)
     descent.axhline(target, color="black", linewidth=0.8)
     descent.set(
         xscale="log", ylim=(0, 2.5), xlabel="examples seen", ylabel="training loss, without BN"

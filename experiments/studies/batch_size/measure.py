@@ -1,9 +1,8 @@
-"""What the study `batch_size` measures, its options and presets."""
+"""What the study `batch_size` measures."""
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,82 +14,20 @@ from jaxtyping import Array, Float, Int, UInt8
 import jbn
 from experiments import sampling
 from experiments.stats import estimates, selection
+from experiments.studies.batch_size.config import Config
 from experiments.studies.batch_size.degenerate_batches import degenerate_batches
-from experiments.studies.batch_size.figures import Results, draw_huge, draw_sizes
+from experiments.studies.batch_size.figures import Found, Results, plot_huge, plot_sizes
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
 from experiments.tasks.split import Examples, Split, sample_splits
-from experiments.training import networks
+from experiments.training import networks, sweep
 from jbn.linen import BatchNorm, BatchRenorm, GhostBatchNorm, GroupNorm
 from jbn.models import MLP
-
-Found = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the measurement depends on."""
-
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 5
-    """how many seeds"""
-    train: int = 20_000
-    """training images of a seed"""
-    validation: int = 2000
-    """training images of a seed, drawn at random, to choose rates on"""
-    hidden: tuple[int, ...] = (100, 100, 100)
-    """width of each hidden layer"""
-    ghost: int = 64
-    """examples that share statistics in ghost BN"""
-    rates: tuple[float, ...] = (0.06, 0.12, 0.25, 0.5, 1.0)
-    """learning rates of plain SGD to choose from at batches of 32"""
-    top_rates: tuple[float, ...] = (0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
-    """those to choose from at the largest size; the choice is also the cap at lesser sizes"""
-    small: tuple[int, ...] = (1, 2, 4, 8)
-    """sizes of batches below 32; the claims are about 2 and 4"""
-    small_examples: int = 16_384
-    """seen by each network in batches of up to 32"""
-    small_methods: tuple[str, ...] = ("none", "batch", "renorm", "layer", "group", "weight")
-    """what is trained in small batches"""
-    huge: tuple[int, ...] = (64, 256, 1024, 4096)
-    """sizes of large batches, of which the first and the last are compared"""
-    huge_examples: int = 163_840
-    """seen by each network in large batches"""
-    huge_methods: tuple[str, ...] = (
-        "none", "batch", "ghost", "renorm", "layer", "group", "weight",
-    )  # fmt: skip
-    """what is trained in large batches"""
-    equal_steps: int = 300
-    """steps of the first and the last of the large sizes at an equal rate"""
-    population: int = 4096
-    """training images that population statistics are averaged over"""
-    descent: int = 1024
-    """training images in full-batch descent"""
-    descent_epochs: int = 80
-    """how long mini-batches, and full batches, may take to reach the loss"""
-    descent_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
-    """learning rates that both choose from"""
-    descent_loss: float = 0.3
-    """the training loss to reach"""
-
-
-PRESETS = {
-    "smoke": Config(
-        dataset="digits", seeds=2, train=128, validation=40, hidden=(20,), ghost=16,
-        rates=(0.1,), top_rates=(0.1,), small=(2, 4), small_examples=128, huge=(4, 32),
-        huge_examples=128, huge_methods=("none", "batch", "ghost"), equal_steps=4, population=128,
-        descent=128, descent_epochs=4, descent_rates=(0.1,),
-    ),
-    "quick": Config(),
-    "paper": Config(seeds=10, train=50_000, small_examples=60_000, huge_examples=655_360),
-}  # fmt: skip
-
 
 # ---- Networks and training -----------------------------------------------------------------------
 
 
-def draw_images(config: Config, dataset: Dataset) -> Split:
+def sample_images(config: Config, dataset: Dataset) -> Split:
     """Draw images to train on and to choose rates on, for all seeds, and take the test images."""
     parts = sample_splits(
         dataset,
@@ -136,35 +73,32 @@ def make_model(config: Config, method: str, steps: int | None = None) -> MLP:
     )
 
 
-# Jitted apart, so that each is compiled as seldom as it can be: all but `train` once a method.
+# Apart, so that each is compiled as seldom as it can be: all but `train` once a method.
 
 
-def start(model: MLP, seeds: int, features: int) -> networks.Network:
-    """Initialize the networks of all seeds; not jitted, as all methods draw the same shapes."""
-    # Plain SGD has no state, so any rate will do.
-    begin = functools.partial(networks.init, model, optax.sgd(1.0), x=jnp.ones((1, features)))
-    made = [begin(key=key) for key in sampling.keys(range(seeds), "weights")]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5))
 def train(
     model: MLP,
-    rate: float,
-    network: networks.Network,
+    rates: Sequence[float],
+    starts: networks.Network,
     examples: Examples,
-    batches: Int[Array, "seeds steps batch"],
+    batches: Int[np.ndarray, "seeds steps batch"],
     every: int | None = None,
-) -> tuple[networks.Network, Float[Array, "seeds looks"]]:
-    """Train the networks of all seeds; see the loss of all examples, if `every` so many steps."""
+) -> tuple[networks.Network, Float[np.ndarray, "rates seeds evaluations"]]:
+    """Train from the start of every seed at every rate.
 
-    def step(network: networks.Network, batch: Examples, i: Array) -> networks.Network:
-        x, labels = batch
-        return networks.train_step(model, optax.sgd(rate), network, x.astype(jnp.float32), labels)
+    Returns: networks, (rates, seeds, ...), and their loss of all examples, if `every` so many
+      steps, else 0.
+    """
 
     def one(
-        network: networks.Network, examples: Examples, batches: Array
+        rate: Array, of_seed: tuple[networks.Network, Examples, Array], shared: tuple[()]
     ) -> tuple[networks.Network, Array]:
+        (network, examples, batches), optimizer = of_seed, optax.sgd(rate)
+
+        def step(network: networks.Network, batch: Examples, i: Array) -> networks.Network:
+            x, labels = batch
+            return networks.train_step(model, optimizer, network, x.astype(jnp.float32), labels)
+
         def loss(network: networks.Network) -> Array:
             if every is None:
                 return jnp.zeros(())
@@ -172,9 +106,11 @@ def train(
             outputs: Any = model.apply(network.variables, x.astype(jnp.float32), training=False)
             return networks.cross_entropy(outputs, labels).mean()
 
-        return networks.fit(step, network, examples, batches, observe=loss, every=every)
+        first = network._replace(opt_state=optimizer.init(network.params))
+        return networks.fit(step, first, examples, batches, observe=loss, every=every)
 
-    return jax.vmap(one)(network, examples, batches)
+    of_seeds = starts, examples, batches
+    return sweep.each(one, jnp.asarray(rates), of_seeds, sequential="settings")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -208,16 +144,16 @@ def accuracies(
             "modes": jnp.abs(trained - outputs).max(),
         }
 
-    return jax.vmap(one, in_axes=(0, 0))(network, validation)
+    return jax.vmap(one)(network, validation)
 
 
 # ---- The measurement -----------------------------------------------------------------------------
 
 
 def examples_until(
-    losses: Float[np.ndarray, "... looks"], target: float, each: int
+    losses: Float[np.ndarray, "... evaluations"], target: float, each: int
 ) -> Int[np.ndarray, "..."]:
-    """Count examples until a loss of the target, looked for at the start and after every `each`.
+    """Count examples until a loss of the target, evaluated at the start and after every `each`.
 
     All of them where it is never reached; NaN does not reach it.
     """
@@ -226,21 +162,24 @@ def examples_until(
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train, report, draw."""
+    """Train, report, plot."""
     few = study.part("degenerate_batches", degenerate_batches)
-    training, validation, test = draw_images(config, study.dataset(config.dataset))
+    training, validation, test = sample_images(config, study.dataset(config.dataset))
     images, _ = training
     seeds = range(config.seeds)
 
     @functools.cache
     def started(method: str) -> networks.Network:
-        return start(make_model(config, method), config.seeds, images.shape[-1])
+        return sweep.start(
+            make_model(config, method), config.seeds, jnp.zeros((1, images.shape[-1]))
+        )
 
     def accuracy(method: str, size: int, steps: int, rates: Sequence[float]) -> Found:
         rows, found = sampling.all_batches(seeds, steps, size, config.train), []
-        for rate in rates:
-            model = make_model(config, method, steps if method == "renorm" else None)
-            network, _ = train(model, rate, started(method), training, rows)
+        model = make_model(config, method, steps if method == "renorm" else None)
+        trained, _ = train(model, rates, started(method), training, rows)
+        for i in range(len(rates)):
+            network = jax.tree.map(lambda leaf, i=i: leaf[i], trained)
             if method in ("batch", "ghost"):
                 count = max(config.population // size, 1)
                 some = images[:, : count * size].reshape(config.seeds, count, size, -1)
@@ -256,7 +195,7 @@ def measure(config: Config, study: Study) -> None:
         best = int(selection.best(found["validation"], "highest"))
         return rates[best], {key: values[best] for key, values in found.items()}
 
-    def sweep(method: str, sizes: Sequence[int], examples: int, top: float) -> Found:
+    def by_size(method: str, sizes: Sequence[int], examples: int, top: float) -> Found:
         least = {"batch": 2, "renorm": 2, "ghost": config.ghost + 1}.get(method, 1)
         rates = {n: min(base[method] * n / 32, top) for n in sizes if n >= least}
         return {
@@ -267,7 +206,7 @@ def measure(config: Config, study: Study) -> None:
     base, small, huge = {}, {}, {}
     for method in config.small_methods:
         base[method], found = choose("rates", method, 32, config.small_examples, config.rates)
-        part = functools.partial(sweep, method, config.small, config.small_examples, np.inf)
+        part = functools.partial(by_size, method, config.small, config.small_examples, np.inf)
         small[method] = {**study.part(f"small_{method}", part), "32": found["test"]}
         if method in ("layer", "weight"):
             study.report(f"{method}_modes", estimates.exact(found["modes"].max()))
@@ -275,7 +214,7 @@ def measure(config: Config, study: Study) -> None:
     *sizes, largest = config.huge
     for method in config.huge_methods:
         top, found = choose("top", method, largest, config.huge_examples, config.top_rates)
-        part = functools.partial(sweep, method, sizes, config.huge_examples, top)
+        part = functools.partial(by_size, method, sizes, config.huge_examples, top)
         huge[method] = {**study.part(f"huge_{method}", part), f"{largest}": found["test"]}
 
     def at_equal_steps() -> Found:
@@ -286,10 +225,7 @@ def measure(config: Config, study: Study) -> None:
         model, n = make_model(config, "none"), config.descent
         rows = sampling.all_batches(seeds, config.descent_epochs * n // size, size, n)
         first = jax.tree.map(lambda array: array[:, :n], training)
-        seen = [
-            train(model, r, started("none"), first, rows, every)[1] for r in config.descent_rates
-        ]
-        return np.stack(seen)
+        return train(model, config.descent_rates, started("none"), first, rows, every)[1]
 
     equal = study.part("equal_steps", at_equal_steps)
     kinds = {"mini": (sizes[0], config.descent // sizes[0] // 2), "full": (config.descent, 1)}
@@ -305,14 +241,14 @@ def measure(config: Config, study: Study) -> None:
     report(config, study, few, results)
     study.figure(
         "sizes",
-        lambda: draw_sizes(results, config.small_examples, config.huge_examples),
+        lambda: plot_sizes(results, config.small_examples, config.huge_examples),
         title="Test error by the size of the batch, at equal examples seen",
         alt="Test error against the number of examples in a batch, small batches and large ones "
         "in a panel each, a line for each normalization; mean and range over seeds.",
     )
     study.figure(
         "huge",
-        lambda: draw_huge(results, config.descent_loss),
+        lambda: plot_huge(results, config.descent_loss),
         title="Huge batches at equal examples and at equal steps, and full-batch descent",
         alt="Left: test accuracy in the largest batches - in the smallest of the large ones, at "
         "equal examples without BN, with BN and with ghost BN, at equal steps with BN; mean and 95 "

@@ -1,8 +1,7 @@
-"""What the study `batches` measures, its options and presets."""
+"""What the study `batches` measures."""
 
 import functools
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,84 +10,39 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
-from matplotlib.figure import Figure
 
 import jbn
-from experiments import plotting, sampling
+from experiments import sampling
 from experiments.stats import estimates
+from experiments.studies.batches.config import EVALUATIONS, ORDERS, Config
+from experiments.studies.batches.figures import plot_means, plot_orders, plot_whole
 from experiments.study import Study
 from experiments.tasks.data import Dataset
-from experiments.training import networks
+from experiments.training import networks, sweep
 from experiments.training.networks import Network, cross_entropy
 from jbn.linen import BatchNorm, BatchRenorm
 from jbn.models import MLP
 
-
-@dataclass(frozen=True)
-class Config:
-    """What the measurements depend on."""
-
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 6
-    """runs of each kind, each from its own examples, weights and batches"""
-    hidden: tuple[int, ...] = (100, 100, 100)
-    """width of each hidden layer, of sigmoid units"""
-    batch_size: int = 60
-    """examples in a training batch, even"""
-    learning_rate: float = 0.5
-    """of plain SGD at the first step; it falls linearly to 0"""
-    examples: int = 10_020
-    """training images of each seed, in whole batches"""
-    steps: int = 2500
-    """training steps with each kind of batches"""
-    sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-    """of the batches whose mean is compared with that of all"""
-    draws: int = 200
-    """batches of each such size"""
-    whole_examples: int = 1020
-    """training images of each seed, where all of them normalize"""
-    whole_steps: int = 1000
-    """training steps there"""
-
-    def __post_init__(self) -> None:
-        """Refuse a batch that has no halves, and sets that are not whole batches."""
-        if self.batch_size % 2 or self.examples % self.batch_size:
-            raise ValueError(
-                f"Expected an even `batch_size` that divides `examples`, got {self.batch_size} and "
-                f"{self.examples}."
-            )
-
-
-PRESETS = {
-    "smoke": Config(
-        "digits", 2, (20,), examples=960, steps=60, sizes=(2, 32), whole_examples=60, whole_steps=20
-    ),
-    "quick": Config(),
-    "paper": Config(seeds=10, steps=10_000, whole_examples=2040, whole_steps=2000),
-}
 # Of all steps: plain BN until the first; d_max is 5 from the second, r_max 3 from the third. Ioffe,
 # 2017, has them at 5,000, 25,000 and 40,000 steps: here as if of 100,000.
 RENORM = 0.05, 0.25, 0.4
-LOOKS = 10  # Evaluations over those whole steps.
-ORDERS = {"shuffled": "shuffled anew", "fixed": "fixed", "sorted": "two classes each"}
 
 
 # ---- Batches -------------------------------------------------------------------------------------
 
 
-def draw_batches(
+def sample_batches(
     config: Config, labels: UInt8[np.ndarray, "N"], seed: int
 ) -> dict[str, Int[np.ndarray, "steps batch"]]:
     """Draw the batches of a seed in each of `ORDERS`, from the same examples."""
-    rows = choose(config.examples, labels, seed)
+    rows = sample_examples(config.examples, labels, seed)
     rng = sampling.rng(seed, "order")
     together = rows.reshape(-1, config.batch_size)
     fixed, by_class = [], []
     # An epoch of sorted batches is the shorter by what one class of a pair has more.
     while sum(map(len, by_class)) < config.steps:
         fixed.append(rng.permutation(together))
-        by_class.append(sorted_epoch(rows, labels, config.batch_size, rng))
+        by_class.append(sample_sorted_epoch(rows, labels, config.batch_size, rng))
     shuffled = sampling.batch_indices(seed, 0, config.steps, config.batch_size, len(rows))
     return {
         "shuffled": rows[shuffled],
@@ -97,28 +51,30 @@ def draw_batches(
     }
 
 
-def population_batches(
+def sample_population_batches(
     config: Config, labels: UInt8[np.ndarray, "N"], seed: int
 ) -> Int[np.ndarray, "K batch"]:
     """Draw well-mixed batches of all the training examples of a seed, each once."""
-    rows, size = choose(config.examples, labels, seed), config.batch_size
+    rows, size = sample_examples(config.examples, labels, seed), config.batch_size
     return rows[
         sampling.batch_indices(seed, 0, len(rows) // size, size, len(rows), purpose="population")
     ]
 
 
-def choose(count: int, labels: UInt8[np.ndarray, "N"], seed: int) -> Int[np.ndarray, "count"]:
-    """Choose the training examples of a seed."""
+def sample_examples(
+    count: int, labels: UInt8[np.ndarray, "N"], seed: int
+) -> Int[np.ndarray, "count"]:
+    """Draw the training examples of a seed."""
     return sampling.rng(seed, "subset").permutation(len(labels))[:count]
 
 
-def sorted_epoch(
+def sample_sorted_epoch(
     rows: Int[np.ndarray, "N"],
     labels: UInt8[np.ndarray, "all"],
     batch_size: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "K batch"]:
-    """Make batches of two classes, half and half, the classes in random pairs."""
+    """Draw batches of two classes, half and half, the classes in random pairs."""
     half, epoch = batch_size // 2, []
     for pair in rng.permutation(np.unique(labels)).reshape(-1, 2):
         halves = [rng.permutation(rows[labels[rows] == label]) for label in pair]
@@ -155,7 +111,9 @@ def gray(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N features"]:
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
-def judged_by(config: Config, network: Network, batches: Float[Array, "K N F"]) -> dict[str, Any]:
+def population_variables(
+    config: Config, network: Network, batches: Float[Array, "K N F"]
+) -> dict[str, Any]:
     """Return the variables with population statistics, those of plain BN whatever trained it.
 
     Batch renormalization would compare the batches with running statistics that are to be replaced.
@@ -174,32 +132,36 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
       networks with BN and shuffled batches.
     """
     labels, seeds = dataset.train_labels, range(config.seeds)
-    drawn = [draw_batches(config, labels, seed) for seed in seeds]
-    batches = {name: np.stack([of[name] for of in drawn]) for name in ORDERS}
-    mixed = np.stack([population_batches(config, labels, seed) for seed in seeds])
+    drawn = [sample_batches(config, labels, seed) for seed in seeds]
+    batches = np.stack([np.stack([of[name] for name in ORDERS]) for of in drawn])
+    mixed = np.stack([sample_population_batches(config, labels, seed) for seed in seeds])
     data = jax.device_put((gray(dataset.train_images), labels))
     test = jax.device_put((gray(dataset.test_images), dataset.test_labels))
     optimizer = decaying(config, config.steps)
 
     def one(
-        model: nn.Module, key: PRNGKeyArray, batches: Array, mixed: Array, data: Any, test: Any
+        model: nn.Module, order: Array, of_seed: Any, shared: tuple[Any, Any]
     ) -> tuple[Array, Any]:
+        (key, batches, mixed), (data, test) = of_seed, shared
+
         def step(network: Network, batch: tuple[Array, Array], _: Array) -> Network:
             return networks.train_step(model, optimizer, network, *batch)
 
         first = networks.init(model, optimizer, key, data[0][:1])
-        last, _ = networks.fit(step, first, data, batches)
-        variables = judged_by(config, last, data[0][mixed])
+        last, _ = networks.fit(step, first, data, batches[order])
+        variables = population_variables(config, last, data[0][mixed])
         # A network that diverged says class 0 always, and counts as chance.
         return networks.accuracy(model, variables, *test), variables
 
-    keys, accuracy, variables = sampling.keys(seeds, "weights"), {}, {}
+    of_seeds, numbers = (sampling.keys(seeds, "weights"), batches, mixed), np.arange(len(ORDERS))
+    accuracy, variables = {}, {}
     for name, model in make_models(config).items():
-        by_order = jax.jit(jax.vmap(functools.partial(one, model), in_axes=(0, 0, 0, None, None)))
-        made = {order: by_order(keys, batches[order], mixed, data, test) for order in ORDERS}
-        accuracy[name] = {order: reached for order, (reached, _) in made.items()}
+        reached, made = sweep.each(
+            functools.partial(one, model), numbers, of_seeds, (data, test), sequential="settings"
+        )
+        accuracy[name] = dict(zip(ORDERS, reached, strict=True))
         if name == "batch":
-            variables = made["shuffled"][1]
+            variables = jax.tree.map(lambda leaf: leaf[list(ORDERS).index("shuffled")], made)
     return {"accuracy": accuracy, "variables": variables}
 
 
@@ -213,7 +175,9 @@ def mean_errors(config: Config, dataset: Dataset, variables: Any) -> dict[str, A
     """
     model = make_models(config)["batch"]
     images = gray(dataset.train_images)
-    rows = np.stack([choose(config.examples, dataset.train_labels, s) for s in range(config.seeds)])
+    rows = np.stack(
+        [sample_examples(config.examples, dataset.train_labels, s) for s in range(config.seeds)]
+    )
     keys = sampling.keys(range(config.seeds), "means")
 
     def one(variables: Any, x: Array, key: PRNGKeyArray) -> Array:
@@ -247,12 +211,12 @@ def exponents(sizes: Int[np.ndarray, "S"], error: Float[np.ndarray, "seeds S"]) 
 def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Train with statistics of the batch, and of all training data.
 
-    Returns: "batch" and "all" -> test accuracy, (seeds, looks + 1). Population statistics are in
-      each case what training normalized by: means over all batches, or those of all data.
+    Returns: "batch" and "all" -> test accuracy, (seeds, evaluations + 1). Population statistics are
+      in each case what training normalized by: means over all batches, or those of all data.
     """
     model, optimizer = make_models(config)["batch"], decaying(config, config.whole_steps)
     count, size, seeds = config.whole_examples, config.batch_size, range(config.seeds)
-    rows = np.stack([choose(count, dataset.train_labels, seed) for seed in seeds])
+    rows = np.stack([sample_examples(count, dataset.train_labels, seed) for seed in seeds])
     batches = sampling.all_batches(seeds, config.whole_steps, size, count)
     images, test_images = gray(dataset.train_images)[rows], gray(dataset.test_images)
 
@@ -268,13 +232,15 @@ def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
             return advance(network, images, labels, loss=loss_of(rows, count))
 
         def run(step: Any, population: Array) -> Array:
-            def look(network: Network) -> Array:
-                return networks.accuracy(model, judged_by(config, network, population), *test)
+            def accuracy(network: Network) -> Array:
+                return networks.accuracy(
+                    model, population_variables(config, network, population), *test
+                )
 
-            every = config.whole_steps // LOOKS
-            return networks.fit(step, first, jnp.arange(count), batches, observe=look, every=every)[
-                1
-            ]
+            every = config.whole_steps // EVALUATIONS
+            return networks.fit(
+                step, first, jnp.arange(count), batches, observe=accuracy, every=every
+            )[1]
 
         in_batches = images.reshape(-1, size, images.shape[1])
         return {"batch": run(by_batch, in_batches), "all": run(by_all, images[None])}
@@ -295,7 +261,7 @@ def loss_of(rows: Int[Array, "batch"], count: int) -> networks.Loss:
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train, compare, report, all paired by seed, and draw."""
+    """Train, compare, report, all paired by seed, and plot."""
     dataset = study.dataset(config.dataset)
     flat = study.part("orders", lambda: dict(flatten_dict(train_all(config, dataset), sep="/")))
     trained = unflatten_dict(flat, sep="/")
@@ -313,79 +279,23 @@ def measure(config: Config, study: Study) -> None:
     study.report("mean_exponent", estimates.mean(powers))
     study.report("all_data_gain", estimates.paired(whole["all"][:, -1], whole["batch"][:, -1]))
 
-    # ---- Figures ---------------------------------------------------------------------------------
     study.figure(
         "orders",
-        lambda: draw_orders(of),
+        lambda: plot_orders(of),
         title="Test error by how training batches are drawn",
         alt="Test error of networks without BN, with BN and with batch renorm, a point a seed, "
         "for batches shuffled anew, always the same, and of two classes each.",
     )
     study.figure(
         "means",
-        lambda: draw_means(config, means["error"]),
+        lambda: plot_means(config, means["error"]),
         title="How far the mean of a batch is from that of all data",
         alt="Error of a batch's mean against its size, on logarithmic axes, a line a seed, and "
         "slope -1/2.",
     )
     study.figure(
         "all_data",
-        lambda: draw_whole(config, whole),
+        lambda: plot_whole(config, whole),
         title="Normalized by all the training data rather than by the batch",
         alt="Difference of test accuracy over training on a small set: each seed, and the mean.",
     )
-
-
-def draw_orders(of: dict[str, Any]) -> Figure:
-    """Draw the error of every run, and the means."""
-    made = plotting.figure()
-    (panel,) = made.axes
-    for i, (name, by_order) in enumerate(of.items()):
-        look = plotting.METHODS[name]
-        at = np.arange(len(ORDERS)) + 0.2 * (i - 1)
-        y = 100 * (1 - np.stack([by_order[order] for order in ORDERS]))
-        style = {"color": look.color, "marker": look.marker, "linestyle": "none"}
-        panel.plot(at, y, **style, alpha=0.35, markersize=4)
-        panel.plot(at, y.mean(1), **style, markersize=8, label=look.label)
-    panel.set_xticks(range(len(ORDERS)), list(ORDERS.values()))
-    panel.set_xlabel("training batches")
-    panel.set_yscale("log")
-    panel.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
-    panel.minorticks_off()
-    panel.set_ylabel("test error (%)")
-    panel.legend(loc="upper left")
-    return made
-
-
-def draw_means(config: Config, error: Float[np.ndarray, "seeds S"]) -> Figure:
-    """Draw the error of the mean against the size of the batch."""
-    made = plotting.figure()
-    (panel,), sizes = made.axes, np.array(config.sizes)
-    for i, of_seed in enumerate(error):
-        label = None if i else "pre-activations, a line a seed"
-        panel.plot(
-            sizes, of_seed, color=plotting.BLUE, marker="o", markersize=3, alpha=0.5, label=label
-        )
-    ideal = error.mean(0)[0] * (sizes / sizes[0]) ** -0.5
-    panel.plot(sizes, ideal, color=plotting.BLACK, linestyle="--", label="slope -1/2")
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log", base=2)
-    panel.set_xlabel("examples in the batch")
-    panel.set_ylabel("mean |mean of batch - mean|\n(standard deviations)")
-    panel.legend()
-    return made
-
-
-def draw_whole(config: Config, whole: dict[str, np.ndarray]) -> Figure:
-    """Draw what statistics of all the data gain over training."""
-    made = plotting.figure()
-    (panel,) = made.axes
-    steps = np.linspace(0, config.whole_steps, LOOKS + 1)
-    points = 100 * (whole["all"] - whole["batch"])
-    panel.plot(steps, points.T, color=plotting.BLUE, alpha=0.35, linewidth=1)
-    panel.plot(steps, points.mean(0), color=plotting.BLUE, linewidth=2.5, label="mean over seeds")
-    panel.axhline(0, color=plotting.BLACK, linewidth=0.8)
-    panel.set_xlabel("training steps")
-    panel.set_ylabel("test accuracy, by all data - by the batch\n(points)")
-    panel.legend()
-    return made

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array
 
 from experiments import sampling
-from experiments.studies.gradients.deep import draw
+from experiments.studies.gradients.deep import sample_weights
 from experiments.training import networks
 from jbn.models import MLP
 
@@ -65,7 +65,7 @@ def backprop_errors(seeds: Iterable[int]) -> list[float]:
     for seed in seeds:
         x = sampling.rng(seed, "inputs").normal(size=(n, features))
         labels = sampling.rng(seed, "labels").integers(0, 10, n)
-        (variables,) = draw(model, x, [seed])
+        (variables,) = sample_weights(model, x, [seed])
         rng = sampling.rng(seed, "scales and biases")
         # Scales and biases other than 1 and 0, so that a mistake in them would be seen.
         params = jax.tree.map(

@@ -12,7 +12,7 @@ CLAIMS = (
             below(
                 "sigmoid_factor",
                 0.9,
-                "gradient by a layer's sums, factor of its norm per layer backwards, sigmoid, Xavier, 20 layers",
+                "gradient by a layer's pre-activations, factor of its norm per layer backwards, sigmoid, Xavier, 20 layers",
                 expected=0.236,
             ),
             below(
@@ -39,7 +39,7 @@ CLAIMS = (
                 "relu_he_factor",
                 0.95,
                 1.05,
-                "gradient by a layer's sums, factor of its norm per layer backwards, ReLU, He",
+                "gradient by a layer's pre-activations, factor of its norm per layer backwards, ReLU, He",
                 expected=0.999,
             ),
             above("relu_over_sigmoid", 1, "factor of ReLU / of sigmoid, both Xavier", expected=3.0),
@@ -63,7 +63,7 @@ CLAIMS = (
             above(
                 "relu_large_factor",
                 1.2,
-                "gradient by a layer's sums, factor of its norm per layer backwards, ReLU, weights twice He's",
+                "gradient by a layer's pre-activations, factor of its norm per layer backwards, ReLU, weights twice He's",
                 expected=2.0,
             ),
         ),
@@ -79,7 +79,7 @@ CLAIMS = (
                 "bn_sigmoid_factor",
                 0.5,
                 2,
-                "gradient by a layer's sums, factor of its norm per layer backwards, sigmoid, BN",
+                "gradient by a layer's pre-activations, factor of its norm per layer backwards, sigmoid, BN",
             ),
             within("bn_relu_factor", 0.5, 2, "the same, ReLU, BN", expected=1.211),
             within(
@@ -178,7 +178,7 @@ CLAIMS = (
             above(
                 "residual_gain_20",
                 1,
-                "gradient by the first layer's sums, residual / plain, ReLU, Xavier, 20 layers",
+                "gradient by the first layer's pre-activations, residual / plain, ReLU, Xavier, 20 layers",
             ),
             above("residual_gain_56", 1, "the same, 56 layers"),
             above(
@@ -199,7 +199,7 @@ CLAIMS = (
                 "he_variance",
                 0.9,
                 1.1,
-                "mean square of a layer's sums, factor per layer, ReLU, He, 20 layers",
+                "mean square of a layer's pre-activations, factor per layer, ReLU, He, 20 layers",
                 expected=1,
             ),
             within("xavier_variance", 0.9, 1.1, "the same, linear, Xavier", expected=1),

@@ -14,16 +14,19 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from experiments import sampling
+from experiments.studies.gradients.config import GAINS
+from experiments.training import sweep
 from experiments.training.networks import cross_entropy
 from jbn.models.units import Activation, Norm, cancels_bias, make_norm
 
 # ---- The network ---------------------------------------------------------------------------------
 
 
-class Deep(nn.Module):
+class DeepMLP(nn.Module):
     """A dense network of `depth` weight layers: the first, blocks of two, the last.
 
-    From block to block go the sums that enter a nonlinearity, normalized before it:
+    Unlike the `DeepMLP` of the study `shift`, it has blocks that can have skip connections. From
+    block to block go pre-activations, normalized before the nonlinearity:
     h -> skip h + W2 f(norm(W1 f(norm(h)))). Parameters are stacked over blocks.
 
     Attributes:
@@ -35,8 +38,9 @@ class Deep(nn.Module):
       skip: 1 adds a block's input to its output, a residual network; 0 does not, a plain one. May
         be traced.
 
-    The sums, (N, width) of the first layer and (blocks, N, width), are sown in `intermediates` as
-    `sum` and `blocks/sum`, and are `perturbations` that one can differentiate by: see `by_sum`.
+    The pre-activations, (N, width) of the first layer and (blocks, N, width), are sown in
+    `intermediates` as `preactivation` and `blocks/preactivation`, and are `perturbations` that one
+    can differentiate by: see `by_preactivation`.
 
     References: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", 2016.
     """
@@ -57,8 +61,8 @@ class Deep(nn.Module):
                 "two, the last."
             )
         x = nn.Dense(self.width, use_bias=not cancels_bias(self.norm), name="first")(x)
-        x = self.perturb("sum", x)
-        self.sow("intermediates", "sum", x)
+        x = self.perturb("preactivation", x)
+        self.sow("intermediates", "preactivation", x)
         stacked = ("params", "batch_stats", "intermediates", "perturbations")
         blocks = nn.scan(
             _Block,
@@ -85,8 +89,8 @@ class _Block(nn.Module):
         for i in range(2):
             y = _enter(y, f"norm_{i}", self.norm, self.activation, training)
             y = nn.Dense(self.width, use_bias=bias, name=f"dense_{i}")(y)
-        y = self.perturb("sum", self.skip * x + y)
-        self.sow("intermediates", "sum", y)
+        y = self.perturb("preactivation", self.skip * x + y)
+        self.sow("intermediates", "preactivation", y)
         return y, None
 
 
@@ -98,10 +102,10 @@ def _enter(x: Array, name: str, norm: Norm, activation: Activation, training: bo
     return activation(x)
 
 
-def draw(
+def sample_weights(
     model: nn.Module, x: Float[ArrayLike, "N F"], seeds: Iterable[int]
 ) -> Iterator[dict[str, Any]]:
-    """Draw the variables of a network for each seed; kernels are Gaussian of variance 1 / fan-in.
+    """Sample the variables of a network for each seed; kernels are Gaussian of variance 1 / fan-in.
 
     By NumPy, as XLA takes seconds to compile random numbers in a scan. The kernels of a seed are
     the same whatever the normalization.
@@ -135,10 +139,10 @@ def scale(params: Mapping[str, Any], gain: ArrayLike) -> dict[str, Any]:
     return {**params, "blocks": jax.tree_util.tree_map_with_path(leaf, params["blocks"])}
 
 
-def by_sum(
-    model: Deep, variables: Any, x: Float[Array, "N F"], loss: Callable[[Array], Array]
+def by_preactivation(
+    model: DeepMLP, variables: Any, x: Float[Array, "N F"], loss: Callable[[Array], Array]
 ) -> tuple[Float[Array, "L N width"], Float[Array, "L N width"]]:
-    """Compute the sums that go from block to block, in training, and the gradient by each.
+    """Compute the pre-activations between blocks, in training, and the gradient by each.
 
     Args: variables: from `model.init` with an input of x's shape. loss: of the outputs, `()`.
     Returns: both for the first layer and for the last of each block: L = depth / 2.
@@ -154,9 +158,13 @@ def by_sum(
         return loss(outputs), made["intermediates"]
 
     gradient, made = jax.grad(objective, has_aux=True)(variables["perturbations"])
-    (first,), (others,) = made["sum"], made["blocks"]["sum"]
-    sums = jnp.concatenate([first[None], others])
-    return sums, jnp.concatenate([gradient["sum"][None], gradient["blocks"]["sum"]])
+
+    def all_layers(first: Array, others: Array) -> Array:
+        return jnp.concatenate([first[None], others])
+
+    (first,), (others,) = made["preactivation"], made["blocks"]["preactivation"]
+    by_first, by_others = gradient["preactivation"], gradient["blocks"]["preactivation"]
+    return all_layers(first, others), all_layers(by_first, by_others)
 
 
 # ---- At initialization ---------------------------------------------------------------------------
@@ -173,36 +181,19 @@ ARCHITECTURES: dict[str, tuple[Norm, float]] = {  # norm and skip
     "batch": ("batch", 0.0),
     "residual": (None, 1.0),
 }
-# Standard deviation of the initial weights in units of 1 / sqrt(fan-in), which is Xavier's between
-# layers of equal width; None stands for .01, whatever the width.
-GAINS = {
-    "zero": 0.0,
-    "small": None,
-    "Xavier": 1.0,
-    "He": 2**0.5,
-    "twice He": 2 * 2**0.5,
-    "He / 10": 0.1 * 2**0.5,
-    "10 He": 10 * 2**0.5,
-}
-INITS = tuple(GAINS)
-
-
-def choose(index: ArrayLike) -> Callable[[Array], Array]:
-    """Make the nonlinearity of this place in `ACTIVATIONS`, which may be traced."""
-    return lambda x: jax.lax.switch(index, list(ACTIVATIONS.values()), x)
 
 
 def profiles(
     kinds: Iterable[tuple[str, str]], depth: int, width: int, *, seeds: int, batch_size: int
 ) -> dict[str, Float[np.ndarray, "inits seeds L"]]:
-    """Measure gradients and sums of networks that were not trained, in float64.
+    """Measure gradients and pre-activations of networks that were not trained, in float64.
 
     Inputs are Gaussian and labels random, so that nothing but the weights matters. The weights of a
     seed are the same random numbers in every kind and with all of `GAINS`.
 
     Args: kinds: keys of `ACTIVATIONS` and `ARCHITECTURES`.
-    Returns: "relu_batch_gradient", the L2 norm of the cross-entropy's gradient by the sums of each
-      layer, "relu_batch_square", the mean square of these sums, and so on.
+    Returns: "relu_batch_gradient", the L2 norm of the cross-entropy's gradient by the
+      pre-activations of each layer, "relu_batch_square", their mean square, and so on.
     """
     kinds, found = list(kinds), {}
     x = sampling.rng(0, "inputs").normal(size=(batch_size, width))
@@ -213,51 +204,45 @@ def profiles(
             here = [kind for kind in kinds if ARCHITECTURES[kind[1]][0] == norm]
             if not here:
                 continue
-            indices = np.array([list(ACTIVATIONS).index(activation) for activation, _ in here])
-            skips = np.array([ARCHITECTURES[architecture][1] for _, architecture in here])
-            model = Deep(depth, width, norm=norm)
-            variables = stack(draw(model, x, range(seeds)))
-            made = _profile(model, (indices, skips), gains, variables, x, labels)
-            for (activation, architecture), gradient, square in zip(here, *made, strict=True):
-                found[f"{activation}_{architecture}_gradient"] = np.asarray(gradient)
-                found[f"{activation}_{architecture}_square"] = np.asarray(square)
+            settings = [
+                (list(ACTIVATIONS).index(activation), ARCHITECTURES[architecture][1], gain)
+                for activation, architecture in here
+                for gain in gains
+            ]
+            model = DeepMLP(depth, width, norm=norm)
+            # One after the other: only so does a switch compute nothing but the branch taken.
+            gradients, squares = sweep.each(
+                functools.partial(_profile, model),
+                [np.array(values) for values in zip(*settings, strict=True)],
+                stack(sample_weights(model, x, range(seeds))),
+                (x, labels),
+                sequential="settings",
+            )
+            for i, (activation, architecture) in enumerate(here):
+                of_kind = slice(i * len(gains), (i + 1) * len(gains))
+                found[f"{activation}_{architecture}_gradient"] = gradients[of_kind]
+                found[f"{activation}_{architecture}_square"] = squares[of_kind]
     return found
 
 
-@functools.partial(jax.jit, static_argnames="model")
 def _profile(
-    model: Deep, kinds: Any, gains: Array, variables: Any, x: Array, labels: Array
-) -> tuple[Float[Array, "kinds gains seeds L"], Float[Array, "kinds gains seeds L"]]:
-    def one(kind: tuple[Array, Array], gain: Array, variables: Any) -> tuple[Array, Array]:
-        index, skip = kind
-        scaled = {**variables, "params": scale(variables["params"], gain)}
-        sums, gradient = by_sum(
-            model.clone(activation=choose(index), skip=skip),
-            scaled,
-            x,
-            lambda y: cross_entropy(y, labels).mean(),
-        )
-        return jnp.linalg.norm(gradient, axis=(1, 2)), jnp.mean(sums**2, (1, 2))
-
-    def of_gain(kind: tuple[Array, Array], gain: Array) -> tuple[Array, Array]:
-        return jax.vmap(lambda variables: one(kind, gain, variables))(variables)
-
-    # One after the other: only so does a switch compute nothing but the branch taken.
-    return jax.lax.map(lambda kind: jax.lax.map(lambda gain: of_gain(kind, gain), gains), kinds)
+    model: DeepMLP,
+    setting: tuple[Array, Array, Array],
+    variables: Any,
+    examples: tuple[Array, Array],
+) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
+    (index, skip, gain), (x, labels) = setting, examples
+    preactivations, gradient = by_preactivation(
+        model.clone(activation=sweep.one_of(list(ACTIVATIONS.values()), index), skip=skip),
+        {**variables, "params": scale(variables["params"], gain)},
+        x,
+        lambda y: cross_entropy(y, labels).mean(),
+    )
+    return jnp.linalg.norm(gradient, axis=(1, 2)), jnp.mean(preactivations**2, (1, 2))
 
 
-def of_init(found: np.ndarray, init: str) -> np.ndarray:
-    """Take the networks with these initial weights: (seeds, L)."""
-    return found[INITS.index(init)]
-
-
-def layers_between(found: np.ndarray) -> int:
-    """Count the layers from the first sums to the last: blocks are two."""
-    return 2 * (found.shape[-1] - 1)
-
-
-def mean_field(model: Deep, *, seeds: int, batch_size: int) -> Float[np.ndarray, "seeds L"]:
-    """Measure the squared gradient by the sums of each layer, for a Gaussian one by the outputs.
+def mean_field(model: DeepMLP, *, seeds: int, batch_size: int) -> Float[np.ndarray, "seeds L"]:
+    """Measure the squared gradient by pre-activations, layer by layer, from a Gaussian by outputs.
 
     The theory wants wide networks, and the mean of the squares over many of them.
 
@@ -267,36 +252,13 @@ def mean_field(model: Deep, *, seeds: int, batch_size: int) -> Float[np.ndarray,
 
     @jax.jit
     def one(variables: Any, x: Array, upstream: Array) -> Array:
-        _, gradient = by_sum(model, variables, x, lambda y: jnp.sum(y * upstream))
+        _, gradient = by_preactivation(model, variables, x, lambda y: jnp.sum(y * upstream))
         return jnp.sum(gradient**2, (1, 2))
 
     squares = []
     like = np.ones((batch_size, model.width))
-    for seed, variables in enumerate(draw(model, like, range(seeds))):
+    for seed, variables in enumerate(sample_weights(model, like, range(seeds))):
         x = sampling.rng(seed, "inputs").normal(size=like.shape)
         upstream = sampling.rng(seed, "upstream").normal(size=(batch_size, model.outputs))
         squares.append(one(variables, x, upstream))
     return np.asarray(squares)
-
-
-def factor(first: ArrayLike, last: ArrayLike, layers: int) -> np.ndarray:
-    """Compute by what each of `layers` multiplies what becomes `first` out of `last`.
-
-    Example:
-      >>> from experiments.studies.gradients.deep import factor
-      >>> round(float(factor(1.0, 8.0, 3)), 3)
-      0.5
-    """
-    return (np.asarray(first) / np.asarray(last)) ** (1 / layers)
-
-
-def mean_factor(squared: Float[np.ndarray, "seeds L"], groups: int) -> Float[np.ndarray, "groups"]:
-    """Compute the factor per layer of the mean squared gradient, one for each group of networks.
-
-    Mean first, ratio then. Near either end the distribution has not settled: two sums there do not
-    count, where there are more than six.
-    """
-    away = 2 if squared.shape[1] > 6 else 0
-    means = np.stack([group.mean(0) for group in np.array_split(squared, groups)])
-    means = means[:, away : means.shape[1] - away]
-    return factor(means[:, 0], means[:, -1], 2 * (means.shape[1] - 1))

@@ -5,8 +5,7 @@ Parts of the experiment `gradients`, on binary images; each trains all its seeds
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,11 +16,12 @@ from jaxtyping import Array, ArrayLike, Float
 
 from experiments import sampling
 from experiments.stats import selection
-from experiments.studies.gradients.deep import GAINS, Deep, draw, scale, stack
+from experiments.studies.gradients.config import GAINS, Training, name_of
+from experiments.studies.gradients.deep import DeepMLP, sample_weights, scale, stack
 from experiments.study import Study
 from experiments.tasks.data import binary
-from experiments.tasks.split import Examples, Split, sample_split
-from experiments.training import networks
+from experiments.tasks.split import Split, sample_split
+from experiments.training import networks, sweep
 from experiments.training.networks import Network
 from jbn import diagnostics
 from jbn.models import MLP
@@ -32,46 +32,8 @@ Settings = Any
 Make = Callable[[Any, Any], tuple[nn.Module, optax.GradientTransformation, Any]]
 
 
-@dataclass(frozen=True)
-class Training:
-    """What the training depends on, and nothing else."""
-
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 8
-    """networks of each kind, before training and in it, but for those below"""
-    train_examples: int = 10_000
-    """images to train on"""
-    test_examples: int = 2_000
-    """test images, and as many training images, drawn at random, to choose the rate by"""
-    batch_size: int = 60
-    """examples in a batch"""
-    depth: int = 20
-    """weight layers of a deep network"""
-    width: int = 100
-    """of its hidden layers"""
-    first_steps: int = 100
-    """training steps in which to see how much each layer moves, and what clipping does"""
-    dying_rates: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
-    """learning rates for ReLU and leaky ReLU"""
-    dying_steps: int = 500
-    """training steps at each"""
-    clip_norm: float = 1.0
-    """largest norm of the gradient"""
-    residual_depth: int = 56
-    """weight layers of the deeper of the plain and residual networks"""
-    residual_width: int = 32
-    """of their hidden layers in training"""
-    residual_rates: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    """learning rates from which each kind takes its best"""
-    residual_steps: int = 150
-    """training steps at each"""
-    residual_seeds: int = 5
-    """networks at each"""
-
-
-def examples(config: Training, study: Study) -> Split:
-    """Load binary images, one row each, and labels: to train on, to choose the rate by, to test."""
+def sample_examples(config: Training, study: Study) -> Split:
+    """Sample binary images, one row each: to train on, to choose the rate by, to test."""
     drawn = sample_split(
         study.dataset(config.dataset),
         binary,
@@ -88,38 +50,39 @@ def train(
     seeds: int,
     steps: int,
     batch_size: int,
-    images_and_labels: Examples,
-    look: Callable[[nn.Module, Network, Any], Any],
+    data: Split,
+    probe: Callable[[nn.Module, Network, Split, Any], Any],
     *,
     observe: Callable[[Network], Any] | None = None,
 ) -> Any:
     """Train a network for each setting and seed, all at once.
 
     Args:
-      look: `(model, network, seen)` -> what to keep; `seen` is what `observe` gave after each step.
+      probe: `(model, network, data, seen)` -> what to keep; `seen` is what `observe` gave after
+        each step.
 
-    Returns: what `look` gave, with leading axes of settings and seeds. A seed has the same weights,
-      but for their scale, and the same batches in every setting and every call.
+    Returns: what `probe` gave, NumPy, with leading axes of settings and seeds. A seed has the same
+      weights, but for their scale, and the same batches in every setting and every call.
     """
-    x, labels = images_and_labels
-    rows = sampling.all_batches(range(seeds), steps, batch_size, len(x))
+    x, _ = data.train
+    batches = sampling.all_batches(range(seeds), steps, batch_size, len(x))
     model, _, _ = make(jax.tree.map(lambda leaf: leaf[0], settings), {"blocks": {}})
-    drawn = jax.tree.map(np.float32, stack(draw(model, x[:1], range(seeds))))
+    drawn = jax.tree.map(np.float32, stack(sample_weights(model, x[:1], range(seeds))))
 
-    def one(setting: Any, variables: Any, rows: Array) -> Any:
+    def one(setting: Any, of_seed: tuple[Any, Array], data: Split) -> Any:
+        variables, rows = of_seed
         model, optimizer, params = make(setting, variables["params"])
         network, seen = networks.fit(
             lambda network, batch, i: networks.train_step(model, optimizer, network, *batch),
             Network(params, variables.get("batch_stats", {}), optimizer.init(params)),
-            (x, labels),
+            data.train,
             rows,
             observe=observe or (lambda network: ()),
             every=1 if observe else None,
         )
-        return look(model, network, jax.tree.map(lambda leaf: leaf[1:], seen))
+        return probe(model, network, data, jax.tree.map(lambda leaf: leaf[1:], seen))
 
-    over = jax.vmap(jax.vmap(one, in_axes=(None, 0, 0)), in_axes=(0, None, None))
-    return jax.jit(over)(settings, drawn, rows)
+    return sweep.each(one, settings, (drawn, batches), data)
 
 
 def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
@@ -147,7 +110,7 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
             # From the update itself: the difference of two weights would be rounded away.
             optax.snapshot("moved", by_layer),
         )
-        model = Deep(
+        model = DeepMLP(
             config.depth,
             config.width,
             activation=lambda x: jnp.where(sigmoid, nn.sigmoid(x), nn.relu(x)),
@@ -164,7 +127,7 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
         moved = optax.tree.get(network.opt_state, "moved") / by_layer(network.params)
         return moved, optax.tree.get(network.opt_state, "norm")
 
-    def look(model: nn.Module, network: Network, seen: Any) -> dict[str, Array]:
+    def probe(model: nn.Module, network: Network, data: Split, seen: Any) -> dict[str, Array]:
         outputs: Any = model.apply(network.variables, data.train[0], training=False)
         loss = networks.cross_entropy(outputs, data.train[1]).mean()
         return {
@@ -180,14 +143,14 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
         config.seeds,
         config.first_steps,
         config.batch_size,
-        data.train,
-        look,
+        data,
+        probe,
         observe=observe,
     )
     return {
         f"{kind}_{what}": part
         for what, values in made.items()
-        for kind, part in zip(kinds, np.asarray(values), strict=True)
+        for kind, part in zip(kinds, values, strict=True)
     }
 
 
@@ -197,7 +160,6 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
     Returns: "relu_dead", the share of such units, (rates, seeds), "relu_accuracy", "relu_finite",
       whether the outputs are, and the same of "leaky".
     """
-    images = jnp.concatenate([data.train[0], data.test[0]])
     slopes = {"relu": 0.0, "leaky": 0.01}  # For x < 0.
     settings = [
         np.array(values).ravel()
@@ -210,7 +172,8 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
         model = MLP(hidden=(config.width,) * 3, activation=activation)
         return model, optax.sgd(rate), jax.tree.map(lambda leaf: leaf * GAINS["He"], params)
 
-    def look(model: nn.Module, network: Network, seen: Any) -> dict[str, Array]:
+    def probe(model: nn.Module, network: Network, data: Split, seen: Any) -> dict[str, Array]:
+        images = jnp.concatenate([data.train[0], data.test[0]])
         outputs, made = model.apply(
             network.variables, images, training=False, mutable=["intermediates"]
         )
@@ -229,13 +192,13 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
         config.seeds,
         config.dying_steps,
         config.batch_size,
-        data.train,
-        look,
+        data,
+        probe,
     )
     return {
         f"{name}_{what}": part
         for what, values in made.items()
-        for name, part in zip(slopes, np.split(np.asarray(values), 2), strict=True)
+        for name, part in zip(slopes, np.split(values, 2), strict=True)
     }
 
 
@@ -260,10 +223,10 @@ def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
                 setting: Any, params: Any, depth: int = depth, norm: str | None = norm
             ) -> tuple[nn.Module, optax.GradientTransformation, Any]:
                 skip, rate = setting
-                model = Deep(depth, config.residual_width, norm=norm, skip=skip)
+                model = DeepMLP(depth, config.residual_width, norm=norm, skip=skip)
                 return model, optax.sgd(rate), params
 
-            def look(model: nn.Module, network: Network, seen: Any) -> Array:
+            def probe(model: nn.Module, network: Network, data: Split, seen: Any) -> Array:
                 if network.batch_stats:
                     stats = networks.population(model, network, data.train[0][steady])
                     network = network._replace(batch_stats=stats)
@@ -280,17 +243,12 @@ def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
                 config.residual_seeds,
                 config.residual_steps,
                 config.batch_size,
-                data.train,
-                look,
+                data,
+                probe,
             )
-            plain, skipping = np.split(np.asarray(made), 2)
+            plain, skipping = np.split(made, 2)
             found |= {name_of(depth, norm, False): plain, name_of(depth, norm, True): skipping}
     return found
-
-
-def name_of(depth: int, norm: str | None, skip: bool) -> str:
-    """Name a kind of network, as `residual` does."""
-    return f"{'residual' if skip else 'plain'}_{norm or 'none'}_{depth}"
 
 
 def at_best_rate(accuracy: Float[np.ndarray, "rates seeds 2"]) -> Float[np.ndarray, "seeds"]:

@@ -6,7 +6,7 @@ estimates by chance (variances of random weights and batches) come with interval
 Source: Ioffe, Szegedy, "Batch Normalization", 2015, sections 3, 3.1 to 3.3; Glorot, Bengio, 2010;
 He et al., 2015.
 
-Command: python -m experiments run identities --preset quick
+Command: python -m experiments identities --preset quick
 
 Expected: errors at rounding; .9^100 = 2.7e-5, 1.5^100 = 4.1e17; Bessel's factor 2 at batches of 2.
 

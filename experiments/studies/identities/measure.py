@@ -1,45 +1,26 @@
-"""What the study `identities` measures, its options and presets."""
+"""What the study `identities` measures."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-from matplotlib.figure import Figure
+from jaxtyping import Array
 
 import jbn
-from experiments import plotting, sampling
+from experiments import sampling
 from experiments.stats import estimates
+from experiments.studies.identities.config import BATCH_SIZES, Config
+from experiments.studies.identities.figures import plot_bessel, plot_errors
 from experiments.study import Study
 
 MAPS, SCALES = 7, (0.1, 10.0, 100.0)
 
 
-@dataclass(frozen=True)
-class Config:
-    """What the run depends on, and nothing else."""
-
-    draws: int = 20
-    """random cases, each of its own seed"""
-    batches: int = 20_000
-    """batches that a variance is averaged over, in each draw"""
-    fan: int = 400
-    """fan in of the weights whose variance is measured; fan out is half of it"""
-
-
-PRESETS = {
-    "smoke": Config(draws=3, batches=2_000, fan=200),
-    "quick": Config(),
-    "paper": Config(draws=50, batches=50_000),
-}
-
-
 def measure(config: Config, study: Study) -> None:
-    """Measure every identity, and draw the errors."""
+    """Measure every identity, and plot the errors."""
     layer = study.part("layer", lambda: over_draws(config, layer_errors, wide=True))
     for name, errors in layer.items():
         study.report(name, estimates.exact(np.max(errors)))
@@ -49,11 +30,15 @@ def measure(config: Config, study: Study) -> None:
     for name, value in study.part("arithmetic", arithmetic).items():
         study.report(name, estimates.exact(value))
 
-    bessel = study.part("bessel", lambda: over_draws(config, lambda key: variances(config, key)))
+    bessel = study.part(
+        "bessel", lambda: over_draws(config, lambda key: batch_variances(config, key))
+    )
     for m in (2, 60):
         study.report(f"corrected_{m}", estimates.mean(bessel[f"corrected_{m}"]))
     study.report("uncorrected_2", estimates.mean(bessel["uncorrected_2"]))
-    drawn = study.part("initial", lambda: over_draws(config, lambda key: initial(config, key)))
+    drawn = study.part(
+        "initial", lambda: over_draws(config, lambda key: initial_variances(config, key))
+    )
     for name in ("glorot_normal", "glorot_uniform", "he_normal"):
         study.report(name, estimates.mean(drawn[name]))
     difference = np.abs(1 - drawn["glorot_uniform"].mean() / drawn["glorot_normal"].mean())
@@ -63,7 +48,7 @@ def measure(config: Config, study: Study) -> None:
     equalities.pop("parameters_per_map")
     study.figure(
         "errors",
-        lambda: draw_errors({name: np.max(errors) for name, errors in equalities.items()}),
+        lambda: plot_errors({name: np.max(errors) for name, errors in equalities.items()}),
         title="What should be equal, and by how much it is not",
         alt="The largest error of each equality over all draws, on a logarithmic scale: "
         + ", ".join(f"{name} {np.max(errors):.0e}" for name, errors in equalities.items())
@@ -71,7 +56,7 @@ def measure(config: Config, study: Study) -> None:
     )
     study.figure(
         "bessel",
-        lambda: draw_bessel(bessel),
+        lambda: plot_bessel(bessel),
         title="The batch variance, corrected and not, against the true one",
         alt="Mean of the batch variance over the true variance, against the size of the batch: "
         "uncorrected it is (m - 1) / m, half at batches of 2; corrected it is 1 throughout.",
@@ -225,10 +210,10 @@ def arithmetic() -> dict[str, Any]:
 # ---- By chance -----------------------------------------------------------------------------------
 
 
-def variances(config: Config, key: Array) -> dict[str, Array]:
+def batch_variances(config: Config, key: Array) -> dict[str, Array]:
     """Average the variance of batches of each size over many, corrected and not; 1 is true."""
     found = {}
-    for m in (2, 5, 32, 60):
+    for m in BATCH_SIZES:
         x = jax.random.normal(jax.random.fold_in(key, m), (config.batches * 2 // m, m, 1))
         biased = jnp.mean(jax.vmap(lambda batch: jbn.moments(batch).var)(x))
         found[f"uncorrected_{m}"] = biased
@@ -236,7 +221,7 @@ def variances(config: Config, key: Array) -> dict[str, Array]:
     return found
 
 
-def initial(config: Config, key: Array) -> dict[str, Array]:
+def initial_variances(config: Config, key: Array) -> dict[str, Array]:
     """Compare the variance of initial weights with its formula."""
     shape = (config.fan, config.fan // 2)
     glorot, he = 2 / sum(shape), 2 / config.fan
@@ -250,47 +235,3 @@ def initial(config: Config, key: Array) -> dict[str, Array]:
         name: jnp.var(make(own, shape)) / formula
         for own, (name, (make, formula)) in zip(keys, draws.items(), strict=True)
     }
-
-
-def draw_errors(errors: dict[str, float]) -> Figure:
-    """Draw the largest error of each equality."""
-    made = plotting.figure(width=6.5)
-    axes, names = made.axes[0], sorted(errors, key=errors.__getitem__)
-    smallest = np.finfo(np.float64).eps / 16  # An error of 0 is drawn here.
-    axes.scatter(
-        [max(errors[name], smallest) for name in names], range(len(names)), color=plotting.BLUE
-    )
-    axes.axvline(1e-6, color=plotting.VERMILION, linestyle="--", label="bound of most rules")
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axes.set_xscale("log")
-    axes.set_xlabel("largest error")
-    axes.set_title("float64, the identity map float32; 0 at the left edge")
-    axes.legend()
-    return made
-
-
-def draw_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
-    """Draw corrected and uncorrected variance against the size of the batch."""
-    made = plotting.figure()
-    axes, sizes = made.axes[0], [2, 5, 32, 60]
-    for name, color, marker in (
-        ("corrected", plotting.BLUE, "o"),
-        ("uncorrected", plotting.VERMILION, "s"),
-    ):
-        values = np.stack([bessel[f"{name}_{m}"] for m in sizes])
-        axes.errorbar(
-            sizes,
-            values.mean(1),
-            yerr=np.abs(np.stack([values.min(1), values.max(1)]) - values.mean(1)),
-            color=color,
-            marker=marker,
-            linestyle="none",
-            label=f"{name}, mean and range over draws",
-        )
-    curve = np.linspace(2, 60, 200)
-    axes.plot(curve, 1 - 1 / curve, color=plotting.GRAY, linestyle=":", label="(m - 1) / m")
-    axes.set_xlabel("examples in a batch, m")
-    axes.set_ylabel("mean batch variance / true variance")
-    axes.set_title("Bessel's correction")
-    axes.legend()
-    return made

@@ -8,7 +8,7 @@ is the original with BN alone; BN-x5, BN-x30 and the sigmoids with BN take all c
 4.2.1, at 5, 30 and 5 times the original's rate. All runs of a seed begin with the same weights and
 see the same first epoch.
 
-Command: python -m experiments run inception --preset quick
+Command: python -m experiments inception --preset quick
 
 Expected, of the paper: steps to the original's best accuracy .43 (BN-Baseline), .068 (BN-x5) and
 .087 (BN-x30) of the original's; best accuracy half a point, .8 and 2.6 points above it; sigmoids

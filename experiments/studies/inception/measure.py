@@ -1,90 +1,26 @@
-"""What the study `inception` measures, its options and presets."""
+"""What the study `inception` measures."""
 
 import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
-from matplotlib.figure import Figure
 
-from experiments import plotting, sampling
-from experiments.plotting import METHODS, LineStyle
+from experiments import sampling
 from experiments.stats import estimates, selection
+from experiments.studies.inception.config import Config
+from experiments.studies.inception.figures import CHANGES, LINES, plot_changes, plot_variants
 from experiments.studies.inception.miniature import Miniature, distort
 from experiments.study import Study
 from experiments.tasks import cifar
 from experiments.training import networks
 from experiments.training.networks import Network
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the study depends on, and nothing else."""
-
-    dataset: Literal["cifar10", "digits"] = "cifar10"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 4
-    """of weights, batches, dropout and distortion"""
-    steps: int = 1_280
-    """training steps"""
-    watch_every: int = 40
-    """steps between looks at the accuracy"""
-    batch_size: int = 32
-    """as in the paper"""
-    train_examples: int = 5_120
-    """a whole number of batches, so that the fixed ones are the same in every epoch"""
-    test_examples: int = 1_000
-    """on which the accuracy is watched"""
-    shrink: int = 2
-    """how many pixels of a side are averaged into one"""
-    blocks: tuple[int, ...] = (1, 2)
-    """of Inception, after each max pooling"""
-    width: int = 8
-    """features of each path of a block"""
-    rate: float = 0.03
-    """learning rate of the original: of .003, .01, .03 and .1 the one with its best accuracy (.285,
-    .369, .385, .360, mean of two other seeds) on the 1,000 images after the training ones"""
-    rate_left: float = 0.5
-    """share of the rate that the original's decay leaves after all steps; the changed ones decay
-    six times as fast, to rate_left**6"""
-    l2: float = 5e-4
-    """weight of half the sum of squares of the kernels; the changed ones take a fifth"""
-    dropout: float = 0.4
-    """share of the last features that the original drops; the changed ones drop none"""
-    lrn: float = 0.067
-    """alpha of the original's LRN: 2e-5, made for pixels of standard deviation 58, times 58**2"""
-    distortion: tuple[float, float] = (0.4, 0.1)
-    """strength of photometric distortion, original and changed"""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        if self.train_examples % self.batch_size:
-            raise ValueError(
-                f"Expected `train_examples` to be a multiple of {self.batch_size}, the batch size, "
-                f"got {self.train_examples}."
-            )
-        if self.steps % self.watch_every:
-            raise ValueError(
-                f"Expected `watch_every` to divide {self.steps} steps, got {self.watch_every}."
-            )
-
-
-PRESETS = {
-    "smoke": Config(
-        "digits", seeds=2, steps=4, watch_every=2, batch_size=4, train_examples=8, test_examples=20,
-        blocks=(1,), width=2,
-    ),
-    "quick": Config(),
-    "paper": Config(seeds=8, steps=5_120, watch_every=80, test_examples=2_000),
-}  # fmt: skip
-
 
 # ---- Variants ------------------------------------------------------------------------------------
 
@@ -132,7 +68,7 @@ def make_variants(config: Config) -> dict[str, Variant]:
     }
 
 
-def batches_of(variant: Variant, config: Config, seed: int) -> Int32[np.ndarray, "steps batch"]:
+def sample_batches(variant: Variant, config: Config, seed: int) -> Int32[np.ndarray, "steps batch"]:
     """Draw the batches: of the first epoch over and over, or of every epoch anew."""
     drawn = config.steps if variant.shuffled else config.train_examples // config.batch_size
     batches = sampling.batch_indices(seed, 0, drawn, config.batch_size, config.train_examples)
@@ -188,7 +124,7 @@ def train(
     keys: Keys,
     batches: Int[Array, "steps batch"],
     settings: Settings,
-) -> Float[Array, "looks"]:
+) -> Float[Array, "evaluations"]:
     """Train one network; return its accuracy on test images, before the first step and on.
 
     Running statistics are good enough to watch it by. A network that diverged gives NaN, which
@@ -232,7 +168,7 @@ def make_train_seeds(config: Config, study: Study) -> Callable[[Variant], dict[s
         return load(config, study)
 
     def arguments(variant: Variant, seed: int) -> tuple[Any, ...]:
-        batches = jnp.asarray(batches_of(variant, config, seed))
+        batches = jnp.asarray(sample_batches(variant, config, seed))
         settings = jax.tree.map(jnp.asarray, variant.settings)
         # This generator compiles several times faster than the default.
         keys = Keys(*(sampling.keys([seed], use, impl="rbg")[0] for use in Keys._fields))
@@ -272,9 +208,9 @@ def measure(config: Config, study: Study) -> None:
         for name, variant in variants.items()
     }
     best = {name: seen.max(1) for name, seen in accuracy.items()}
-    looks = np.arange(config.watch_every, config.steps + 1, config.watch_every)
-    steps = {  # The look before the first step does not count.
-        name: selection.steps_to(best["inception"], seen[:, 1:], looks)
+    evaluations = np.arange(config.watch_every, config.steps + 1, config.watch_every)
+    steps = {  # The one before the first step does not count.
+        name: selection.steps_to(best["inception"], seen[:, 1:], evaluations)
         for name, seen in accuracy.items()
     }
     for name in ("baseline", "x5"):
@@ -291,7 +227,7 @@ def measure(config: Config, study: Study) -> None:
 
     study.figure(
         "variants",
-        lambda: draw_variants(config, accuracy),
+        lambda: plot_variants(config, accuracy),
         title="Accuracy while the variants train",
         alt="Test accuracy against training steps, a line for the mean over seeds and a band for "
         "their range. Left: the original, with BN alone, and with all changes at 5 and 30 times "
@@ -302,7 +238,7 @@ def measure(config: Config, study: Study) -> None:
     )
     study.figure(
         "changes",
-        lambda: draw_changes({name: best[name] - best["x5"] for name in CHANGES}),
+        lambda: plot_changes({name: best[name] - best["x5"] for name in CHANGES}),
         title="What each of the seven changes gives",
         alt="For each change of section 4.2.1, the best accuracy of BN-x5 without this change "
         "minus that with all; a dot for each seed, the mean and its 95 % interval. Left of zero "
@@ -313,67 +249,3 @@ def measure(config: Config, study: Study) -> None:
         )
         + ".",
     )
-
-
-# ---- Figures -------------------------------------------------------------------------------------
-
-CHANGES = {
-    "without_rate": "own rate, not 5 times",
-    "with_dropout": "dropout kept",
-    "with_l2": "L2 not reduced",
-    "slow_decay": "slow decay",
-    "with_lrn": "LRN kept",
-    "fixed_batches": "fixed batches",
-    "strong_distortion": "strong distortion",
-}
-LINES = {
-    "inception": METHODS["none"]._replace(label="Inception"),
-    "baseline": METHODS["batch"]._replace(label="BN-Baseline"),
-    "x5": LineStyle(plotting.GREEN, ":", "^", "BN-x5"),
-    "x30": LineStyle(plotting.PURPLE, "-.", "P", "BN-x30"),
-    "plain_x5": LineStyle(plotting.BLACK, "-.", "X", "Inception, rate x5"),
-    "sigmoid_with": METHODS["batch"]._replace(label="BN-x5-Sigmoid"),
-    "sigmoid_without": METHODS["none"]._replace(label="Inception, sigmoid"),
-}
-
-
-def draw_variants(config: Config, accuracy: dict[str, np.ndarray]) -> Figure:
-    """Draw the accuracy against steps, in two panels."""
-    made = plotting.figure(2)
-    steps = np.arange(config.steps // config.watch_every + 1) * config.watch_every
-    panels = [
-        ("with ReLU", ("inception", "baseline", "x5", "x30")),
-        ("at a high rate, and with sigmoids", ("plain_x5", "sigmoid_with", "sigmoid_without")),
-    ]
-    for axes, (title, names) in zip(made.axes, panels, strict=True):
-        for name in names:
-            color, linestyle, _, label = LINES[name]
-            y = accuracy[name]
-            axes.plot(steps, y.mean(0), color=color, linestyle=linestyle, label=label)
-            axes.fill_between(steps, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
-        axes.set(title=title, xlabel="training steps", ylabel="test accuracy")
-        axes.sharey(made.axes[0])
-    target = accuracy["inception"].max(1).mean()
-    made.axes[0].axhline(target, color=plotting.GRAY, linewidth=0.8, label="Inception's best")
-    for axes in made.axes:
-        axes.legend()
-    return made
-
-
-def draw_changes(differences: dict[str, np.ndarray]) -> Figure:
-    """Draw the gain or loss of each change left out: seeds, mean and interval."""
-    made = plotting.figure(width=6.4)
-    (axes,) = made.axes
-    for row, difference in enumerate(differences.values()):
-        points = 100 * difference
-        found = estimates.mean(points)
-        axes.plot([found.low, found.high], [row, row], color=plotting.BLUE)
-        axes.plot(points, np.full(len(points), row + 0.22), ".", color=plotting.GRAY)
-        axes.plot(found.value, row, "o", color=plotting.BLUE)
-    axes.axvline(0, color=plotting.BLACK, linewidth=0.8)
-    axes.set_yticks(range(len(differences)), [CHANGES[name] for name in differences])
-    axes.invert_yaxis()
-    axes.set(
-        title="BN-x5 with one change taken back", xlabel="best test accuracy - BN-x5's (points)"
-    )
-    return made

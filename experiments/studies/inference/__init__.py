@@ -7,7 +7,7 @@ One training run keeps every average at once: its layers have momentum 0, so tha
 `batch_stats` are the batch's own, and each average absorbs them. (Training does not depend on
 running statistics.) The truth, "population", is Algorithm 2 over all training images.
 
-Command: python -m experiments run inference --preset quick
+Command: python -m experiments inference --preset quick
 
 Expected: moving averages are within half a point of the truth; 1,000 examples as good as 20,000;
 test batches of 2 or of one class far worse; image by image in training mode chance; averaging gamma

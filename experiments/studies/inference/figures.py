@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import plotting
-from experiments.study import Study
 
 AVERAGES = {  # Label, color, marker.
     "exponential_0.9": ("exponential, .9", plotting.SKY, "o"),
@@ -18,41 +17,6 @@ AVERAGES = {  # Label, color, marker.
     "cumulative": ("mean since the start", plotting.ORANGE, "D"),
 }
 SHIFTS = {"unchanged": "unchanged", "contrast": "contrast and\nbrightness", "rotation": "rotated"}
-
-
-def draw(
-    study: Study, found: Mapping[str, Any], examples: Mapping[str, float], sizes: Sequence[int]
-) -> None:
-    """Draw all figures, means over seeds with their range.
-
-    Args:
-      study: gets the figures.
-      found: part -> numbers of all seeds.
-      examples: kind of statistics -> how many examples they rest on.
-      sizes: of the test batches.
-    """
-    study.figure(
-        "statistics",
-        lambda: draw_statistics(found["statistics"], examples),
-        title="What statistics for inference rest on, and how good they are",
-        alt="Error of the worst mean, and test accuracy, of each kind of running average and of "
-        "population statistics, against the number of examples that they rest on. More examples "
-        "help as long as they were seen by the last weights.",
-    )
-    study.figure(
-        "test_batches",
-        lambda: draw_test_batches(found["test_batches"], sizes),
-        title="Normalized by their own batch, test images depend on its size and mixture",
-        alt="Test accuracy against the size of test batches, of mixed classes and of one class "
-        "each, beside that by population statistics. A batch of one is at chance.",
-    )
-    study.figure(
-        "shift",
-        lambda: draw_shift(found["shift"]),
-        title="Shifted test images, by the statistics of training and by their own",
-        alt="Bars of test accuracy on images unchanged, of lower contrast and higher brightness, "
-        "and rotated, by statistics of training images and of other images shifted alike.",
-    )
 
 
 def with_range(
@@ -69,8 +33,8 @@ def with_range(
     panel.errorbar(x, y.mean(1), ends, color=color, marker=marker, capsize=2, label=label)
 
 
-def draw_statistics(by: Mapping[str, Any], examples: Mapping[str, float]) -> Figure:
-    """Draw error and accuracy of all kinds of statistics."""
+def plot_statistics(by: Mapping[str, Any], examples: Mapping[str, float]) -> Figure:
+    """Plot error and accuracy of all kinds of statistics."""
     made = plotting.figure(2)
     best = by["population"]["accuracy"]
     values = {
@@ -95,17 +59,17 @@ def draw_statistics(by: Mapping[str, Any], examples: Mapping[str, float]) -> Fig
     return made
 
 
-def draw_test_batches(found: Mapping[str, Any], sizes: Sequence[int]) -> Figure:
-    """Draw test accuracy against the size of test batches."""
+def plot_test_batches(found: Mapping[str, Any], sizes: Sequence[int]) -> Figure:
+    """Plot test accuracy against the size of test batches."""
     made = plotting.figure()
     (panel,) = made.axes
     ticks = [1, *sizes]
-    for kind, *look in (
+    for kind, *style in (
         ("mixed", plotting.BLUE, "o", "mixed classes"),
         ("sorted", plotting.VERMILION, "s", "one class each"),
     ):
         runs = np.stack([found["alone"], *(found[f"{kind}_{size}"]["batch"] for size in sizes)])
-        with_range(panel, ticks, list(100 * runs), *look)
+        with_range(panel, ticks, list(100 * runs), *style)
     by_population = 100 * found[f"mixed_{sizes[0]}"]["population"].mean()
     panel.axhline(by_population, color=plotting.GRAY, linestyle="-.", label="population statistics")
     panel.set_xscale("log")
@@ -117,8 +81,8 @@ def draw_test_batches(found: Mapping[str, Any], sizes: Sequence[int]) -> Figure:
     return made
 
 
-def draw_shift(found: Mapping[str, Any]) -> Figure:
-    """Draw test accuracy on shifted images, by old and by new statistics."""
+def plot_shift(found: Mapping[str, Any]) -> Figure:
+    """Plot test accuracy on shifted images, by old and by new statistics."""
     made = plotting.figure()
     (panel,) = made.axes
     for side, how, color, hatch, label in (

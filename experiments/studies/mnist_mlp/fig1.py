@@ -1,12 +1,18 @@
 """The numbers of the paper's Fig. 1, from the files of a run alone."""
 
-from typing import Any
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from experiments.run_dir import Run, read_rows
 from experiments.stats import estimates, selection
 from experiments.stats.drift import settled_from
+from experiments.stats.estimates import Estimate
+from experiments.studies.mnist_mlp.config import Config
+from experiments.study import Study
 
 CURVES = {
     "without": "without BN",
@@ -16,143 +22,134 @@ CURVES = {
 MILESTONES = (1_000, 5_000, 10_000, 50_000)
 
 
-def read_metrics(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Read steps `(T,)`, accuracy `(T, seeds)` and percentiles `(T, seeds, 3, units)`."""
+class Metrics(NamedTuple):
+    """The rows of metrics.jsonl, as arrays by what was measured."""
+
+    steps: Int[np.ndarray, "T"]
+    accuracy: dict[str, Float[np.ndarray, "T seeds"]]
+    percentiles: dict[str, Float[np.ndarray, "T seeds 3 units"]]
+
+
+def read_metrics(run: Run) -> Metrics:
+    """Read what was measured during a run."""
     rows = list(read_rows(run.path / "metrics.jsonl"))
 
     def collect(kind: str) -> dict[str, np.ndarray]:
         return {name: np.array([row[kind][name] for row in rows]) for name in rows[0][kind]}
 
-    return np.array([row["step"] for row in rows]), collect("accuracy"), collect("percentiles")
+    steps = np.array([row["step"] for row in rows])
+    return Metrics(steps, collect("accuracy"), collect("percentiles"))
 
 
-def summarize(run: Run) -> dict[str, Any]:
-    """Reduce a run to the numbers that the paper's figure is about.
+def report(config: Config, study: Study) -> None:
+    """Report the numbers of a run that the paper's figure is about, and plot it."""
+    found = read_metrics(study.run)
+    for name, estimate in measure(found).items():
+        study.report(name, estimate)
+    data = study.datasets[config.dataset].name
+    study.table(table(config, data, study.estimates))
 
-    Once it has settled, per unit, then as mean over units, for each seed. Drift of the median: how
-    far it comes from where it was then; range: largest - smallest. Spread ratio: largest /
-    smallest (p85 - p15).
+    from experiments.studies.mnist_mlp import figures  # Half a second; of several hosts, for one.
+
+    study.figure(
+        "fig1",
+        lambda: figures.plot(found, data),
+        title="Fig. 1: test accuracy, and the input to a typical sigmoid",
+        alt="Three panels against training steps: test accuracy with batch normalization rises "
+        "sooner and ends higher; the percentiles of the input to a sigmoid of the last layer drift "
+        "without it and stay with it.",
+    )
+    for name, panel in figures.panels(found, data).items():
+        study.figure(
+            name, functools.partial(figures.alone, panel), title=name, alt="", listed=False
+        )
+
+
+def measure(found: Metrics) -> dict[str, Estimate]:
+    """Estimate the numbers over seeds.
+
+    Once it has settled, per unit, then as mean over units. Drift of the median: how far it comes
+    from where it was then; range: largest - smallest. Spread: largest / smallest (p85 - p15).
     """
-    config = run.read("config.json")
-    steps, accuracy, inputs = read_metrics(run)
-    settled = steps >= settled_from(config["steps"])
-    drift, span, ratio = {}, {}, {}
-    for name, values in inputs.items():
-        p15, p50, p85 = np.moveaxis(values[settled], 2, 0)
-        spread = p85 - p15
-        drift[name] = np.abs(p50 - p50[0]).max(0)
-        span[name] = p50.max(0) - p50.min(0)
-        ratio[name] = spread.max(0) / np.maximum(spread.min(0), 1e-4)  # As finely as recorded.
-    seconds = list(read_rows(run.path / "timing.jsonl"))
-    milestones = sorted({*MILESTONES, config["steps"]} & set(steps.tolist()))
-    return {
-        "config": config,
-        "environment": run.read("env.json"),
-        "seconds": {
-            kind: round(sum(row[f"{kind}_seconds"] for row in seconds), 1)
-            for kind in ("train", "evaluate")
-        },
-        "accuracy": {
-            name: {str(at): interval(values[steps == at][0]) for at in milestones}
-            for name, values in accuracy.items()
-        },
-        **{
-            label: {name: interval(values.mean(-1)) for name, values in measured.items()}
-            for label, measured in (
-                ("drift_of_median", drift),
-                ("range_of_median", span),
-                ("spread_ratio", ratio),
-            )
-        },
-        "typical_unit": typical_unit([values[0] for values in drift.values()]),
-        "metrics": metrics(accuracy, steps, drift, ratio),
-        "figures": [
-            {
-                "file": "fig1.png",
-                "title": "Fig. 1: test accuracy, and the input to a typical sigmoid",
-                "alt": "Three panels against training steps: test accuracy with batch "
-                "normalization rises sooner and ends higher; the percentiles of the input to a "
-                "sigmoid of the last layer drift without it and stay with it.",
-            }
-        ],
-    }
-
-
-def metrics(
-    accuracy: dict[str, np.ndarray],
-    steps: np.ndarray,
-    drift: dict[str, np.ndarray],
-    ratio: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """Estimate the numbers that claims are judged by."""
+    steps, accuracy, inputs = found
+    last = steps[-1]
 
     def at(name: str, step: int) -> np.ndarray:
         return accuracy[name][np.argmin(np.abs(steps - step))]
 
-    last = steps[-1]
+    made = {
+        f"accuracy_{name}_{step}": estimates.mean(at(name, step))
+        for name in CURVES
+        for step in milestones(steps)
+    }
     best = at("without", last)
     share = selection.steps_to(best, accuracy["with_population"].T, steps) / last
-    made = {
+    made |= {
         "accuracy_gain_early": estimates.paired(at("with_population", 1000), at("without", 1000)),
         "accuracy_gain_last": estimates.paired(at("with_population", last), best),
         "share_of_steps": estimates.mean(share),
-        "drift_without": estimates.mean(drift["without"].mean(-1)),
-        "drift_with": estimates.mean(drift["with"].mean(-1)),
-        "drift_difference": estimates.paired(drift["without"].mean(-1), drift["with"].mean(-1)),
-        "spread_without": estimates.mean(ratio["without"].mean(-1)),
-        "spread_with": estimates.mean(ratio["with"].mean(-1)),
     }
-    return {name: estimates.to_json(estimate) for name, estimate in made.items()}
+    settled, drift = steps >= settled_from(last), drifts(found)
+    for name, values in inputs.items():
+        p15, p50, p85 = np.moveaxis(values[settled], 2, 0)
+        spread = p85 - p15
+        ratio = spread.max(0) / np.maximum(spread.min(0), 1e-4)  # As finely as recorded.
+        made |= {
+            f"drift_{name}": estimates.mean(drift[name].mean(-1)),
+            f"range_{name}": estimates.mean((p50.max(0) - p50.min(0)).mean(-1)),
+            f"spread_{name}": estimates.mean(ratio.mean(-1)),
+        }
+    means = (drift[name].mean(-1) for name in ("without", "with"))
+    return {**made, "drift_difference": estimates.paired(*means)}
 
 
-def interval(values: np.ndarray) -> dict[str, Any]:
-    """Return mean over seeds, half the width of its 95 % interval (t), and the values."""
-    half = None
-    if len(values) > 1:
-        from scipy import special  # A fifth of a second to import.
-
-        half = special.stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / len(values) ** 0.5
-        half = round(float(half), 5)
-    return {
-        "mean": round(float(values.mean()), 5),
-        "half_width": half,
-        "per_seed": values.round(5).tolist(),
-    }
+def milestones(steps: Int[np.ndarray, "T"]) -> list[int]:
+    """Choose the steps whose accuracy is reported: those of the paper's figure, and the last."""
+    return sorted({*MILESTONES, int(steps[-1])} & set(steps.tolist()))
 
 
-def typical_unit(drifts: list[np.ndarray]) -> int:
-    """Choose the unit whose drift is nearest to the middle rank, in both networks together."""
+def drifts(found: Metrics) -> dict[str, Float[np.ndarray, "seeds units"]]:
+    """Compute how far each unit's median comes from where it was once training had settled."""
+    settled = found.steps >= settled_from(found.steps[-1])
+    medians = {name: values[settled][:, :, 1] for name, values in found.percentiles.items()}
+    return {name: np.abs(median - median[0]).max(0) for name, median in medians.items()}
+
+
+def typical_unit(found: Metrics) -> int:
+    """Choose the unit of the first seed whose drift has the middle rank, in both networks."""
     # Twice the rank, less 1, with equals sharing theirs; scipy.stats takes a second to import.
-    ranks = [(drift <= drift[:, None]).sum(1) + (drift < drift[:, None]).sum(1) for drift in drifts]
+    drift = [values[0] for values in drifts(found).values()]
+    ranks = [(x <= x[:, None]).sum(1) + (x < x[:, None]).sum(1) for x in drift]
     distance = [np.abs(rank - len(rank)) for rank in ranks]
     return int(np.sum(distance, axis=0).argmin())
 
 
-def table(summary: dict[str, Any]) -> str:
+def table(config: Config, data: str, measured: Mapping[str, Estimate]) -> str:
     """Lay the results out as text."""
-    steps = list(summary["accuracy"]["without"])
-    config = summary["config"]
+    curve = next(iter(CURVES))
+    prefix = f"accuracy_{curve}_"
+    steps = [int(name.removeprefix(prefix)) for name in measured if name.startswith(prefix)]
 
-    def cell(value: dict[str, Any]) -> str:
-        half = value["half_width"]
-        return f"{value['mean']:.3f}" + ("" if half is None else f" ± {half:.3f}")
+    def cell(name: str) -> str:
+        estimate = measured[name]
+        half = (estimate.high - estimate.low) / 2
+        return f"{estimate.value:.3f}" + f" ± {half:.3f}" * (estimate.runs > 1)
 
     def line(label: str, cells: list[str]) -> str:
         return f"{label:32}" + "".join(f"{cell:>16}" for cell in cells)
 
-    lines = [line("test accuracy after step", [f"{int(step):,}" for step in steps])]
+    lines = [line("test accuracy after step", [f"{step:,}" for step in steps])]
     for name, label in CURVES.items():
-        lines.append(line("  " + label, [cell(summary["accuracy"][name][step]) for step in steps]))
-    since = settled_from(config["steps"])
+        lines.append(line("  " + label, [cell(f"accuracy_{name}_{step}") for step in steps]))
+    since = settled_from(config.steps)
     lines += ["", line(f"last sigmoids' inputs, step {since:,} on", ["without BN", "with BN"])]
     for name, label in (
-        ("drift_of_median", "drift of the median"),
-        ("range_of_median", "range of the median"),
-        ("spread_ratio", "largest / smallest spread"),
+        ("drift", "drift of the median"),
+        ("range", "range of the median"),
+        ("spread", "largest / smallest spread"),
     ):
-        lines.append(line("  " + label, [cell(summary[name][net]) for net in ("without", "with")]))
-    seeds, data = config["seeds"], summary["environment"]["data"]["name"]
-    lines += ["", f"data: {data}; {seeds} seed{'s' * (seeds > 1)}"]
-    if seeds > 1:
+        lines.append(line("  " + label, [cell(f"{name}_{net}") for net in ("without", "with")]))
+    lines += ["", f"data: {data}; {config.seeds} seed{'s' * (config.seeds > 1)}"]
+    if config.seeds > 1:
         lines[-1] += ": mean ± half the width of its 95 % interval"
     return "\n".join(lines)

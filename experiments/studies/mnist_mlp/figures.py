@@ -1,53 +1,60 @@
-"""How Fig. 1 is drawn."""
+"""How Fig. 1 is plotted."""
 
-from typing import Any
+from collections.abc import Callable
 
-import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from experiments import plotting
-from experiments.run_dir import Run
 from experiments.stats.drift import PERCENTILES
-from experiments.studies.mnist_mlp.fig1 import CURVES, read_metrics
+from experiments.studies.mnist_mlp.fig1 import CURVES, Metrics, typical_unit
+
+Panel = Callable[[Axes], None]
 
 
-def draw(run: Run, summary: dict[str, Any]) -> None:
-    """Draw Fig. 1a, 1b and 1c, each alone and all in a row."""
-    steps, accuracy, inputs = read_metrics(run)
-    unit, data = summary["typical_unit"], summary["environment"]["data"]["name"]
+def plot(found: Metrics, data: str) -> Figure:
+    """Plot Fig. 1a, 1b and 1c in a row."""
+    row = plotting.figure(3, width=4.1, height=3.3)
+    for axes, (name, panel) in zip(row.axes, panels(found, data).items(), strict=True):
+        panel(axes)
+        axes.set_title(f"{name[-1]}) {axes.get_title()}")
+    return row
+
+
+def alone(panel: Panel) -> Figure:
+    """Plot one of the panels by itself."""
+    made = plotting.figure()
+    panel(made.axes[0])
+    return made
+
+
+def panels(found: Metrics, data: str) -> dict[str, Panel]:
+    """Make what plots each of Fig. 1a, 1b and 1c; `data` is the name of the data set."""
+    steps, accuracy, inputs = found
+    unit = typical_unit(found)
     shown = {name: values[:, 0, :, unit] for name, values in inputs.items()}
     high = max(np.abs(values[steps > 0]).max() for values in shown.values()) * 1.05
-    panels = {
-        "fig1a": lambda axes: draw_accuracy(axes, steps, accuracy, data),
-        "fig1b": lambda axes: draw_inputs(axes, steps, shown["without"], "without BN", high),
-        "fig1c": lambda axes: draw_inputs(axes, steps, shown["with"], "with BN", high),
+    return {
+        "fig1a": lambda axes: plot_accuracy(axes, steps, accuracy, data),
+        "fig1b": lambda axes: plot_inputs(axes, steps, shown["without"], "without BN", high),
+        "fig1c": lambda axes: plot_inputs(axes, steps, shown["with"], "with BN", high),
     }
-    with mpl.rc_context(plotting.STYLE):
-        for name, panel in panels.items():
-            alone = plotting.figure()
-            panel(alone.axes[0])
-            plotting.save(alone, run.path / name)
-        row = plotting.figure(3, width=4.1, height=3.3)
-        for axes, (name, panel) in zip(row.axes, panels.items(), strict=True):
-            panel(axes)
-            axes.set_title(f"{name[-1]}) {axes.get_title()}")
-        plotting.save(row, run.path / "fig1")
 
 
-def draw_accuracy(
+def plot_accuracy(
     axes: Axes, steps: np.ndarray, accuracy: dict[str, np.ndarray], data: str
 ) -> None:
-    """Draw test accuracy against steps: mean over seeds, band from the lowest to the highest."""
-    looks = {
+    """Plot test accuracy against steps: mean over seeds, band from the lowest to the highest."""
+    styles = {
         "without": (plotting.VERMILION, "--"),
         "with_population": (plotting.BLUE, "-"),
         "with_exponential": (plotting.GREEN, ":"),
     }
     for name, label in CURVES.items():
-        color, line = looks[name]
+        color, line = styles[name]
         values = accuracy[name]
         axes.plot(steps, values.mean(1), line, color=color, label=label)
         axes.fill_between(steps, values.min(1), values.max(1), color=color, alpha=0.2, lw=0)
@@ -60,10 +67,10 @@ def draw_accuracy(
     label_steps(axes, steps)
 
 
-def draw_inputs(
+def plot_inputs(
     axes: Axes, steps: np.ndarray, values: Float[np.ndarray, "T 3"], network: str, high: float
 ) -> None:
-    """Draw the 15th, 50th and 85th percentile of the input to one sigmoid against steps."""
+    """Plot the 15th, 50th and 85th percentile of the input to one sigmoid against steps."""
     color = plotting.VERMILION if network.startswith("without") else plotting.BLUE
     axes.fill_between(steps, values[:, 0], values[:, 2], color=color, alpha=0.15, lw=0)
     for column, (rank, line) in enumerate(zip(PERCENTILES, ("--", "-", "--"), strict=True)):

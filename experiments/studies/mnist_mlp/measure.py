@@ -1,9 +1,8 @@
-"""What the study `mnist_mlp` measures, its options and presets."""
+"""What the study `mnist_mlp` measures: two networks, trained side by side."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,64 +12,17 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from experiments import sampling
-from experiments.options import preset_of
-from experiments.run_dir import Run
 from experiments.stats.drift import PERCENTILES
 from experiments.studies.mnist_mlp import fig1
-from experiments.tasks.data import Dataset, binary
+from experiments.studies.mnist_mlp.config import Config
+from experiments.study import Study
+from experiments.tasks.data import binary
 from experiments.training import networks
 from experiments.training.devices import BatchShard, Step
-from experiments.training.loop import Execution, train
+from experiments.training.loop import train
 from experiments.training.networks import Network
 from jbn.linen import BatchNorm
 from jbn.models import MLP
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the run depends on, and nothing else."""
-
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 3
-    """how many seeds, trained at once"""
-    steps: int = 10_000
-    """training steps"""
-    batch_size: int = 60
-    """examples in a batch"""
-    learning_rate: float = 0.1
-    """of plain SGD"""
-    sigma: float = 0.1
-    """standard deviation of the initial weights"""
-    hidden: tuple[int, ...] = (100, 100, 100)
-    """width of each hidden layer"""
-    momentum: float = 0.99
-    """weight of the old value in the exponential averages"""
-    population_batches: int = 100
-    """training batches that the population statistics are averaged over"""
-    evaluate_every: int = 100
-    """steps between evaluations"""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        for name in ("seeds", "steps", "batch_size", "population_batches", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}.")
-        if self.batch_size < 2:
-            raise ValueError("Expected `batch_size` of at least 2: one example has no variance.")
-        for name in ("learning_rate", "sigma"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"Expected `{name}` to be positive, got {getattr(self, name)}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"Expected positive widths in `hidden`, got {self.hidden}.")
-
-
-PRESETS = {
-    "smoke": Config(dataset="digits", seeds=2, steps=300, population_batches=10, evaluate_every=20),
-    "quick": Config(),
-    "paper": Config(seeds=5, steps=50_000, evaluate_every=250),
-}
-
 
 # ---- Networks and training -----------------------------------------------------------------------
 
@@ -180,8 +132,9 @@ def percentiles(inputs: Float[np.ndarray, "seeds N units"]) -> Float[np.ndarray,
 # ---- The experiment ------------------------------------------------------------------------------
 
 
-def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution) -> str:
-    """Train, evaluate, draw; return the table to print. Hosts without a run write nothing."""
+def measure(config: Config, study: Study) -> None:
+    """Train, evaluate, report, plot."""
+    dataset = study.dataset(config.dataset)
     examples = binary(dataset.train_images), dataset.train_labels
     test = jax.device_put((binary(dataset.test_images), dataset.test_labels))
     shape = config.population_batches, config.batch_size, len(examples[1])
@@ -194,7 +147,7 @@ def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution)
         return "accuracy {without:.3f} without BN, {with_population:.3f} with".format(**means)
 
     train(
-        run,
+        study.run if study.has_run else None,
         state,
         step=make_step(config),
         evaluate=make_evaluate(config, jax.device_put(examples[0][drawn]), test),
@@ -203,20 +156,8 @@ def run(config: Config, dataset: Dataset, run: Run | None, execution: Execution)
         steps=config.steps,
         batch_size=config.batch_size,
         evaluate_every=config.evaluate_every,
-        execution=execution,
+        execution=study.execution,
         note=note,
     )
-    if run is None:
-        return ""
-    summary = {"preset": preset_of(PRESETS, config), **fig1.summarize(run)}
-    draw(run, summary)
-    run.write("summary.json", summary)  # Last: it marks the run as finished.
-    return fig1.table(summary)
-
-
-def draw(run: Run, summary: dict[str, Any]) -> None:
-    """Draw Fig. 1 into the run's directory."""
-    # Half a second to import: of several hosts only the first needs it, and only at the end.
-    from experiments.studies.mnist_mlp import figures as fig1_figures
-
-    fig1_figures.draw(run, summary)
+    if study.has_run:
+        fig1.report(config, study)

@@ -13,7 +13,7 @@ they use population statistics.
 Source: Ioffe, Szegedy, "Batch Normalization", 2015, sections 3.2 and 4.2.1. Krizhevsky, Sutskever,
 Hinton, "ImageNet Classification with Deep Convolutional Neural Networks", 2012, section 3.3 (LRN).
 
-Command: python -m experiments run placement --preset quick
+Command: python -m experiments placement --preset quick
 
 Expected: in networks as small as these the order matters little for ReLU and tanh, and sigmoids are
 better off with BN after them, by two points; the bias matters nothing; LRN gains several points

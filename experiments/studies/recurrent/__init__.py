@@ -14,7 +14,7 @@ Three parts:
 - clipping: Pascanu et al., "On the difficulty of training recurrent neural networks", 2013; large
   recurrent weights in the adding problem, plain gradient descent.
 
-Command: python -m experiments run recurrent --preset quick
+Command: python -m experiments recurrent --preset quick
 
 Expected: the RNN's Jacobian is below 1e-3 after 100 steps, the LSTM's far above it; the LSTM solves
 T = 200, the RNN stays at chance; with clipping fewer runs diverge.

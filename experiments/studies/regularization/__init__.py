@@ -14,7 +14,7 @@ Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 3.4; Hoffer et al.,
 generalize better", 2017 (ghost batches); Zhang et al., "Understanding deep learning requires
 rethinking generalization", 2017 (flipped labels).
 
-Command: python -m experiments run regularization --preset quick
+Command: python -m experiments regularization --preset quick
 
 Expected: BN gains test accuracy on so few images, and dropout adds little to it. Smaller ghost
 batches and more noise narrow the gap, if at all, by a point or less. What is flipped is learned.

@@ -33,21 +33,21 @@ def gap(found: Found) -> np.ndarray:
     return found["train"] - found["test"]
 
 
-def draw(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
-    """Draw test accuracy and gap against what is swept, a column for each."""
+def plot(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
+    """Plot test accuracy and gap against what is swept, a column for each."""
     made = figure(len(whats), 2, width=3.4, height=2.7)
     rows = {"test accuracy": made.axes[: len(whats)], "training - test": made.axes[len(whats) :]}
     for (what, method), (values, found, label) in lines.items():
         if what not in whats:
             continue
-        look = METHODS[method]._replace(label=label)._asdict()
+        style = METHODS[method]._replace(label=label)._asdict()
         for (name, panels), seen in zip(rows.items(), (found["test"], gap(found)), strict=True):
             axes, guesses = panels[whats.index(what)], [estimates.mean(row) for row in seen]
             center = np.array([one.value for one in guesses])
             ends = np.array([[one.low, one.high] for one in guesses]).T
             # Values as words: at equal distances, and 0 has its place beside powers of ten.
             axes.errorbar(
-                [f"{x:g}" for x in values], center, abs(ends - center[None]), capsize=2, **look
+                [f"{x:g}" for x in values], center, abs(ends - center[None]), capsize=2, **style
             )
             axes.set_xlabel(X_LABELS[what])
             panels[0].set_ylabel(name)
@@ -55,24 +55,24 @@ def draw(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
     return made
 
 
-def draw_combined(names: Sequence[str], found: dict[str, Found]) -> Figure:
-    """Draw test accuracy and gap of every combination of regularizers, without and with BN."""
+def plot_combined(names: Sequence[str], found: dict[str, Found]) -> Figure:
+    """Plot test accuracy and gap of every combination of regularizers, without and with BN."""
     made = figure(2, width=4.4, height=3.6)
     kinds = {"test accuracy": lambda rows: rows["test"], "training - test accuracy": gap}
     for axes, (label, kind) in zip(made.axes, kinds.items(), strict=True):
         for shift, (method, rows) in zip((-0.12, 0.12), found.items(), strict=True):
-            look, guesses = METHODS[method], [estimates.mean(row) for row in kind(rows)]
+            style, guesses = METHODS[method], [estimates.mean(row) for row in kind(rows)]
             center = np.array([one.value for one in guesses])
             ends = np.array([[one.low, one.high] for one in guesses]).T
             axes.errorbar(
                 center,
                 np.arange(len(names)) + shift,
                 xerr=abs(ends - center[None]),
-                color=look.color,
-                marker=look.marker,
+                color=style.color,
+                marker=style.marker,
                 linestyle="none",
                 capsize=2,
-                label=look.label,
+                label=style.label,
             )
         axes.set_yticks(range(len(names)), names if axes is made.axes[0] else [""] * len(names))
         axes.set_xlabel(label)

@@ -1,9 +1,8 @@
-"""What the study `regularization` measures, its options and presets."""
+"""What the study `regularization` measures."""
 
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +15,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from experiments import sampling
 from experiments.plotting import METHODS
 from experiments.stats import estimates, selection
-from experiments.studies.regularization.figures import Line, draw, draw_combined, gap
+from experiments.studies.regularization.config import Config
+from experiments.studies.regularization.figures import Found, Line, gap, plot, plot_combined
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
 from experiments.tasks.split import Examples, sample_splits
@@ -25,73 +25,6 @@ from jbn.linen import GhostBatchNorm
 from jbn.models import MLP
 
 HE = nn.initializers.he_normal()
-Found = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the measurement depends on."""
-
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 6
-    """how many seeds"""
-    train: int = 512
-    """training images of a seed"""
-    validation: int = 2000
-    """training images of a seed, drawn at random, to choose rates and strengths on"""
-    test: int = 5000
-    """test images, spread over all, the same for all seeds"""
-    depth: int = 2
-    """hidden layers"""
-    width: int = 256
-    """units in each"""
-    widths: tuple[int, ...] = (16, 64, 256, 1024)
-    """those that are compared, narrowest first"""
-    batch_size: int = 64
-    """examples in a batch"""
-    steps: int = 400
-    """training steps"""
-    large_batch: int = 256
-    """examples in a batch where ghost batches are compared"""
-    large_steps: int = 200
-    """training steps there"""
-    ghosts: tuple[int, ...] = (16, 64)
-    """examples that share statistics in a large batch, smallest first"""
-    rates: tuple[float, ...] = (0.2, 0.28, 0.4, 0.57, 0.8, 1.13, 1.6, 2.26)
-    """learning rates of plain SGD to choose from, close together: without BN the best is just below
-    the first that diverges, and a coarse grid would miss it and favor BN"""
-    dropout: tuple[float, ...] = (0.05, 0.1, 0.4)
-    """shares of hidden units dropped"""
-    l1: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
-    """strengths: times the sum of all |w|"""
-    l2: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
-    """strengths: times the sum of all w^2"""
-    combined: tuple[float, float, float] = (0.1, 1e-5, 1e-4)
-    """dropout, L1 and L2 that are combined, each with each and with none"""
-    flips: tuple[float, ...] = (0.2, 0.4, 0.6)
-    """shares of training labels that are replaced by wrong ones; the claim is about .4"""
-    near_zero: float = 1e-3
-    """a weight smaller than this is near zero"""
-
-    def __post_init__(self) -> None:
-        """Refuse epochs that batches do not divide, and a sweep without what the claim is about."""
-        for size in (self.batch_size, self.large_batch):
-            if self.train % size:
-                raise ValueError(f"Expected batches of {size} to divide `train`, got {self.train}.")
-        if 0.4 not in self.flips:
-            raise ValueError(f"Expected .4 among `flips`, got {self.flips}.")
-
-
-PRESETS = {
-    "smoke": Config(
-        dataset="digits", seeds=2, train=128, validation=40, test=40, width=16, widths=(16,),
-        depth=1, batch_size=16, steps=8, large_batch=16, large_steps=8, ghosts=(8,),
-        rates=(0.1,), dropout=(0.1,), l1=(1e-3,), l2=(1e-3,), flips=(0.4,),
-    ),
-    "quick": Config(),
-    "paper": Config(seeds=20, train=1024, steps=800, large_steps=400),
-}  # fmt: skip
 
 
 # ---- Images --------------------------------------------------------------------------------------
@@ -112,7 +45,7 @@ class Images(NamedTuple):
     validation: tuple[Float[Array, "V F"], Int[Array, "V"]]
 
 
-def draw_images(config: Config, dataset: Dataset) -> tuple[Images, Examples]:
+def sample_images(config: Config, dataset: Dataset) -> tuple[Images, Examples]:
     """Draw the images of all seeds, and which labels turn wrong; take the test images."""
     seeds, n = range(config.seeds), config.train
     (x, labels), validation, test = sample_splits(
@@ -235,7 +168,7 @@ def learn(
     key: PRNGKeyArray,
     test: Examples,
 ) -> dict[str, Array]:
-    """Train one network of one seed, and judge it; the key is that of dropout."""
+    """Train one network of one seed, and evaluate it; the key is that of dropout."""
     model, step = make_model(config, kind), make_step(config, kind, setting, images, key)
     network, _ = networks.fit(step, network, jnp.arange(config.train), batches)
     if kind.statistics is not None:
@@ -244,7 +177,7 @@ def learn(
         together = images.x.reshape(-1, size, images.x.shape[-1])
         network = network._replace(batch_stats=networks.population(model, network, together))
 
-    judge = functools.partial(networks.accuracy, model, network.variables)
+    accuracy = functools.partial(networks.accuracy, model, network.variables)
     labels, flipped = given_labels(images, setting.flips), images.luck < setting.flips
     outputs: Any = model.apply(network.variables, images.x, training=False)
     predicted = outputs.argmax(-1)
@@ -252,8 +185,8 @@ def learn(
     # A network that diverged predicts one class, and so counts as chance, as it should.
     return {
         "train": jnp.mean(predicted == labels),
-        "validation": judge(*images.validation),
-        "test": judge(*test),
+        "validation": accuracy(*images.validation),
+        "test": accuracy(*test),
         "fitted": jnp.sum(flipped & (predicted == labels)) / jnp.maximum(flipped.sum(), 1),
         "near_zero": jnp.mean(jnp.abs(weights) < config.near_zero),
         "norm": jnp.sqrt(jnp.square(weights).sum()),
@@ -265,7 +198,7 @@ Trainer = Callable[[Sequence[Kind], Sequence[Setting]], Found]
 
 def make_trainer(config: Config, dataset: Dataset) -> Trainer:
     """Make the function that trains kinds of networks, all seeds at once, in each setting."""
-    images, test = draw_images(config, dataset)
+    images, test = sample_images(config, dataset)
     seeds = range(config.seeds)
     weights, dropout = (sampling.keys(seeds, purpose) for purpose in ("weights", "dropout"))
 
@@ -295,7 +228,7 @@ def at(found: Found, i: int) -> Found:
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train, report, draw."""
+    """Train, report, plot."""
     train = make_trainer(config, study.dataset(config.dataset))
 
     def part(name: str, kinds: Sequence[Kind], *settings: Setting) -> Found:
@@ -340,7 +273,7 @@ def measure(config: Config, study: Study) -> None:
         study.report(f"test_gain_bn_with_{name.lower().replace(' + ', '_')}", gained)
     study.figure(
         "combined",
-        functools.partial(draw_combined, names, combined),
+        functools.partial(plot_combined, names, combined),
         title="Dropout, L1 and L2, each with each, without and with BN",
         alt="Test accuracy, left, and training - test accuracy, right (mean over seeds, 95 % "
         "interval), for all eight combinations of dropout, L1 and L2, without and with BN.",
@@ -348,13 +281,13 @@ def measure(config: Config, study: Study) -> None:
     shown = "Test accuracy, above, and training - test accuracy, below (mean over seeds, 95 %"
     study.figure(
         "regularizers",
-        functools.partial(draw, ("dropout", "l1", "l2"), lines),
+        functools.partial(plot, ("dropout", "l1", "l2"), lines),
         title="What dropout, L1 and L2 do to the gap, without and with BN",
         alt=f"{shown} interval), against the strength of dropout, L1 and L2, without and with BN.",
     )
     study.figure(
         "noise",
-        functools.partial(draw, ("statistics", "flips", "width"), lines),
+        functools.partial(plot, ("statistics", "flips", "width"), lines),
         title="What the noise of BN, wrong labels and the width do to the gap",
         alt=f"{shown} interval), against the number of examples that share BN's statistics, up to "
         "all training images, which is BN without noise; against the share of flipped training "

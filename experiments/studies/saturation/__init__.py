@@ -10,7 +10,7 @@ What enters a nonlinearity is looked at in training mode, on one large batch of 
 
 Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 3; five study notes.
 
-Command: python -m experiments run saturation --preset quick
+Command: python -m experiments saturation --preset quick
 
 Expected: the slope is below .01 for 5e-6 of N(0, 1), for .25 of N(0, 4^2), for .65 of N(0, 10^2); a
 batch of m reaches sqrt(m - 1); skewness and kurtosis stay as they are. Learned, gamma and beta help

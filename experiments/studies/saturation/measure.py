@@ -1,9 +1,8 @@
-"""What the study `saturation` measures, its options and presets."""
+"""What the study `saturation` measures."""
 
 import functools
 import itertools
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from matplotlib.figure import Figure
 from scipy import stats
 
 import jbn
-from experiments import plotting, sampling
-from experiments.plotting import METHODS
+from experiments import sampling
 from experiments.stats import estimates, selection
 from experiments.studies.saturation import sigmoid
+from experiments.studies.saturation.config import Config
+from experiments.studies.saturation.figures import plot_learned, plot_saturated, plot_zone
 from experiments.study import Study
 from experiments.tasks import data
 from experiments.tasks.split import Split, sample_split
@@ -28,63 +27,6 @@ from jbn import diagnostics
 from jbn.models import MLP
 
 ACTIVATIONS = {"sigmoid": nn.sigmoid, "relu": nn.relu}
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the run depends on, and nothing else."""
-
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 5
-    """how many seeds"""
-    steps: int = 2_000
-    """training steps"""
-    batch_size: int = 60
-    """examples in a batch"""
-    hidden: tuple[int, ...] = (100, 100, 100)
-    """width of each hidden layer"""
-    sigma: float = 0.1
-    """standard deviation of the initial weights"""
-    learning_rates: tuple[float, ...] = (0.1, 0.4, 1.6, 6.4)
-    """grid that gamma and beta's worth is measured on, each network at its best"""
-    large_sigma: float = 1.0
-    """standard deviation of large initial weights"""
-    large_learning_rate: float = 0.1
-    """rate that these are trained at"""
-    looks: int = 10
-    """times that saturation is looked at over training, a divisor of `steps`"""
-    validation: int = 5_000
-    """training images, drawn at random, to choose the rate on"""
-    statistics: int = 10_000
-    """training images that the population statistics are computed from"""
-    looked_at: int = 1_000
-    """test images on which units are looked at"""
-    sample: int = 1_000_000
-    """values drawn to measure a distribution's shape"""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
-        if self.steps % self.looks:
-            raise ValueError(f"Expected `looks` to divide {self.steps} steps, got {self.looks}.")
-
-
-PRESETS = {
-    "smoke": Config(
-        dataset="digits",
-        seeds=2,
-        steps=60,
-        hidden=(20,),
-        learning_rates=(0.4,),
-        looks=2,
-        validation=300,
-        statistics=500,
-        looked_at=200,
-        sample=10_000,
-    ),
-    "quick": Config(),
-    "paper": Config(seeds=10, steps=10_000),
-}
 
 
 # ---- Shapes of distributions ---------------------------------------------------------------------
@@ -124,7 +66,7 @@ def shape(x: Float[np.ndarray, "N 1"]) -> tuple[float, float, float, float]:
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def look(config: Config, model: nn.Module, network: Network, split: Split) -> dict[str, Array]:
+def probe(config: Config, model: nn.Module, network: Network, split: Split) -> dict[str, Array]:
     """Look at a network: its accuracies, and its units, those of all layers side by side.
 
     Of every unit: the share of inputs above 0; how far the sigmoid over them is from a line,
@@ -158,7 +100,7 @@ def r2(x: Float[Array, "N units"], y: Float[Array, "N units"]) -> Float[Array, "
 
 
 def large_weights(config: Config, split: Split, norm: str) -> dict[str, np.ndarray]:
-    """Train sigmoids from large initial weights: (seeds, 1 + looks)."""
+    """Train sigmoids from large initial weights: (seeds, 1 + evaluations)."""
     model = MLP(config.hidden, kernel_init=nn.initializers.normal(config.large_sigma), norm=norm)
     seen = sweep.train(
         lambda rate: (model, optax.sgd(rate)),
@@ -167,8 +109,8 @@ def large_weights(config: Config, split: Split, norm: str) -> dict[str, np.ndarr
         sweep.start(model, config.seeds, split.train[0]),
         steps=config.steps,
         batch_size=config.batch_size,
-        observe=functools.partial(look, config),
-        looks=config.looks,
+        observe=functools.partial(probe, config),
+        evaluations=config.looks,
         before=True,
     )
     return {name: seen[name][0] for name in ("saturated", "test")}
@@ -198,7 +140,7 @@ def ablation(config: Config, split: Split) -> dict[str, np.ndarray]:
         ),
         steps=config.steps,
         batch_size=config.batch_size,
-        observe=functools.partial(look, config),
+        observe=functools.partial(probe, config),
         before=True,
     )
     shape = len(ACTIVATIONS), 2, len(rates)
@@ -208,48 +150,6 @@ def ablation(config: Config, split: Split) -> dict[str, np.ndarray]:
 def gaussian_share(seen: dict[str, np.ndarray]) -> np.ndarray:
     """Compute what share of inputs would be above 0 at the end, were they Gaussian before."""
     return stats.norm.cdf(seen["bias"][:, -1] / np.abs(seen["scale"][:, -1]))
-
-
-# ---- Figures -------------------------------------------------------------------------------------
-
-
-def draw_saturated(config: Config, found: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """Draw the share saturated, and accuracy, over training from large initial weights."""
-    made = plotting.figure(2)
-    steps = np.linspace(0, config.steps, config.looks + 1)
-    words = {"saturated": "share of units with slope below .01", "test": "test accuracy"}
-    for axes, (name, label) in zip(made.axes, words.items(), strict=True):
-        for norm, seen in found.items():
-            plotting.band(axes, steps, seen[name].T, norm)
-        axes.set(xlabel="training step", ylabel=label, ylim=(-0.03, 1))
-    made.axes[0].legend()
-    return made
-
-
-def draw_learned(found: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """Draw histograms of learned gamma and beta, and the active share of every ReLU; all seeds."""
-    made = plotting.figure(3, width=4.4)
-    starts = {"scale": ("gamma", 1.0), "bias": ("beta", 0.0)}
-    for axes, (name, (greek, start)) in zip(made.axes[:2], starts.items(), strict=True):
-        ends = [bound(seen[name][:, -1]) for seen in found.values() for bound in (np.min, np.max)]
-        bins = np.linspace(min(ends), max(ends), 40).tolist()
-        for activation, seen in found.items():
-            look = METHODS[activation]
-            line = {"color": look.color, "linestyle": look.linestyle, "label": look.label}
-            axes.hist(seen[name][:, -1].ravel(), bins, histtype="step", density=True, **line)
-        axes.axvline(start, color=plotting.BLACK, linewidth=1, label="at the start")
-        axes.set(xlabel=f"learned {greek}", ylabel="density over units")
-    made.axes[0].legend()
-    axes, relu = made.axes[2], found["relu"]
-    axes.plot([0, 1], [0, 1], "--", color=plotting.GRAY, label="Gaussian inputs")
-    color = METHODS["relu"].color
-    axes.scatter(
-        gaussian_share(relu), relu["active"][:, -1], s=5, alpha=0.4, color=color, label="a ReLU"
-    )
-    axes.plot(0.5, 0.5, "o", color=plotting.BLACK, label="gamma 1, beta 0")
-    axes.set(xlabel="Phi(beta / |gamma|)", ylabel="share of inputs above 0", aspect="equal")
-    axes.legend()
-    return made
 
 
 # ---- The experiment ------------------------------------------------------------------------------
@@ -287,7 +187,7 @@ def measure(config: Config, study: Study) -> None:
         study.report(metric, estimates.mean(values))
     study.figure(
         "zone",
-        sigmoid.draw,
+        plot_zone,
         title="Unit variance keeps a sigmoid out of its flat parts, a large gamma does not",
         alt="Left: the sigmoid, its best line within 1.96, the density of N(0, 1), and where the "
         "slope is below .01. Middle: the share of a Gaussian input in the flat parts, from almost "
@@ -304,7 +204,7 @@ def measure(config: Config, study: Study) -> None:
     study.report("saturated_difference", estimates.paired(with_bn, without))
     study.figure(
         "saturated",
-        functools.partial(draw_saturated, config, large),
+        functools.partial(plot_saturated, config, large),
         title=f"Saturated sigmoids over training, initial weights of {config.large_sigma:g}",
         alt="Share of saturated sigmoids, and test accuracy, against the training step, without "
         f"and with BN. In the end {without.mean():.2f} are saturated without, {with_bn.mean():.2f} "
@@ -333,13 +233,14 @@ def measure(config: Config, study: Study) -> None:
         study.report(f"{name}_spread", estimates.mean(spread))
 
     active = learned["relu"]["active"]
-    error = np.abs(active[:, -1] - gaussian_share(learned["relu"])).mean(1)
+    gaussian = gaussian_share(learned["relu"])
+    error = np.abs(active[:, -1] - gaussian).mean(1)
     study.report("active_first", estimates.mean(active[:, 0].mean(1)))
     study.report("active_error", estimates.mean(error))
     study.report("active_last", estimates.mean(active[:, -1].mean(1)))
     study.figure(
         "learned",
-        functools.partial(draw_learned, learned),
+        functools.partial(plot_learned, learned, gaussian),
         title="The distributions that gamma and beta chose, and how many ReLUs they leave active",
         alt="Histograms of the learned gammas and betas of all units, for sigmoid and ReLU, with a "
         "line where all of them started; and each ReLU's share of inputs above 0 after training "

@@ -11,7 +11,7 @@ Batches: without BN, the same small set of examples in mini-batches and all at o
 Depth: accuracy after equal steps of deeper and deeper networks, each at its best rate.
 Forward: untrained networks of 20 layers, of which something is changed.
 
-Command: python -m experiments run shift --preset quick
+Command: python -m experiments shift --preset quick
 
 Expected: from step 1,000 on the medians drift by .6 without BN and .2 with; more with noise, which
 costs little accuracy. By Santurkar's measure BN need not shift less. Sigmoids without BN do not

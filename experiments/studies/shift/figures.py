@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from experiments import plotting
 from experiments.plotting import BLACK, GRAY, METHODS, ORANGE, LineStyle
 from experiments.stats.estimates import pretty
-from experiments.studies.shift.moving import from_settled
 
 Parts = Mapping[str, Mapping[str, np.ndarray]]
+Settled = Mapping[str, tuple[np.ndarray, np.ndarray]]  # Steps, (seeds, steps, units).
 
-LOOKS = {
+STYLES = {
     **METHODS,
     "full": LineStyle(BLACK, "-", "o", "full batch"),
     "mini": METHODS["none"]._replace(label="mini-batches"),
@@ -30,18 +30,23 @@ LOOKS = {
 def words(by_name: Mapping[str, ArrayLike]) -> str:
     """Write the mean over runs of each: "without BN .61, with BN .2"."""
     means = {name: pretty(float(np.mean(np.asarray(runs)))) for name, runs in by_name.items()}
-    return ", ".join(f"{LOOKS[name].label} {mean}" for name, mean in means.items())
+    return ", ".join(f"{STYLES[name].label} {mean}" for name, mean in means.items())
 
 
-def draw_shift(seen: Parts, descent: Parts, every: int) -> Figure:
-    """Draw both measures of shift over training, and the first for two sizes of batch."""
+def plot_shift(seen: Parts, medians: Settled, every: int) -> Figure:
+    """Plot both measures of shift over training, and the first for two sizes of batch.
+
+    Args:
+      seen: while the network trained on all examples.
+      medians: of the last hidden layer's inputs, of that training and of the one on few examples.
+      every: steps between evaluations.
+    """
     made = plotting.figure(3, width=4.0)
     drift, gradient, cause = made.axes
-    for axes, parts in ((drift, seen), (cause, descent)):
-        for name, found in parts.items():
-            steps, medians = from_settled(found["percentiles"][:, :, 1], every)
-            away = np.abs(medians - medians[:, :1]).mean(-1)
-            band(axes, steps, away.T, name)
+    for name, (steps, settled) in medians.items():
+        away = np.abs(settled - settled[:, :1]).mean(-1)
+        band(drift if name in seen else cause, steps, away.T, name)
+    for axes in (drift, cause):
         axes.set(ylabel="distance of the median from its first", ylim=(0, None))
     drift.set_title("Last layer's inputs")
     cause.set_title("Without BN, on few examples")
@@ -50,8 +55,8 @@ def draw_shift(seen: Parts, descent: Parts, every: int) -> Figure:
     return finish(made)
 
 
-def draw_landscape(seen: Parts, every: int) -> Figure:
-    """Draw how loss and gradient vary along a step, over training."""
+def plot_landscape(seen: Parts, every: int) -> Figure:
+    """Plot how loss and gradient vary along a step, over training."""
     made = plotting.figure(2, width=4.4)
     loss, gradient = made.axes
     over_training(loss, seen, "loss_range", every)
@@ -62,8 +67,8 @@ def draw_landscape(seen: Parts, every: int) -> Figure:
     return finish(made)
 
 
-def draw_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Figure:
-    """Draw accuracy against depth."""
+def plot_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Figure:
+    """Plot accuracy against depth."""
     made = plotting.figure(2, width=4.4)
     for axes, activation in zip(made.axes, ("sigmoid", "relu"), strict=True):
         for name, by_depth in accuracy.items():
@@ -75,8 +80,8 @@ def draw_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Fig
     return made
 
 
-def draw_untrained(seen: Parts) -> Figure:
-    """Draw against the layer what became of three changes of the weights."""
+def plot_untrained(seen: Parts) -> Figure:
+    """Plot against the layer what became of three changes of the weights."""
     made = plotting.figure(3, width=4.0)
     titles = {
         "nudged": ("First weights moved by 1 %", "relative change of W x"),
@@ -93,7 +98,7 @@ def draw_untrained(seen: Parts) -> Figure:
 
 
 def over_training(axes: Axes, seen: Parts, measure: str, every: int) -> None:
-    """Draw a measure of a step against the number of steps taken."""
+    """Plot a measure of a step against the number of steps taken."""
     for name, found in seen.items():
         runs = found[measure].T
         band(axes, every * np.arange(len(runs)), runs, name)
@@ -108,10 +113,10 @@ def band(
     *,
     marked: bool = False,
 ) -> None:
-    """Draw the mean over runs as a line and their range as a band."""
-    look = LOOKS[name]._asdict() if marked else LOOKS[name]._replace(marker="")._asdict()
-    axes.plot(x, runs.mean(1), **look)
-    axes.fill_between(x, runs.min(1), runs.max(1), color=look["color"], alpha=0.2, linewidth=0)
+    """Plot the mean over runs as a line and their range as a band."""
+    style = STYLES[name] if marked else STYLES[name]._replace(marker="")
+    axes.plot(x, runs.mean(1), **style._asdict())
+    axes.fill_between(x, runs.min(1), runs.max(1), color=style.color, alpha=0.2, linewidth=0)
 
 
 def finish(made: Figure) -> Figure:

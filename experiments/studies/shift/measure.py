@@ -1,10 +1,7 @@
-"""What the study `shift` measures, its options and presets."""
+"""What the study `shift` measures and reports."""
 
 import functools
-from dataclasses import dataclass
-from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -12,123 +9,31 @@ from jaxtyping import Array
 
 from experiments import sampling
 from experiments.stats import estimates
-from experiments.studies.shift.figures import (
-    draw_depth,
-    draw_landscape,
-    draw_shift,
-    draw_untrained,
-    words,
-)
-from experiments.studies.shift.moving import (
-    PROBE,
-    Data,
-    NoisyBatchNorm,
-    draw,
-    drifts,
-    while_training,
-)
-from experiments.studies.shift.stacks import (
+from experiments.studies.shift.config import Config
+from experiments.studies.shift.data import Data, prepare
+from experiments.studies.shift.deep import (
     VARIANTS,
-    Stack,
+    DeepMLP,
     accuracy_at_best_rate,
     changes_by_depth,
     growth,
 )
+from experiments.studies.shift.figures import (
+    plot_depth,
+    plot_landscape,
+    plot_shift,
+    plot_untrained,
+    words,
+)
+from experiments.studies.shift.noise import NoisyBatchNorm
+from experiments.studies.shift.probe import PROBE_EXAMPLES, drifts, from_settled, train_and_probe
+from experiments.studies.shift.weights import sample_networks
 from experiments.study import Study
-from experiments.tasks.data import Dataset, binary
-from experiments.tasks.split import sample_split
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
 NORMS = {"none": None, "batch": BatchNorm, "noisy": NoisyBatchNorm}
 LAYERS, WIDTH = 20, 100  # Of the untrained networks.
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the numbers depend on."""
-
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 5
-    """of every trained network"""
-    train_examples: int = 50_000
-    """images to train on"""
-    test_examples: int = 5_000
-    """images to test on, and as many training images, drawn at random, to choose rates by"""
-    batch_size: int = 60
-    """examples in a batch"""
-    hidden: tuple[int, ...] = (100, 100, 100)
-    """width of each layer of Fig. 1's network"""
-    sigma: float = 0.1
-    """deviation of its initial weights"""
-    learning_rate: float = 0.1
-    """of its plain gradient descent, for all methods"""
-    steps: int = 5_000
-    """of its training"""
-    look_every: int = 100
-    """steps between measurements"""
-    subset: int = 500
-    """examples, the whole of which is the full batch"""
-    subset_steps: int = 2_000
-    """steps of training on them"""
-    depths: tuple[int, ...] = (3, 10, 20)
-    """numbers of hidden layers, from the least to the most"""
-    width: int = 64
-    """of those layers"""
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
-    """learning rates, with momentum .9, to choose the best of for each depth and network"""
-    depth_steps: int = 500
-    """of the training of each"""
-    untrained: int = 20
-    """seeds of the untrained networks"""
-
-
-PRESETS = {
-    "smoke": Config(
-        dataset="digits",
-        seeds=2,
-        train_examples=1_000,
-        test_examples=200,
-        hidden=(20,),
-        steps=40,
-        look_every=10,
-        subset=60,
-        subset_steps=40,
-        depths=(2,),
-        width=16,
-        rates=(0.01, 0.1),
-        depth_steps=20,
-        untrained=2,
-    ),
-    "quick": Config(),
-    "paper": Config(
-        seeds=10,
-        steps=20_000,
-        look_every=200,
-        subset_steps=5_000,
-        depth_steps=1_500,
-        untrained=50,
-    ),
-}
-
-
-def prepare(dataset: Dataset, config: Config) -> Data:
-    """Draw images; the first ones to train on, which come at random, give population statistics."""
-    drawn = sample_split(
-        dataset,
-        binary,
-        validation=config.test_examples,
-        train=config.train_examples,
-        test=config.test_examples,
-        dtype=np.uint8,
-    )
-    batches = min(config.train_examples // config.batch_size, 20)
-    population = drawn.train[0][: batches * config.batch_size]
-    return jax.device_put(Data(drawn, population.reshape(batches, config.batch_size, -1)))
-
-
-# ---- The experiment ------------------------------------------------------------------------------
 
 
 def measure(config: Config, study: Study) -> None:
@@ -148,9 +53,9 @@ def report_training(config: Config, study: Study, data: Data) -> None:
     ) -> dict[str, Array]:
         model, seeds = MLP(config.hidden, norm=NORMS[norm]), range(config.seeds)
         x, labels = data.split.train
-        start = draw(model, optax.sgd(0), seeds, x.shape[1], lambda *_: config.sigma)
+        start = sample_networks(model, optax.sgd(0), seeds, x.shape[1], lambda *_: config.sigma)
         batches = sampling.all_batches(seeds, steps + 1, batch_size, len(labels))
-        return while_training(
+        return train_and_probe(
             model,
             config.learning_rate,
             data,
@@ -178,7 +83,8 @@ def report_training(config: Config, study: Study, data: Data) -> None:
         for name, size in (("full", config.subset), ("mini", config.batch_size))
     }
 
-    drift = {name: drifts(found["percentiles"], every) for name, found in (seen | descent).items()}
+    percentiles = {name: found["percentiles"] for name, found in (seen | descent).items()}
+    drift = {name: drifts(of, every) for name, of in percentiles.items()}
     study.report("drift", estimates.paired(drift["batch"], drift["none"]))
     study.report("noisy_drift", estimates.paired(drift["noisy"], drift["none"]))
     study.report("full_batch_drift", estimates.ratio(drift["full"] / drift["mini"]))
@@ -194,9 +100,10 @@ def report_training(config: Config, study: Study, data: Data) -> None:
     for name in ("loss_range", "gradient_change"):
         study.report(name, estimates.ratio(mean[name]["batch"] / mean[name]["none"]))
 
+    medians = {name: from_settled(of[:, :, 1], every) for name, of in percentiles.items()}
     study.figure(
         "shift",
-        functools.partial(draw_shift, seen, descent, every),
+        functools.partial(plot_shift, seen, medians, every),
         title="Internal covariate shift by two measures, and in mini-batches or not",
         alt="Three panels against training steps, lines for the mean over seeds, bands for all. "
         "The median of the input to a unit of the last hidden layer, as distance from where "
@@ -207,7 +114,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
     )
     study.figure(
         "landscape",
-        functools.partial(draw_landscape, seen, every),
+        functools.partial(plot_landscape, seen, every),
         title="How loss and gradient vary along a step",
         alt="Two panels against training steps, for networks without BN, with BN, with noisy BN: "
         "how far the loss ranges from half a step to four steps along the gradient, means over "
@@ -245,7 +152,7 @@ def report_depth(config: Config, study: Study, data: Data) -> None:
     study.report("relu_bn_over_relu", estimates.paired(last["relu_bn"], last["relu"]))
     study.figure(
         "depth",
-        functools.partial(draw_depth, config.depths, accuracy),
+        functools.partial(plot_depth, config.depths, accuracy),
         title=f"Test accuracy after {config.depth_steps:,} steps, by depth",
         alt="Two panels against the number of hidden layers, sigmoid and ReLU: test accuracy of "
         "each network at its best rate. At the largest depth, sigmoid: "
@@ -261,8 +168,8 @@ def report_untrained(config: Config, study: Study, data: Data) -> None:
     """Measure what changes of the weights become on their way through untrained networks."""
 
     def run(norm: str) -> dict[str, np.ndarray]:
-        x = data.split.train[0][:PROBE].astype(jnp.float32)
-        return changes_by_depth(Stack(LAYERS, WIDTH, norm=NORMS[norm]), x, config.untrained)
+        x = data.split.train[0][:PROBE_EXAMPLES].astype(jnp.float32)
+        return changes_by_depth(DeepMLP(LAYERS, WIDTH, norm=NORMS[norm]), x, config.untrained)
 
     seen = {
         norm: study.part(f"untrained_{norm}", lambda norm=norm: run(norm))
@@ -278,12 +185,12 @@ def report_untrained(config: Config, study: Study, data: Data) -> None:
     study.report("growth_with", estimates.ratio(growth(batch["large"])))
     study.figure(
         "untrained",
-        functools.partial(draw_untrained, seen),
+        functools.partial(plot_untrained, seen),
         title="What a change becomes on its way through an untrained ReLU network",
-        alt="Three panels against the layer, with and without BN: the relative change of the sums "
-        "W x after the first layer's weights moved by 1 %; the deviation of the inputs to the "
-        "nonlinearity with a hundredth of all weights ten times as large, relative to that "
-        "without; and that deviation with all weights 1.5 times He's. At the last layer: "
+        alt="Three panels against the layer, with and without BN: the relative change of "
+        "pre-activations W x after the first layer's weights moved by 1 %; the deviation of the "
+        "inputs to the nonlinearity with a hundredth of all weights ten times as large, relative "
+        "to that without; and that deviation with all weights 1.5 times He's. At the last layer: "
         + "; ".join(
             words({norm: found[name][:, -1] for norm, found in seen.items()})
             for name in ("nudged", "outliers", "large")

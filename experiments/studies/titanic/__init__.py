@@ -8,7 +8,7 @@ The accuracy is that of the final epoch, not of the best. Folds of one seed are 
 they are averaged before an interval over seeds is taken. Initial weights are Glorot's, uniform; BN
 is evaluated by its exponential averages, momentum .99.
 
-Command: python -m experiments run titanic --preset quick
+Command: python -m experiments titanic --preset quick
 
 Expected after 200 epochs, without and with BN: raw, ReLU .642, .705; raw, sigmoid .682, .694;
 standardized, ReLU .703, .705; standardized, sigmoid .701, .698. Logistic regression .702, majority

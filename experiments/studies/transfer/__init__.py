@@ -13,7 +13,7 @@ Source: a study note; Ioffe, Szegedy, "Batch Normalization", 2015, section 5, on
 to new data by its statistics alone; Li, Wang, Shi, Liu, Hou, "Revisiting Batch Normalization For
 Practical Domain Adaptation", 2016.
 
-Command: python -m experiments run transfer --preset quick
+Command: python -m experiments transfer --preset quick
 
 Expected: for a new last layer alone, statistics estimated again are worth a point, gamma and beta
 four more. Trained on whole, the pretrained network is no sooner at the goal than one from scratch:

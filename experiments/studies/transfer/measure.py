@@ -1,9 +1,8 @@
-"""What the study `transfer` measures, its options and presets."""
+"""What the study `transfer` measures."""
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,102 +11,17 @@ import numpy as np
 import optax
 from flax import traverse_util
 from jaxtyping import Array, Float, UInt8
-from matplotlib.figure import Figure
 
-from experiments import plotting, sampling
-from experiments.plotting import METHODS
+from experiments import sampling
 from experiments.stats import estimates, selection
+from experiments.studies.transfer.config import Config
+from experiments.studies.transfer.figures import plot_race, plot_ways
+from experiments.studies.transfer.ways import WAYS
 from experiments.study import Study
 from experiments.tasks.split import Split, sample_split
 from experiments.training import networks, sweep
 from experiments.training.networks import Network
 from jbn.models import MLP
-
-Name = Literal["mnist", "fashion_mnist", "digits"]
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the run depends on, and nothing else."""
-
-    source: Name = "mnist"
-    """what networks are pretrained on"""
-    target: Name = "fashion_mnist"
-    """what they are adapted to; with permuted pixels where it is the source"""
-    seeds: int = 5
-    """how many seeds"""
-    batch_size: int = 60
-    """examples in a batch"""
-    hidden: tuple[int, ...] = (100, 100, 100)
-    """width of each hidden layer"""
-    sigma: float = 0.1
-    """standard deviation of the initial weights"""
-    validation: int = 5_000
-    """training images, drawn at random, to choose the rate on"""
-    statistics: int = 5_000
-    """training images that population statistics are computed from"""
-    pretraining_steps: int = 2_000
-    """training steps on the source"""
-    pretraining_rate: float = 0.2
-    """learning rate there"""
-    learning_rates: tuple[float, ...] = (0.05, 0.2, 0.8, 3.2)
-    """grid of rates on the target"""
-    goal: float = 0.8
-    """test accuracy to race to"""
-    race_steps: int = 500
-    """training steps of the race; who does not arrive counts as arriving after the last"""
-    race_every: int = 10
-    """steps from look to look, a divisor of `race_steps`"""
-    race_images: int = 2_000
-    """for validation, testing and statistics, at each look"""
-    steps: int = 1_500
-    """training steps of every way, to the end"""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
-        if self.race_steps % self.race_every:
-            raise ValueError(
-                f"Expected `race_every` to divide {self.race_steps}, got {self.race_every}."
-            )
-
-
-PRESETS = {
-    "smoke": Config(
-        source="digits",
-        target="digits",
-        seeds=2,
-        hidden=(20,),
-        validation=300,
-        statistics=500,
-        pretraining_steps=50,
-        learning_rates=(0.2,),
-        race_steps=100,
-        race_every=20,
-        race_images=300,
-        steps=50,
-    ),
-    "quick": Config(),
-    "paper": Config(seeds=10, pretraining_steps=10_000, steps=5_000),
-}
-
-
-class Way(NamedTuple):
-    """A way to the target: what it starts from, and what is trained besides the last layer."""
-
-    start: Literal["scratch", "pretrained", "estimated again"]
-    weights: bool
-    scale_bias: bool
-    label: str
-
-
-WAYS = {
-    "scratch": Way("scratch", True, True, "from scratch"),
-    "pretrained": Way("pretrained", True, True, "pretrained, all trained on"),
-    "frozen": Way("pretrained", False, False, "last layer; statistics frozen"),
-    "reestimated": Way("estimated again", False, False, "last layer; statistics estimated again"),
-    "scale_bias": Way("estimated again", False, True, "the same, gamma and beta trained"),
-}
-
 
 # ---- Data and networks ---------------------------------------------------------------------------
 
@@ -190,12 +104,14 @@ def adapt(
 
 
 def race(config: Config, target: Split, begin: dict[str, Network]) -> dict[str, np.ndarray]:
-    """Take two ways, looking often, at fewer images: (2, rates, seeds, looks)."""
+    """Take two ways, evaluated often, on fewer images: (2, rates, seeds, evaluations)."""
     images = config.race_images
     few = Split(target.train, *((x[:images], labels[:images]) for x, labels in target[1:]))
     observe = functools.partial(sweep.accuracies, statistics=images)
-    looks = config.race_steps // config.race_every
-    return take(config, ("scratch", "pretrained"), few, begin, observe, config.race_steps, looks)
+    evaluations = config.race_steps // config.race_every
+    return take(
+        config, ("scratch", "pretrained"), few, begin, observe, config.race_steps, evaluations
+    )
 
 
 def take(
@@ -205,9 +121,9 @@ def take(
     begin: dict[str, Network],
     observe: Callable[[nn.Module, Network, Split], Any],
     steps: int,
-    looks: int = 1,
+    evaluations: int = 1,
 ) -> dict[str, np.ndarray]:
-    """Take ways at every rate: what is observed, (ways, rates, seeds, looks)."""
+    """Take ways at every rate: what is observed, (ways, rates, seeds, evaluations)."""
     taken = [WAYS[name] for name in ways]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(begin[way.start] for way in taken))
     weights = jnp.array([float(way.weights) for way in taken])
@@ -231,41 +147,9 @@ def take(
         steps=steps,
         batch_size=config.batch_size,
         observe=observe,
-        looks=looks,
+        evaluations=evaluations,
     )
     return {name: x.reshape(len(ways), -1, *x.shape[1:]) for name, x in seen.items()}
-
-
-# ---- Figures -------------------------------------------------------------------------------------
-
-
-def draw_race(config: Config, curves: dict[str, np.ndarray]) -> Figure:
-    """Draw test accuracy over the race, each way at the rate that arrives first."""
-    made = plotting.figure()
-    (axes,) = made.axes
-    steps = (1 + np.arange(curves["scratch"].shape[1])) * config.race_every
-    for name, method in (("scratch", "none"), ("pretrained", "batch")):
-        color, linestyle = METHODS[method].color, METHODS[method].linestyle
-        runs = curves[name]
-        axes.plot(steps, runs.mean(0), color=color, linestyle=linestyle, label=WAYS[name].label)
-        axes.fill_between(steps, runs.min(0), runs.max(0), color=color, alpha=0.2, linewidth=0)
-    axes.axhline(config.goal, color=plotting.BLACK, linewidth=0.8)
-    axes.set(xlabel="training step on the target", ylabel="test accuracy")
-    axes.legend(loc="lower right")
-    return made
-
-
-def draw_ways(tested: dict[str, np.ndarray]) -> Figure:
-    """Draw the last test accuracy of every way and seed."""
-    made = plotting.figure(width=7.0, height=3.0)
-    (axes,) = made.axes
-    for i, (name, accuracy) in enumerate(reversed(tested.items())):
-        color = plotting.GRAY if name == "scratch" else plotting.BLUE
-        axes.plot(accuracy, np.full(len(accuracy), i), "o", color=color, alpha=0.5)
-        axes.plot(accuracy.mean(), i, "|", color=plotting.BLACK, markersize=18)
-    axes.set_yticks(range(len(tested)), [WAYS[name].label for name in reversed(tested)])
-    axes.set(xlabel="test accuracy on the target", ylim=(-0.6, len(tested) - 0.4))
-    return made
 
 
 # ---- The experiment ------------------------------------------------------------------------------
@@ -287,17 +171,17 @@ def measure(config: Config, study: Study) -> None:
     # ---- The race
     raced = study.part("race", lambda: race(config, target, begin))
     steps, curves = {}, {}
-    looks = np.arange(config.race_every, config.race_steps + 1, config.race_every)
+    evaluations = np.arange(config.race_every, config.race_steps + 1, config.race_every)
     for i, name in enumerate(("scratch", "pretrained")):
-        taken = selection.steps_to(config.goal, raced["validation"][i], looks)
+        taken = selection.steps_to(config.goal, raced["validation"][i], evaluations)
         curves[name] = raced["test"][i, selection.best(taken, "lowest")]
-        steps[name] = selection.steps_to(config.goal, curves[name], looks)
+        steps[name] = selection.steps_to(config.goal, curves[name], evaluations)
         study.report(f"steps_{name}", estimates.mean(steps[name]))
     study.report("steps_ratio", estimates.ratio(steps["pretrained"] / steps["scratch"]))
     took = {name: estimates.words(study.estimates[f"steps_{name}"]) for name in steps}
     study.figure(
         "race",
-        functools.partial(draw_race, config, curves),
+        functools.partial(plot_race, config, curves),
         title=f"The race to {config.goal:.0%}, pretrained and from scratch",
         alt="Test accuracy on the target against the training step, mean and range over seeds, "
         "each at its best rate. The goal takes {pretrained} steps pretrained, {scratch} from "
@@ -323,7 +207,7 @@ def measure(config: Config, study: Study) -> None:
         study.report(metric, estimates.paired(tested[ours], tested[theirs]))
     study.figure(
         "ways",
-        functools.partial(draw_ways, tested),
+        functools.partial(plot_ways, tested),
         title="Ways from one data set to another, and where they end",
         alt="Last test accuracy on the target, of every seed and on average: "
         + ", ".join(f"{WAYS[name].label} {x.mean():.3f}" for name, x in tested.items())

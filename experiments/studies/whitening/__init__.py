@@ -16,7 +16,7 @@ Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 2; LeCun et al., "E
   likewise: share whose last training loss is more than a margin above the lowest of all.
   Pixels are averages of 4x4, the almost constant ones left out.
 
-Command: python -m experiments run whitening --preset quick
+Command: python -m experiments whitening --preset quick
 
 Expected: covariance = I to 1e-5; ZCA's time grows with d^3, BN's with d; b = 100.0, 0 with BN.
 

@@ -1,26 +1,26 @@
-"""What the study `whitening` measures, its options and presets."""
+"""What the study `whitening` measures."""
 
 import collections
 import functools
 import timeit
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt8
-from matplotlib.figure import Figure
+from jaxtyping import Array, ArrayLike, Float, UInt8
 from threadpoolctl import threadpool_limits
 
 import jbn
-from experiments import plotting, sampling
+from experiments import sampling
 from experiments.stats import estimates, selection
+from experiments.studies.whitening.config import Config
+from experiments.studies.whitening.figures import plot_descent, plot_outside, plot_time
 from experiments.study import Study
-from experiments.training import networks
+from experiments.training import networks, sweep
 from experiments.training.networks import Network
 from jbn.models import MLP
 
@@ -29,53 +29,6 @@ OUTSIDE_STEPS, OUTSIDE_RATE = 1000, 0.1  # What the expected bias of 100 follows
 TIMED_EXAMPLES = 1024
 # Of the networks that may get stuck; the margin is nats above the lowest loss.
 HIDDEN, BATCH, MARGIN = (10, 10), 50, 0.5
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the run depends on, and nothing else."""
-
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
-    seeds: int = 8
-    """subsets of the data, or draws of inputs and weights"""
-    choosing_seeds: int = 4
-    """other subsets, on which rates are chosen"""
-    examples: int = 500
-    """images in a subset, more than the pixels"""
-    features: tuple[int, ...] = (128, 256, 512)
-    """numbers of features to time, growing; the last is the claim's"""
-    repetitions: int = 7
-    """of the timing"""
-    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    """of the logistic regression, on pixels from 0 to 1"""
-    descent_steps: int = 1000
-    """its steps at most"""
-    target_loss: float = 0.2
-    """training loss to reach, nats"""
-    stuck_seeds: int = 24
-    """small networks on each kind of input"""
-    stuck_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    """their rates"""
-    stuck_steps: int = 3000
-    """their steps"""
-
-
-PRESETS = {
-    "smoke": Config(
-        dataset="digits",
-        seeds=2,
-        choosing_seeds=1,
-        examples=200,
-        features=(16, 32),
-        repetitions=2,
-        descent_steps=20,
-        stuck_seeds=2,
-        stuck_steps=20,
-    ),
-    "quick": Config(),
-    "paper": Config(seeds=20, choosing_seeds=10, repetitions=20, stuck_seeds=100),
-}
 
 
 # ---- Inputs --------------------------------------------------------------------------------------
@@ -88,12 +41,12 @@ def pixels(images: UInt8[np.ndarray, "N 28 28"]) -> Float[np.ndarray, "N d"]:
     return x[:, var > 0.01 * var.max()].astype(np.float32)
 
 
-def subsets(config: Config, study: Study, seeds: int) -> tuple[Array, Array]:
+def sample_subsets(config: Config, study: Study, seeds: int) -> tuple[Array, Array]:
     """Draw random examples, pixels and labels: for the choosing seeds, then for `seeds` more."""
     dataset = study.dataset(config.dataset)
     x, labels = pixels(dataset.train_images), dataset.train_labels.astype(np.int32)
-    draws = [sampling.rng(seed, "subset") for seed in range(config.choosing_seeds + seeds)]
-    rows = np.stack([draw.permutation(len(x))[: config.examples] for draw in draws])
+    rngs = [sampling.rng(seed, "subset") for seed in range(config.choosing_seeds + seeds)]
+    rows = np.stack([rng.permutation(len(x))[: config.examples] for rng in rngs])
     return jnp.asarray(x[rows]), jnp.asarray(labels[rows])
 
 
@@ -210,23 +163,19 @@ def outside(config: Config) -> dict[str, ArrayLike]:
 # ---- Raw, standardized and whitened inputs -------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("hidden", "every"))
-def train(
-    hidden: tuple[int, ...],
-    rates: Float[Array, "rates"],
-    keys: PRNGKeyArray,
-    x: Float[Array, "seeds N d"],
-    labels: Int[Array, "seeds N"],
-    batches: Int[Array, "seeds steps batch"],
-    every: int,
-) -> Float[Array, "rates seeds looks"]:
-    """Train sigmoid networks, or with no hidden layer logistic regressions.
+@functools.cache
+def trainer(hidden: tuple[int, ...], every: int) -> Callable[..., Any]:
+    """Make, once for all inputs, the program that trains sigmoid networks.
 
-    Returns: the loss on all N, before the first step and after each `every`.
+    With no hidden layer they are logistic regressions.
+
+    Returns: `(rates, (keys, x, labels, batches), ())` -> the loss on all examples of a seed, before
+      the first step and after each `every`, (rates, seeds, evaluations).
     """
     model = MLP(hidden=hidden, kernel_init=nn.initializers.xavier_normal())
 
-    def one(rate: Array, key: Array, x: Array, labels: Array, batches: Array) -> Array:
+    def one(rate: Array, of_seed: tuple[Array, ...], _: Any) -> Array:
+        key, x, labels, batches = of_seed
         optimizer = optax.sgd(rate)
         network = networks.init(model, optimizer, key, x[:1])
 
@@ -240,50 +189,7 @@ def train(
         examples = x, labels
         return networks.fit(step, network, examples, batches, observe=observe, every=every)[1]
 
-    grid = jax.vmap(jax.vmap(one, (None, 0, 0, 0, 0)), (0, None, None, None, None))
-    return grid(rates, keys, x, labels, batches)
-
-
-# ---- Figures -------------------------------------------------------------------------------------
-
-
-def draw_time(config: Config, taken: dict[str, np.ndarray]) -> Figure:
-    """Draw milliseconds against d."""
-    made = plotting.figure()
-    (axes,) = made.axes
-    for name, method, label in (("zca", "whitened", "ZCA"), ("bn", "batch", "BN")):
-        plotting.band(axes, np.array(config.features), 1e3 * taken[name].T, method)
-        axes.lines[-1].set(label=label, marker="o")
-    axes.set(xlabel="features, d", ylabel="time of a forward pass, ms", xscale="log", yscale="log")
-    axes.set_xticks(config.features, [str(d) for d in config.features])
-    axes.minorticks_off()
-    axes.legend()
-    return made
-
-
-def draw_outside(found: dict[str, np.ndarray]) -> Figure:
-    """Draw b, |W| and the loss over training."""
-    made = plotting.figure(3, width=3.7)
-    panels = ("bias", 0, "b"), ("scale", 0, "|W|"), ("scale", 1, "loss of the network with W")
-    for axes, (key, column, label) in zip(made.axes, panels, strict=True):
-        for name, method in (("outside", "none"), ("inside", "batch")):
-            runs = found[f"{key}_{name}"][..., column].T
-            plotting.band(axes, np.arange(len(runs)), runs, method)
-        axes.set(xlabel="steps", ylabel=label)
-    made.axes[0].legend(made.axes[0].lines, ["statistics as constants", "BN inside the gradient"])
-    return made
-
-
-def draw_descent(losses: dict[str, np.ndarray], target: float) -> Figure:
-    """Draw the training loss over the steps, each kind of input at its best rate."""
-    made = plotting.figure()
-    (axes,) = made.axes
-    for kind, runs in losses.items():
-        plotting.band(axes, np.arange(1, runs.shape[1]), runs[:, 1:].T, kind)
-    axes.axhline(target, color=plotting.BLACK, linestyle=":", linewidth=1)
-    axes.set(xlabel="steps of descent", ylabel="training loss, nats", xscale="log", yscale="log")
-    axes.legend()
-    return made
+    return sweep.program(one)
 
 
 # ---- The experiment ------------------------------------------------------------------------------
@@ -292,7 +198,7 @@ def draw_descent(losses: dict[str, np.ndarray], target: float) -> Figure:
 def measure(config: Config, study: Study) -> None:
     """Measure, report and draw."""
     # ---- Decorrelation
-    x, labels = subsets(config, study, config.seeds)
+    x, labels = sample_subsets(config, study, config.seeds)
     choosing, own = slice(config.choosing_seeds), slice(config.choosing_seeds, None)
     found = study.part("decorrelation", lambda: decorrelation(x[own]))
     study.report("covariance_error", estimates.exact(found["zca"].max()))
@@ -309,7 +215,7 @@ def measure(config: Config, study: Study) -> None:
         study.report(metric, estimates.mean(powers))
     study.figure(
         "time",
-        lambda: draw_time(config, taken),
+        lambda: plot_time(config, taken),
         title="Whitening takes longer than BN, and the more so the more features",
         alt=f"Time of ZCA and of BN on {TIMED_EXAMPLES} examples against the number of features.",
     )
@@ -325,7 +231,7 @@ def measure(config: Config, study: Study) -> None:
         study.report(metric, estimates.ratio(lengths[:, -1] / lengths[:, 0]))
     study.figure(
         "outside",
-        lambda: draw_outside(grown),
+        lambda: plot_outside(grown),
         title="Normalized outside the gradient step, bias and weights grow for nothing",
         alt="Bias, length of weights, loss over training: statistics as constants; BN inside.",
     )
@@ -335,11 +241,11 @@ def measure(config: Config, study: Study) -> None:
     rates, everything = jnp.asarray(config.rates), np.arange(config.examples)
     keys = sampling.keys(range(len(x)), "weights")
     full = jnp.asarray(np.broadcast_to(everything, (len(x), config.descent_steps, len(everything))))
-    looks, curves, steps = np.arange(config.descent_steps + 1), {}, {}
+    evaluations, curves, steps = np.arange(config.descent_steps + 1), {}, {}
     for kind in INPUTS:
-        work = functools.partial(train, (), rates, keys, inputs[kind], labels, full, 1)
+        work = functools.partial(trainer((), 1), rates, (keys, inputs[kind], labels, full), ())
         runs = study.part(f"descent_{kind}", lambda work=work: {"loss": work()})["loss"]
-        needed = selection.steps_to(config.target_loss, runs, looks, falling=True)
+        needed = selection.steps_to(config.target_loss, runs, evaluations, falling=True)
         rate = selection.best(needed[:, choosing], "lowest")
         curves[kind], steps[kind] = runs[rate, own], needed[rate, own]
         study.report(f"steps_of_{kind}", estimates.ratio(steps[kind]))
@@ -347,20 +253,20 @@ def measure(config: Config, study: Study) -> None:
     study.report("steps_whitened", estimates.ratio(steps["whitened"] / steps["standardized"]))
     study.figure(
         "descent",
-        lambda: draw_descent(curves, config.target_loss),
+        lambda: plot_descent(curves, config.target_loss),
         title="Descent on raw, standardized and whitened pixels, each at its best rate",
         alt="Training loss of logistic regression over the steps; the loss to reach is dotted.",
     )
 
     # ---- Stuck
-    x, labels = subsets(config, study, config.stuck_seeds)
+    x, labels = sample_subsets(config, study, config.stuck_seeds)
     count = config.stuck_steps
     keys = sampling.keys(range(len(x)), "weights")
     batches = jnp.asarray(sampling.all_batches(range(len(x)), count, BATCH, config.examples))
     rates, last = jnp.asarray(config.stuck_rates), {}
     for kind in INPUTS[:2]:
         levels = transform(255 * x, kind)
-        work = functools.partial(train, HIDDEN, rates, keys, levels, labels, batches, count)
+        work = functools.partial(trainer(HIDDEN, count), rates, (keys, levels, labels, batches), ())
         runs = study.part(f"stuck_{kind}", lambda work=work: {"loss": work()})["loss"][..., -1]
         ends = np.where(np.isfinite(runs), runs, np.inf)  # Diverged: stuck as well.
         last[kind] = ends[selection.best(ends[:, choosing], "lowest"), own]

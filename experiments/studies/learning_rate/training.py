@@ -14,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 from experiments import sampling
 from experiments.tasks.data import Dataset, binary
 from experiments.tasks.split import Split, sample_split, spread
-from experiments.training import networks
+from experiments.training import networks, sweep
 from experiments.training.networks import Network
 from jbn.models import MLP
 
@@ -38,7 +38,7 @@ class Examples(NamedTuple):
     population: Any
 
 
-def examples(dataset: Dataset, *, validation: int, population_batches: int) -> Examples:
+def sample_examples(dataset: Dataset, *, validation: int, population_batches: int) -> Examples:
     """Draw images to train and to choose on, and batches for population statistics."""
     made = sample_split(dataset, binary, validation=validation, dtype=np.uint8)
     images, labels = made.train
@@ -55,13 +55,16 @@ def floats(images: Array) -> Array:
 
 @functools.cache
 def trainer(hidden: tuple[int, ...], activation: str, method: str) -> Callable[..., Any]:
-    """Compile, once for all settings, the training of one kind of network.
+    """Make, once for all calls, the program that trains one kind of network.
 
-    Returns: `(settings, keys, batches, examples)` -> accuracies on validation and on test images
-      after each chunk of batches, and the last parameters; leading axes seeds, settings.
+    Returns: `(settings, (keys, batches), examples)` -> accuracies on validation and on test images
+      after each chunk of batches, and the last parameters; leading axes settings, seeds.
     """
 
-    def train(setting: Setting, key: PRNGKeyArray, batches: Array, examples: Examples) -> Any:
+    def train(
+        setting: Setting, of_seed: tuple[PRNGKeyArray, Array], examples: Examples
+    ) -> dict[str, Any]:
+        key, batches = of_seed
         init = nn.initializers.normal(setting.sigma)
         model = MLP(
             hidden, activation=ACTIVATIONS[activation], kernel_init=init, norm=METHODS[method]
@@ -89,14 +92,7 @@ def trainer(hidden: tuple[int, ...], activation: str, method: str) -> Callable[.
         return {"validation": validation, "test": test, "params": network.params}
 
     # Settings of one seed share the batch, so that the product with its pixels is a single one.
-    side_by_side = jax.vmap(train, (0, None, None, None))
-
-    def all_seeds(settings: Setting, keys: PRNGKeyArray, batches: Array, examples: Examples) -> Any:
-        return jax.lax.map(
-            lambda seed: side_by_side(settings, seed[0], seed[1], examples), (keys, batches)
-        )
-
-    return jax.jit(all_seeds)
+    return sweep.program(train, sequential="seeds")
 
 
 def train(
@@ -114,17 +110,17 @@ def train(
     """Train from every setting and seed.
 
     Args:
-      examples: of the function of that name.
+      examples: of `sample_examples`.
       activation, method: keys of ACTIVATIONS and METHODS.
       settings: trained side by side.
       steps: of training.
       seeds: how many.
       hidden: width of each hidden layer.
-      every: steps between looks; None looks once, at the end.
-      looked_at: test images for looks where they are many; None takes all.
+      every: steps between evaluations; None evaluates once, at the end.
+      looked_at: test images where evaluations are many; None takes all.
 
-    Returns: `validation` and `test`, accuracies of shape (seeds, settings, looks); `params`. One
-      that diverged to NaN predicts the first class for all images.
+    Returns: `validation` and `test`, accuracies (settings, seeds, evaluations); `params`. One that
+      diverged to NaN predicts the first class for all images.
     """
     every, (images, labels) = every or steps, examples.split.test
     if every < steps and looked_at and len(labels) > looked_at:
@@ -136,5 +132,5 @@ def train(
     batches = drawn.reshape(seeds, -1, every, BATCH_SIZE)
     table = Setting(*(np.array(column, np.float32) for column in zip(*settings, strict=True)))
     keys = sampling.keys(range(seeds), "weights")
-    found = trainer(hidden, activation, method)(table, keys, batches, examples)
+    found = trainer(hidden, activation, method)(table, (keys, batches), examples)
     return jax.tree.map(np.asarray, found)

@@ -13,7 +13,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from experiments import sampling
 from experiments.stats import selection
-from experiments.studies.shift.moving import Data, draw, glorot, he, judge
+from experiments.studies.shift.data import Data, accuracies
+from experiments.studies.shift.weights import glorot, he, sample_networks
 from experiments.tasks.split import Examples
 from experiments.training import networks
 from experiments.training.networks import Network
@@ -35,17 +36,18 @@ class Layer(nn.Module):
         """Compute the layer's output."""
         bias, make = not cancels_bias(self.norm), make_norm(self.norm)
         x = nn.Dense(self.width, use_bias=bias, name="dense")(x)
-        self.sow("intermediates", "sums", x)
+        self.sow("intermediates", "preactivations", x)
         if make is not None:
             x = make(use_running_average=not self.training, name="norm")(x)
         self.sow("intermediates", "inputs", x)
         return nn.Dropout(self.dropout, deterministic=not self.training)(self.activation(x)), None
 
 
-class Stack(nn.Module):
+class DeepMLP(nn.Module):
     """A dense network of equal hidden layers, all but the first as one scan, and a last W x + b.
 
-    Compiling takes as long at any depth. Parameters of all layers but the first are stacked.
+    Unlike the `DeepMLP` of the study `gradients`, it has layers that can have dropout. Compiling
+    takes as long at any depth. Parameters of all layers but the first are stacked.
 
     Attributes:
       depth: number of hidden layers, at least 2.
@@ -56,8 +58,8 @@ class Stack(nn.Module):
       dropout: share of units that it drops after every nonlinearity, by the random numbers
         `dropout`.
 
-    Sown in `intermediates`, under `first` and, (depth - 1, N, width), under `rest`: `sums`, the
-    W x, and `inputs` of the nonlinearities.
+    Sown in `intermediates`, under `first` and, (depth - 1, N, width), under `rest`:
+    `preactivations`, the W x, and `inputs` of the nonlinearities.
     """
 
     depth: int
@@ -90,12 +92,12 @@ class Stack(nn.Module):
 class Seen(NamedTuple):
     """Of every hidden layer: W x, which ends a network of so many layers, and what enters f."""
 
-    sums: Float[Array, "runs depth N width"]
+    preactivations: Float[Array, "runs depth N width"]
     inputs: Float[Array, "runs depth N width"]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def see(model: Stack, network: Network, x: Float[Array, "N F"]) -> Seen:
+def see(model: DeepMLP, network: Network, x: Float[Array, "N F"]) -> Seen:
     """Run a batch through every network, in training mode, and take what was sown."""
 
     def one(network: Network) -> Seen:
@@ -107,7 +109,7 @@ def see(model: Stack, network: Network, x: Float[Array, "N F"]) -> Seen:
             (first,), (rest,) = sown["first"][name], sown["rest"][name]
             return jnp.concatenate([first[None], rest])
 
-        return Seen(stacked("sums"), stacked("inputs"))
+        return Seen(stacked("preactivations"), stacked("inputs"))
 
     return jax.lax.map(one, network)
 
@@ -141,7 +143,7 @@ def enlarge_few(
     return np.where(few, factor * kernel, kernel)
 
 
-def changes_by_depth(model: Stack, x: Float[Array, "N F"], runs: int) -> dict[str, np.ndarray]:
+def changes_by_depth(model: DeepMLP, x: Float[Array, "N F"], runs: int) -> dict[str, np.ndarray]:
     """Change the weights of untrained networks, and see what that is in every layer.
 
     Args: model: of ReLU; weights start as He has them. x: batch. runs: how many networks.
@@ -151,20 +153,20 @@ def changes_by_depth(model: Stack, x: Float[Array, "N F"], runs: int) -> dict[st
       with one weight in a hundred ten times as large, relative to that without. large: that
       deviation with all weights 1.5 times as large.
     """
-    plain = draw(model, optax.identity(), range(runs), x.shape[1], he)
+    plain = sample_networks(model, optax.identity(), range(runs), x.shape[1], he)
     seen = see(model, plain, x)
     nudged = see(model, change_kernels(plain, nudge, at="first"), x)
     outliers = see(model, change_kernels(plain, enlarge_few), x)
     large = see(model, change_kernels(plain, lambda kernel, _: 1.5 * np.asarray(kernel)), x)
 
-    def norm(sums: Array) -> np.ndarray:
-        return np.asarray(jnp.linalg.norm(sums, axis=(2, 3)))
+    def norm(preactivations: Array) -> np.ndarray:
+        return np.asarray(jnp.linalg.norm(preactivations, axis=(2, 3)))
 
     def deviation(seen: Seen) -> np.ndarray:
         return np.asarray(jnp.std(seen.inputs, axis=(2, 3)))
 
     return {
-        "nudged": norm(nudged.sums - seen.sums) / norm(seen.sums),
+        "nudged": norm(nudged.preactivations - seen.preactivations) / norm(seen.preactivations),
         "outliers": deviation(outliers) / deviation(seen),
         "large": deviation(large),
     }
@@ -181,7 +183,7 @@ def growth(by_depth: Float[np.ndarray, "runs depth"]) -> Float[np.ndarray, "runs
 class Variant(NamedTuple):
     """What a deep network is made of.
 
-    - deviation: of the initial weights, see `moving.draw`.
+    - deviation: of the initial weights, see `weights.sample_networks`.
     - dropout: share of units dropped after every nonlinearity.
     - l2: weight of half the sum of the squared parameters.
     """
@@ -205,7 +207,7 @@ VARIANTS = {
 
 @functools.partial(jax.jit, static_argnames="model")
 def accuracy_after(
-    model: Stack,
+    model: DeepMLP,
     start: Network,
     rates: Float[Array, "runs"],
     l2: float,
@@ -235,7 +237,7 @@ def accuracy_after(
             )
 
         network, _ = networks.fit(step, network, data.split.train, rows)
-        return judge(model, network, data)
+        return accuracies(model, network, data)
 
     return jax.vmap(one)(start, rates, keys, batches)
 
@@ -260,11 +262,11 @@ def accuracy_at_best_rate(
 
     Returns: `accuracy` on the test set, `(seeds,)`; `rate`, the best on the validation set.
     """
-    model = Stack(depth, width, 10, variant.activation, variant.norm, variant.dropout)
+    model = DeepMLP(depth, width, 10, variant.activation, variant.norm, variant.dropout)
 
     def train(runs: Sequence[int], rates: np.ndarray) -> tuple[Array, Array]:
         x, labels = data.split.train
-        start = draw(model, momentum(0.0), runs, x.shape[1], variant.deviation)
+        start = sample_networks(model, momentum(0.0), runs, x.shape[1], variant.deviation)
         keys = sampling.keys(runs, "dropout")
         batches = sampling.all_batches(runs, steps, batch_size, len(labels))
         return accuracy_after(model, start, rates, variant.l2, keys, batches, data)

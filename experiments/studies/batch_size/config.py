@@ -1,0 +1,64 @@
+"""Options and presets of the study `batch_size`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the measurement depends on."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 5
+    """how many seeds"""
+    train: int = 20_000
+    """training images of a seed"""
+    validation: int = 2000
+    """training images of a seed, drawn at random, to choose rates on"""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """width of each hidden layer"""
+    ghost: int = 64
+    """examples that share statistics in ghost BN"""
+    rates: tuple[float, ...] = (0.06, 0.12, 0.25, 0.5, 1.0)
+    """learning rates of plain SGD to choose from at batches of 32"""
+    top_rates: tuple[float, ...] = (0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
+    """those to choose from at the largest size; the choice is also the cap at lesser sizes"""
+    small: tuple[int, ...] = (1, 2, 4, 8)
+    """sizes of batches below 32; the claims are about 2 and 4"""
+    small_examples: int = 16_384
+    """seen by each network in batches of up to 32"""
+    small_methods: tuple[str, ...] = ("none", "batch", "renorm", "layer", "group", "weight")
+    """what is trained in small batches"""
+    huge: tuple[int, ...] = (64, 256, 1024, 4096)
+    """sizes of large batches, of which the first and the last are compared"""
+    huge_examples: int = 163_840
+    """seen by each network in large batches"""
+    huge_methods: tuple[str, ...] = (
+        "none", "batch", "ghost", "renorm", "layer", "group", "weight",
+    )  # fmt: skip
+    """what is trained in large batches"""
+    equal_steps: int = 300
+    """steps of the first and the last of the large sizes at an equal rate"""
+    population: int = 4096
+    """training images that population statistics are averaged over"""
+    descent: int = 1024
+    """training images in full-batch descent"""
+    descent_epochs: int = 80
+    """how long mini-batches, and full batches, may take to reach the loss"""
+    descent_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    """learning rates that both choose from"""
+    descent_loss: float = 0.3
+    """the training loss to reach"""
+
+
+PRESETS = {
+    "smoke": Config(
+        dataset="digits", seeds=2, train=128, validation=40, hidden=(20,), ghost=16,
+        rates=(0.1,), top_rates=(0.1,), small=(2, 4), small_examples=128, huge=(4, 32),
+        huge_examples=128, huge_methods=("none", "batch", "ghost"), equal_steps=4, population=128,
+        descent=128, descent_epochs=4, descent_rates=(0.1,),
+    ),
+    "quick": Config(),
+    "paper": Config(seeds=10, train=50_000, small_examples=60_000, huge_examples=655_360),
+}  # fmt: skip

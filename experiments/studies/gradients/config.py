@@ -1,0 +1,104 @@
+"""Options and presets of the study `gradients`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Standard deviation of the initial weights in units of 1 / sqrt(fan-in), which is Xavier's between
+# layers of equal width; None stands for .01, whatever the width.
+GAINS = {
+    "zero": 0.0,
+    "small": None,
+    "Xavier": 1.0,
+    "He": 2**0.5,
+    "twice He": 2 * 2**0.5,
+    "He / 10": 0.1 * 2**0.5,
+    "10 He": 10 * 2**0.5,
+}
+INITS = tuple(GAINS)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training depends on, and nothing else."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 8
+    """networks of each kind, before training and in it, but for those below"""
+    train_examples: int = 10_000
+    """images to train on"""
+    test_examples: int = 2_000
+    """test images, and as many training images, drawn at random, to choose the rate by"""
+    batch_size: int = 60
+    """examples in a batch"""
+    depth: int = 20
+    """weight layers of a deep network"""
+    width: int = 100
+    """of its hidden layers"""
+    first_steps: int = 100
+    """training steps in which to see how much each layer moves, and what clipping does"""
+    dying_rates: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
+    """learning rates for ReLU and leaky ReLU"""
+    dying_steps: int = 500
+    """training steps at each"""
+    clip_norm: float = 1.0
+    """largest norm of the gradient"""
+    residual_depth: int = 56
+    """weight layers of the deeper of the plain and residual networks"""
+    residual_width: int = 32
+    """of their hidden layers in training"""
+    residual_rates: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
+    """learning rates from which each kind takes its best"""
+    residual_steps: int = 150
+    """training steps at each"""
+    residual_seeds: int = 5
+    """networks at each"""
+
+
+@dataclass(frozen=True)
+class Config(Training):
+    """What the measurements depend on, and nothing else."""
+
+    field_networks: int = 40
+    """networks that the mean field theory is tested with"""
+    field_width: int = 256
+    """their width, large as the theory wants it"""
+    field_batch: int = 128
+    """their batches where the theory wants large ones"""
+
+
+PRESETS = {
+    "smoke": Config(
+        dataset="digits",
+        seeds=2,
+        train_examples=600,
+        test_examples=200,
+        batch_size=20,
+        depth=6,
+        width=20,
+        first_steps=5,
+        dying_rates=(0.1, 0.8),
+        dying_steps=10,
+        residual_depth=6,
+        residual_width=10,
+        residual_rates=(0.01, 0.1),
+        residual_steps=10,
+        residual_seeds=2,
+        field_networks=10,
+        field_width=32,
+        field_batch=16,
+    ),
+    "quick": Config(),
+    "paper": Config(
+        seeds=12,
+        dying_steps=1000,
+        residual_steps=500,
+        residual_seeds=10,
+        field_networks=200,
+    ),
+}
+
+
+def name_of(depth: int, norm: str | None, skip: bool) -> str:
+    """Name a kind of plain or residual network."""
+    return f"{'residual' if skip else 'plain'}_{norm or 'none'}_{depth}"

@@ -1,0 +1,39 @@
+"""By what gradients change from layer to layer: arrays of all layers, and the factors in them."""
+
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from experiments.studies.gradients.config import INITS
+
+
+def of_init(found: np.ndarray, init: str) -> np.ndarray:
+    """Take the networks with these initial weights: (seeds, L)."""
+    return found[INITS.index(init)]
+
+
+def layers_between(found: np.ndarray) -> int:
+    """Count the layers from the first pre-activations to the last: blocks are two."""
+    return 2 * (found.shape[-1] - 1)
+
+
+def factor(first: ArrayLike, last: ArrayLike, layers: int) -> np.ndarray:
+    """Compute by what each of `layers` multiplies what becomes `first` out of `last`.
+
+    Example:
+      >>> from experiments.studies.gradients.factors import factor
+      >>> round(float(factor(1.0, 8.0, 3)), 3)
+      0.5
+    """
+    return (np.asarray(first) / np.asarray(last)) ** (1 / layers)
+
+
+def mean_factor(squared: Float[np.ndarray, "seeds L"], groups: int) -> Float[np.ndarray, "groups"]:
+    """Compute the factor per layer of the mean squared gradient, one for each group of networks.
+
+    Mean first, ratio then. Near either end the distribution has not settled: two pre-activations
+    there do not count, where there are more than six.
+    """
+    away = 2 if squared.shape[1] > 6 else 0
+    means = np.stack([group.mean(0) for group in np.array_split(squared, groups)])
+    means = means[:, away : means.shape[1] - away]
+    return factor(means[:, 0], means[:, -1], 2 * (means.shape[1] - 1))

@@ -1,0 +1,23 @@
+"""Options and presets of the study `identities`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the run depends on, and nothing else."""
+
+    draws: int = 20
+    """random cases, each of its own seed"""
+    batches: int = 20_000
+    """batches that a variance is averaged over, in each draw"""
+    fan: int = 400
+    """fan in of the weights whose variance is measured; fan out is half of it"""
+
+
+BATCH_SIZES = (2, 5, 32, 60)  # Whose variance is measured.
+PRESETS = {
+    "smoke": Config(draws=3, batches=2_000, fan=200),
+    "quick": Config(),
+    "paper": Config(draws=50, batches=50_000),
+}

@@ -1,0 +1,42 @@
+"""Options and presets of the study `inference`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+WINDOW = 100  # Batches in the simple moving average.
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the measurements depend on."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 10
+    """networks, each from its own weights and batches"""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """width of each hidden layer, of sigmoid units"""
+    steps: int = 6000
+    """training steps"""
+    batch_size: int = 60
+    """examples in a training batch, and in one of Algorithm 2"""
+    learning_rate: float = 0.5
+    """of plain SGD"""
+    contrast: float = 0.5
+    """what gray levels of 0 to 1 are multiplied by, in shifted images"""
+    brightness: float = 0.3
+    """what is added to them then"""
+    degrees: float = 30.0
+    """by how much images are rotated"""
+
+    def __post_init__(self) -> None:
+        """Refuse a run that never fills the window."""
+        if self.steps < WINDOW:
+            raise ValueError(f"Expected `steps` of at least {WINDOW}, got {self.steps}.")
+
+
+PRESETS = {
+    "smoke": Config(dataset="digits", seeds=2, hidden=(20,), steps=100),
+    "quick": Config(),
+    "paper": Config(seeds=20, steps=30_000),
+}

@@ -1,0 +1,95 @@
+"""Options and presets of the study `learning_rate`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LOW, HIGH = 0.1, 1.0  # Rates.
+DECAYS = (1 / 6, 1, 6)  # Factors of the half-life.
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the run depends on, and nothing else; lengths of training in steps."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 3
+    """how many seeds"""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """width of each hidden layer"""
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    """of the grid, ascending, with .01"""
+    sigmas: tuple[float, ...] = (0.05, 0.5, 5.0)
+    """of the grid, ascending, with .05 and 5"""
+    grid_steps: int = 1500
+    """of the grid"""
+    plateau_steps: int = 20_000
+    """at sigma .05 and rate .01, without BN"""
+    plateau_every: int = 250
+    """steps between evaluations there, a divisor"""
+    fast_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
+    """whose speed is measured, at sigma .1; ascending, with .1 and 1"""
+    fast_steps: int = 5000
+    """of those"""
+    fast_every: int = 50
+    """steps between evaluations there, a divisor"""
+    half_life: int = 500
+    """of the decay from rate 1, which is also taken 6 times longer and shorter"""
+    exploding_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
+    """of ReLU with weights of sigma .5, ascending to 1"""
+    exploding_seeds: int = 8
+    """how many seeds of those"""
+    short_steps: int = 500
+    """of those, and from weights of zero"""
+    validation: int = 1000
+    """training images, drawn at random, to choose the rate on"""
+    looked_at: int = 2000
+    """test images where evaluations are many; else all"""
+    population_batches: int = 10
+    """training batches that the population statistics are averaged over"""
+
+    def __post_init__(self) -> None:
+        """Refuse what has no answer."""
+        needed = {
+            "rates": (0.01,),
+            "sigmas": (0.05, 5.0),
+            "fast_rates": (LOW, HIGH),
+            "exploding_rates": (1.0,),
+        }
+        for name, values in needed.items():
+            given = getattr(self, name)
+            if len(given) < 2 or not set(values) <= set(given) or list(given) != sorted(given):
+                raise ValueError(f"Expected `{name}` ascending, with {values}, got {given}.")
+
+
+PRESETS = {
+    # Alike in length and number, so that few programs are compiled.
+    "smoke": Config(
+        dataset="digits",
+        seeds=2,
+        hidden=(16,),
+        rates=(0.01, 1.0),
+        sigmas=(0.05, 5.0),
+        grid_steps=20,
+        plateau_steps=20,
+        plateau_every=20,
+        fast_steps=20,
+        fast_every=20,
+        half_life=10,
+        exploding_rates=(1e-4, 1e-2, 0.1, 1.0),
+        exploding_seeds=2,
+        short_steps=20,
+        validation=100,
+        population_batches=2,
+    ),
+    "quick": Config(),
+    "paper": Config(
+        seeds=5,
+        sigmas=(0.005, 0.05, 0.5, 5.0),
+        grid_steps=5000,
+        plateau_steps=50_000,
+        fast_steps=10_000,
+        half_life=1000,
+        exploding_seeds=16,
+    ),
+}

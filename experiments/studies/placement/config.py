@@ -1,0 +1,59 @@
+"""Options and presets of the study `placement`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the run depends on, and nothing else."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "fashion_mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 5
+    """how many seeds"""
+    batch_size: int = 60
+    """examples in a batch"""
+    validation: int = 2_000
+    """training images, drawn at random, to choose the rate on"""
+    statistics: int = 2_000
+    """training images that the population statistics are computed from"""
+    steps: int = 800
+    """training steps of the three-layer networks"""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """width of each of their hidden layers"""
+    sigma: float = 0.1
+    """standard deviation of their initial weights"""
+    learning_rates: tuple[float, ...] = (0.1, 0.4, 1.6)
+    """grid of their rates, of plain SGD"""
+    conv_steps: int = 300
+    """training steps of the convolutional networks"""
+    widths: tuple[int, ...] = (8, 16)
+    """features of each of their stages"""
+    conv_learning_rates: tuple[float, ...] = (0.004, 0.016)
+    """grid of their rates, of Adam"""
+
+
+PRESETS = {
+    "smoke": Config(
+        dataset="digits",
+        seeds=2,
+        batch_size=20,
+        validation=60,
+        statistics=60,
+        steps=10,
+        hidden=(20,),
+        learning_rates=(0.4,),
+        conv_steps=4,
+        widths=(6,),
+        conv_learning_rates=(0.01,),
+    ),
+    "quick": Config(),
+    "paper": Config(
+        seeds=10,
+        steps=2_000,
+        learning_rates=(0.1, 0.4, 1.6, 6.4),
+        conv_steps=600,
+        conv_learning_rates=(0.001, 0.004, 0.016, 0.064),
+    ),
+}

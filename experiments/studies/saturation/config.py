@@ -1,0 +1,61 @@
+"""Options and presets of the study `saturation`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the run depends on, and nothing else."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 5
+    """how many seeds"""
+    steps: int = 2_000
+    """training steps"""
+    batch_size: int = 60
+    """examples in a batch"""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """width of each hidden layer"""
+    sigma: float = 0.1
+    """standard deviation of the initial weights"""
+    learning_rates: tuple[float, ...] = (0.1, 0.4, 1.6, 6.4)
+    """grid that gamma and beta's worth is measured on, each network at its best"""
+    large_sigma: float = 1.0
+    """standard deviation of large initial weights"""
+    large_learning_rate: float = 0.1
+    """rate that these are trained at"""
+    looks: int = 10
+    """times that saturation is looked at over training, a divisor of `steps`"""
+    validation: int = 5_000
+    """training images, drawn at random, to choose the rate on"""
+    statistics: int = 10_000
+    """training images that the population statistics are computed from"""
+    looked_at: int = 1_000
+    """test images on which units are looked at"""
+    sample: int = 1_000_000
+    """values drawn to measure a distribution's shape"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if self.steps % self.looks:
+            raise ValueError(f"Expected `looks` to divide {self.steps} steps, got {self.looks}.")
+
+
+PRESETS = {
+    "smoke": Config(
+        dataset="digits",
+        seeds=2,
+        steps=60,
+        hidden=(20,),
+        learning_rates=(0.4,),
+        looks=2,
+        validation=300,
+        statistics=500,
+        looked_at=200,
+        sample=10_000,
+    ),
+    "quick": Config(),
+    "paper": Config(seeds=10, steps=10_000),
+}

@@ -1,0 +1,92 @@
+"""Figures of the study `saturation`."""
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from scipy import stats
+
+from experiments import plotting
+from experiments.plotting import METHODS
+from experiments.stats import estimates
+from experiments.studies.saturation.config import Config
+from experiments.studies.saturation.sigmoid import FLAT, ZONE, best_line, flat_from, saturated_share
+
+# By kind of network, then by what was measured: (seeds, evaluations, ...).
+Found = dict[str, dict[str, np.ndarray]]
+
+
+def plot_zone() -> Figure:
+    """Draw the sigmoid with its best line, the share saturated, and a shape that stays."""
+    made = plotting.figure(3, width=4.4)
+    zone, share, shape = made.axes
+    x, color = np.linspace(-6, 6, 601), METHODS["sigmoid"].color
+    near, flat = x[np.abs(x) <= ZONE], flat_from(FLAT)
+    zone.fill_between(
+        x, stats.norm.pdf(x), color=plotting.GRAY, alpha=0.25, label="N(0, 1) density"
+    )
+    zone.plot(x, 1 / (1 + np.exp(-x)), color=color, label="sigmoid")
+    line = 0.5 + best_line(ZONE)[0] * near
+    zone.plot(near, line, "--", color=plotting.BLACK, label="best line within 1.96")
+    zone.axvspan(-6, -flat, color=plotting.SKY, alpha=0.3, label="slope below .01")
+    zone.axvspan(flat, 6, color=plotting.SKY, alpha=0.3)
+    zone.set(xlabel="input", ylabel="output, or density", xlim=(-6, 6), ylim=(0, 1.55))
+    zone.legend(loc="upper left", fontsize=9)
+
+    gamma, dots = np.linspace(0.5, 12, 200), np.array([1.0, 4.0, 10.0])
+    share.plot(gamma, saturated_share(gamma), color=color)
+    share.plot(dots, saturated_share(dots), "s", color=color)
+    for at in dots:
+        height = float(saturated_share(at))
+        share.text(at + 0.3, height - 0.06, estimates.pretty(height))
+    share.set(xlabel="gamma: standard deviation of the input", ylim=(-0.1, 1))
+    share.set(ylabel="share with slope below .01")
+
+    x = np.linspace(-3, 5, 801)
+    shape.plot(x, stats.expon.pdf(x), "--", color=plotting.VERMILION, label="exponential")
+    shape.plot(x, stats.expon.pdf(x + 1), color=plotting.BLUE, label="normalized")
+    shape.plot(x, stats.norm.pdf(x), ":", color=plotting.BLACK, label="N(0, 1)")
+    shape.set(xlabel="value", ylabel="density")
+    shape.legend()
+    return made
+
+
+def plot_saturated(config: Config, found: Found) -> Figure:
+    """Draw the share saturated, and accuracy, over training from large initial weights."""
+    made = plotting.figure(2)
+    steps = np.linspace(0, config.steps, config.looks + 1)
+    words = {"saturated": "share of units with slope below .01", "test": "test accuracy"}
+    for axes, (name, label) in zip(made.axes, words.items(), strict=True):
+        for norm, seen in found.items():
+            plotting.band(axes, steps, seen[name].T, norm)
+        axes.set(xlabel="training step", ylabel=label, ylim=(-0.03, 1))
+    made.axes[0].legend()
+    return made
+
+
+def plot_learned(found: Found, gaussian: Float[np.ndarray, "seeds units"]) -> Figure:
+    """Draw histograms of learned gamma and beta, and the active share of every ReLU; all seeds.
+
+    Args:
+      found: of each nonlinearity at its best rate.
+      gaussian: each ReLU's share of inputs above 0, were they Gaussian before gamma and beta.
+    """
+    made = plotting.figure(3, width=4.4)
+    starts = {"scale": ("gamma", 1.0), "bias": ("beta", 0.0)}
+    for axes, (name, (greek, start)) in zip(made.axes[:2], starts.items(), strict=True):
+        ends = [bound(seen[name][:, -1]) for seen in found.values() for bound in (np.min, np.max)]
+        bins = np.linspace(min(ends), max(ends), 40).tolist()
+        for activation, seen in found.items():
+            style = METHODS[activation]
+            line = {"color": style.color, "linestyle": style.linestyle, "label": style.label}
+            axes.hist(seen[name][:, -1].ravel(), bins, histtype="step", density=True, **line)
+        axes.axvline(start, color=plotting.BLACK, linewidth=1, label="at the start")
+        axes.set(xlabel=f"learned {greek}", ylabel="density over units")
+    made.axes[0].legend()
+    axes, relu = made.axes[2], found["relu"]
+    axes.plot([0, 1], [0, 1], "--", color=plotting.GRAY, label="Gaussian inputs")
+    color = METHODS["relu"].color
+    axes.scatter(gaussian, relu["active"][:, -1], s=5, alpha=0.4, color=color, label="a ReLU")
+    axes.plot(0.5, 0.5, "o", color=plotting.BLACK, label="gamma 1, beta 0")
+    axes.set(xlabel="Phi(beta / |gamma|)", ylabel="share of inputs above 0", aspect="equal")
+    axes.legend()
+    return made

@@ -1,0 +1,73 @@
+"""Options and presets of the study `shift`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the numbers depend on."""
+
+    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
+    """digits are the small ones inside scikit-learn"""
+    seeds: int = 5
+    """of every trained network"""
+    train_examples: int = 50_000
+    """images to train on"""
+    test_examples: int = 5_000
+    """images to test on, and as many training images, drawn at random, to choose rates by"""
+    batch_size: int = 60
+    """examples in a batch"""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """width of each layer of Fig. 1's network"""
+    sigma: float = 0.1
+    """deviation of its initial weights"""
+    learning_rate: float = 0.1
+    """of its plain gradient descent, for all methods"""
+    steps: int = 5_000
+    """of its training"""
+    look_every: int = 100
+    """steps between measurements"""
+    subset: int = 500
+    """examples, the whole of which is the full batch"""
+    subset_steps: int = 2_000
+    """steps of training on them"""
+    depths: tuple[int, ...] = (3, 10, 20)
+    """numbers of hidden layers, from the least to the most"""
+    width: int = 64
+    """of those layers"""
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    """learning rates, with momentum .9, to choose the best of for each depth and network"""
+    depth_steps: int = 500
+    """of the training of each"""
+    untrained: int = 20
+    """seeds of the untrained networks"""
+
+
+PRESETS = {
+    "smoke": Config(
+        dataset="digits",
+        seeds=2,
+        train_examples=1_000,
+        test_examples=200,
+        hidden=(20,),
+        steps=40,
+        look_every=10,
+        subset=60,
+        subset_steps=40,
+        depths=(2,),
+        width=16,
+        rates=(0.01, 0.1),
+        depth_steps=20,
+        untrained=2,
+    ),
+    "quick": Config(),
+    "paper": Config(
+        seeds=10,
+        steps=20_000,
+        look_every=200,
+        subset_steps=5_000,
+        depth_steps=1_500,
+        untrained=50,
+    ),
+}

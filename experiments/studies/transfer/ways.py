@@ -1,0 +1,21 @@
+"""The ways from one data set to another."""
+
+from typing import Literal, NamedTuple
+
+
+class Way(NamedTuple):
+    """A way to the target: what it starts from, and what is trained besides the last layer."""
+
+    start: Literal["scratch", "pretrained", "estimated again"]
+    weights: bool
+    scale_bias: bool
+    label: str
+
+
+WAYS = {
+    "scratch": Way("scratch", True, True, "from scratch"),
+    "pretrained": Way("pretrained", True, True, "pretrained, all trained on"),
+    "frozen": Way("pretrained", False, False, "last layer; statistics frozen"),
+    "reestimated": Way("estimated again", False, False, "last layer; statistics estimated again"),
+    "scale_bias": Way("estimated again", False, True, "the same, gamma and beta trained"),
+}
