@@ -17,7 +17,7 @@ No framework is imported before a function that makes its objects is called.
 from jbn.convert.common import ConversionError as ConversionError
 from jbn.convert.common import Converted as Converted
 from jbn.convert.common import Options as Options
-from jbn.convert.common import many as many
+from jbn.convert.common import convert_layers as convert_layers
 from jbn.convert.equinox import from_equinox as from_equinox
 from jbn.convert.equinox import to_equinox as to_equinox
 from jbn.convert.flax import from_linen as from_linen
@@ -30,7 +30,7 @@ from jbn.convert.keras import from_keras as from_keras
 from jbn.convert.keras import to_keras as to_keras
 from jbn.convert.options import Debiased as Debiased
 from jbn.convert.options import FirstBatch as FirstBatch
-from jbn.convert.options import layer_arguments as layer_arguments
+from jbn.convert.options import framework_kwargs as framework_kwargs
 from jbn.convert.torch import from_torch as from_torch
 from jbn.convert.torch import from_torch_kernel as from_torch_kernel
 from jbn.convert.torch import to_torch as to_torch

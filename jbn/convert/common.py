@@ -48,7 +48,7 @@ class ConversionError(ValueError):
         super().__init__(f"Cannot convert batch norm; {len(self.problems)} to mend:{lines}")
 
 
-def many(
+def convert_layers(
     convert: Callable[..., Converted], *source: Any, names: Iterable[str], **keywords: Any
 ) -> dict[str, Converted]:
     """Convert the named layers of a network, with one error for all that is wrong with any.
@@ -69,7 +69,7 @@ def many(
       >>> import numpy as np, jbn
       >>> layer = {"mean": np.zeros(3), "var": np.ones(3)}
       >>> variables = {"params": {}, "batch_stats": {"norm_0": layer, "norm_1": layer}}
-      >>> layers = jbn.convert.many(
+      >>> layers = jbn.convert.convert_layers(
       ...     jbn.convert.from_linen, variables, names=["norm_0", "norm_1"])
       >>> layers["norm_1"].state.mean.shape
       (3,)
@@ -77,7 +77,7 @@ def many(
     if not callable(convert):
         raise TypeError(
             f"Expected a converter such as jbn.convert.from_torch first, got {describe(convert)}. "
-            "The source comes after it: many(jbn.convert.from_torch, model, names=[...])."
+            "The source comes after it: convert_layers(jbn.convert.from_torch, model, names=[...])."
         )
     if isinstance(names, str) or not isinstance(names, Iterable):
         name = names if isinstance(names, str) else "bn1"

@@ -113,7 +113,7 @@ def to_keras(params: BatchNormParams, state: BatchNormState) -> list[np.ndarray]
     Args: params, state: of a layer with one feature axis; scale or bias None means a Keras layer
       made with `scale=False`, `center=False`.
     Returns: list of gamma, beta (where they are), moving_mean, moving_variance.
-      `layer_arguments(options, "keras")` has the momentum and epsilon for the layer.
+      `framework_kwargs(options, "keras")` has the momentum and epsilon for the layer.
     Raises: ConversionError: more than one feature axis, or shapes that differ. TypeError: params or
       state that are something else.
 

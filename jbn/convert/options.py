@@ -19,7 +19,7 @@ _LAYERS = {
 }
 
 
-def layer_arguments(options: Options, framework: str) -> dict[str, Any]:
+def framework_kwargs(options: Options, framework: str) -> dict[str, Any]:
     """Translate options into the arguments of a framework's own batch norm.
 
     Args:
@@ -40,7 +40,7 @@ def layer_arguments(options: Options, framework: str) -> dict[str, Any]:
     Example:
       >>> import jbn
       >>> options = jbn.convert.Options(momentum=0.75, epsilon=1e-5, unbiased=True)
-      >>> jbn.convert.layer_arguments(options, "torch")
+      >>> jbn.convert.framework_kwargs(options, "torch")
       {'momentum': 0.25, 'eps': 1e-05}
     """
     if not isinstance(options, Options):

@@ -164,7 +164,7 @@ def to_torch(
         import torch.
 
     Returns: dict of weight, bias, running_mean, running_var, and num_batches_tracked (int64).
-      `layer_arguments(options, "torch")` has the momentum and eps for the layer.
+      `framework_kwargs(options, "torch")` has the momentum and eps for the layer.
 
     Raises:
       ConversionError: more than one feature axis, shapes that differ, or a count that is no whole

@@ -182,7 +182,7 @@ def test_training_torch_further_does_not_change_the_copy(torch):
 
 def test_torch_network_by_prefixes(torch):
     network = torch.nn.Sequential(torch_norm(torch), torch.nn.Sequential(torch_norm(torch)))
-    layers = convert.many(convert.from_torch, network, names=["0", "1.0."])
+    layers = convert.convert_layers(convert.from_torch, network, names=["0", "1.0."])
     assert_same_bits(layers["1.0."][:2], convert.from_torch(network[1][0])[:2])
 
 
@@ -195,7 +195,7 @@ def test_torch_names_everything_that_is_wrong(torch):
         }
     )
     with pytest.raises(convert.ConversionError) as error:
-        convert.many(
+        convert.convert_layers(
             convert.from_torch,
             network,
             names=["conv", "bn", "bare"],
@@ -321,7 +321,7 @@ def test_network_of_torch_goes_on_in_jbn(torch):
 
     first = [torch_step(i) for i in range(STEPS)]
 
-    norms = convert.many(convert.from_torch, network, names=["1", "4"])
+    norms = convert.convert_layers(convert.from_torch, network, names=["1", "4"])
     options = {name: norm.options._asdict() for name, norm in norms.items()}
     states = {name: norm.state for name, norm in norms.items()}
     # Flatten is in the order of torch's axes, (C, H, W); ours are (H, W, C).
@@ -465,7 +465,7 @@ def test_linen_model_by_paths():
     variables = convert.to_linen(params, state, "block/norm", with_count=True)
     assert_same_bits(convert.from_linen(variables, "block/norm")[:2], (params, state))
     with pytest.raises(convert.ConversionError) as error:
-        convert.many(
+        convert.convert_layers(
             convert.from_linen, variables, names=["block/norm", "block/nrm", "norm"], num_features=4
         )
     assert len(error.value.problems) == 8  # Four shapes, and twice mean and var.
@@ -669,7 +669,7 @@ OPTIONS = {
 @pytest.mark.parametrize("framework", OPTIONS)
 def test_arguments_make_the_layer_that_has_these_options(request, framework):
     options = OPTIONS[framework]
-    arguments = convert.layer_arguments(options, framework)
+    arguments = convert.framework_kwargs(options, framework)
     if framework == "torch":
         got = convert.from_torch(
             request.getfixturevalue("torch").nn.BatchNorm2d(C, **arguments), options=options
@@ -698,15 +698,15 @@ def test_what_a_framework_cannot_do_is_an_error(framework):
     unbiased = OPTIONS[framework].unbiased
     wrong = convert.Options(lambda count: 0.9, 1e-5, not unbiased)
     with pytest.raises(convert.ConversionError) as error:
-        convert.layer_arguments(wrong, framework)
+        convert.framework_kwargs(wrong, framework)
     assert len(error.value.problems) == 2
 
 
 def test_torch_cumulative_average_and_unknown_frameworks():
     options = convert.Options(jbn.cumulative, 1e-5, True)
-    assert convert.layer_arguments(options, "torch") == {"momentum": None, "eps": 1e-5}
+    assert convert.framework_kwargs(options, "torch") == {"momentum": None, "eps": 1e-5}
     with pytest.raises(ValueError, match="one of torch, keras"):
-        convert.layer_arguments(options, "caffe")
+        convert.framework_kwargs(options, "caffe")
 
 
 def test_layers_with_two_feature_axes_fit_no_format_but_linen():

@@ -550,7 +550,7 @@ CASES = {
         ["`options.epsilon` is None", "a number"],
     ),
     "momentum as a string": (
-        lambda: convert.layer_arguments(convert.Options("0.9", 1e-5, True), "torch"),
+        lambda: convert.framework_kwargs(convert.Options("0.9", 1e-5, True), "torch"),
         Error,
         ["`options.momentum` is '0.9'"],
     ),
@@ -565,18 +565,18 @@ CASES = {
         ["momentum` is None", "jbn.cumulative"],
     ),
     "arguments of what came": (
-        lambda: convert.layer_arguments(convert.from_torch(state_dict()), "torch"),
+        lambda: convert.framework_kwargs(convert.from_torch(state_dict()), "torch"),
         TypeError,
         ["`options`", "Converted", "third part"],
     ),
     "framework as a list": (
-        lambda: convert.layer_arguments(BARE, ["torch"]),
+        lambda: convert.framework_kwargs(BARE, ["torch"]),
         ValueError,
         ["`framework`", "a list of 1", "torch, keras"],
     ),
     # Many layers, and kernels.
     "names of None": (
-        lambda: convert.many(convert.from_torch, state_dict("bn."), names=None),
+        lambda: convert.convert_layers(convert.from_torch, state_dict("bn."), names=None),
         TypeError,
         ["`names`", "None", "names=['bn1']"],
     ),
@@ -596,14 +596,14 @@ CASES = {
         ["a list of 2 (list)", "its kernel"],
     ),
     "names as one string": (
-        lambda: convert.many(convert.from_torch, state_dict("bn."), names="bn"),
+        lambda: convert.convert_layers(convert.from_torch, state_dict("bn."), names="bn"),
         TypeError,
         ["`names`", "'bn'", "names=['bn']"],
     ),
     "source before the converter": (
-        lambda: convert.many(state_dict("bn."), convert.from_torch, names=["bn"]),
+        lambda: convert.convert_layers(state_dict("bn."), convert.from_torch, names=["bn"]),
         TypeError,
-        ["from_torch first", "a dict", "many(jbn.convert.from_torch, model"],
+        ["from_torch first", "a dict", "convert_layers(jbn.convert.from_torch, model"],
     ),
     "module for a weight": (
         lambda: convert.from_torch_kernel(torch_nn().Linear(3, 4)),
@@ -667,7 +667,7 @@ def test_frozen_layer_of_torch():
 
 def test_stripped_checkpoint_of_torch():
     stripped = state_dict("a.", num_batches_tracked=None) | state_dict("b.")
-    layers = convert.many(convert.from_torch, stripped, names=["a", "b"], count=3)
+    layers = convert.convert_layers(convert.from_torch, stripped, names=["a", "b"], count=3)
     assert [int(each.state.count) for each in layers.values()] == [3, 7]
     assert int(convert.from_torch(stripped, "a", count=0, options=BARE).state.count) == 0
 
