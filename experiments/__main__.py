@@ -58,7 +58,9 @@ def main(arguments: list[str]) -> int:
         with hosts.end_with_the_others():
             if name == "all":
                 return run_all.carry_out(
-                    EXPERIMENTS, rest, lambda name, words: carry_out(name, words, graceful_exit)
+                    EXPERIMENTS,
+                    rest,
+                    lambda name, arguments: carry_out(name, arguments, graceful_exit),
                 )
             return carry_out(name, rest, graceful_exit)
 
@@ -79,7 +81,7 @@ def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> i
         try:
             results = made.work()
         except Stopped as stopped:
-            print(f"\n{graceful_exit.words}", file=sys.stderr)
+            print(f"\n{graceful_exit.message}", file=sys.stderr)
             return 128 + stopped.number
         except (data.WrongData, FileNotFoundError) as error:  # A study loads its data late.
             print(f"{name}: {error}", file=sys.stderr)

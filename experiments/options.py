@@ -119,9 +119,9 @@ def preset_of(presets: Mapping[str, Any], config: Any) -> str:
 
 def to_go_on(name: str, path: str, execution: IOOptions) -> str:
     """Write the command that goes on with a run in the same way."""
-    words = ["python", "-m", "experiments", name, "--resume", path]
+    command = ["python", "-m", "experiments", name, "--resume", path]
     for field in dataclasses.fields(execution):
         value = getattr(execution, field.name)
         if field.name not in ("resume", "runs") and value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+            command += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(command)

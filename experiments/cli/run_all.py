@@ -72,9 +72,9 @@ def _compiling_fast() -> Generator[None]:
 
 def _one(name: str, how: Options, one: CarryOut) -> int:
     io = how.io
-    words = ["--preset", how.preset, "--runs", str(io.runs)]
+    arguments = ["--preset", how.preset, "--runs", str(io.runs)]
     if io.data_dir:
-        words += ["--data-dir", str(io.data_dir)]
+        arguments += ["--data-dir", str(io.data_dir)]
     if io.resume:
         config = import_module(f"experiments.studies.{name}.config").PRESETS[how.preset]
         wanted = {"experiment": name, **run_dir.to_json(config)}
@@ -84,12 +84,12 @@ def _one(name: str, how: Options, one: CarryOut) -> int:
                 return 0
         try:
             run_dir.newest_unfinished(io.runs, name, config).__exit__()
-            words += ["--resume"]
+            arguments += ["--resume"]
         except ValueError:
             pass  # Not begun.
     print(f"== {name}", file=sys.stderr)
     try:
-        return one(name, words)
+        return one(name, arguments)
     except Exception:
         traceback.print_exc()
         return 1

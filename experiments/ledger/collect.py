@@ -111,7 +111,7 @@ def as_text(name: str, measured: Mapping[str, Estimate]) -> str:
         row = judge(claim, measured)
         lines += [f"{row.verdict.upper()}: {claim.text} ({claim.id})"]
         for finding in row.findings:
-            number = estimates.words(finding.estimate) if finding.estimate else "-"
-            text = f"{finding.check.words}: {number}; {finding.outcome}: {finding.check.rule}"
+            number = estimates.format_estimate(finding.estimate) if finding.estimate else "-"
+            text = f"{finding.check.label}: {number}; {finding.outcome}: {finding.check.rule}"
             lines += textwrap.wrap(text, 96, initial_indent="    ", subsequent_indent="      ")
     return "\n".join(lines)

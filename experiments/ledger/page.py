@@ -21,7 +21,7 @@ from experiments.docstrings import docstring, summary_line
 from experiments.ledger import collect as ledger
 from experiments.ledger.claims import CLAIMS
 from experiments.ledger.collect import Result, Row
-from experiments.ledger.gauges import gauge
+from experiments.ledger.interval_plot import interval_plot
 from experiments.options import OWN
 from experiments.stats import estimates, rules
 from experiments.stats.rules import Claim
@@ -104,7 +104,9 @@ def write(results: Mapping[str, Result], folder: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(estimate=estimates.words, minutes=minutes, gauge=gauge)
+    environment.filters.update(
+        estimate=estimates.format_estimate, minutes=minutes, interval_plot=interval_plot
+    )
     common: dict[str, Any] = {
         "marks": MARKS,
         "notes": NOTES,
@@ -166,7 +168,7 @@ def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
 
 
 def figure_of(claim: Claim, figures: list[dict[str, str]]) -> dict[str, str] | None:
-    """Find the figure that a claim names; what takes none, its gauges show."""
+    """Find the figure that a claim names; what takes none, its interval plots show."""
     return next((figure for figure in figures if figure["file"] == f"{claim.figure}.png"), None)
 
 
@@ -236,10 +238,10 @@ def markdown_row(row: Row) -> str:
     """Write one claim as a row of a table."""
     cells = []
     for finding in row.findings:
-        number = estimates.words(finding.estimate) if finding.estimate else "not measured"
+        number = estimates.format_estimate(finding.estimate) if finding.estimate else "not measured"
         differs = f" ({finding.differs})" if finding.differs else ""
         cells.append(
-            f"{finding.check.words}: **{number}**{differs}; {finding.outcome}: {finding.check.rule}"
+            f"{finding.check.label}: **{number}**{differs}; {finding.outcome}: {finding.check.rule}"
         )
     text = row.claim.text + (f" *{row.claim.correction}*" if row.claim.correction else "")
     parts = [

@@ -173,13 +173,15 @@ def pretty(number: float) -> str:
     return f"{rounded:.3g}"
 
 
-def words(estimate: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     """Write an estimate with its interval, to the digits that the interval leaves meaning.
 
     Example:
       >>> from experiments.stats import estimates
-      >>> estimates.words(estimates.mean([1.0, 2.0, 3.0])), estimates.words(estimates.exact(0.25))
-      ('2.0 (-0.5 to 4.5)', '0.25')
+      >>> estimates.format_estimate(estimates.mean([1.0, 2.0, 3.0]))
+      '2.0 (-0.5 to 4.5)'
+      >>> estimates.format_estimate(estimates.exact(0.25))
+      '0.25'
     """
     numbers = (estimate.value, estimate.low, estimate.high)
     width = estimate.high - estimate.low

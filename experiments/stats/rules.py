@@ -22,13 +22,13 @@ class Check(NamedTuple):
     """One comparison: the number `metric` lies strictly between `low` and `high`.
 
     - metric: name of the number in the experiment's results.
-    - words: what the number is, with its unit.
+    - label: what the number is, with its unit.
     - low, high: the bounds, infinite where there is none.
     - expected: what an earlier reference run or exact arithmetic gave; None for unknown.
     """
 
     metric: str
-    words: str
+    label: str
     low: float = -math.inf
     high: float = math.inf
     expected: float | None = None
@@ -43,21 +43,21 @@ class Check(NamedTuple):
         return f"between {self.low:.5g} and {self.high:.5g}"
 
 
-def above(metric: str, bound: float, words: str, *, expected: float | None = None) -> Check:
+def above(metric: str, bound: float, label: str, *, expected: float | None = None) -> Check:
     """Check that a number is larger than a bound."""
-    return Check(metric, words, low=bound, expected=expected)
+    return Check(metric, label, low=bound, expected=expected)
 
 
-def below(metric: str, bound: float, words: str, *, expected: float | None = None) -> Check:
+def below(metric: str, bound: float, label: str, *, expected: float | None = None) -> Check:
     """Check that a number is smaller than a bound."""
-    return Check(metric, words, high=bound, expected=expected)
+    return Check(metric, label, high=bound, expected=expected)
 
 
 def within(
-    metric: str, low: float, high: float, words: str, *, expected: float | None = None
+    metric: str, low: float, high: float, label: str, *, expected: float | None = None
 ) -> Check:
     """Check that a number lies between two bounds."""
-    return Check(metric, words, low=low, high=high, expected=expected)
+    return Check(metric, label, low=low, high=high, expected=expected)
 
 
 class Claim(NamedTuple):

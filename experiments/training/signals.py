@@ -8,14 +8,14 @@ import sys
 from collections.abc import Generator
 from types import FrameType, TracebackType
 
-# Reads what would be the last words, and says them when the other end of the pipe is gone.
+# Reads what would be the last message, and prints it when the other end of the pipe is gone.
 WATCHDOG = """
 import sys
-words = ""
+message = ""
 for line in sys.stdin:
-    words = line.strip()
-if words:
-    print(f"\\n{words}", file=sys.stderr)
+    message = line.strip()
+if message:
+    print(f"\\n{message}", file=sys.stderr)
 """
 
 
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class GracefulExit:
-    """Tells how to go on when the run is stopped: `with GracefulExit() as words: words.say("...")`.
+    """Tells how to go on when the run is stopped: `graceful_exit.say("...")`, within a `with`.
 
     Ctrl-C or SIGTERM end the process at once. Within `deferred` the first one only sets `received`,
     to the signal's number, so that a training loop can finish its chunk of steps and write a
@@ -39,20 +39,20 @@ class GracefulExit:
 
     def __init__(self) -> None:
         """Have nothing to say yet."""
-        self.words = ""
+        self.message = ""
         self.patient = False
         self.received = 0
         self.watchdog: subprocess.Popen[str] | None = None
 
-    def say(self, words: str) -> None:
+    def say(self, message: str) -> None:
         """Set the line that is printed if the process ends now."""
-        self.words = words
+        self.message = message
         if self.watchdog and self.watchdog.stdin:
-            self.watchdog.stdin.write(f"{words}\n")
+            self.watchdog.stdin.write(f"{message}\n")
             self.watchdog.stdin.flush()
 
     def start_watchdog(self) -> None:
-        """Have the last words said even if this process is killed, as JAX does without a peer."""
+        """Have the last message printed even if JAX kills this process, as without a peer."""
         self.watchdog = subprocess.Popen(
             [sys.executable, "-S", "-I", "-c", WATCHDOG],
             stdin=subprocess.PIPE,
@@ -75,7 +75,7 @@ class GracefulExit:
             self.received = number
             os.write(2, b"\nstopping after this chunk of steps; again, to stop at once\n")
             return
-        os.write(2, f"\n{self.words}\n".encode())  # print might be what was interrupted.
+        os.write(2, f"\n{self.message}\n".encode())  # print might be what was interrupted.
         self._dismiss_watchdog()
         os._exit(128 + number)
 

@@ -13,7 +13,7 @@ from experiments.__main__ import main
 from experiments.ledger import collect as ledger
 from experiments.ledger import page as report
 from experiments.ledger.claims import CLAIMS
-from experiments.ledger.gauges import gauge
+from experiments.ledger.interval_plot import interval_plot
 from experiments.stats import estimates, rules
 from experiments.study import Study
 
@@ -96,9 +96,9 @@ def test_rows_carry_value_rule_outcome_and_command(pages):
     row = index[index.index(f'id="{claim.id}"') :]
     row = row.partition("Link to this claim")[0]
     for check in claim.checks:
-        assert escape(check.words) in row
+        assert escape(check.label) in row
         assert escape(check.rule) in row
-        assert estimates.words(outside(check)) in row
+        assert estimates.format_estimate(outside(check)) in row
     assert row.count(">refuted<") == len(claim.checks)
     assert "python -m experiments titanic --preset quick" in row
     assert "expected 0.063, differs by" in row
@@ -165,9 +165,9 @@ def test_kept_ledger_is_that_of_the_kept_results():
         (estimates.Estimate(1e-9, 1e-10, 1e-8, 5, "ratio"), True),
     ],
 )
-def test_gauge_draws_the_value_where_the_rule_says(estimate, inside):
+def test_interval_plot_draws_the_value_where_the_rule_says(estimate, inside):
     check = rules.below("x", 1, 'so-called "x" {0}')
-    drawn = str(gauge(ledger.Finding(check, estimate, rules.outcome(check, estimate))))
+    drawn = str(interval_plot(ledger.Finding(check, estimate, rules.outcome(check, estimate))))
     left, width = map(float, re.search(r'<rect.* x="(.+?)".* width="(.+?)"', drawn).groups())
     x = float(re.search(r'<circle cx="([^"]+)"', drawn)[1])
     assert (left <= x <= left + width) == inside

@@ -96,8 +96,8 @@ def plot_depth(config: Config, deeper: Parts, steps: Parts) -> Figure:
 def plot_dying(config: Config, dead: Parts) -> Figure:
     """Plot dead units and accuracy against the rate."""
     made = plotting.figure(2, width=4.2)
-    words = {"dead": "share of dead units", "accuracy": "test accuracy"}
-    for axes, (what, label) in zip(made.axes, words.items(), strict=True):
+    labels = {"dead": "share of dead units", "accuracy": "test accuracy"}
+    for axes, (what, label) in zip(made.axes, labels.items(), strict=True):
         for method in ("relu", "leaky"):
             plotting.band(axes, np.array(config.dying_rates), dead[f"{method}_{what}"], method)
         _against_rate(axes, config.dying_rates)

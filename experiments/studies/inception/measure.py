@@ -244,8 +244,8 @@ def measure(config: Config, study: Study) -> None:
         "minus that with all; a dot for each seed, the mean and its 95 % interval. Left of zero "
         "the change helps. Means in points: "
         + ", ".join(
-            f"{words} {100 * np.mean(best[name] - best['x5']):+.1f}"
-            for name, words in CHANGES.items()
+            f"{label} {100 * np.mean(best[name] - best['x5']):+.1f}"
+            for name, label in CHANGES.items()
         )
         + ".",
     )

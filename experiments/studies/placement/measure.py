@@ -145,7 +145,7 @@ def measure(config: Config, study: Study) -> None:
         alt="For sigmoid, tanh and ReLU, the mean of test accuracy over seeds, and its range, "
         "against the learning rate. Before - after, each at its best rate: "
         + ", ".join(
-            f"{estimates.words(study.estimates[f'before_{activation}'])} for {activation}"
+            f"{estimates.format_estimate(study.estimates[f'before_{activation}'])} for {activation}"
             for activation in ACTIVATIONS
         )
         + ".",
@@ -169,6 +169,6 @@ def measure(config: Config, study: Study) -> None:
         functools.partial(plot_response, responses),
         title="Local response normalization in a small CNN, without and with BN",
         alt="Test accuracy of every seed, thin, and their mean, without and with LRN. It gains "
-        f"{estimates.words(study.estimates['lrn_gain'])} without BN, "
-        f"{estimates.words(study.estimates['lrn_gain_bn'])} with.",
+        f"{estimates.format_estimate(study.estimates['lrn_gain'])} without BN, "
+        f"{estimates.format_estimate(study.estimates['lrn_gain_bn'])} with.",
     )

@@ -54,8 +54,8 @@ def plot_saturated(config: Config, found: Found) -> Figure:
     """Draw the share saturated, and accuracy, over training from large initial weights."""
     made = plotting.figure(2)
     steps = np.linspace(0, config.steps, config.looks + 1)
-    words = {"saturated": "share of units with slope below .01", "test": "test accuracy"}
-    for axes, (name, label) in zip(made.axes, words.items(), strict=True):
+    labels = {"saturated": "share of units with slope below .01", "test": "test accuracy"}
+    for axes, (name, label) in zip(made.axes, labels.items(), strict=True):
         for norm, seen in found.items():
             plotting.band(axes, steps, seen[name].T, norm)
         axes.set(xlabel="training step", ylabel=label, ylim=(-0.03, 1))

@@ -27,7 +27,7 @@ STYLES = {
 }
 
 
-def words(by_name: Mapping[str, ArrayLike]) -> str:
+def describe_means(by_name: Mapping[str, ArrayLike]) -> str:
     """Write the mean over runs of each: "without BN .61, with BN .2"."""
     means = {name: pretty(float(np.mean(np.asarray(runs)))) for name, runs in by_name.items()}
     return ", ".join(f"{STYLES[name].label} {mean}" for name, mean in means.items())

@@ -19,11 +19,11 @@ from experiments.studies.shift.deep import (
     growth,
 )
 from experiments.studies.shift.figures import (
+    describe_means,
     plot_depth,
     plot_landscape,
     plot_shift,
     plot_untrained,
-    words,
 )
 from experiments.studies.shift.noise import NoisyBatchNorm
 from experiments.studies.shift.probe import PROBE_EXAMPLES, drifts, from_settled, train_and_probe
@@ -108,9 +108,10 @@ def report_training(config: Config, study: Study, data: Data) -> None:
         alt="Three panels against training steps, lines for the mean over seeds, bands for all. "
         "The median of the input to a unit of the last hidden layer, as distance from where "
         "it was once training had settled, for networks without BN, with BN and with noisy BN: "
-        f"largest distances {words(drift)}. The relative change of a layer's gradient by the step "
-        f"of the layers before it: means over training {words(shift)}. The first "
-        "again, without BN, for mini-batches and for the full batch of a small set.",
+        f"largest distances {describe_means(drift)}. The relative change of a layer's gradient "
+        "by the step of the layers before it: means over training "
+        f"{describe_means(shift)}. The first again, without BN, for mini-batches and for the full "
+        "batch of a small set.",
     )
     study.figure(
         "landscape",
@@ -118,8 +119,8 @@ def report_training(config: Config, study: Study, data: Data) -> None:
         title="How loss and gradient vary along a step",
         alt="Two panels against training steps, for networks without BN, with BN, with noisy BN: "
         "how far the loss ranges from half a step to four steps along the gradient, means over "
-        f"training {words(mean['loss_range'])}; and by how much the gradient changes there at "
-        f"most, relative to its length, means {words(mean['gradient_change'])}.",
+        f"training {describe_means(mean['loss_range'])}; and by how much the gradient changes "
+        f"there at most, relative to its length, means {describe_means(mean['gradient_change'])}.",
     )
 
 
@@ -157,7 +158,9 @@ def report_depth(config: Config, study: Study, data: Data) -> None:
         alt="Two panels against the number of hidden layers, sigmoid and ReLU: test accuracy of "
         "each network at its best rate. At the largest depth, sigmoid: "
         + "; ReLU: ".join(
-            words({name: runs for name, runs in last.items() if name.startswith(activation)})
+            describe_means(
+                {name: runs for name, runs in last.items() if name.startswith(activation)}
+            )
             for activation in ("sigmoid", "relu")
         )
         + ".",
@@ -192,7 +195,7 @@ def report_untrained(config: Config, study: Study, data: Data) -> None:
         "inputs to the nonlinearity with a hundredth of all weights ten times as large, relative "
         "to that without; and that deviation with all weights 1.5 times He's. At the last layer: "
         + "; ".join(
-            words({norm: found[name][:, -1] for norm, found in seen.items()})
+            describe_means({norm: found[name][:, -1] for norm, found in seen.items()})
             for name in ("nudged", "outliers", "large")
         )
         + ".",

@@ -178,7 +178,7 @@ def measure(config: Config, study: Study) -> None:
         steps[name] = selection.steps_to(config.goal, curves[name], evaluations)
         study.report(f"steps_{name}", estimates.mean(steps[name]))
     study.report("steps_ratio", estimates.ratio(steps["pretrained"] / steps["scratch"]))
-    took = {name: estimates.words(study.estimates[f"steps_{name}"]) for name in steps}
+    took = {name: estimates.format_estimate(study.estimates[f"steps_{name}"]) for name in steps}
     study.figure(
         "race",
         functools.partial(plot_race, config, curves),

@@ -1,4 +1,4 @@
-"""Gauges: a check as a small picture, the measured interval beside the bounds of its rule."""
+"""A check as a small picture: the measured interval beside the bounds of its rule."""
 
 import math
 
@@ -10,7 +10,7 @@ WIDTH, HEIGHT, MARGIN = 320, 46, 0.12
 FAR = 100  # Positive numbers that far apart are drawn on a logarithmic scale.
 
 
-def gauge(finding: Finding) -> markupsafe.Markup:
+def interval_plot(finding: Finding) -> markupsafe.Markup:
     """Draw a finding as SVG: shaded where the rule holds, a dot and a bar for what was measured."""
     check, estimate = finding.check, finding.estimate
     if estimate is None:
@@ -33,9 +33,10 @@ def gauge(finding: Finding) -> markupsafe.Markup:
         f'<text x="{at(b):.1f}" y="43" text-anchor="{_anchor(at(b))}">{b:.4g}</text>'
         for b in bounds
     )
-    label = f"{check.words}: {estimate.value:.4g}, rule {check.rule}, {finding.outcome}"
+    label = f"{check.label}: {estimate.value:.4g}, rule {check.rule}, {finding.outcome}"
     svg = (
-        f'<svg class="gauge" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{{label}}">'
+        f'<svg class="interval-plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        'aria-label="{label}">'
         f'<rect class="allowed" x="{left:.1f}" y="4" width="{right - left:.1f}" height="26"/>'
         f"{marks}"
         f'<line class="interval" x1="{at(estimate.low):.1f}" x2="{at(estimate.high):.1f}" y1="17" '
