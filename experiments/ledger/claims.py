@@ -1,9 +1,9 @@
 """The registry: every claim, which experiment measures it, and the rule its verdict follows from.
 
-The rules were written before the measurements; `git log` of this file tells when each changed, and
-why. Sources: five study notes on batch normalization, "000" to "004", "paper" for Ioffe & Szegedy,
-2015, "later" for what others found since. Many claims repeat the paper; some are known to be false
-as stated, and stand here as they are made.
+The rules, in the studies' claims.py, were written before the measurements; `git log -S` of a bound
+tells when it changed, and why. Sources: five study notes on batch normalization, "000" to "004",
+"paper" for Ioffe & Szegedy, 2015, "later" for what others found since. Many claims repeat the
+paper; some are known to be false as stated, and stand here as they are made.
 """
 
 from experiments.stats.rules import Claim

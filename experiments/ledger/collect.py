@@ -1,7 +1,9 @@
 """The ledger: every claim with what was measured and the verdict that follows."""
 
+import importlib
+import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +25,13 @@ class Finding(NamedTuple):
     outcome: Outcome
 
     @property
+    def number(self) -> str:
+        """Write the number, to as many digits as the rule takes."""
+        if self.estimate is None:
+            return "not measured"
+        return estimates.format_estimate(self.estimate, self.check.bounds)
+
+    @property
     def differs(self) -> str:
         """Say by how much the number differs from the one that was expected."""
         if self.check.expected is None or self.estimate is None:
@@ -40,6 +49,10 @@ class Row(NamedTuple):
     claim: Claim
     findings: list[Finding]
     verdict: Verdict
+
+
+class BadRun(ValueError):
+    """A folder that cannot be read as a finished run."""
 
 
 class Result(NamedTuple):
@@ -60,11 +73,55 @@ class Result(NamedTuple):
 
     @property
     def data(self) -> dict[str, Any]:
-        """Describe the data sets it was measured on, by name."""
+        """Describe the data sets it was measured on, by the names they were asked for."""
         if "data" in self.summary:
             return self.summary["data"]
         found = self.summary["environment"]["data"]
         return {found["name"]: found}
+
+    @property
+    def commit(self) -> str:
+        """Name the code it was measured by; "-dirty" where that was not committed."""
+        whole = self.summary["environment"].get("commit") or "unknown"
+        code, dash, dirty = whole.partition("-")
+        return code[:10] + dash + dirty
+
+    @property
+    def seeds(self) -> int:
+        """Count its seeds: those of the number that rests on the fewest; 0 where all are exact."""
+        runs = [made["runs"] for made in self.summary["metrics"].values() if made["runs"]]
+        return min(runs, default=0)
+
+    @property
+    def basis(self) -> str:
+        """Say what its numbers rest on: data and how many training examples, preset."""
+        parts = [
+            f"{found['name']} ({found['train_examples']:,} training examples)"
+            if "train_examples" in found
+            else found["name"]
+            for found in self.data.values()
+        ]
+        return ", ".join([*parts, f"preset {self.preset}" if self.preset != OWN else OWN])
+
+    @property
+    def flaw(self) -> str:
+        """Say why no verdict may rest on it: a trial, or other data than the claims are about."""
+        name = self.summary["config"].get("experiment", "")
+        presets = importlib.import_module(f"experiments.studies.{name}.config").PRESETS
+        wanted = run_dir.to_json(presets["quick"])
+        for field in {"dataset", "source", "target"} & set(wanted):
+            if self.summary["config"].get(field) != wanted[field]:
+                return f"measured on {self.summary['config'].get(field)}, not {wanted[field]}"
+        for asked, found in self.data.items():
+            if found["name"] != asked:
+                return f"measured on {found['name']}, not {asked}"
+        return "a smoke run" if self.preset == "smoke" else ""
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        """Order runs by what their numbers are worth: a verdict, the preset, the seeds."""
+        order = {"paper": 3, "quick": 2, OWN: 1}
+        return not self.flaw, order.get(self.preset, 0), self.seeds
 
 
 def judge(claim: Claim, measured: Mapping[str, Estimate]) -> Row:
@@ -77,41 +134,128 @@ def judge(claim: Claim, measured: Mapping[str, Estimate]) -> Row:
 
 
 def rows(results: Mapping[str, Result]) -> list[Row]:
-    """Judge every claim; one whose experiment has no result is not measured."""
-    measured = {name: result.estimates for name, result in results.items()}
+    """Judge every claim; one whose experiment has no result fit for a verdict is not measured."""
+    measured = {name: result.estimates for name, result in results.items() if not result.flaw}
     return [judge(claim, measured.get(claim.experiment, {})) for claim in CLAIMS]
 
 
-def collect(runs: Path, kept: Path = KEPT) -> dict[str, Result]:
-    """Find each experiment's newest finished run, else the result that the project keeps.
+def collect(
+    runs: Sequence[Path], kept: Path = KEPT, *, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Result]:
+    """Find each experiment's best finished run, the result that the project keeps among them.
 
-    A smoke run gives no verdict, and stands only where there is nothing else.
+    The best is the one that gives a verdict, by `Result.rank`, of equals the newest. A run that
+    cannot be read is named and left out.
+
+    Args:
+      runs: folders of runs; or a run's own folder, which is taken before all others.
+      kept: the results that the project keeps.
+      say: called with a line for every run that is left out, and why.
     """
     results = {}
+    chosen = [path for path in runs if (path / "config.json").exists()]
     for name in dict.fromkeys(claim.experiment for claim in CLAIMS):
-        found = [result_of(path) for path in run_dir.finished(runs, name)]
+        named = _read([path for path in chosen if _is_of(path, name)], name, say)
+        folders = [root for root in runs if root not in chosen]
+        paths = [path for root in folders for path in run_dir.finished(root, name)]
         if (kept / name / "summary.json").is_file():
-            found.append(result_of(kept / name))
-        if found:
-            results[name] = next((r for r in found if r.preset != "smoke"), found[0])
+            paths.append(kept / name)
+        found = named or _read(paths, name, say)
+        if not found:
+            continue
+        # Of equals the first one: the newest.
+        results[name] = best = max(found, key=lambda result: result.rank)
+        for other in found:
+            if other is not best:
+                say(f"{name}: not {other.path} ({_worth(other)}): {best.path} ({_worth(best)})")
     return results
 
 
-def result_of(path: Path) -> Result:
-    """Read what a finished run left."""
-    return Result(path, run_dir.read_json(path / "summary.json"))
+def _worth(result: Result) -> str:
+    return result.flaw or f"{result.preset}, {result.seeds or 'no'} seeds"
 
 
-def as_text(name: str, measured: Mapping[str, Estimate]) -> str:
+def _is_of(path: Path, name: str) -> bool:
+    try:
+        return run_dir.read_json(path / "config.json").get("experiment") == name
+    except (ValueError, AttributeError, OSError, RecursionError):
+        return path.parent.name == name
+
+
+def _read(paths: Sequence[Path], name: str, say: Callable[[str], None]) -> list[Result]:
+    found = []
+    for path in paths:
+        try:
+            found.append(result_of(path, name))
+        except BadRun as error:
+            say(f"{name}: left out {path}: {error}")
+    return found
+
+
+def result_of(path: Path, name: str) -> Result:
+    """Read what a finished run left.
+
+    Raises: BadRun: it is damaged, of another experiment, or names a file outside its folder.
+    """
+    try:
+        summary = run_dir.read_json(path / "summary.json")
+    except (ValueError, OSError, RecursionError) as error:
+        raise BadRun(f"expected summary.json to be whole JSON, got {error}") from None
+    try:
+        _check(summary, path, name)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadRun(
+            f"expected a summary of a run, got one without or with another {error}"
+        ) from None
+    return Result(path, summary)
+
+
+def _check(summary: Any, path: Path, name: str) -> None:
+    """Refuse what is not the summary of a run of this experiment.
+
+    Raises: BadRun, KeyError, TypeError, AttributeError.
+    """
+    if summary["config"]["experiment"] != name:
+        raise BadRun(f"expected a run of {name}, got one of {summary['config']['experiment']}")
+    for metric, made in summary["metrics"].items():
+        estimate = estimates.from_json(made)
+        numbers = (estimate.value, estimate.low, estimate.high, *estimate.values)
+        if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
+            raise BadRun(f"expected finite numbers of {metric}, got {list(numbers)}")
+        if not estimate.low <= estimate.value <= estimate.high or not isinstance(
+            estimate.runs, int
+        ):
+            raise BadRun(f"expected {metric} within its interval, of whole runs, got {made}")
+    for figure in summary["figures"]:
+        file = path / figure["file"]
+        if file.resolve().parent != path.resolve() or file.suffix != ".png":
+            raise BadRun(f"expected a figure in its folder, got {figure['file']!r}")
+        if not file.is_file():
+            raise BadRun(f"expected the figure {figure['file']}, found none")
+        if not isinstance(figure["title"] + figure["alt"], str):
+            raise BadRun(f"expected a title and a text for {figure['file']}, got {figure}")
+    for seconds in summary["seconds"].values():
+        float(seconds)
+    machine, versions = summary["environment"]["machine"], summary["environment"]["versions"]
+    if not (isinstance(machine["cores"], int) and isinstance(versions["jax"], str)):
+        raise BadRun(f"expected cores and versions, got {machine} and {versions}")
+    for found in summary.get("data", {}).values():
+        if not isinstance(found["name"] + found["sha256"] + found["source"], str):
+            raise BadRun(f"expected data with name, source and checksum, got {found}")
+
+
+def as_text(result: Result) -> str:
     """Lay out one experiment's claims, verdicts and numbers for a terminal."""
-    lines = []
+    measured, flaw, name = result.estimates, result.flaw, result.summary["config"]["experiment"]
+    lines = [f"On {result.basis}." + f" No verdicts: {flaw}." * bool(flaw)]
     for claim in CLAIMS:
         if claim.experiment != name:
             continue
         row = judge(claim, measured)
-        lines += [f"{row.verdict.upper()}: {claim.text} ({claim.id})"]
+        verdict = rules.UNMEASURED if flaw else row.verdict
+        lines += [f"{verdict.upper()}: {claim.text} ({claim.id})"]
         for finding in row.findings:
-            number = estimates.format_estimate(finding.estimate) if finding.estimate else "-"
-            text = f"{finding.check.label}: {number}; {finding.outcome}: {finding.check.rule}"
+            outcome = "no verdict" if flaw else finding.outcome
+            text = f"{finding.check.label}: {finding.number}; {outcome}: {finding.check.rule}"
             lines += textwrap.wrap(text, 96, initial_indent="    ", subsequent_indent="      ")
     return "\n".join(lines)

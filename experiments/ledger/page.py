@@ -37,7 +37,13 @@ MOVED = (
     "One bound has moved since: the largest slope of the sigmoid may differ from 1/4 by 1e-4, "
     "before by 1e-6, so that the rule can be read; it is exact arithmetic, and holds by both."
 )
-MARKS = {rules.HOLDS: "✓", rules.PARTLY: "◐", rules.FAILS: "✗", rules.UNMEASURED: "·"}
+MARKS = {
+    rules.HOLDS: "✓",
+    rules.PARTLY: "◐",
+    rules.UNSHOWN: "○",
+    rules.FAILS: "✗",
+    rules.UNMEASURED: "·",
+}
 COLUMNS = {
     "claim": "Claim",
     "notes": "Source",
@@ -51,12 +57,12 @@ COLUMNS = {
 class Options:
     """Write the ledger of every claim as HTML pages.
 
-    Each experiment is shown by its newest finished run; one that has none, by the result that the
-    project keeps.
+    Each experiment is shown by its best finished run, the result that the project keeps among them:
+    on the data that the claims are about, then by preset, then by seeds, then the newest.
     """
 
-    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
-    """where run directories are"""
+    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR")] = (Path("runs"),)
+    """where run directories are; or run directories, which are taken before all others"""
     to: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("report")
     """where the pages go"""
     keep: bool = False
@@ -66,10 +72,11 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Write the report; return the exit status."""
     how = tyro.cli(Options, prog="python -m experiments report", args=arguments)
-    results = ledger.collect(how.runs)
+    results = ledger.collect(how.runs, say=lambda line: print(line, file=sys.stderr))
     if not results:
+        where = ", ".join(map(str, how.runs))
         print(
-            f"Expected finished runs in {how.runs}, found none. Make them with: python -m "
+            f"Expected finished runs in {where}, found none. Make them with: python -m "
             "experiments all --preset quick",
             file=sys.stderr,
         )
@@ -77,7 +84,7 @@ def main(arguments: list[str]) -> int:
     if how.keep:
         results = keep(results, ledger.KEPT)
         page = ledger.KEPT.parent / "LEDGER.md"
-        page.write_text(as_markdown(results))
+        page.write_text(as_markdown(results), encoding="utf-8")
         print(f"kept: {ledger.KEPT}, {page}")
     write(results, how.to)
     counts = Counter[str](row.verdict for row in ledger.rows(results))
@@ -126,7 +133,7 @@ def write(results: Mapping[str, Result], folder: Path) -> None:
         summaries={name: text.partition("\n")[0] for name, text in docstrings.items()},
         figure_of=lambda claim: figure_of(claim, figures[claim.experiment]),
     )
-    (folder / "index.html").write_text(page)
+    (folder / "index.html").write_text(page, encoding="utf-8")
     for name in names:
         page = environment.get_template("experiment.html").render(
             name=name,
@@ -135,12 +142,12 @@ def write(results: Mapping[str, Result], folder: Path) -> None:
             rows=[row for row in rows if row.claim.experiment == name],
             figures=figures[name],
         )
-        (folder / f"{name}.html").write_text(page)
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
 
 def trusted(name: str) -> Any:
     """Read our own style or script, which must not be escaped."""
-    return markupsafe.Markup((HERE / "templates" / name).read_text())
+    return markupsafe.Markup((HERE / "templates" / name).read_text(encoding="utf-8"))
 
 
 def paragraphs(text: str) -> list[str]:
@@ -186,6 +193,9 @@ def keep(results: Mapping[str, Result], folder: Path) -> dict[str, Result]:
     kept = {}
     for name, result in results.items():
         target = folder / name
+        if result.flaw:
+            print(f"{name}: not kept, {result.flaw}", file=sys.stderr)
+            continue
         if target != result.path:
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
@@ -219,8 +229,9 @@ def as_markdown(results: Mapping[str, Result]) -> str:
             "",
             f"## {name}",
             "",
-            f"{summary_line(name)} `{command(name, result)}`; "
-            f"{minutes(result.summary['seconds'])} on {environment['machine']['cores']} cores, "
+            f"{summary_line(name)} `{command(name, result)}`; {result.basis}; "
+            + (f"no verdicts: {result.flaw}; " if result.flaw else "")
+            + f"{minutes(result.summary['seconds'])} on {environment['machine']['cores']} cores, "
             f"jax {environment['versions']['jax']}. Figures: "
             + ", ".join(
                 f"[{figure['title']}](ledger/{name}/{figure['file']})"
@@ -238,12 +249,14 @@ def markdown_row(row: Row) -> str:
     """Write one claim as a row of a table."""
     cells = []
     for finding in row.findings:
-        number = estimates.format_estimate(finding.estimate) if finding.estimate else "not measured"
         differs = f" ({finding.differs})" if finding.differs else ""
         cells.append(
-            f"{finding.check.label}: **{number}**{differs}; {finding.outcome}: {finding.check.rule}"
+            f"{finding.check.label} (`{finding.check.metric}`): **{finding.number}**{differs}; "
+            f"{finding.outcome}: "
+            f"{finding.check.rule}"
         )
-    text = row.claim.text + (f" *{row.claim.correction}*" if row.claim.correction else "")
+    text = f"{row.claim.text} (`{row.claim.id}`)"
+    text += f" *{row.claim.correction}*" if row.claim.correction else ""
     parts = [
         text,
         ", ".join(row.claim.sources),

@@ -1,1 +1,1 @@
-"""Estimates with intervals, and the rules by which they decide a claim."""
+"""Estimates with intervals, the choice of settings, and the rules that decide a claim."""

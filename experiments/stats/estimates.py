@@ -6,6 +6,7 @@ paired.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -97,9 +98,9 @@ def share(outcomes: ArrayLike) -> Estimate:
     References: Wilson, "Probable inference, the law of succession, and statistical inference",
       1927.
     """
-    x = np.asarray(outcomes, bool).ravel()
-    if not len(x):
-        raise ValueError("Expected at least one run, got none.")
+    x = np.asarray(outcomes, bool)
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"Expected one outcome for each run, at least one, got shape {x.shape}.")
     from scipy import stats  # A second to import, seldom needed.
 
     test = stats.binomtest(int(x.sum()), len(x))
@@ -137,9 +138,9 @@ def from_json(content: dict[str, Any]) -> Estimate:
 
 
 def _finite_runs(values: ArrayLike) -> np.ndarray:
-    x = np.asarray(values, np.float64).ravel()
-    if not len(x):
-        raise ValueError("Expected at least one run, got none.")
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or not len(x):
+        raise ValueError(f"Expected one number for each run, at least one, got shape {x.shape}.")
     if not np.all(np.isfinite(x)):
         raise ValueError(
             f"Expected finite values, got {x.tolist()}. Decide what a run that diverged counts as, "
@@ -157,8 +158,8 @@ def _t_interval(x: np.ndarray) -> tuple[float, float]:
     return float(x.mean() - half), float(x.mean() + half)
 
 
-def pretty(number: float) -> str:
-    """Write a number to three digits, as short as it goes.
+def pretty(number: float, digits: int = 3) -> str:
+    """Write a number to so many digits, as short as it goes.
 
     Example:
       >>> from experiments.stats.estimates import pretty
@@ -167,29 +168,49 @@ def pretty(number: float) -> str:
     """
     if number == 0:
         return "0"
-    rounded = float(f"{number:.3g}")
+    rounded = float(f"{number:.{digits}g}")
     if 1e3 <= abs(rounded) < 1e7:
-        return f"{rounded:,.0f}"
-    return f"{rounded:.3g}"
+        return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}"
+    return f"{rounded:.{digits}g}"
 
 
-def format_estimate(estimate: Estimate) -> str:
+def format_estimate(estimate: Estimate, bounds: Sequence[float] = ()) -> str:
     """Write an estimate with its interval, to the digits that the interval leaves meaning.
+
+    Args:
+      bounds: of a rule; with as many digits more as it takes to see on which side of them value
+        and interval lie.
 
     Example:
       >>> from experiments.stats import estimates
-      >>> estimates.format_estimate(estimates.mean([1.0, 2.0, 3.0]))
-      '2.0 (-0.5 to 4.5)'
+      >>> seen = estimates.mean([1.0, 2.0, 3.0])
+      >>> estimates.format_estimate(seen), estimates.format_estimate(seen, [-0.5])
+      ('2.0 (-0.5 to 4.5)', '2.00 (-0.48 to 4.48)')
       >>> estimates.format_estimate(estimates.exact(0.25))
       '0.25'
     """
     numbers = (estimate.value, estimate.low, estimate.high)
-    width = estimate.high - estimate.low
-    if width == 0:
-        return pretty(estimate.value)
-    decimals = max(0, 2 + math.floor(-math.log10(width / 2)))
+    texts: list[str] = []
+    for more in range(6):
+        texts = _format(numbers, more)
+        written = [float(text.replace(",", "")) for text in texts]
+        if all(
+            np.sign(was - bound) == np.sign(now - bound)
+            for was, now in zip(numbers, written, strict=True)
+            for bound in bounds
+        ):
+            break
+    value, low, high = texts
+    if estimate.low < estimate.high:
+        return f"{value} ({low} to {high})"
+    # Equal runs leave no width: that is no certainty.
+    return f"{value} (in all {estimate.runs} runs)" if estimate.runs > 1 else value
+
+
+def _format(numbers: tuple[float, float, float], more: int) -> list[str]:
+    """Write value and interval alike, with `more` digits than the interval leaves meaning."""
+    _, low, high = numbers
+    decimals = max(0, 2 + math.floor(-math.log10((high - low) / 2))) if high > low else math.inf
     if decimals > 6:
-        value, low, high = (pretty(x) for x in numbers)
-    else:
-        value, low, high = (f"{x:,.{decimals}f}" for x in numbers)
-    return f"{value} ({low} to {high})"
+        return [pretty(x, 3 + more) for x in numbers]
+    return [f"{x:,.{int(decimals) + more}f}" for x in numbers]

@@ -2,8 +2,9 @@
 
 A claim has one or more checks. A check compares one measured number with a bound: it is *shown*
 where the whole interval lies on the claim's side of the bound, *refuted* where the whole interval
-lies on the other, else *unclear*. The claim holds where all its checks are shown, holds partly
-where some are, and does not hold where none is. No verdict comes from fewer than three runs.
+lies on the other, else *unclear*. The claim holds where all its checks are shown, and holds partly
+where some are. Where none is, it does not hold if one is refuted, and is not shown if all are
+unclear. No verdict comes from fewer than three runs.
 """
 
 import math
@@ -13,8 +14,9 @@ from experiments.stats.estimates import Estimate
 
 MINIMUM_RUNS = 3
 
-HOLDS, PARTLY, FAILS, UNMEASURED = "holds", "holds partly", "does not hold", "not measured"
-Verdict = Literal["holds", "holds partly", "does not hold", "not measured"]
+HOLDS, PARTLY, UNSHOWN = "holds", "holds partly", "not shown"
+FAILS, UNMEASURED = "does not hold", "not measured"
+Verdict = Literal["holds", "holds partly", "not shown", "does not hold", "not measured"]
 Outcome = Literal["shown", "refuted", "unclear", "not measured"]
 
 
@@ -32,6 +34,11 @@ class Check(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
     expected: float | None = None
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """Return the bounds that there are."""
+        return tuple(bound for bound in (self.low, self.high) if math.isfinite(bound))
 
     @property
     def rule(self) -> str:
@@ -106,12 +113,16 @@ def verdict(outcomes: list[Outcome]) -> Verdict:
 
     Example:
       >>> from experiments.stats import rules
-      >>> rules.verdict(["shown", "refuted"]), rules.verdict(["unclear"])
+      >>> rules.verdict(["shown", "refuted"]), rules.verdict(["refuted", "unclear"])
       ('holds partly', 'does not hold')
+      >>> rules.verdict(["unclear", "unclear"])
+      'not shown'
     """
     if "not measured" in outcomes:
         return UNMEASURED
     shown = outcomes.count("shown")
     if shown == len(outcomes):
         return HOLDS
-    return PARTLY if shown else FAILS
+    if shown:
+        return PARTLY
+    return FAILS if "refuted" in outcomes else UNSHOWN

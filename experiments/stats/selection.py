@@ -12,9 +12,9 @@ def best(
     """Choose the setting whose mean over seeds is the best.
 
     The protocol of all studies: `scores` are of what is not reported, of validation images or of
-    seeds kept apart for it, after the last step; one setting is chosen for all seeds. A run that
-    diverged (NaN, infinity) is worse than any other, and so is the setting it belongs to. Of equal
-    settings the first one is taken.
+    seeds kept apart for it, after the last step; one setting is chosen for all seeds. Where a study
+    does otherwise its docstring says so. A run that diverged (NaN, infinity) is worse than any
+    other, and so is the setting it belongs to. Of equal settings the first one is taken.
 
     Returns: index along the axis of settings.
 

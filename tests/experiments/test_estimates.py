@@ -90,11 +90,27 @@ def test_no_verdict_from_too_few_runs():
         (["shown", "unclear"], "holds partly"),
         (["shown", "refuted"], "holds partly"),
         (["unclear", "refuted"], "does not hold"),
+        (["refuted", "refuted"], "does not hold"),
+        (["unclear", "unclear"], "not shown"),
         (["shown", "not measured"], "not measured"),
     ],
 )
 def test_verdict(outcomes, expected):
     assert rules.verdict(outcomes) == expected
+
+
+@pytest.mark.parametrize(
+    ("estimate", "bounds", "expected"),
+    [
+        (estimates.Estimate(7, 1.2, 34, 5, "ratio"), (1,), "7.0 (1.2 to 34.0)"),
+        (estimates.Estimate(7, 0.96, 34, 5, "ratio"), (1,), "7.00 (0.96 to 34.00)"),
+        (estimates.Estimate(7, 1.0, 34, 5, "ratio"), (1,), "7 (1 to 34)"),
+        (estimates.exact(0.250004), (0.25,), "0.250004"),
+        (estimates.exact(1234.6), (1232,), "1,235"),
+    ],
+)
+def test_digits_tell_on_which_side_of_the_bound_it_lies(estimate, bounds, expected):
+    assert estimates.format_estimate(estimate, bounds) == expected
 
 
 def test_rules_read_as_they_are():

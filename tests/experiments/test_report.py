@@ -1,6 +1,5 @@
 """The report: what its pages say, and how they behave in a real browser."""
 
-import dataclasses
 import importlib.util
 import re
 import shutil
@@ -35,14 +34,10 @@ in_browser = pytest.mark.skipif(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    seeds: int = 3
-
-
 def finished(runs, name, estimate):
     """Make a finished run whose every number is `estimate(check)`."""
-    with run_dir.create(runs, name, Config()) as run:
+    config = importlib.import_module(f"experiments.studies.{name}.config").PRESETS["quick"]
+    with run_dir.create(runs, name, config) as run:
         run_dir.keep_environment(run, run_dir.environment())
         study = Study(name, run, preset="quick")
         for claim in CLAIMS:
@@ -73,7 +68,7 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     finished(folder / "runs", "identities", inside)
     finished(folder / "runs", "titanic", outside)
-    results = ledger.collect(folder / "runs", kept=folder / "none")
+    results = ledger.collect([folder / "runs"], kept=folder / "none")
     report.write(results, folder / "pages")
     return folder / "pages"
 
@@ -125,7 +120,7 @@ def test_pages_need_nothing_from_outside(pages):
 
 
 def test_markdown_has_every_claim_and_its_verdict(pages):
-    results = ledger.collect(pages.parent / "runs", kept=pages.parent / "none")
+    results = ledger.collect([pages.parent / "runs"], kept=pages.parent / "none")
     text = report.as_markdown(results)
     rows = [
         line for line in text.splitlines() if (line.startswith("| ") and "✓" in line) or "✗" in line
@@ -145,7 +140,7 @@ def test_without_runs_the_kept_results_are_shown(tmp_path, monkeypatch, capsys):
 
 def test_kept_ledger_is_that_of_the_kept_results():
     """LEDGER.md, the kept summaries and the registry belong together."""
-    results = ledger.collect(ledger.KEPT / "no runs")
+    results = ledger.collect([ledger.KEPT / "no runs"])
     assert set(results) == {claim.experiment for claim in CLAIMS}
     assert (ledger.KEPT.parent / "LEDGER.md").read_text() == report.as_markdown(results)
     for name, result in results.items():

@@ -32,7 +32,7 @@ function filter() {
     count.setAttribute("aria-pressed", String(count.dataset.verdict === field("verdict").value));
 }
 
-const verdicts = ["holds", "holds partly", "does not hold", "not measured"];
+const verdicts = ["holds", "holds partly", "not shown", "does not hold", "not measured"];
 const keys = {
   claim: (claim) => Number(claim.dataset.order),
   notes: (claim) => claim.dataset.notes,

@@ -144,11 +144,7 @@ CLAIMS = (
         ("003",),
         "Xavier (normal) and Glorot (uniform) are different techniques.",
         "identities",
-        (
-            above(
-                "variance_difference", 0.05, "relative difference of the variances that they draw"
-            ),
-        ),
+        (above("variance_difference", 0.05, "variance / its formula, uniform - normal"),),
         "They are one, named after Xavier Glorot, in a normal and a uniform variant of equal variance.",
     ),
     Claim(

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from experiments.checks import check
+
 
 @dataclass(frozen=True)
 class Config:
@@ -13,6 +15,10 @@ class Config:
     """batches that a variance is averaged over, in each draw"""
     fan: int = 400
     """fan in of the weights whose variance is measured; fan out is half of it"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check(self, fan="[2, inf)")
 
 
 BATCH_SIZES = (2, 5, 32, 60)  # Whose variance is measured.

@@ -21,28 +21,28 @@ MAPS, SCALES = 7, (0.1, 10.0, 100.0)
 
 def measure(config: Config, study: Study) -> None:
     """Measure every identity, and plot the errors."""
-    layer = study.part("layer", lambda: over_draws(config, layer_errors, wide=True))
+    layer = study.part("layer", lambda: over_draws(config, "layer", layer_errors, wide=True))
     for name, errors in layer.items():
         study.report(name, estimates.exact(np.max(errors)))
-    single = study.part("identity_map", lambda: over_draws(config, identity_errors))
+    single = study.part("identity_map", lambda: over_draws(config, "identity map", identity_errors))
     for name, errors in single.items():
         study.report(name, estimates.exact(np.max(errors)))
     for name, value in study.part("arithmetic", arithmetic).items():
         study.report(name, estimates.exact(value))
 
     bessel = study.part(
-        "bessel", lambda: over_draws(config, lambda key: batch_variances(config, key))
+        "bessel", lambda: over_draws(config, "batches", lambda key: batch_variances(config, key))
     )
     for m in (2, 60):
         study.report(f"corrected_{m}", estimates.mean(bessel[f"corrected_{m}"]))
     study.report("uncorrected_2", estimates.mean(bessel["uncorrected_2"]))
     drawn = study.part(
-        "initial", lambda: over_draws(config, lambda key: initial_variances(config, key))
+        "initial", lambda: over_draws(config, "weights", lambda key: initial_variances(config, key))
     )
     for name in ("glorot_normal", "glorot_uniform", "he_normal"):
         study.report(name, estimates.mean(drawn[name]))
-    difference = np.abs(1 - drawn["glorot_uniform"].mean() / drawn["glorot_normal"].mean())
-    study.report("variance_difference", estimates.exact(difference))
+    difference = estimates.paired(drawn["glorot_uniform"], drawn["glorot_normal"])
+    study.report("variance_difference", difference)
 
     equalities = {**layer, **single}
     equalities.pop("parameters_per_map")
@@ -64,11 +64,15 @@ def measure(config: Config, study: Study) -> None:
 
 
 def over_draws(
-    config: Config, function: Callable[[Array], dict[str, Array]], *, wide: bool = False
+    config: Config,
+    purpose: str,
+    function: Callable[[Array], dict[str, Array]],
+    *,
+    wide: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Compute numbers for every draw, in float64 where `wide`."""
+    """Compute numbers for every draw, with keys of that purpose, in float64 where `wide`."""
     with jax.enable_x64(wide):
-        keys = sampling.keys(range(config.draws), "draws")
+        keys = sampling.keys(range(config.draws), purpose)
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(function))(keys))
 
 

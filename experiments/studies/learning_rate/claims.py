@@ -12,7 +12,7 @@ CLAIMS = (
             above(
                 "chance_without",
                 5_000,
-                "steps until test accuracy .2 without BN, sigma .05, rate .01, of at most 20,000",
+                "steps until test accuracy .2 without BN, sigma .05, rate .01; 20,000 where it takes more",
                 expected=20_000,
             ),
             below("chance_with", 1_000, "the same with BN, looked at every 50 steps"),

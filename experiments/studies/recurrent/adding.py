@@ -102,10 +102,11 @@ def at_best_rate(
 ) -> Float[np.ndarray, "..."]:
     """Choose the rate by the last errors on the first held-out set; return those on the second.
 
-    A run that diverged counts as one that answers 1 always.
+    A run that diverged is worse than any other; where it has to be counted after all, it counts as
+    one that answers 1 always.
     """
-    errors = np.where(np.isfinite(errors), errors, CHANCE)
-    return errors[selection.best(errors[:, :, -1, 0], "lowest"), :, :, 1]
+    best = errors[selection.best(errors[:, :, -1, 0], "lowest"), :, :, 1]
+    return np.where(np.isfinite(best), best, CHANCE)
 
 
 def clipping(config: Config) -> dict[str, ArrayLike]:

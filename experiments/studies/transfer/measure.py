@@ -18,7 +18,7 @@ from experiments.studies.transfer.config import Config
 from experiments.studies.transfer.figures import plot_race, plot_ways
 from experiments.studies.transfer.ways import WAYS
 from experiments.study import Study
-from experiments.tasks.split import Split, sample_split
+from experiments.tasks.split import Split, sample_split, spread
 from experiments.training import networks, sweep
 from experiments.training.networks import Network
 from jbn.models import MLP
@@ -105,9 +105,10 @@ def adapt(
 
 def race(config: Config, target: Split, begin: dict[str, Network]) -> dict[str, np.ndarray]:
     """Take two ways, evaluated often, on fewer images: (2, rates, seeds, evaluations)."""
-    images = config.race_images
-    few = Split(target.train, *((x[:images], labels[:images]) for x, labels in target[1:]))
-    observe = functools.partial(sweep.accuracies, statistics=images)
+    rows = [spread(len(labels), config.race_images) for _, labels in target[1:]]
+    parts = zip(target[1:], rows, strict=True)
+    few = Split(target.train, *((x[some], labels[some]) for (x, labels), some in parts))
+    observe = functools.partial(sweep.accuracies, statistics=config.race_images)
     evaluations = config.race_steps // config.race_every
     return take(
         config, ("scratch", "pretrained"), few, begin, observe, config.race_steps, evaluations
