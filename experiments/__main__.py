@@ -2,28 +2,32 @@
 
 import contextlib
 import gc
+import importlib
+import os
 import sys
 
+from experiments.checks import did_you_mean
 from experiments.docstrings import summary_line
 from experiments.training.signals import GracefulExit, Stopped
 
+# In the order of what they cost at `quick`, the cheapest first.
 EXPERIMENTS = (
     "mnist_mlp",
     "identities",
-    "gradients",
-    "recurrent",
+    "batches",
     "whitening",
+    "inference",
     "titanic",
-    "learning_rate",
+    "transfer",
+    "gradients",
+    "saturation",
     "regularization",
     "batch_size",
-    "inference",
-    "shift",
-    "batches",
-    "saturation",
     "placement",
-    "transfer",
+    "shift",
     "inception",
+    "recurrent",
+    "learning_rate",
 )
 USAGE = """usage: python -m experiments NAME [--preset smoke|quick|paper] [options]
        python -m experiments NAME --help
@@ -33,7 +37,22 @@ USAGE = """usage: python -m experiments NAME [--preset smoke|quick|paper] [optio
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out one command; return the exit status."""
+    """Carry out one command; return the exit status.
+
+    0: done; 1: failed, as of a full disk; 2: options or data with which it cannot be done; 128 and
+    the signal's number: stopped.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # A terminal may have no "\N{PLUS-MINUS SIGN}".
+            stream.reconfigure(errors="replace")
+    try:
+        return carry_out_command(arguments)
+    except OSError as error:
+        return tell("experiments", error)
+
+
+def carry_out_command(arguments: list[str]) -> int:
+    """Tell which command it is, and carry it out; return the exit status."""
     if arguments[:1] == ["run"]:  # `run NAME` is `NAME`.
         arguments = arguments[1:]
     if not arguments or arguments[0] in ("-h", "--help", "list"):
@@ -44,14 +63,17 @@ def main(arguments: list[str]) -> int:
         from experiments.ledger import page as report
 
         return report.main(rest)
-    if name != "all" and name not in EXPERIMENTS:
-        print(
-            f"Expected an experiment, all, report or list, got {name!r}. There are:\n{listing()}",
-            file=sys.stderr,
-        )
+    names = (*EXPERIMENTS, "all", "report", "list")
+    if name not in names:
+        hint = did_you_mean(name, names)
+        print(f"Expected one of {', '.join(names)}, got {name!r}.{hint}", file=sys.stderr)
         return 2
     with GracefulExit() as graceful_exit:
         graceful_exit.say("stopped; nothing was begun")
+        if name != "all":
+            refused = refuse(name, rest)
+            if refused:
+                return refused
         from experiments.cli import run_all
         from experiments.training import hosts  # Slow to import: not needed for `list`.
 
@@ -65,16 +87,31 @@ def main(arguments: list[str]) -> int:
             return carry_out(name, rest, graceful_exit)
 
 
+def refuse(name: str, arguments: list[str]) -> int:
+    """Tell what is wrong with the options before anything slow is imported; return 0 if nothing."""
+    from experiments import options  # Not needed for `list`.
+
+    settings = importlib.import_module(f"experiments.studies.{name}.config")
+    try:
+        options.parse(name, settings, arguments, options.kind_of(settings))
+    except (ValueError, OSError) as error:
+        return tell(name, error)
+    return 0
+
+
 def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> int:
     """Run one experiment; return the exit status."""
     from experiments.cli import session  # Slow to import.
+    from experiments.run_dir import Damaged
     from experiments.tasks import data
+    from experiments.training import hosts
 
     try:
         made = session.prepare(name, arguments, graceful_exit)
     except (ValueError, FileNotFoundError) as error:  # Of options and data: no bug of ours.
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
+        return tell(name, error)
+    except OSError as error:
+        return end_alone(tell(name, error), hosts.count())
     with made.run or contextlib.nullcontext():
         graceful_exit.say(f"stopped; go on with: {made.resume_command}")
         print(f"run: {made.path} ({made.where})", file=sys.stderr)
@@ -83,13 +120,37 @@ def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> i
         except Stopped as stopped:
             print(f"\n{graceful_exit.message}", file=sys.stderr)
             return 128 + stopped.number
-        except (data.WrongData, FileNotFoundError) as error:  # A study loads its data late.
-            print(f"{name}: {error}", file=sys.stderr)
-            return 2
+        except data.WrongData as error:  # A study may load its data late.
+            return tell(name, error)
+        except (OSError, Damaged, FloatingPointError) as error:
+            if isinstance(error, OSError) and error.errno:  # Of an open file it has no name.
+                error.filename = error.filename or made.path
+            return end_alone(tell(name, error, made.resume_command), hosts.count())
         if made.run:
             print(f"{results}\n\nrun: {made.path}")
             print("figures:", *sorted(path.name for path in made.run.path.glob("*.png")))
     return 0
+
+
+def tell(name: str, error: Exception, resume_command: str = "") -> int:
+    """Say in one line what went wrong; return the exit status.
+
+    An error of the system has a number, and is of a path; one of ours says all in words.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        then = f". Once that is mended, go on with: {resume_command}" if resume_command else ""
+        print(f"{name}: {error.filename or 'output'}: {error.strerror}{then}", file=sys.stderr)
+        return 1
+    print(f"{name}: {error}", file=sys.stderr)
+    return 1 if isinstance(error, FloatingPointError) else 2
+
+
+def end_alone(status: int, hosts: int) -> int:
+    """Return the exit status; with other hosts, which wait for this one, end at once instead."""
+    if hosts > 1:
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def listing() -> str:

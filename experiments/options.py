@@ -14,6 +14,7 @@ from experiments.docstrings import docstring
 
 NEWEST = "newest"
 OWN = "own options"
+FROM_FILES = {"mnist", "fashion_mnist", "cifar10", "titanic"}  # What --data-dir is for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,25 @@ def parse(
             f"Expected the options of {known.resume} itself, got others. Leave them out: a run "
             "goes on as it was begun."
         )
+    if parsed.execution.data_dir is not None and not reads_files(parsed.config):
+        raise ValueError(
+            f"Expected no --data-dir, for {name} reads no data files with these options, got "
+            f"{parsed.execution.data_dir}. Leave it out."
+        )
     return Options(parsed.config, parsed.execution)
+
+
+def kind_of(study: Any) -> type[IOOptions]:
+    """Tell which options a study has beside its own: of `MANY_DEVICES`, how it is carried out."""
+    return ExecutionOptions if getattr(study, "MANY_DEVICES", False) else IOOptions
+
+
+def reads_files(config: Any) -> bool:
+    """Tell whether a study takes a data set from a data folder.
+
+    Raises: ValueError: the config asks for more images at once than it takes.
+    """
+    return hasattr(config, "needs") and not FROM_FILES.isdisjoint(config.needs())
 
 
 def preset_of(presets: Mapping[str, Any], config: Any) -> str:
@@ -118,10 +137,18 @@ def preset_of(presets: Mapping[str, Any], config: Any) -> str:
 
 
 def to_go_on(name: str, path: str, execution: IOOptions) -> str:
-    """Write the command that goes on with a run in the same way."""
-    command = ["python", "-m", "experiments", name, "--resume", path]
+    """Write the command that goes on with a run in the same way, to be typed in the same folder.
+
+    What the run itself knows is left out: its own options, and where it is.
+    """
+    command = ["python", "-m", "experiments", name, "--resume", _no_option(path)]
     for field in dataclasses.fields(execution):
         value = getattr(execution, field.name)
         if field.name not in ("resume", "runs") and value != field.default:
-            command += [f"--{field.name.replace('_', '-')}", str(value)]
+            command += [f"--{field.name.replace('_', '-')}", _no_option(str(value))]
     return shlex.join(command)
+
+
+def _no_option(value: str) -> str:
+    """Write a path that begins with a dash so that it is not taken for an option."""
+    return f"./{value}" if value.startswith("-") else value

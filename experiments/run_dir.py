@@ -8,24 +8,30 @@ checkpoints/   the latest states, written by `experiments.training.loop`
 summary.json   the results; a run that has it is finished
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-import jax
+from experiments import checks
 
 PACKAGES = ("jbn", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "scikit-learn")
 
 Config = TypeVar("Config")
+
+
+class Damaged(ValueError):
+    """A file of a run that is cut short, or not what was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,37 +49,110 @@ class Run:
         """Let other processes have it."""
         self.lock.close()
 
-    def read(self, name: str) -> Any:
-        """Read a JSON file of the run."""
+    def read(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run, see `read_json`."""
         return read_json(self.path / name)
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file of the run, whole or not at all."""
-        partial = self.path / f"{name}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(self.path / name)
+        with replacing(self.path / name) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append a row to a JSON-lines file of the run, and see it onto the disk."""
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(row, separators=(",", ":")) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a row to a JSON-lines file of the run, and see it onto the disk: whole, or not.
+
+        A last row that was cut short, as where the process was killed, gives place to it.
+
+        Raises: OSError: as of a full disk; ValueError: a number that is not finite.
+        """
+        path, text = self.path / name, json.dumps(row, separators=(",", ":"), allow_nan=False)
+        line = f"{text}\n".encode()
+        with _naming(path), path.open("ab", buffering=0) as file:
+            size = _size_of_whole_rows(path)
+            try:
+                file.truncate(size)
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
 
     def rewind(self, name: str, step: int) -> None:
-        """Forget the rows of a JSON-lines file after `step`, and a last one that was cut short."""
+        """Forget the rows of a JSON-lines file after `step`, and a last one that was cut short.
+
+        Rows that are damaged, or out of order, are forgotten, too, and it is said.
+        """
         path = self.path / name
         if not path.exists():
             return
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
-        partial = path.with_name(f"{name}.partial")
-        partial.write_bytes(b"".join(kept))
-        partial.replace(path)
+        kept, reached, damaged = [], -1, 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            found = (read_row(line) or {}).get("step")
+            if not isinstance(found, int) or found <= reached:
+                damaged += line.endswith(b"\n")  # Cut short is how a kill leaves it.
+            elif found <= step:
+                kept.append(line)
+                reached = found
+        if damaged:
+            say(f"{path} has damaged rows: {damaged} are left out")
+        with replacing(path) as partial:
+            partial.write_bytes(b"".join(kept))
+
+
+def say(line: str) -> None:
+    """Tell the user something about a run, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Give a path to write to, which takes the place of `path` once all is written.
+
+    Example:
+      with replacing(folder / "summary.json") as partial:
+          partial.write_text(...)
+
+    Raises: OSError: as of a full disk, with the name of the path; then `path` is as it was.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with _naming(path):
+        try:
+            yield partial
+            partial.replace(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Generator[None]:
+    """Have errors of the system name the path: those of writing to an open file do not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _size_of_whole_rows(path: Path) -> int:
+    """Count the bytes up to the end of the last whole line."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        if file.read() in (b"", b"\n"):
+            return size
+        file.seek(0)
+        return file.read().rfind(b"\n") + 1
 
 
 def create(root: Path, experiment: str, config: Any) -> Run:
-    """Make a new run directory, named after the time in UTC, and hold it."""
+    """Make a new run directory, named after the time in UTC, and hold it.
+
+    Raises: OSError: it cannot be written, as on a full disk; then none is left.
+    """
     folder = root / experiment
     folder.mkdir(parents=True, exist_ok=True)
     while True:  # Until no other process has taken this very microsecond.
@@ -82,9 +161,12 @@ def create(root: Path, experiment: str, config: Any) -> Run:
             path.mkdir()
         except FileExistsError:
             continue
-        run = Run(path, _lock(path))
-        run.write("config.json", {"experiment": experiment, **to_json(config)})
-        return run
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, path, ignore_errors=True)
+            run = stack.enter_context(Run(path, _lock(path)))
+            run.write("config.json", {"experiment": experiment, **to_json(config)})
+            stack.pop_all()  # All is well: it stays, and is held.
+            return run
 
 
 def open_run(path: Path) -> Run:
@@ -106,18 +188,31 @@ def finished(root: Path, experiment: str) -> list[Path]:
     return [path for path in paths if (path / "summary.json").is_file()]
 
 
+def newest_finished(root: Path, experiment: str, config: Any) -> Path | None:
+    """Find the newest finished run of this experiment and config; None where there is none.
+
+    What is damaged is named, and passed over.
+    """
+    for path in finished(root, experiment):
+        if _is_of(path, experiment, config) and _has_summary(path):
+            return path
+    return None
+
+
 def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
     """Hold the newest run of this experiment and config that neither finished nor is running.
 
+    What is damaged is named, and passed over; a run with a damaged summary has not finished.
+
     Raises: ValueError: there is none.
     """
-    wanted = {"experiment": experiment, **to_json(config)}
     others = []
     for path in sorted((root / experiment).glob("*/"), reverse=True):
-        if not (path / "config.json").is_file() or (path / "summary.json").exists():
+        if not (path / "config.json").is_file() or _has_summary(path):
             continue
-        if read_json(path / "config.json") != wanted:
-            others.append(str(path))
+        is_wanted = _is_of(path, experiment, config)
+        if not is_wanted:
+            others += [str(path)] if is_wanted is False else []
             continue
         try:
             return Run(path, _lock(path))
@@ -127,6 +222,30 @@ def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
     raise ValueError(
         f"Expected an unfinished run of {experiment} with these options in {root}, got none.{hint}"
     )
+
+
+def _is_of(path: Path, experiment: str, config: Any) -> bool | None:
+    """Tell whether a run was begun with this config; None, and a line, where that is damaged."""
+    try:
+        if read_json(path / "config.json") == {"experiment": experiment, **to_json(config)}:
+            return True
+        read_config(path, experiment, type(config))
+    except (ValueError, OSError) as error:  # Damaged, or in the folder of another experiment.
+        say(f"{path} is passed over: {error}")
+        return None
+    return False
+
+
+def _has_summary(path: Path) -> bool:
+    """Tell whether a run has a whole summary."""
+    try:
+        read_json(path / "summary.json")
+    except FileNotFoundError:
+        return False
+    except (Damaged, OSError) as error:
+        say(f"{path} counts as unfinished: {error}")
+        return False
+    return True
 
 
 def _lock(path: Path) -> TextIO:
@@ -154,26 +273,67 @@ def to_config(kind: type[Config], values: Mapping[str, Any]) -> Config:
 def read_config(path: Path, experiment: str, kind: type[Config]) -> Config:
     """Read the config of a run of this experiment.
 
-    Raises: ValueError: it is a run of another experiment.
+    Raises:
+      Damaged: it is not whole, or has other options than this version takes.
+      ValueError: it is a run of another experiment.
     """
     values = read_json(path / "config.json")
     if values.pop("experiment", None) != experiment:
         raise ValueError(
             f"Expected a run of {experiment}, got {path}, which is of another experiment."
         )
-    return to_config(kind, values)
+    try:
+        config = to_config(kind, values)
+        checks.check_types(config)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Damaged(
+            f"{path / 'config.json'} is damaged, or of another version: {error}"
+        ) from None
+    return config
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text())
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises: Damaged: it is empty, cut short, or otherwise not what was written.
+    """
+    content = path.read_bytes()
+    try:
+        made = json.loads(content.decode())
+    except RecursionError:
+        reason = "it is nested too deeply"
+    except ValueError as error:  # Not UTF-8, or not JSON.
+        reason = str(error) if content else "it is empty"
+    else:
+        if isinstance(made, dict):
+            return made
+        reason = f"expected an object, got a {type(made).__name__}"
+    raise Damaged(f"{path} is damaged: {reason}")
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the rows of a JSON-lines file."""
-    with path.open() as file:
-        for line in file:
-            yield json.loads(line)
+    """Read the rows of a JSON-lines file.
+
+    Raises: Damaged: names the first line that is not whole.
+    """
+    for i, line in enumerate(path.read_bytes().splitlines(keepends=True)):
+        row = read_row(line)
+        if row is None:
+            raise Damaged(f"{path} is damaged: line {i + 1} is no whole row of finite numbers")
+        yield row
+
+
+def read_row(line: bytes) -> dict[str, Any] | None:
+    """Read one line of a JSON-lines file; None where it is damaged, or has a number not finite."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"Expected a finite number, got {constant}.")
+
+    try:
+        row = json.loads(line.decode(), parse_constant=refuse)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and line.endswith(b"\n") else None
 
 
 def environment() -> dict[str, Any]:
@@ -184,6 +344,8 @@ def environment() -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    import jax  # Slow to import: options are read before it is.
+
     device = jax.devices()[0]
     return {
         "versions": versions,
@@ -199,16 +361,21 @@ def environment() -> dict[str, Any]:
 
 def keep_environment(run: Run, environment: dict[str, Any]) -> None:
     """Write env.json; for a resumed run, compare with it instead, and say what differs."""
-    if not (run.path / "env.json").exists():
+    path = run.path / "env.json"
+    try:
+        before = read_json(path)
+    except FileNotFoundError:
         run.write("env.json", environment)
         return
-    before = run.read("env.json")
+    except Damaged as error:
+        say(f"{error}; what the run began on is not known, what it goes on with is written there")
+        run.write("env.json", environment)
+        return
     for part in ("versions", "device", "machine", "spread"):
         if before.get(part) != environment.get(part):
-            print(
+            say(
                 f"{part} differ from those this run began with: its metrics may do so in the last "
-                f"digits. Then: {before.get(part)}; now: {environment.get(part)}",
-                file=sys.stderr,
+                f"digits. Then: {before.get(part)}; now: {environment.get(part)}"
             )
 
 
@@ -220,7 +387,7 @@ def _cores() -> int:
 
 def _cpu() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

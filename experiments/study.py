@@ -7,12 +7,11 @@ summary.json  the numbers, with their intervals, and what figures there are; a s
               finished
 """
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import matplotlib as mpl
 import numpy as np
@@ -20,21 +19,62 @@ from jaxtyping import ArrayLike
 from matplotlib.figure import Figure
 
 from experiments import plotting
+from experiments.datasets import NAMES
 from experiments.options import OWN
-from experiments.run_dir import Run, read_rows
+from experiments.run_dir import Damaged, Run, read_json, read_row, read_rows, replacing, say
 from experiments.stats.estimates import Estimate, to_json
-from experiments.tasks import data
+from experiments.tasks import cifar, data, own, titanic
 from experiments.tasks.data import Dataset, WrongData
+from experiments.tasks.titanic import Passengers
 from experiments.training import hosts
 from experiments.training.loop import Execution
 
 
-def load(name: str, data_dir: Path | None) -> Dataset:
-    """Load a data set on every host, see `experiments.tasks.data.load`.
+def load_all(
+    needs: Mapping[str, tuple[int, int]], data_dir: Path | None
+) -> dict[str, Dataset | Passengers]:
+    """Load all that a study needs, on every host.
+
+    Args: needs: data set -> how many training and test images, as a config's `needs` has it.
 
     Raises: ValueError, FileNotFoundError: on all hosts where one of them lacks it or has another.
     """
-    loaded = hosts.run_on_all(lambda: data.load(name, data_dir=data_dir))
+    # Two that fall back on the digits would be one: each is then to be itself.
+    alone = len(needs) == 1
+    return {
+        name: load(name, data_dir, needed=needed, digits_may_do=alone)
+        for name, needed in needs.items()
+    }
+
+
+def load(
+    name: str,
+    data_dir: Path | None,
+    *,
+    needed: tuple[int, int] = (0, 0),
+    digits_may_do: bool = True,
+) -> Dataset | Passengers:
+    """Load a data set, by its name or the path of one's own, on every host.
+
+    Args: needed, digits_may_do: as in `experiments.tasks.data.load`.
+
+    Raises: ValueError, FileNotFoundError: on all hosts where one of them lacks it or has another.
+    """
+
+    def read() -> Dataset | Passengers:
+        if name == "titanic":
+            return titanic.load(data_dir=data_dir)
+        if name == "cifar10":
+            batches = -(-needed[0] // cifar.IMAGES) or cifar.BATCHES
+            made = cifar.load(train_batches=min(batches, cifar.BATCHES), data_dir=data_dir)
+        elif name in NAMES:
+            made = data.load(name, data_dir=data_dir, needed=needed, digits_may_do=digits_may_do)
+        else:
+            made = own.load(Path(name))
+        data.check_enough(made, needed)
+        return made
+
+    loaded = hosts.run_on_all(read)
     hosts.check_same("examples", loaded.describe()["sha256"])
     return loaded
 
@@ -65,7 +105,7 @@ class Study:
         """Begin, or go on, in a run directory."""
         self.name, self.preset, self.data_dir = name, preset, data_dir
         self.execution = execution or Execution()
-        self.datasets: dict[str, Dataset] = {}
+        self.datasets: dict[str, Any] = {}
         self.estimates: dict[str, Estimate] = {}
         self.figures: list[dict[str, str]] = []
         self.tables: list[str] = []
@@ -84,25 +124,37 @@ class Study:
     def part(
         self, name: str, measure: Callable[[], Mapping[str, ArrayLike]]
     ) -> dict[str, np.ndarray]:
-        """Measure a part, named arrays, and keep it; where it is kept already, read it."""
-        path = self.run.path / "parts" / f"{name}.npz"
-        if not path.exists():
-            print(f"{self.name}: {name} ...", file=sys.stderr, flush=True)
-            began = time.perf_counter()
-            arrays: dict[str, Any] = {key: np.asarray(made) for key, made in measure().items()}
-            took = round(time.perf_counter() - began, 2)
-            path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            self.run.append("timing.jsonl", {"part": name, "seconds": took})
-            partial.replace(path)
-            print(f"{self.name}: {name} took {took:.1f} s", file=sys.stderr, flush=True)
-        with np.load(path, allow_pickle=False) as kept:
-            return dict(kept)
+        """Measure a part, named arrays, and keep it; where it is kept already, read it.
 
-    def dataset(self, name: str) -> Dataset:
-        """Load a data set, see `load`.
+        One that is kept but damaged is named, and measured again.
+        """
+        path = self.run.path / "parts" / f"{name}.npz"
+        if path.exists():
+            try:
+                return _read_part(path)
+            except Damaged as error:
+                say(f"{self.name}: {error}; it is measured again")
+        say(f"{self.name}: {name} ...")
+        began = time.perf_counter()
+        arrays: dict[str, Any] = {key: np.asarray(made) for key, made in measure().items()}
+        _check_arrays(name, arrays)
+        took = round(time.perf_counter() - began, 2)
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as partial:
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            self.run.append("timing.jsonl", {"part": name, "seconds": took})
+        say(f"{self.name}: {name} took {took:.1f} s")
+        return _read_part(path)
+
+    @overload
+    def dataset(self, name: Literal["titanic"]) -> Passengers: ...
+
+    @overload
+    def dataset(self, name: str) -> Dataset: ...
+
+    def dataset(self, name: str) -> Any:
+        """Return a data set; one that was not added is loaded, see `load`.
 
         Raises: WrongData: not the examples that the run began with.
         """
@@ -110,8 +162,8 @@ class Study:
             self.add_dataset(name, load(name, self.data_dir))
         return self.datasets[name]
 
-    def add_dataset(self, name: str, dataset: Dataset) -> None:
-        """Take a data set that is loaded already.
+    def add_dataset(self, name: str, dataset: Dataset | Passengers) -> None:
+        """Take a data set that is loaded already, under the name that it was asked for by.
 
         Raises: WrongData: not the examples that the run began with.
         """
@@ -121,16 +173,28 @@ class Study:
     def describe_data(self, name: str, description: Mapping[str, Any]) -> None:
         """Keep what the examples are; for a run that goes on, compare.
 
+        Args: name: what was asked for; of a path the last part, without its ending, is kept.
+
         Raises: WrongData: not the examples that the run began with.
         """
         hosts.run_on_all(lambda: self._describe_data(name, description) if self.has_run else None)
 
     def _describe_data(self, name: str, description: Mapping[str, Any]) -> None:
-        file = f"data_{name}.json"
-        if not (self.run.path / file).exists():
+        file = f"data_{Path(name).resolve().stem}.json"
+        try:
+            before = read_json(self.run.path / file)
+            before = {"name": before["name"], "sha256": before["sha256"]}
+        except FileNotFoundError:
             self.run.write(file, dict(description))
             return
-        before = self.run.read(file)
+        except (Damaged, KeyError) as error:
+            path = self.run.path / file
+            reason = error if isinstance(error, Damaged) else f"{path} is damaged: it lacks {error}"
+            say(
+                f"{reason}; written anew, for the examples of now are taken for those it began with"
+            )
+            self.run.write(file, dict(description))
+            return
         if before["sha256"] != description["sha256"]:
             raise WrongData(
                 f"Expected the examples that {self.run.path} began with, {before['name']}, got "
@@ -190,13 +254,54 @@ class Study:
         )
 
     def _seconds(self) -> dict[str, float]:
-        """Add up the seconds of each part, and those of a training loop by what took them."""
-        taken: Counter[str] = Counter()
-        path = self.run.path / "timing.jsonl"
-        for row in read_rows(path) if path.exists() else ():
-            if "part" in row:
-                taken[row["part"]] += row["seconds"]
-            for key in row:
-                if key.endswith("_seconds"):
-                    taken[key.removesuffix("_seconds")] += row[key]
-        return {name: round(seconds, 2) for name, seconds in taken.items()}
+        """Take the seconds of each part, and those of a training loop by what took them.
+
+        What is not known for a missing or damaged row is left out, and it is said.
+        """
+        path, metrics = self.run.path / "timing.jsonl", self.run.path / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        rows = [row for row in map(read_row, lines) if row is not None]
+        parts, loop, steps = {}, Counter[str](), [0]
+        for row in rows:
+            numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+            if "seconds" in numbers and "part" in row:
+                parts[str(row["part"])] = numbers["seconds"]  # Of what was measured last.
+            if "step" in numbers:
+                steps.append(row["step"])
+                taken = {key: value for key, value in numbers.items() if key.endswith("_seconds")}
+                loop.update({key.removesuffix("_seconds"): value for key, value in taken.items()})
+        unknown = sorted({kept.stem for kept in self.run.path.glob("parts/*.npz")} - parts.keys())
+        wanted = [row["step"] for row in read_rows(metrics)] if metrics.exists() else [0]
+        if steps != wanted:
+            unknown.append("training")
+            loop.clear()
+        what = ", ".join(unknown)
+        if unknown:
+            say(f"{path} lacks rows, or has damaged ones: left out is how long {what} took")
+        return {name: round(seconds, 2) for name, seconds in (parts | loop).items()}
+
+
+def _check_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse what a file of arrays cannot hold, or does not give back as it was.
+
+    Raises: TypeError: an array of objects, or of a type that is not NumPy's own.
+    """
+    for key, array in arrays.items():
+        if array.dtype.kind in "OV":
+            raise TypeError(f"Expected {key!r} of {name} to hold numbers, got {array.dtype}.")
+
+
+def _read_part(path: Path) -> dict[str, np.ndarray]:
+    """Read what a part measured.
+
+    Raises: Damaged: it is cut short, or otherwise not what was written.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            arrays = dict(kept)
+        _check_arrays(path.stem, arrays)
+    except Exception as error:  # Of zip, zlib, NumPy's headers: there are a dozen kinds.
+        raise Damaged(f"{path} is damaged: {error}") from None
+    if not arrays:
+        raise Damaged(f"{path} is damaged: it is empty")
+    return arrays

@@ -7,13 +7,16 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from importlib import import_module
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
 from experiments import run_dir
-from experiments.options import NEWEST, IOOptions
+from experiments.checks import did_you_mean
+from experiments.options import NEWEST, IOOptions, reads_files
+
+REFUSED = 2  # Exit status of what cannot run here, as for want of its data.
 
 CarryOut = Callable[[str, list[str]], int]
 
@@ -33,15 +36,23 @@ class Options:
 def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
     """Run all of `names` by `one`, `(name, arguments) -> status`; return the exit status.
 
-    With --resume, what is finished with these very options stays, and what was begun goes on.
+    What cannot run here, as without its data, is skipped, and named at the end. With --resume, what
+    is finished with these very options stays, and what was begun goes on.
     """
     # A bare --resume, as the other commands have it.
     arguments = [f"--resume={NEWEST}" if word == "--resume" else word for word in arguments]
     how = tyro.cli(Options, prog="python -m experiments all", args=arguments)
-    unknown = sorted(set(how.only) - set(names))
-    if unknown:
+    for name in how.only:
+        if name not in names:
+            expected, hint = ", ".join(names), did_you_mean(name, names)
+            print(f"all: Expected --only with {expected}, got {name!r}.{hint}", file=sys.stderr)
+            return 2
+    if how.io.data_dir and not any(
+        reads_files(_config(name, how.preset)) for name in how.only or names
+    ):
         print(
-            f"Expected --only with experiments among {', '.join(names)}, got {', '.join(unknown)}.",
+            "all: Expected no --data-dir, for none of the experiments reads data files with preset "
+            f"{how.preset}, got {how.io.data_dir}. Leave it out.",
             file=sys.stderr,
         )
         return 2
@@ -49,15 +60,20 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
     with _compiling_fast() if how.preset == "smoke" else contextlib.nullcontext():
         for name in how.only or names:
             statuses[name] = _one(name, how, one)
+            if statuses[name] > 128:  # Stopped by a signal, which was meant for all.
+                return statuses[name]
             if how.preset != "smoke":
                 jax.clear_caches()  # Of no use to the next, and large.
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
-    failed = [name for name, status in statuses.items() if status]
-    print(f"{len(statuses)} experiments, {minutes} min {seconds} s")
+    skipped = [name for name, status in statuses.items() if status == REFUSED]
+    failed = [name for name, status in statuses.items() if status not in (0, REFUSED)]
+    print(f"{len(statuses) - len(skipped)} experiments, {minutes} min {seconds} s")
+    for what, names in (("skipped", skipped), ("failed", failed)):
+        if names:
+            print(f"{what}: {', '.join(names)}; the reasons stand above", file=sys.stderr)
     if failed:
-        print(f"failed: {', '.join(failed)}; see above", file=sys.stderr)
         return 1
-    return 0
+    return REFUSED if len(skipped) == len(statuses) else 0
 
 
 @contextlib.contextmanager
@@ -70,26 +86,29 @@ def _compiling_fast() -> Generator[None]:
         jax.config.update("jax_disable_most_optimizations", False)  # Its default.
 
 
+def _config(name: str, preset: str) -> Any:
+    return import_module(f"experiments.studies.{name}.config").PRESETS[preset]
+
+
 def _one(name: str, how: Options, one: CarryOut) -> int:
-    io = how.io
+    io, config = how.io, _config(name, how.preset)
     arguments = ["--preset", how.preset, "--runs", str(io.runs)]
-    if io.data_dir:
+    if io.data_dir and reads_files(config):
         arguments += ["--data-dir", str(io.data_dir)]
-    if io.resume:
-        config = import_module(f"experiments.studies.{name}.config").PRESETS[how.preset]
-        wanted = {"experiment": name, **run_dir.to_json(config)}
-        for path in run_dir.finished(io.runs, name):
-            if run_dir.read_json(path / "config.json") == wanted:
+    try:
+        if io.resume:
+            path = run_dir.newest_finished(io.runs, name, config)
+            if path:
                 print(f"{name}: finished in {path}", file=sys.stderr)
                 return 0
-        try:
-            run_dir.newest_unfinished(io.runs, name, config).__exit__()
-            arguments += ["--resume"]
-        except ValueError:
-            pass  # Not begun.
-    print(f"== {name}", file=sys.stderr)
-    try:
+            with contextlib.suppress(ValueError):  # Not begun.
+                run_dir.newest_unfinished(io.runs, name, config).__exit__()
+                arguments += ["--resume"]
+        print(f"== {name}", file=sys.stderr)
         return one(name, arguments)
+    except OSError as error:
+        print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except Exception:
         traceback.print_exc()
         return 1

@@ -22,9 +22,12 @@ class Session(NamedTuple):
 
 
 def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Session:
-    """Parse the options, connect the hosts, make or reopen the run directory.
+    """Parse the options, connect the hosts, load the data, make or reopen the run directory.
 
-    A study whose config.py says `MANY_DEVICES` trains on several devices and hosts.
+    A study whose config.py says `MANY_DEVICES` trains on several devices and hosts. One that has
+    data says which, and how many images of each, by its `Config.needs`.
+
+    Raises: ValueError, FileNotFoundError: options or data with which it cannot be carried out.
     """
     settings = importlib.import_module(f"experiments.studies.{name}.config")
     many = getattr(settings, "MANY_DEVICES", False)
@@ -33,14 +36,14 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
 
     # Slow to import, and only for a study.
     from experiments.ledger import collect as ledger
-    from experiments.study import Study, load
+    from experiments.study import Study, load_all
 
     experiment = importlib.import_module(f"experiments.studies.{name}.measure")
-    execution, loaded = None, {}
+    execution = None
     if isinstance(how, options.ExecutionOptions):
         config, execution = connect(settings, config, how, graceful_exit)
-        # Before there is a run directory: what is missing leaves none behind.
-        loaded[config.dataset] = load(config.dataset, how.data_dir)
+    # Before there is a run directory: what is missing, or too small, leaves none behind.
+    loaded = load_all(config.needs(), how.data_dir) if hasattr(config, "needs") else {}
     execution = execution or Execution(graceful_exit=graceful_exit)
 
     where = str(execution.devices)
@@ -61,7 +64,9 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
             study.add_dataset(each, dataset)
         experiment.measure(config, study)
         study.finish()
-        return "\n\n".join([*study.tables, ledger.as_text(name, study.estimates)])
+        if run is None:
+            return ""
+        return "\n\n".join([*study.tables, ledger.as_text(ledger.result_of(run.path, name))])
 
     return Session(run, path, where, work, options.to_go_on(name, path, how))
 

@@ -18,7 +18,7 @@ import numpy as np
 import pooch
 from jaxtyping import UInt8
 
-from experiments.tasks.data import DOWNLOAD_TIMEOUT, Dataset
+from experiments.tasks.data import DOWNLOAD_TIMEOUT, Dataset, how_to_give
 
 OFFICIAL = "cifar-10-python.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{OFFICIAL}"
@@ -38,13 +38,14 @@ SHA256 = {
     "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
 }
 TEST = "test_batch"
+BATCHES = len(SHA256) - 1  # Files of training images.
 IMAGES, PIXELS = 10_000, 3 * 32 * 32  # In each member; red, green, blue, each row by row.
 APPENDED = 1_000  # Labels that are appended to the list at once.
 LABELS_BYTES = IMAGES // APPENDED * (1 + 2 * APPENDED + 1)
 HEADERS_BYTES = 139  # Between labels and pixels.
 
 
-def load(*, train_batches: int = 5, data_dir: Path | None = None) -> Dataset:
+def load(*, train_batches: int = BATCHES, data_dir: Path | None = None) -> Dataset:
     """Load CIFAR-10: images (N, 32, 32, 3).
 
     Args:
@@ -58,8 +59,8 @@ def load(*, train_batches: int = 5, data_dir: Path | None = None) -> Dataset:
       ValueError: a file that is not the official one.
       FileNotFoundError: no archive in the folder that was given, or no network.
     """
-    if not 1 <= train_batches <= 5:
-        raise ValueError(f"Expected `train_batches` of 1 to 5, got {train_batches}.")
+    if not 1 <= train_batches <= BATCHES:
+        raise ValueError(f"Expected `train_batches` of 1 to {BATCHES}, got {train_batches}.")
     given = data_dir or os.environ.get("JBN_DATA")
     path = _from_folder(Path(given) / "cifar10") if given else _download()
     _check(path.name, pooch.file_hash(str(path), ARCHIVES[path.name].split(":")[0]), path.name)
@@ -131,6 +132,6 @@ def _download() -> Path:
         )
     except (OSError, ValueError) as error:  # No connection, or not the official file.
         raise FileNotFoundError(
-            f"Expected {URL} to be there for download, got {type(error).__name__}. Put the file "
-            "into a folder `cifar10` and name the folder above with --data-dir or JBN_DATA."
+            f"Expected to download {URL}, got {type(error).__name__}. "
+            f"{how_to_give(f'cifar10/{OFFICIAL}')}"
         ) from error

@@ -83,7 +83,13 @@ class Dataset:
         }
 
 
-def load(name: str = "mnist", *, data_dir: Path | None = None) -> Dataset:
+def load(
+    name: str = "mnist",
+    *,
+    data_dir: Path | None = None,
+    needed: tuple[int, int] = (0, 0),
+    digits_may_do: bool = True,
+) -> Dataset:
     """Load a data set from a folder, or download it, or fall back on scikit-learn's digits.
 
     Args:
@@ -91,12 +97,15 @@ def load(name: str = "mnist", *, data_dir: Path | None = None) -> Dataset:
       data_dir: folder that holds `mnist/train-images-idx3-ubyte.gz` and so on; None takes the
         environment variable JBN_DATA; without either the files are downloaded, once, to the
         user's cache.
+      needed: how many training and test images; fewer digits do not stand in.
+      digits_may_do: False where they do not stand in at all.
 
     Returns: Dataset. Where the download fails, the digits, and one line on stderr saying so.
 
     Raises:
       ValueError: unknown name; a file that is not the official one.
-      FileNotFoundError: a folder was given that lacks the files.
+      FileNotFoundError: a folder was given that lacks the files, or the download failed and the
+        digits do not do.
     """
     if name == "digits":
         return load_digits()
@@ -109,13 +118,51 @@ def load(name: str = "mnist", *, data_dir: Path | None = None) -> Dataset:
         try:
             paths, source = download(name, pooch.os_cache("jbn") / name), "download"
         except OSError as error:
-            print(
-                f"{name} could not be downloaded ({type(error).__name__}): going on with the 1,797 "
-                "small digits inside scikit-learn. For the real ones pass --data-dir.",
-                file=sys.stderr,
-            )
-            return load_digits()
+            return _stand_in(name, type(error).__name__, needed, digits_may_do)
     return Dataset(name, source, **{role: read_idx(path) for role, path in paths.items()})
+
+
+def _stand_in(name: str, failure: str, needed: tuple[int, int], digits_may_do: bool) -> Dataset:
+    """Return the digits in place of what could not be downloaded, or refuse."""
+    digits = load_digits()
+    has = len(digits.train_labels), len(digits.test_labels)
+    if digits_may_do and has[0] >= needed[0] and has[1] >= needed[1]:
+        print(
+            f"{name} could not be downloaded ({failure}): going on with the 1,797 small digits "
+            "inside scikit-learn. For the real ones pass --data-dir.",
+            file=sys.stderr,
+        )
+        return digits
+    short = "cannot stand in for one of two data sets"
+    if digits_may_do:
+        short = f"have {has[0]:,} training and {has[1]:,} test images of the {needed[0]:,} and "
+        short += f"{needed[1]:,} that the options ask for"
+    raise FileNotFoundError(
+        f"Expected {name}, which could not be downloaded ({failure}), and the digits inside "
+        f"scikit-learn {short}. {how_to_give(*(f'{name}/{file}' for file in ROLES.values()))}"
+    )
+
+
+def how_to_give(*files: str) -> str:
+    """Tell how to do without a network: files by their place in a data folder."""
+    return (
+        f"Fetch {', '.join(f'DIR/{file}' for file in files)} elsewhere and pass --data-dir DIR, or "
+        "pass --preset smoke, which needs no files."
+    )
+
+
+def check_enough(dataset: Dataset, needed: tuple[int, int]) -> None:
+    """Refuse a data set with fewer training or test images than are needed.
+
+    Raises: ValueError: it has fewer.
+    """
+    has = len(dataset.train_labels), len(dataset.test_labels)
+    if has[0] < needed[0] or has[1] < needed[1]:
+        raise ValueError(
+            f"Expected at least {needed[0]:,} training and {needed[1]:,} test images, which the "
+            f"options ask for, batches and all that is held out included, got {has[0]:,} and "
+            f"{has[1]:,} of {dataset.name}. Ask for fewer, or take another data set."
+        )
 
 
 def _from_folder(folder: Path, sha256: Mapping[str, str]) -> dict[str, Path]:

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pooch
 from jaxtyping import Float, Int
-from sklearn.model_selection import StratifiedKFold
 
 from experiments import sampling
-from experiments.tasks.data import DOWNLOAD_TIMEOUT, check_sha256
+from experiments.tasks.data import DOWNLOAD_TIMEOUT, check_sha256, how_to_give
 
 URL = "https://raw.githubusercontent.com/datasciencedojo/datasets/master/titanic.csv"
 SHA256 = "4a437fde05fe5264e1701a7387ac6fb75393772ba38bb2c9c566405af5af4bd7"
@@ -82,9 +81,9 @@ def _download(cache: Path) -> Path:
         )
     except (OSError, ValueError) as error:  # No connection; not the official file.
         raise FileNotFoundError(
-            f"Expected to download {URL}, got {type(error).__name__}: {error}. Fetch it elsewhere, "
-            "put it into DIR/titanic/titanic.csv and pass --data-dir DIR, or pass --source "
-            "synthetic for a table that is made up."
+            f"Expected to download {URL}, got {type(error).__name__}. "
+            f"{how_to_give('titanic/titanic.csv')} --source synthetic, a table made up, does "
+            "as well."
         ) from error
     return Path(got)
 
@@ -135,6 +134,8 @@ def sample_folds(
     survived: Int[np.ndarray, "N"], *, seeds: int, folds: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Split into training and test rows: all folds of the first seed, then of the next."""
+    from sklearn.model_selection import StratifiedKFold  # Slow to import.
+
     splits = []
     for seed in range(seeds):
         state = int(sampling.rng(seed, "folds").integers(2**32))

@@ -1,14 +1,20 @@
 """Checkpoints of a run: written by orbax, read back only if they are whole and the run's own.
 
 Orbax writes a checkpoint under another name and renames it. Beside its files goes a manifest with
-the SHA-256 of each and of the run's config; without a manifest that fits, a checkpoint is refused
-before a byte of it is decoded, and the one before it is used.
+the SHA-256 of each, of the run's config and of its metrics.jsonl up to then; without a manifest
+that fits, a checkpoint is refused before a byte of it is decoded, and the one before it is used: it
+stands for the rows as well, of which none may be lost.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
+import os
+import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,10 +22,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from experiments.run_dir import Run
+from experiments.run_dir import Run, read_json, replacing, say
 
 KEPT = 2
 MANIFEST = "manifest.json"
+ROWS = "metrics.jsonl"
+LATE_SECONDS = 0.5  # Orbax's other threads end so much after the first that failed.
 
 
 class Checkpoints:
@@ -28,7 +36,7 @@ class Checkpoints:
     def __init__(self, run: Run):
         """Open checkpoints/ of the run; set aside what cannot be used."""
         self.folder = (run.path / "checkpoints").absolute()
-        self.owner = _sha256(run.path / "config.json")
+        self.owner, self.rows = _sha256(run.path / "config.json"), run.path / ROWS
         self._set_aside(run.path / "refused")
         here = jax.process_index()
         self.manager = ocp.CheckpointManager(
@@ -45,13 +53,22 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: Any) -> None:
-        """Write the state after `step`, whole or not at all, and forget the oldest."""
-        self.manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)))
+        """Write the state after `step`, whole or not at all, and forget the oldest.
+
+        Raises: OSError: as of a full disk.
+        """
         folder = self.folder / str(step)
-        manifest = {"step": step, "run": self.owner, "files": dict(_digests(folder))}
-        partial = self.folder / f"{step}.{MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest, indent=2) + "\n")
-        partial.replace(folder / MANIFEST)
+        with _errors_of_the_system(folder):
+            self.manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)))
+        rows = self.rows.read_bytes() if self.rows.exists() else b""
+        manifest = {
+            "step": step,
+            "run": self.owner,
+            "rows": {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()},
+            "files": dict(_digests(folder)),
+        }
+        with replacing(folder / MANIFEST) as partial:
+            partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     def newest(self, like: Any) -> tuple[int, Any] | None:
         """Read the newest step and its state, of the shapes of `like`; None where there is none."""
@@ -74,18 +91,20 @@ class Checkpoints:
             taken = sum(1 for other in refused.iterdir() if other.name.startswith(path.name))
             path.rename(refused / f"{path.name}.{taken}")
             earlier = f"that of step {max(good)}" if good else "the beginning"
-            print(
+            say(
                 f"checkpoint {path} is refused: {reason}. It is now in {refused}; the run goes on "
-                f"from {earlier}.",
-                file=sys.stderr,
+                f"from {earlier}."
             )
 
     def _reason(self, path: Path) -> str | None:
         """Say why a checkpoint cannot be used; None if it can."""
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
+            manifest = read_json(path / MANIFEST)
             owner, step, files = (manifest[key] for key in ("run", "step", "files"))
-        except (OSError, ValueError, KeyError, TypeError):
+            rows, digest = manifest["rows"]["bytes"], manifest["rows"]["sha256"]
+            before = self.rows.read_bytes()[:rows] if self.rows.exists() else b""
+            files.keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return f"it has no readable {MANIFEST}, as if its writing was interrupted"
         if owner != self.owner or str(step) != path.name:
             return f"it is step {step} of a run with another config"
@@ -96,6 +115,8 @@ class Checkpoints:
                     "changed" if name in files.keys() & found.keys() else "missing or not its own"
                 )
                 return f"its file {name} is {what}"
+        if hashlib.sha256(before).hexdigest() != digest:
+            return f"{self.rows} up to it is not as it was: rows are missing or changed"
         return None
 
     def __enter__(self) -> "Checkpoints":
@@ -112,10 +133,43 @@ class Checkpoints:
         self.manager.close()
 
 
+@contextlib.contextmanager
+def _errors_of_the_system(path: Path) -> Generator[None]:
+    """Turn what orbax makes of an error of the system, as of a full disk, into OSError again.
+
+    Its writers in C++ raise ValueError, with the system's number at the end. What its threads log
+    then, and what those say that come too late, is of no use to who has a full disk.
+    """
+    logger, hook = logging.getLogger("absl"), sys.unraisablehook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+
+    def print_others(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            hook(raised)
+
+    sys.unraisablehook = print_others
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    except ValueError as error:
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if not found:
+            raise
+        time.sleep(LATE_SECONDS)
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+    finally:
+        sys.unraisablehook = hook
+        logger.setLevel(level)
+
+
 def _digests(folder: Path) -> Iterator[tuple[str, str]]:
     """Give name and SHA-256 of every file below a folder, but the manifest."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
+        if path.is_file() and path.name not in (MANIFEST, f"{MANIFEST}.partial"):
             yield str(path.relative_to(folder)), _sha256(path)
 
 

@@ -32,7 +32,7 @@ class GracefulExit:
     """Tells how to go on when the run is stopped: `graceful_exit.say("...")`, within a `with`.
 
     Ctrl-C or SIGTERM end the process at once. Within `deferred` the first one only sets `received`,
-    to the signal's number, so that a training loop can finish its chunk of steps and write a
+    to the signal's number, so that a training loop can finish the steps that it is at and write a
     checkpoint. A KeyboardInterrupt, by contrast, gets lost where it strikes inside a callback of
     XLA.
     """
@@ -54,10 +54,11 @@ class GracefulExit:
     def start_watchdog(self) -> None:
         """Have the last message printed even if JAX kills this process, as without a peer."""
         self.watchdog = subprocess.Popen(
-            [sys.executable, "-S", "-I", "-c", WATCHDOG],
+            [sys.executable, "-S", "-I", "-X", "utf8", "-c", WATCHDOG],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             start_new_session=True,  # Ctrl-C in the terminal is not for the watchdog.
         )
 
@@ -73,9 +74,10 @@ class GracefulExit:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.patient and not self.received:
             self.received = number
-            os.write(2, b"\nstopping after this chunk of steps; again, to stop at once\n")
+            os.write(2, b"\nstopping within seconds; again, to stop at once\n")
             return
-        os.write(2, f"\n{self.message}\n".encode())  # print might be what was interrupted.
+        # print might be what was interrupted. A path's bytes may be no UTF-8.
+        os.write(2, f"\n{self.message}\n".encode(errors="surrogateescape"))
         self._dismiss_watchdog()
         os._exit(128 + number)
 

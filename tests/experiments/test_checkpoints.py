@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from environments import own_environment
 
 from experiments import run_dir
 from experiments.training.checkpoints import MANIFEST, Checkpoints
@@ -155,3 +159,52 @@ def test_the_manifest_has_the_digest_of_every_file(tmp_path):
     }
     assert set(manifest["files"]) == files
     assert all(len(digest) == 64 for digest in manifest["files"].values())
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+
+import numpy as np
+
+from experiments import run_dir
+from experiments.training.checkpoints import Checkpoints
+
+with run_dir.open_run(Path(sys.argv[1])) as run, Checkpoints(run) as checkpoints:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, -1))
+    try:
+        checkpoints.save(30, {name: np.random.normal(size=(300, 300)) for name in "abcd"})
+    except OSError as error:
+        print(error.filename, error.strerror)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_said_and_the_one_before_used(tmp_path):
+    """Files are limited in size here: to orbax's writers in C++ it is much the same."""
+    path = make(tmp_path)
+    environment = own_environment(PYTHONPATH=str(Path(__file__).parents[2]))
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == f"{path / 'checkpoints' / '30'} File too large\n", done.stderr
+    assert not done.stderr
+    assert newest(path)[0] == 20
+    assert sorted(p.name for p in (path / "checkpoints").iterdir()) == ["10", "20"]
+
+
+def test_rows_that_changed_since_are_refused_with_it(tmp_path, capsys):
+    run = run_dir.create(tmp_path, "demo", Config())
+    with run, Checkpoints(run) as checkpoints:
+        for step in (10, 20):
+            run.append("metrics.jsonl", {"step": step})
+            checkpoints.save(step, state(step))
+        run.append("metrics.jsonl", {"step": 30})  # Of no checkpoint yet.
+    rows = (run.path / "metrics.jsonl").read_text()
+    (run.path / "metrics.jsonl").write_text(rows.replace("30", "31"))
+    assert newest(run.path)[0] == 20
+    (run.path / "metrics.jsonl").write_text(rows.replace("20", "21"))
+    assert newest(run.path)[0] == 10
+    assert "metrics.jsonl up to it is not as it was" in capsys.readouterr().err
+    (run.path / "metrics.jsonl").unlink()
+    assert newest(run.path) is None

@@ -246,11 +246,11 @@ def first_time(*arguments):
     hosts.connect = lambda *arguments: None
     connect(*arguments)
 
-def missing(name, *, data_dir):
+def missing(name, **options):
     raise FileNotFoundError("Expected the data files nowhere/mnist, found none there.")
 
-def changed(name, *, data_dir):
-    found = load(name, data_dir=data_dir)
+def changed(name, **options):
+    found = load(name, **options)
     return dataclasses.replace(found, train_labels=found.train_labels[::-1])
 
 hosts.connect = first_time

@@ -1,6 +1,7 @@
 """One finds one's way: arrows between the folders of experiments, and the form of a study."""
 
 import ast
+import importlib
 import sys
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[2] / "experiments"
 # A folder imports from itself, and from those before it.
 ORDER = (
-    {"stats", "sampling", "tasks", "docstrings", "plotting", "run_dir", "options"},
-    {"study", "training"},
+    {"checks"},
+    {"datasets"},
+    {"stats", "sampling", "docstrings", "plotting", "run_dir"},
+    {"tasks", "options"},
+    {"training"},
+    {"study"},
     {"studies"},
     {"ledger"},
     {"cli"},
@@ -22,6 +27,9 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 def imported(path):
     """Yield the modules of experiments that a file imports, as parts of their names."""
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+            yield from (name.split(".")[1:] for name in names if name.startswith("experiments."))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("experiments"):
             package, *parts = node.module.split(".")
             assert package == "experiments"
@@ -36,13 +44,31 @@ def test_arrows_go_one_way():
             continue
         for there in imported(path):
             study = "studies" in (here[0], there[0]) and here[0] == there[0]
-            if RANK[there[0]] > RANK[here[0]] or (study and there[1] != here[1]):
+            beside = RANK[there[0]] == RANK[here[0]] and there[0] != here[0]
+            claims = here[-1] == "claims" and here[0] == "studies" and there != ["stats", "rules"]
+            if (
+                RANK[there[0]] > RANK[here[0]]
+                or beside
+                or claims
+                or (study and there[1] != here[1])
+            ):
                 wrong.append(f"{'.'.join(here)} imports {'.'.join(there)}")
     assert not wrong
 
 
 STUDIES = [path.parent for path in sorted((ROOT / "studies").glob("*/__init__.py"))]
 of_study = pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+
+
+def test_every_study_is_listed_and_its_claims_are_registered():
+    from experiments.__main__ import EXPERIMENTS
+    from experiments.ledger.claims import CLAIMS
+
+    assert {folder.name for folder in STUDIES} == set(EXPERIMENTS)
+    for folder in STUDIES:
+        claims = importlib.import_module(f"experiments.studies.{folder.name}.claims").CLAIMS
+        assert set(claims) <= set(CLAIMS), folder.name
+        assert {claim.experiment for claim in claims} == {folder.name}
 
 
 @of_study
@@ -53,15 +79,23 @@ def test_a_study_has_one_form(folder):
     assert [type(node) for node in body] == [ast.Expr]  # Its docstring alone.
 
 
-@of_study
-def test_options_import_nothing_slow(folder):
+# What options are checked by.
+CHECKS = ("checks", "datasets")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [folder / "config.py" for folder in STUDIES] + [ROOT / f"{name}.py" for name in CHECKS],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_options_import_nothing_slow(path):
     """So that wrong ones are refused at once."""
-    tree = ast.parse((folder / "config.py").read_text())
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         for name in names:
-            assert name.partition(".")[0] in sys.stdlib_module_names, f"{folder.name}: {name}"
+            is_check = name in [f"experiments.{check}" for check in CHECKS]
+            assert is_check or name.partition(".")[0] in sys.stdlib_module_names, f"{path}: {name}"
 
 
 @of_study
@@ -72,6 +106,7 @@ def test_what_plots_is_in_figures_and_is_called_so(folder):
                 continue
             plots = isinstance(node.returns, ast.Name) and node.returns.id == "Figure"
             assert not plots or path.stem == "figures", f"{path}: {node.name}"
+            assert not plots or node.name.startswith("plot_"), f"{path}: {node.name}"
             assert not node.name.startswith("draw"), f"{path}: {node.name}: plot_ or sample_"
 
 

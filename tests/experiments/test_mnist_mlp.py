@@ -136,7 +136,7 @@ def test_drift_and_spread_by_hand():
     three = np.stack([medians - spreads / 2, medians, medians + spreads / 2], 1)[:, None]
     accuracy = dict.fromkeys(fig1.CURVES, steps[:, None] / 2000)
     found = fig1.Metrics(steps, accuracy, {"without": three, "with": three})
-    made = fig1.measure(found)
+    made = fig1.estimate(found)
     assert made["drift_with"].value == pytest.approx((0.3 + 0.5) / 2)
     assert made["range_with"].value == pytest.approx((0.4 + 0.7) / 2)
     assert made["spread_with"].value == pytest.approx((4 + 1.5) / 2)

@@ -59,7 +59,7 @@ def test_a_patient_loop_ends_itself(number):
     code, out, error = run("patient", signals=[number])
     assert code == 0
     assert out == f"told {int(number)}\n"
-    assert "stopping after this chunk" in error
+    assert "stopping within seconds" in error
 
 
 def test_a_second_signal_does_not_wait():

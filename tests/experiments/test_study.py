@@ -1,6 +1,7 @@
 """Studies: parts that are kept, numbers, what is refused; `all`, and a study that is killed."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from experiments.cli import run_all
 from experiments.ledger import collect as ledger
 from experiments.ledger.claims import CLAIMS
 from experiments.stats import estimates
+from experiments.studies.gradients import config as gradients_config
 from experiments.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -143,19 +145,107 @@ def test_list_shows_every_claim(capsys):
     assert all(claim.id in shown and claim.text in shown for claim in CLAIMS)
 
 
-def test_smoke_run_does_not_displace_what_gives_verdicts(tmp_path):
-    def run(preset):
-        with run_dir.create(tmp_path / "runs", "gradients", Config()) as made:
-            made.write("summary.json", {"preset": preset, "metrics": {}, "figures": []})
-        return made.path
+@pytest.fixture
+def gradients(tmp_path):
+    """Make finished runs of `gradients`: what is measured is said, not measured."""
 
-    smoke = run("smoke")
-    assert ledger.collect(tmp_path / "runs", kept=tmp_path)["gradients"].path == smoke
-    kept = ledger.collect(tmp_path / "runs")["gradients"]
-    assert (kept.path, kept.preset) == (ledger.KEPT / "gradients", "quick")
-    quick = run("quick")
-    run("smoke")
-    assert ledger.collect(tmp_path / "runs")["gradients"].path == quick
+    def make(preset="quick", runs=8, data="mnist", **options):
+        config = dataclasses.replace(gradients_config.PRESETS["quick"], **options)
+        with run_dir.create(tmp_path / "runs", "gradients", config) as run:
+            run_dir.keep_environment(run, run_dir.environment())
+            study = Study("gradients", run, preset=preset)
+            described = {"name": data, "source": "a test", "train_examples": 9, "sha256": "ab"}
+            study.describe_data(config.dataset, described)
+            study.report("backprop_error", estimates.mean([0.0] * (runs - 1) + [1e-9]))
+            study.finish()
+        return run.path
+
+    return make
+
+
+def test_the_best_run_is_taken_and_the_others_are_named(tmp_path, gradients):
+    def taken(*folders, kept=tmp_path):
+        said = []
+        found = ledger.collect(folders or [tmp_path / "runs"], kept=kept, say=said.append)
+        return found["gradients"].path, said
+
+    smoke = gradients("smoke")
+    assert taken() == (smoke, [])
+    path, (said,) = taken(kept=ledger.KEPT)
+    assert path == ledger.KEPT / "gradients"
+    assert f"not {smoke} (a smoke run)" in said
+    few, quick = gradients(runs=5), gradients()
+    gradients(runs=3)  # Newer, of fewer seeds.
+    gradients(data="digits", runs=20)
+    gradients(dataset="fashion_mnist", data="fashion_mnist", runs=20)
+    gradients("own options", runs=20)
+    gradients("smoke")
+    path, said = taken()
+    assert path == quick
+    assert len(said) == 7
+    assert f"not {few} (quick, 5 seeds): {quick} (quick, 8 seeds)" in " ".join(said)
+    assert "measured on digits, not mnist" in " ".join(said)
+    assert "measured on fashion_mnist, not mnist" in " ".join(said)
+    assert taken(tmp_path / "runs", few) == (few, [])  # A run that is named is taken.
+    assert taken(kept=tmp_path)[0] == quick
+    again = gradients()
+    assert taken()[0] == again  # Of equals the newest.
+    paper = gradients("paper", runs=4)
+    assert taken()[0] == paper
+
+
+def test_no_verdict_on_other_data_than_the_claims_are_about(tmp_path, gradients):
+    gradients(data="digits")
+    (result,) = ledger.collect([tmp_path / "runs"], kept=tmp_path).values()
+    assert result.basis == "digits (9 training examples), preset quick"
+    assert {row.verdict for row in ledger.rows({"gradients": result})} == {"not measured"}
+    text = ledger.as_text(result)
+    assert "No verdicts: measured on digits, not mnist." in text
+    assert "HOLDS" not in text
+
+
+def damage(path, how):
+    summary = json.loads((path / "summary.json").read_text())
+    metric = summary["metrics"]["backprop_error"]
+    if how == "figure":
+        summary["figures"] = [{"file": "../../secret.png", "title": "", "alt": ""}]
+    if how == "no figure":
+        summary["figures"] = [{"file": "gone.png", "title": "", "alt": ""}]
+    if how == "link":
+        (path / "link.png").symlink_to(path.parent / "secret.png")
+        summary["figures"] = [{"file": "link.png", "title": "", "alt": ""}]
+    if how == "nan":
+        metric["value"] = float("nan")
+    if how == "types":
+        metric["runs"] = "many"
+    if how == "interval":
+        metric["low"] = 2.0
+    if how == "other":
+        summary["config"]["experiment"] = "titanic"
+    if how == "list":
+        summary = [summary]
+    if how == "lacks":
+        del summary["environment"]
+    text = json.dumps(summary)
+    text = {"empty": "", "cut": text[: len(text) // 2], "deep": "[" * 100_000}.get(how, text)
+    (path / "summary.json").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["figure", "no figure", "link", "nan", "types", "interval", "other", "list", "lacks", "empty"]
+    + ["cut", "deep"],  # noqa: RUF005
+)
+def test_a_damaged_run_is_named_and_left_out(tmp_path, gradients, how):
+    (tmp_path / "runs" / "gradients").mkdir(parents=True)
+    (tmp_path / "runs" / "gradients" / "secret.png").write_text("secret")
+    good, bad, said = gradients(), gradients("paper"), []
+    damage(bad, how)
+    results = ledger.collect([tmp_path / "runs"], kept=tmp_path, say=said.append)
+    assert results["gradients"].path == good
+    (line,) = said
+    assert line.startswith(f"gradients: left out {bad}: expected")
+    assert len(line) < 400
 
 
 # ---- All of them ---------------------------------------------------------------------------------
@@ -176,8 +266,20 @@ def test_all_goes_on_after_one_that_fails(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "no such ship" in shown.err
     assert "failed: titanic" in shown.err
+    assert "skipped" not in shown.err
     assert run_all.carry_out(("titanic", "gradients"), ["--only", "gradients"], one) == 0
     assert run_all.carry_out(("titanic",), ["--only", "nothing"], one) == 2
+
+
+def test_all_skips_what_cannot_run_here(tmp_path, capsys):
+    arguments = ["--preset", "smoke", "--runs", str(tmp_path)]
+    statuses = {"titanic": 2, "gradients": 0}
+    carry_out = functools.partial(run_all.carry_out, tuple(statuses))
+    assert carry_out(arguments, lambda name, words: statuses[name]) == 0
+    shown = capsys.readouterr()
+    assert "skipped: titanic" in shown.err
+    assert "1 experiments" in shown.out
+    assert carry_out(arguments, lambda name, words: 2) == 2
 
 
 def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
@@ -208,7 +310,7 @@ def test_all_smoke_measures_every_number_that_a_claim_asks_for(tmp_path):
     environment = own_environment(PYTHONPATH=str(ROOT), **UNCACHED)
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    results = ledger.collect(tmp_path, kept=tmp_path)
+    results = ledger.collect([tmp_path], kept=tmp_path)
     wanted = {(claim.experiment, check.metric) for claim in CLAIMS for check in claim.checks}
     measured = {(name, metric) for name, result in results.items() for metric in result.estimates}
     assert wanted - measured == set()

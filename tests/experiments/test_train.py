@@ -1,6 +1,9 @@
 """The training loop: batches, seeds, and runs that die at any moment and go on."""
 
+import contextlib
 import dataclasses
+import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -11,8 +14,10 @@ import pytest
 
 from experiments import run_dir
 from experiments.sampling import batch_indices
-from experiments.training.devices import BatchShard, scan_steps
+from experiments.training import loop
+from experiments.training.devices import BatchShard, Devices, scan_steps
 from experiments.training.loop import Execution, train
+from experiments.training.signals import Stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,3 +177,142 @@ def test_finished_run_stays_as_it_is(run, whole):
     again = go(run_dir.open_run(run.path))
     chex.assert_trees_all_equal(again, state)
     assert metrics(run) == whole
+
+
+# ---- Damage --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nothing interrupts; its last two checkpoints are of steps 18 and 20."""
+    run = run_dir.create(tmp_path_factory.mktemp("finished"), "demo", Options())
+    go(run)
+    return run.path
+
+
+def steps_of(path):
+    return [row["step"] for row in run_dir.read_rows(path)]
+
+
+@pytest.mark.parametrize(
+    ("i", "rows", "begins"),
+    [
+        (7, b"", 18),  # The newest checkpoint before the damage.
+        (7, b'{"step":15,"w":[[NaN,0,0],[0,0,0]]}\n', 18),
+        (5, b"", 0),
+        (5, b'{"step":15,"w":[[1.0,0.5,0.5],[0.5,0.5,0.5]]}\n', 0),
+    ],
+)
+def test_a_damaged_row_is_said_and_written_again(
+    finished, whole, tmp_path, capsys, monkeypatch, i, rows, begins
+):
+    path = Path(shutil.copytree(finished, tmp_path / "run"))
+    lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_bytes(b"".join([*lines[:i], rows, *lines[i + 1 :]]))
+    began = []
+    monkeypatch.setattr(loop, "Progress", lambda steps, done: began.append(done) or Quiet())
+    go(run_dir.open_run(path))
+    assert (path / "metrics.jsonl").read_bytes() == whole
+    assert steps_of(path / "timing.jsonl") == [3, 6, 9, 12, 15, 18, 20]
+    assert began == [begins]
+    told = capsys.readouterr().err
+    assert f"checkpoint {path / 'checkpoints' / '20'} is refused" in told
+    assert "rows are missing or changed" in told
+
+
+class Quiet(contextlib.nullcontext):
+    """No progress is shown."""
+
+    def __enter__(self):
+        return self
+
+    def advance(self, steps, note):
+        pass
+
+
+def test_a_damaged_row_of_times_is_said(finished, tmp_path, capsys, whole):
+    path = Path(shutil.copytree(finished, tmp_path / "run"))
+    lines = (path / "timing.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = b'{"step":6,\n'
+    (path / "timing.jsonl").write_bytes(b"".join(lines))
+    go(run_dir.open_run(path))
+    assert f"{path / 'timing.jsonl'} has damaged rows: 1 are" in capsys.readouterr().err
+    assert (path / "metrics.jsonl").read_bytes() == whole
+
+
+def test_a_run_that_diverges_ends_with_a_reason(run):
+    def diverging(state):
+        return {"w": float(np.nan if int(state["count"][0]) > 5 else 1.0)}
+
+    with pytest.raises(FloatingPointError, match=r"at step 6, got NaN .* diverged"):
+        go(run, diverging)
+    assert steps_of(run.path / "metrics.jsonl") == [0, 3]
+
+
+# ---- Pieces, and signals between them ------------------------------------------------------------
+
+
+class Impatient:
+    """A signal comes after so many looks."""
+
+    message = ""
+
+    def __init__(self, looks):
+        self.looks = looks
+
+    @property
+    def received(self):
+        self.looks -= 1
+        return 15 if self.looks < 0 else 0
+
+    def deferred(self):
+        return contextlib.nullcontext()
+
+
+def in_pieces(monkeypatch, length):
+    """Let so many steps be one call; return the lengths of the calls to come."""
+    lengths, compiled = [], Devices.compile
+
+    def compile(self, step, batch_size):
+        run_steps = compiled(self, step, batch_size)
+
+        def counted(state, examples, indices):
+            lengths.append(len(indices))
+            return run_steps(state, examples, indices)
+
+        return counted
+
+    weights = 2 * 3 + 2
+    monkeypatch.setattr(loop, "WORK", length * (8 * weights + loop.WORK_OF_ANY_STEP))
+    monkeypatch.setattr(Devices, "compile", compile)
+    return lengths
+
+
+def test_a_chunk_of_much_work_is_cut_into_few_lengths(run, whole, monkeypatch):
+    lengths = in_pieces(monkeypatch, 4)
+    go(run, every=10)
+    assert lengths == [4, 4, 2] * 2
+    assert steps_of(run.path / "metrics.jsonl") == [0, 10, 20]
+
+
+def test_usual_runs_are_not_cut():
+    """Fig. 1 with its usual options: one call a chunk, as fast as ever."""
+    weights = sum(np.size(leaf) for leaf in jax.tree.leaves(initial(3)))
+    assert loop.piece_length(100, 60, np.zeros(600_000)) == 100
+    assert loop.piece_length(1000, 60, np.zeros(weights)) == 1000
+    assert loop.piece_length(10**9, 1, np.zeros(1)) <= 2000
+    assert loop.piece_length(5, 10**6, np.zeros(10**6)) == 1
+
+
+@pytest.mark.parametrize("looks", [0, 3, 5])
+def test_a_signal_does_not_wait_for_the_chunk(run, tmp_path, monkeypatch, looks):
+    lengths = in_pieces(monkeypatch, 4)
+    go(run_dir.create(tmp_path, "other", Options()), every=10)
+    (other,) = (tmp_path / "other").iterdir()
+    del lengths[:]
+    with pytest.raises(Stopped):
+        go(run, every=10, checkpoint_every=10, graceful_exit=Impatient(looks))
+    assert len(lengths) == looks + 1  # No call more.
+    go(run_dir.open_run(run.path), every=10)
+    assert lengths[looks + 1 :] == [4, 4, 2] * (2 if looks < 2 else 1 if looks < 5 else 0)
+    assert metrics(run) == (other / "metrics.jsonl").read_bytes()

@@ -1,15 +1,18 @@
 """Options and presets of the study `batch_size`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset, check_sizes
 
 
 @dataclass(frozen=True)
 class Config:
     """What the measurement depends on."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 5
     """how many seeds"""
     train: int = 20_000
@@ -50,6 +53,21 @@ class Config:
     """learning rates that both choose from"""
     descent_loss: float = 0.3
     """the training loss to reach"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check(self)
+        check_dataset(self.dataset)
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes.
+
+        Raises: ValueError: batches of more images than there are to train on.
+        """
+        takes = {"small": max((32, *self.small)), "huge": max(self.huge)}
+        takes |= {"population": self.population, "descent": self.descent}
+        check_sizes(self.train, **takes)
+        return {self.dataset: (self.train + self.validation, 1)}
 
 
 PRESETS = {

@@ -233,7 +233,7 @@ def measure(config: Config, study: Study) -> None:
     fastest, seen = {}, {}
     for kind, (size, every) in kinds.items():
         counts = examples_until(losses[kind], config.descent_loss, size * every)
-        best = selection.best(np.log(counts), "lowest")
+        best = selection.best(counts, "lowest")
         fastest[kind], seen[kind] = (losses[kind][best], size * every), counts[best]
 
     results = Results(small, huge, equal, fastest)

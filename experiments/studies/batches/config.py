@@ -1,15 +1,18 @@
 """Options and presets of the study `batches`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset, check_sizes
 
 
 @dataclass(frozen=True)
 class Config:
     """What the measurements depend on."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 6
     """runs of each kind, each from its own examples, weights and batches"""
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -33,11 +36,22 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse a batch that has no halves, and sets that are not whole batches."""
+        check(self, batch_size="[2, inf)")
+        check_dataset(self.dataset)
         if self.batch_size % 2 or self.examples % self.batch_size:
             raise ValueError(
                 f"Expected an even `batch_size` that divides `examples`, got {self.batch_size} and "
                 f"{self.examples}."
             )
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes.
+
+        Raises: ValueError: batches of more images than there are to train on.
+        """
+        least, most = sorted((self.examples, self.whole_examples))
+        check_sizes(least, batch_size=self.batch_size)
+        return {self.dataset: (most, 1)}
 
 
 EVALUATIONS = 10  # Over the whole steps.

@@ -17,7 +17,7 @@ from experiments.stats import estimates
 from experiments.studies.batches.config import EVALUATIONS, ORDERS, Config
 from experiments.studies.batches.figures import plot_means, plot_orders, plot_whole
 from experiments.study import Study
-from experiments.tasks.data import Dataset
+from experiments.tasks.data import Dataset, WrongData
 from experiments.training import networks, sweep
 from experiments.training.networks import Network, cross_entropy
 from jbn.linen import BatchNorm, BatchRenorm
@@ -36,6 +36,12 @@ def sample_batches(
 ) -> dict[str, Int[np.ndarray, "steps batch"]]:
     """Draw the batches of a seed in each of `ORDERS`, from the same examples."""
     rows = sample_examples(config.examples, labels, seed)
+    half, second = config.batch_size // 2, np.sort(np.bincount(labels[rows], minlength=2))[-2]
+    if second < half:  # Batches of two classes would never come.
+        raise WrongData(
+            f"Expected {half} images of each of two classes among {len(rows):,} `examples`, got "
+            f"{second} of the second most frequent. Take smaller batches, or more examples."
+        )
     rng = sampling.rng(seed, "order")
     together = rows.reshape(-1, config.batch_size)
     fixed, by_class = [], []
@@ -74,9 +80,13 @@ def sample_sorted_epoch(
     batch_size: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "K batch"]:
-    """Draw batches of two classes, half and half, the classes in random pairs."""
+    """Draw batches of two classes, half and half, the classes in random pairs.
+
+    Of an odd number of classes one is left out of the epoch.
+    """
     half, epoch = batch_size // 2, []
-    for pair in rng.permutation(np.unique(labels)).reshape(-1, 2):
+    classes = rng.permutation(np.unique(labels))
+    for pair in classes[: len(classes) // 2 * 2].reshape(-1, 2):
         halves = [rng.permutation(rows[labels[rows] == label]) for label in pair]
         count = min(map(len, halves)) // half
         epoch.append(np.hstack([rows[: count * half].reshape(-1, half) for rows in halves]))

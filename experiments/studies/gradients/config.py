@@ -1,7 +1,9 @@
 """Options and presets of the study `gradients`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset, check_sizes
 
 # Standard deviation of the initial weights in units of 1 / sqrt(fan-in), which is Xavier's between
 # layers of equal width; None stands for .01, whatever the width.
@@ -21,8 +23,9 @@ INITS = tuple(GAINS)
 class Training:
     """What the training depends on, and nothing else."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 8
     """networks of each kind, before training and in it, but for those below"""
     train_examples: int = 10_000
@@ -53,6 +56,19 @@ class Training:
     """training steps at each"""
     residual_seeds: int = 5
     """networks at each"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check(self, batch_size="[2, inf)", depth="[2, inf)", residual_depth="[2, inf)")
+        check_dataset(self.dataset)
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes.
+
+        Raises: ValueError: batches of more images than there are to train on.
+        """
+        check_sizes(self.train_examples, batch_size=self.batch_size)
+        return {self.dataset: (self.train_examples + self.test_examples, self.test_examples)}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ and some 1,000 steps. The original has dropout, local response normalization (LR
 photometric distortion, the same batches in every epoch, and a slow decay of its rate. BN-Baseline
 is the original with BN alone; BN-x5, BN-x30 and the sigmoids with BN take all changes of section
 4.2.1, at 5, 30 and 5 times the original's rate. All runs of a seed begin with the same weights and
-see the same first epoch.
+see the same first epoch. Accuracy is the paper's: the best that a network shows on test images, of
+all that it is evaluated at; the step it is chosen at is so chosen on what is reported, for every
+variant alike.
 
 Command: python -m experiments inception --preset quick
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from experiments.checks import check
+
 
 @dataclass(frozen=True)
 class Config:
@@ -45,6 +47,15 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
+        check(
+            self,
+            batch_size="[2, inf)",
+            rate_left="(0, 1]",
+            l2="[0, inf)",
+            dropout="[0, 1)",
+            lrn="[0, inf)",
+            distortion="[0, 1)",
+        )
         if self.train_examples % self.batch_size:
             raise ValueError(
                 f"Expected `train_examples` to be a multiple of {self.batch_size}, the batch size, "
@@ -54,6 +65,10 @@ class Config:
             raise ValueError(
                 f"Expected `watch_every` to divide {self.steps} steps, got {self.watch_every}."
             )
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        return {self.dataset: (self.train_examples, self.test_examples)}
 
 
 PRESETS = {

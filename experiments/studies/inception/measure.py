@@ -18,7 +18,6 @@ from experiments.studies.inception.config import Config
 from experiments.studies.inception.figures import CHANGES, LINES, plot_changes, plot_variants
 from experiments.studies.inception.miniature import Miniature, distort
 from experiments.study import Study
-from experiments.tasks import cifar
 from experiments.training import networks
 from experiments.training.networks import Network
 
@@ -94,13 +93,8 @@ class Examples(NamedTuple):
 
 
 def load(config: Config, study: Study) -> tuple[Examples, Examples]:
-    """Load training and test examples, as many and as large as they are needed."""
-    if config.dataset == "cifar10":
-        batches = -(-config.train_examples // cifar.IMAGES)
-        dataset = cifar.load(train_batches=batches, data_dir=study.data_dir)
-        study.describe_data("cifar10", dataset.describe())
-    else:
-        dataset = study.dataset("digits")
+    """Take training and test examples, as many and as large as they are needed."""
+    dataset = study.dataset(config.dataset)
     train = shrink(dataset.train_images[: config.train_examples], config.shrink)
     test = shrink(dataset.test_images[: config.test_examples], config.shrink)
     return (

@@ -1,7 +1,9 @@
 """Options and presets of the study `inference`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset
 
 WINDOW = 100  # Batches in the simple moving average.
 
@@ -10,8 +12,9 @@ WINDOW = 100  # Batches in the simple moving average.
 class Config:
     """What the measurements depend on."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 10
     """networks, each from its own weights and batches"""
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -31,8 +34,15 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse a run that never fills the window."""
+        check(self, batch_size="[2, inf)", brightness="(-inf, inf)", degrees="(-inf, inf)")
+        check_dataset(self.dataset)
         if self.steps < WINDOW:
             raise ValueError(f"Expected `steps` of at least {WINDOW}, got {self.steps}.")
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        # Of the test images half are shifted, and normalized by batches of the other half.
+        return {self.dataset: (self.batch_size, 2 * self.batch_size)}
 
 
 PRESETS = {

@@ -1,8 +1,11 @@
 """Options and presets of the study `learning_rate`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
+from experiments.checks import check, check_divides
+from experiments.datasets import check_dataset
+
+BATCH_SIZE = 60
 LOW, HIGH = 0.1, 1.0  # Rates.
 DECAYS = (1 / 6, 1, 6)  # Factors of the half-life.
 
@@ -11,8 +14,9 @@ DECAYS = (1 / 6, 1, 6)  # Factors of the half-life.
 class Config:
     """What the run depends on, and nothing else; lengths of training in steps."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 3
     """how many seeds"""
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -50,6 +54,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what has no answer."""
+        check(self)
+        check_dataset(self.dataset)
+        check_divides("plateau_every", "plateau_steps", self)
+        check_divides("fast_every", "fast_steps", self)
         needed = {
             "rates": (0.01,),
             "sigmas": (0.05, 5.0),
@@ -60,6 +68,10 @@ class Config:
             given = getattr(self, name)
             if len(given) < 2 or not set(values) <= set(given) or list(given) != sorted(given):
                 raise ValueError(f"Expected `{name}` ascending, with {values}, got {given}.")
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        return {self.dataset: (self.validation + BATCH_SIZE, 1)}
 
 
 PRESETS = {

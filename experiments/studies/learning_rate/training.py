@@ -12,13 +12,13 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from experiments import sampling
+from experiments.studies.learning_rate.config import BATCH_SIZE
 from experiments.tasks.data import Dataset, binary
 from experiments.tasks.split import Split, sample_split, spread
 from experiments.training import networks, sweep
 from experiments.training.networks import Network
 from jbn.models import MLP
 
-BATCH_SIZE = 60
 ACTIVATIONS = {"sigmoid": nn.sigmoid, "relu": nn.relu}
 METHODS = {"none": None, "batch": "batch"}
 

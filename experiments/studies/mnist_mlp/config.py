@@ -1,7 +1,9 @@
 """Options and presets of the study `mnist_mlp`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset
 
 MANY_DEVICES = True  # It trains on several, of one host or more.
 
@@ -10,8 +12,9 @@ MANY_DEVICES = True  # It trains on several, of one host or more.
 class Config:
     """What the run depends on, and nothing else."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 3
     """how many seeds, trained at once"""
     steps: int = 10_000
@@ -33,16 +36,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        for name in ("seeds", "steps", "batch_size", "population_batches", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected `{name}` to be at least 1, got {getattr(self, name)}.")
-        if self.batch_size < 2:
-            raise ValueError("Expected `batch_size` of at least 2: one example has no variance.")
-        for name in ("learning_rate", "sigma"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"Expected `{name}` to be positive, got {getattr(self, name)}.")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"Expected positive widths in `hidden`, got {self.hidden}.")
+        check(self, batch_size="[2, inf)", momentum="[0, 1]")  # One example has no variance.
+        check_dataset(self.dataset)
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        return {self.dataset: (self.batch_size, 1)}
 
 
 PRESETS = {

@@ -44,8 +44,8 @@ def read_metrics(run: Run) -> Metrics:
 def report(config: Config, study: Study) -> None:
     """Report the numbers of a run that the paper's figure is about, and plot it."""
     found = read_metrics(study.run)
-    for name, estimate in measure(found).items():
-        study.report(name, estimate)
+    for name, number in estimate(found).items():
+        study.report(name, number)
     data = study.datasets[config.dataset].name
     study.table(table(config, data, study.estimates))
 
@@ -53,7 +53,7 @@ def report(config: Config, study: Study) -> None:
 
     study.figure(
         "fig1",
-        lambda: figures.plot(found, data),
+        lambda: figures.plot_fig1(found, data),
         title="Fig. 1: test accuracy, and the input to a typical sigmoid",
         alt="Three panels against training steps: test accuracy with batch normalization rises "
         "sooner and ends higher; the percentiles of the input to a sigmoid of the last layer drift "
@@ -61,11 +61,11 @@ def report(config: Config, study: Study) -> None:
     )
     for name, panel in figures.panels(found, data).items():
         study.figure(
-            name, functools.partial(figures.alone, panel), title=name, alt="", listed=False
+            name, functools.partial(figures.plot_panel, panel), title=name, alt="", listed=False
         )
 
 
-def measure(found: Metrics) -> dict[str, Estimate]:
+def estimate(found: Metrics) -> dict[str, Estimate]:
     """Estimate the numbers over seeds.
 
     Once it has settled, per unit, then as mean over units. Drift of the median: how far it comes

@@ -15,7 +15,7 @@ from experiments.studies.mnist_mlp.fig1 import CURVES, Metrics, typical_unit
 Panel = Callable[[Axes], None]
 
 
-def plot(found: Metrics, data: str) -> Figure:
+def plot_fig1(found: Metrics, data: str) -> Figure:
     """Plot Fig. 1a, 1b and 1c in a row."""
     row = plotting.figure(3, width=4.1, height=3.3)
     for axes, (name, panel) in zip(row.axes, panels(found, data).items(), strict=True):
@@ -24,7 +24,7 @@ def plot(found: Metrics, data: str) -> Figure:
     return row
 
 
-def alone(panel: Panel) -> Figure:
+def plot_panel(panel: Panel) -> Figure:
     """Plot one of the panels by itself."""
     made = plotting.figure()
     panel(made.axes[0])

@@ -1,15 +1,18 @@
 """Options and presets of the study `placement`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset
 
 
 @dataclass(frozen=True)
 class Config:
     """What the run depends on, and nothing else."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "fashion_mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "fashion_mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 5
     """how many seeds"""
     batch_size: int = 60
@@ -32,6 +35,16 @@ class Config:
     """features of each of their stages"""
     conv_learning_rates: tuple[float, ...] = (0.004, 0.016)
     """grid of their rates, of Adam"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check(self, batch_size="[2, inf)")
+        check_dataset(self.dataset)
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        trained = max(self.batch_size, self.statistics)
+        return {self.dataset: (self.validation + trained, 1)}
 
 
 PRESETS = {

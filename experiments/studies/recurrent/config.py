@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from experiments.checks import check, check_divides
+
 CHANCE = 1 / 6  # Variance of the sum of two values of U(0, 1).
 LENGTHS = 50, 100, 200  # Of the adding problem.
 FORGET_BIASES = 0, 1, 5
@@ -46,6 +48,11 @@ class Config:
     """of plain gradient descent there"""
     clip_bound: float = 10 * CHANCE
     """a run whose error in the end is above this, or not finite, has diverged"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check(self)
+        check_divides("looks", "steps", self)
 
 
 PRESETS = {

@@ -4,7 +4,9 @@ A wide ReLU network learns a few hundred images of MNIST, drawn anew for every s
 them. Gap: training - test accuracy, both in inference mode, with BN by the population statistics
 of the training images (Algorithm 2). All runs of a seed share images, batches and, at equal width,
 initial weights. Rates, and strengths of dropout, L1 and L2, are those of the best validation
-accuracy, the mean over seeds, on images that are neither trained on nor tested.
+accuracy, the mean over seeds, on images that are neither trained on nor tested. Rates
+are chosen without regularizers, and without ghost batches or noise-free statistics, and kept for
+them: what is added might do better at a rate of its own.
 
 Noise-free BN normalizes by statistics of *all* training images, computed afresh at every step with
 the gradient through them, while the loss is that of the batch alone: the statistics follow the

@@ -1,15 +1,18 @@
 """Options and presets of the study `regularization`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset
 
 
 @dataclass(frozen=True)
 class Config:
     """What the measurement depends on."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 6
     """how many seeds"""
     train: int = 512
@@ -52,11 +55,25 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse epochs that batches do not divide, and a sweep without what the claim is about."""
+        check(
+            self,
+            batch_size="[2, inf)",
+            dropout="[0, 1)",
+            l1="[0, inf)",
+            l2="[0, inf)",
+            combined="[0, 1)",
+            flips="[0, 1]",
+        )
+        check_dataset(self.dataset)
         for size in (self.batch_size, self.large_batch):
             if self.train % size:
                 raise ValueError(f"Expected batches of {size} to divide `train`, got {self.train}.")
         if 0.4 not in self.flips:
             raise ValueError(f"Expected .4 among `flips`, got {self.flips}.")
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        return {self.dataset: (self.train + self.validation, self.test)}
 
 
 PRESETS = {

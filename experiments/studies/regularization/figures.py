@@ -33,7 +33,7 @@ def gap(found: Found) -> np.ndarray:
     return found["train"] - found["test"]
 
 
-def plot(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
+def plot_lines(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
     """Plot test accuracy and gap against what is swept, a column for each."""
     made = figure(len(whats), 2, width=3.4, height=2.7)
     rows = {"test accuracy": made.axes[: len(whats)], "training - test": made.axes[len(whats) :]}

@@ -16,7 +16,7 @@ from experiments import sampling
 from experiments.plotting import METHODS
 from experiments.stats import estimates, selection
 from experiments.studies.regularization.config import Config
-from experiments.studies.regularization.figures import Found, Line, gap, plot, plot_combined
+from experiments.studies.regularization.figures import Found, Line, gap, plot_combined, plot_lines
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
 from experiments.tasks.split import Examples, sample_splits
@@ -281,13 +281,13 @@ def measure(config: Config, study: Study) -> None:
     shown = "Test accuracy, above, and training - test accuracy, below (mean over seeds, 95 %"
     study.figure(
         "regularizers",
-        functools.partial(plot, ("dropout", "l1", "l2"), lines),
+        functools.partial(plot_lines, ("dropout", "l1", "l2"), lines),
         title="What dropout, L1 and L2 do to the gap, without and with BN",
         alt=f"{shown} interval), against the strength of dropout, L1 and L2, without and with BN.",
     )
     study.figure(
         "noise",
-        functools.partial(plot, ("statistics", "flips", "width"), lines),
+        functools.partial(plot_lines, ("statistics", "flips", "width"), lines),
         title="What the noise of BN, wrong labels and the width do to the gap",
         alt=f"{shown} interval), against the number of examples that share BN's statistics, up to "
         "all training images, which is BN without noise; against the share of flipped training "

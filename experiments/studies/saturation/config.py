@@ -1,15 +1,18 @@
 """Options and presets of the study `saturation`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset
 
 
 @dataclass(frozen=True)
 class Config:
     """What the run depends on, and nothing else."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 5
     """how many seeds"""
     steps: int = 2_000
@@ -39,8 +42,15 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
+        check(self, batch_size="[2, inf)")
+        check_dataset(self.dataset)
         if self.steps % self.looks:
             raise ValueError(f"Expected `looks` to divide {self.steps} steps, got {self.looks}.")
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        trained = max(self.batch_size, self.statistics)
+        return {self.dataset: (self.validation + trained, self.looked_at)}
 
 
 PRESETS = {

@@ -1,15 +1,18 @@
 """Options and presets of the study `shift`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset, check_sizes
 
 
 @dataclass(frozen=True)
 class Config:
     """What the numbers depend on."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 5
     """of every trained network"""
     train_examples: int = 50_000
@@ -42,6 +45,20 @@ class Config:
     """of the training of each"""
     untrained: int = 20
     """seeds of the untrained networks"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check(self, batch_size="[2, inf)")
+        check_dataset(self.dataset)
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes.
+
+        Raises: ValueError: batches of more images than there are to train on.
+        """
+        check_sizes(self.train_examples, subset=self.subset)
+        check_sizes(self.subset, batch_size=self.batch_size)
+        return {self.dataset: (self.train_examples + self.test_examples, self.test_examples)}
 
 
 PRESETS = {

@@ -52,7 +52,8 @@ def plot_shift(seen: Parts, medians: Settled, every: int) -> Figure:
     cause.set_title("Without BN, on few examples")
     over_training(gradient, seen, "gradient_shift", every)
     gradient.set(title="Gradients", ylabel="relative change by the layers before")
-    return finish(made)
+    label_steps(made)
+    return made
 
 
 def plot_landscape(seen: Parts, every: int) -> Figure:
@@ -64,7 +65,8 @@ def plot_landscape(seen: Parts, every: int) -> Figure:
     over_training(gradient, seen, "gradient_change", every)
     gradient.set(title="Gradient", ylabel="largest relative change along the step")
     gradient.set(yscale="linear", ylim=(0, None))
-    return finish(made)
+    label_steps(made)
+    return made
 
 
 def plot_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Figure:
@@ -119,9 +121,8 @@ def band(
     axes.fill_between(x, runs.min(1), runs.max(1), color=style.color, alpha=0.2, linewidth=0)
 
 
-def finish(made: Figure) -> Figure:
+def label_steps(made: Figure) -> None:
     """Name the steps, and the lines."""
     for axes in made.axes:
         axes.set(xlabel="training steps")
         axes.legend()
-    return made

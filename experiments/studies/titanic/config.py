@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from experiments.checks import check
+from experiments.datasets import check_sizes
+
+PASSENGERS = 891  # In the table, and in the one that is made up.
+
 
 @dataclass(frozen=True)
 class Config:
@@ -31,10 +36,20 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
+        check(self, folds="[2, inf)", batch_size="[2, inf)", momentum="[0, 1)")
         if self.more % self.epochs:
             raise ValueError(f"Expected `more` to be a multiple of {self.epochs}, got {self.more}.")
         if not 1 < self.watched <= self.epochs:
             raise ValueError(f"Expected `watched` of 2 to {self.epochs}, got {self.watched}.")
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many passengers this takes, none where they are made up.
+
+        Raises: ValueError: batches of more passengers than there are to train on.
+        """
+        largest_fold = -(-PASSENGERS // self.folds)
+        check_sizes(PASSENGERS - largest_fold, batch_size=self.batch_size)
+        return {"titanic": (PASSENGERS, 0)} if self.source == "titanic" else {}
 
 
 PRESETS = {

@@ -157,10 +157,8 @@ def measure(config: Config, study: Study) -> None:
     """Train, compare, plot."""
     if config.source == "synthetic":
         print("titanic: a table made up by a rule, not the passengers", file=sys.stderr)
-        passengers = titanic_data.sample_passengers()
-    else:
-        passengers = titanic_data.load(data_dir=study.data_dir)
-    study.describe_data("titanic", passengers.describe())
+        study.add_dataset("titanic", titanic_data.sample_passengers())
+    passengers = study.dataset("titanic")
 
     known = study.part("references", lambda: references(config, passengers))
     study.report("logistic", estimates.mean(known["logistic"]))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from experiments.checks import check
+
 DatasetName = Literal["mnist", "fashion_mnist", "digits"]
 
 
@@ -45,10 +47,17 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
+        check(self, batch_size="[2, inf)", goal="(0, 1]")
         if self.race_steps % self.race_every:
             raise ValueError(
                 f"Expected `race_every` to divide {self.race_steps}, got {self.race_every}."
             )
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        trained = max(self.batch_size, self.statistics, self.race_images)
+        each = self.validation + trained, self.race_images
+        return {self.source: each, self.target: each}
 
 
 PRESETS = {

@@ -1,15 +1,20 @@
 """Options and presets of the study `whitening`."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_dataset
+
+BATCH = 50  # Images in a batch of the small networks.
 
 
 @dataclass(frozen=True)
 class Config:
     """What the run depends on, and nothing else."""
 
-    dataset: Literal["mnist", "fashion_mnist", "digits"] = "mnist"
-    """digits are the small ones inside scikit-learn"""
+    dataset: str = "mnist"
+    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
+    .npz file or a folder"""
     seeds: int = 8
     """subsets of the data, or draws of inputs and weights"""
     choosing_seeds: int = 4
@@ -32,6 +37,15 @@ class Config:
     """their rates"""
     stuck_steps: int = 3000
     """their steps"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        check(self)
+        check_dataset(self.dataset)
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes."""
+        return {self.dataset: (max(self.examples, BATCH), 0)}
 
 
 PRESETS = {

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 import jbn
 from experiments import sampling
 from experiments.stats import estimates, selection
-from experiments.studies.whitening.config import Config
+from experiments.studies.whitening.config import BATCH, Config
 from experiments.studies.whitening.figures import plot_descent, plot_outside, plot_time
 from experiments.study import Study
 from experiments.training import networks, sweep
@@ -28,15 +28,17 @@ INPUTS = "raw", "standardized", "whitened"
 OUTSIDE_STEPS, OUTSIDE_RATE = 1000, 0.1  # What the expected bias of 100 follows from.
 TIMED_EXAMPLES = 1024
 # Of the networks that may get stuck; the margin is nats above the lowest loss.
-HIDDEN, BATCH, MARGIN = (10, 10), 50, 0.5
+HIDDEN, MARGIN = (10, 10), 0.5
 
 
 # ---- Inputs --------------------------------------------------------------------------------------
 
 
-def pixels(images: UInt8[np.ndarray, "N 28 28"]) -> Float[np.ndarray, "N d"]:
-    """Average the pixels four by four, from 0 to 1; leave out the almost constant."""
-    x = images.reshape(-1, 7, 4, 7, 4).mean((2, 4)).reshape(len(images), -1) / 255
+def pixels(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N d"]:
+    """Average the pixels four by four, from 0 to 1; leave out the almost constant, and a rest."""
+    count, height, width = len(images), images.shape[1] // 4, images.shape[2] // 4
+    whole = images[:, : 4 * height, : 4 * width].reshape(count, height, 4, width, 4)
+    x = whole.mean((2, 4)).reshape(count, -1) / 255
     var = x.var(0)
     return x[:, var > 0.01 * var.max()].astype(np.float32)
 

@@ -1,0 +1,250 @@
+"""One's own images: a .npz file, or a folder with a folder of image files for each class.
+
+A file has the arrays x_train and x_test, uint8 gray levels (N, H, W), and y_train and y_test,
+integers 0 to K - 1. The folders of classes, in the order of their names, are labels 0 to K - 1; of
+their images one in five, drawn once and for all, is for testing.
+"""
+
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Shaped, UInt8
+from PIL import Image
+
+from experiments import sampling
+from experiments.tasks.data import SHA256, Dataset, WrongData
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+CLASSES = 10  # Outputs of the networks.
+SMALLEST = 4  # Pixels of a side: the study `whitening` averages four by four.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
+MODES = ("1", "L", "P", "RGB")  # What becomes 8 bits of gray without a loss but that of color.
+UNREADABLE = 100  # One image in so many may be.
+TAKEN = (*SHA256, "digits", "cifar10", "titanic")  # Names that own data may not pass for.
+
+
+def load(path: Path) -> Dataset:
+    """Load one's own images, named after the file or folder.
+
+    Args: path: a `.npz` file, or a folder with a folder of images for each class. Images are gray,
+      or are made so, and of one size, or are made as large as the first.
+
+    Returns: Dataset. What was left out or resized is told in a line on stderr.
+
+    Raises:
+      FileNotFoundError: neither a file nor a folder is there.
+      WrongData: anything in it is not as it should be; what it is, is said.
+
+    Example:
+      >>> np.savez("mine.npz", x_train=..., y_train=..., x_test=..., y_test=...)  # doctest: +SKIP
+      >>> load(Path("mine.npz")).name  # doctest: +SKIP
+      'mine'
+    """
+    if path.is_dir():
+        return read_folder(path)
+    if path.is_file():
+        return read_npz(path)
+    raise FileNotFoundError(f"Expected a .npz file or a folder of images in {path}, found neither.")
+
+
+def name_of(path: Path) -> str:
+    """Name a data set after its file or folder, but never like another one."""
+    name = path.resolve().stem
+    return f"own {name}" if name in TAKEN else name
+
+
+# ---- A file --------------------------------------------------------------------------------------
+
+
+def read_npz(path: Path) -> Dataset:
+    """Read the four arrays of a `.npz` file; what is pickled in it is never opened.
+
+    Raises: WrongData: not such a file, an array missing, or one that is not as it should be.
+    """
+    mend = f"Write {', '.join(ARRAYS)} by np.savez."
+    if not zipfile.is_zipfile(path):
+        raise WrongData(f"Expected {path} to be a whole .npz file, got another. {mend}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in ARRAYS if name not in file]
+            if missing:
+                raise WrongData(
+                    f"Expected {', '.join(ARRAYS)} in {path}, got {', '.join(file) or 'none'}: "
+                    f"{', '.join(missing)} missing. {mend}"
+                )
+            arrays = [file[name] for name in ARRAYS]
+            if not all(isinstance(array, np.ndarray) for array in arrays):
+                raise ValueError("what is no array")  # NumPy gives its bytes.
+            x_train, y_train, x_test, y_test = arrays
+    except WrongData:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise WrongData(f"Expected plain arrays in {path}, got: {error}. {mend}") from error
+    for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
+        _check_images(f"x_{part} in {path}", images)
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise WrongData(
+                f"Expected y_{part} in {path} with an integer for each of the {len(images):,} "
+                f"images of x_{part}, got {labels.dtype} of shape {labels.shape}."
+            )
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise WrongData(
+            f"Expected x_train and x_test in {path} of one size, got {x_train.shape[1:]} and "
+            f"{x_test.shape[1:]} pixels. Scale one to the other's."
+        )
+    return _make(path, "own file", x_train, y_train, x_test, y_test)
+
+
+def _check_images(what: str, images: np.ndarray) -> None:
+    if images.dtype == np.uint8 and images.ndim == 3 and len(images):
+        return
+    span = f", {images.min():g} to {images.max():g}" if _is_numeric(images) else ""
+    raise WrongData(
+        f"Expected {what} of uint8 gray levels, 0 to 255, and of shape (images, height, width), "
+        f"got {images.dtype} of shape {images.shape}{span}. Of values x from 0 to 1, "
+        "(255 * x).round().astype(np.uint8) makes gray levels."
+    )
+
+
+def _is_numeric(array: np.ndarray) -> bool:
+    return array.size > 0 and array.dtype.kind in "iuf"
+
+
+# ---- A folder ------------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path) -> Dataset:
+    """Read the images of all classes, and draw those for testing.
+
+    Raises: WrongData: no classes or too many, one without images, or images that cannot be read.
+    """
+    classes = sorted(path for path in _visible(folder) if path.is_dir())
+    if not classes:
+        raise WrongData(
+            f"Expected in {folder} a folder of images for each class, got none. The files of mnist "
+            "and the like are found by --data-dir."
+        )
+    _check_count(str(folder), len(classes))
+    of_class = [
+        sorted(path for path in _visible(each) if path.suffix.lower() in SUFFIXES)
+        for each in classes
+    ]
+    empty = [each.name for each, files in zip(classes, of_class, strict=True) if not files]
+    if empty:
+        raise WrongData(
+            f"Expected images ({', '.join(SUFFIXES)}) in every folder of {folder}, got none in "
+            f"{_first(empty)}. Add some, or remove the folder."
+        )
+    files = [(label, path) for label, paths in enumerate(of_class) for path in paths]
+    images, labels = read_images(folder, files)
+    # Not by class: what is drawn depends on the number of images alone.
+    order = sampling.rng(0, "test images of a folder").permutation(len(labels))
+    test, train = np.split(order, [len(labels) // 5])
+    return _make(folder, "own folder", images[train], labels[train], images[test], labels[test])
+
+
+def read_images(
+    folder: Path, files: list[tuple[int, Path]]
+) -> tuple[UInt8[np.ndarray, "N H W"], Int[np.ndarray, "N"]]:
+    """Read images with their labels, all as large as the first; few may be unreadable."""
+    images, labels, failed, resized = [], [], [], 0
+    for label, path in files:
+        try:
+            image = read_image(path)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            reason = " ".join(str(error).split())  # One line.
+            failed.append(f"{path.relative_to(folder)} ({reason})")
+            continue
+        size = images[0].shape if images else (image.height, image.width)
+        if (image.height, image.width) != size:
+            image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+            resized += 1
+        images.append(np.asarray(image))
+        labels.append(label)
+    if len(failed) * UNREADABLE > len(files):
+        raise WrongData(
+            f"Expected at most 1 in {UNREADABLE} unreadable images in {folder}, got {len(failed)} "
+            f"of {len(files):,}: {_first(failed)}. Mend or remove them."
+        )
+    if failed:
+        print(
+            f"{folder}: left out {len(failed)} of {len(files):,} images, which cannot be read: "
+            f"{_first(failed)}",
+            file=sys.stderr,
+        )
+    if resized:
+        height, width = images[0].shape
+        print(
+            f"{folder}: resized {resized:,} of {len(files):,} images to the first one's {width} x "
+            f"{height} pixels",
+            file=sys.stderr,
+        )
+    return np.stack(images), np.array(labels)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image as 8 bits of gray.
+
+    Raises: OSError, SyntaxError, ValueError, Image.DecompressionBombError: none that can be read.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        if image.mode not in MODES or "transparency" in image.info:
+            mode = f"mode {image.mode}" if image.mode not in MODES else "transparency"
+            raise ValueError(f"{mode}, not 8 bits of gray or RGB")
+        return image.convert("L")
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+# ---- Both ----------------------------------------------------------------------------------------
+
+
+def _make(
+    path: Path,
+    source: str,
+    x_train: UInt8[np.ndarray, "N H W"],
+    y_train: Shaped[np.ndarray, "N"],
+    x_test: UInt8[np.ndarray, "M H W"],
+    y_test: Shaped[np.ndarray, "M"],
+) -> Dataset:
+    """Check what holds for a file and a folder, and make the data set."""
+    if min(x_train.shape[1:]) < SMALLEST:
+        raise WrongData(
+            f"Expected images of at least {SMALLEST} x {SMALLEST} pixels in {path}, got "
+            f"{x_train.shape[2]} x {x_train.shape[1]}."
+        )
+    if x_train.max() <= 127:  # To `data.binary` all of it would be background.
+        raise WrongData(
+            f"Expected gray levels from 0 to 255 in {path}, got {x_train.min()} to {x_train.max()} "
+            "in the images to train on. Stretch them."
+        )
+    seen = np.unique(np.concatenate([y_train, y_test]))
+    _check_count(str(path), len(seen))
+    if not np.array_equal(np.unique(y_train), np.arange(len(seen))):
+        raise WrongData(
+            f"Expected labels 0 to {len(seen) - 1} in {path}, each with images to train on, got "
+            f"{', '.join(map(str, np.unique(y_train)))} there and {', '.join(map(str, seen))} in "
+            "all. Number the classes from 0, and give each more images."
+        )
+    labels = (labels.astype(np.uint8) for labels in (y_train, y_test))
+    y_train, y_test = labels
+    return Dataset(name_of(path), source, x_train, y_train, x_test, y_test)
+
+
+def _check_count(where: str, classes: int) -> None:
+    if not 2 <= classes <= CLASSES:
+        raise WrongData(
+            f"Expected 2 to {CLASSES} classes in {where}, as many as the networks have outputs at "
+            f"most, got {classes}."
+        )

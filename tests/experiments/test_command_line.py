@@ -1,0 +1,168 @@
+"""The command line: what is refused, what goes wrong with the system, and how to go on."""
+
+import contextlib
+import errno
+import io
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import options, run_dir
+from experiments.__main__ import EXPERIMENTS, carry_out, main
+from experiments.cli import run_all, session
+from experiments.studies.identities import config as identities
+from experiments.studies.mnist_mlp import config as mnist_mlp
+from experiments.training.signals import GracefulExit
+
+ROOT = Path(__file__).parents[2]
+
+
+# ---- What is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("mnist_mpl", "got 'mnist_mpl'. Did you mean mnist_mlp?"),
+        ("all --only titanci", "got 'titanci'. Did you mean titanic?"),
+        ("mnist_mlp --momentum 1.5", "Expected `momentum` in [0, 1], got 1.5"),
+        ("titanic --momentum 1.5", "Expected `momentum` in [0, 1), got 1.5"),
+        ("mnist_mlp --learning-rate nan", "positive and finite, got nan"),
+        ("recurrent --data-dir x", "Expected no --data-dir, for recurrent reads no data files"),
+        ("mnist_mlp --preset smoke --data-dir x", "Expected no --data-dir"),
+        ("all --preset smoke --data-dir x", "Expected no --data-dir, for none of the experiments"),
+    ],
+)
+def test_wrong_words_are_told_in_one_line(words, message, capsys):
+    assert main(words.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_wrong_options_are_refused_before_anything_slow_is_imported():
+    script = (
+        "import sys; from experiments.__main__ import main; status = main(sys.argv[1:]); "
+        "sys.exit(9 if {'jax', 'matplotlib', 'numpy'} & set(sys.modules) else status)"
+    )
+    command = [sys.executable, "-c", script, "mnist_mlp", "--momentum", "1.5"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 2
+
+
+def test_all_gives_the_data_folder_to_those_that_read_it(tmp_path):
+    asked = {}
+
+    def one(name, words):
+        asked[name] = words
+        return 0
+
+    arguments = ["--runs", str(tmp_path), "--data-dir", "x", "--only", "identities", "gradients"]
+    assert run_all.carry_out(EXPERIMENTS, arguments, one) == 0
+    assert "--data-dir" in asked["gradients"]
+    assert "--data-dir" not in asked["identities"]
+
+
+def test_all_ends_with_a_signal(tmp_path):
+    arguments, asked = ["--runs", str(tmp_path)], []
+
+    def one(name, words):
+        asked.append(name)
+        return 130
+
+    assert run_all.carry_out(("identities", "gradients"), arguments, one) == 130
+    assert asked == ["identities"]
+
+
+def test_all_passes_over_a_damaged_run(tmp_path, capsys):
+    config = identities.PRESETS["smoke"]
+    with run_dir.create(tmp_path, "identities", config) as run:
+        run.write("summary.json", {})
+    with run_dir.create(tmp_path, "identities", config) as bad:
+        bad.write("summary.json", {})
+        (bad.path / "config.json").write_bytes(b"")
+    with run_dir.create(tmp_path, "identities", config) as worse:
+        (worse.path / "config.json").write_bytes(b"[" * 100_000)
+    arguments = ["--preset", "smoke", "--runs", str(tmp_path), "--resume"]
+    assert run_all.carry_out(("identities",), arguments, lambda *_: 1) == 0
+    told = capsys.readouterr().err
+    assert f"finished in {run.path}" in told
+    assert f"{bad.path} is passed over" in told
+
+
+# ---- The system ----------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for runs in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main(["identities", "--preset", "smoke", "--runs", str(runs)]) == 1
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith(f"identities: {tmp_path / 'file'}")
+        assert "Not a directory" in line
+
+
+def test_a_full_disk_is_told_in_one_line_with_how_to_go_on(tmp_path, capsys, monkeypatch):
+    runs = str(tmp_path)
+    prepare = session.prepare
+
+    def prepared(*arguments):
+        made = prepare(*arguments)
+
+        def work():
+            monkeypatch.setattr(os, "fsync", full)
+            made.run.append("timing.jsonl", {})
+
+        return made._replace(work=work)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(session, "prepare", prepared)
+    with GracefulExit() as graceful_exit:
+        status = carry_out("identities", ["--preset", "smoke", "--runs", runs], graceful_exit)
+    assert status == 1
+    (path,) = (tmp_path / "identities").iterdir()
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"identities: {path / 'timing.jsonl'}: No space left on device.")
+    assert line.endswith(f"go on with: python -m experiments identities --resume {path}")
+
+
+def test_a_locale_without_plus_minus_survives(monkeypatch):
+    for encoding in ("ascii", "latin-1"):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+        monkeypatch.setattr(sys, "stdout", streams[0])
+        monkeypatch.setattr(sys, "stderr", streams[1])
+        assert main(["list"]) == 0
+        for stream in streams:
+            print("0.5 ± 0.1, σ", file=stream, flush=True)
+            shown = stream.buffer.getvalue().decode(encoding)
+            assert shown.endswith(
+                {"ascii": "0.5 ? 0.1, ?\n", "latin-1": "0.5 ± 0.1, ?\n"}[encoding]
+            )
+
+
+# ---- How to go on --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runs", ["runs", "my runs; rm *", "-runs", "/absolute", "é"])
+def test_the_command_to_go_on_works_as_typed(tmp_path, monkeypatch, runs):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "absolute" if runs == "/absolute" else Path(runs)
+    config = mnist_mlp.PRESETS["paper"]
+    with run_dir.create(folder, "mnist_mlp", config) as run:
+        pass
+    how = options.ExecutionOptions(
+        data_dir=Path("the data"), runs=folder, checkpoint_every=3, devices=4, parallel="pmap"
+    )
+    python, *words = shlex.split(options.to_go_on("mnist_mlp", str(run.path), how))
+    assert [python, *words[:3]] == ["python", "-m", "experiments", "mnist_mlp"]
+    again = options.parse("mnist_mlp", mnist_mlp, words[3:])
+    assert again.config == config
+    assert again.execution.run.resolve() == run.path.resolve()
+    for name in ("data_dir", "checkpoint_every", "devices", "parallel"):
+        assert getattr(again.execution, name) == getattr(how, name)
+    with contextlib.closing(run_dir.open_run(again.execution.run).lock):
+        pass
