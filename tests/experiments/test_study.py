@@ -233,8 +233,10 @@ def damage(path, how):
 
 @pytest.mark.parametrize(
     "how",
-    ["figure", "no figure", "link", "nan", "types", "interval", "other", "list", "lacks", "empty"]
-    + ["cut", "deep"],  # noqa: RUF005
+    [
+        *("figure", "no figure", "link", "nan", "types", "interval", "other", "list", "lacks"),
+        *("empty", "cut", "deep"),
+    ],
 )
 def test_a_damaged_run_is_named_and_left_out(tmp_path, gradients, how):
     (tmp_path / "runs" / "gradients").mkdir(parents=True)
