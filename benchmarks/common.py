@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from experiments import run_dir
+from experiments import environment as ran_on
 
 Run = Callable[[int], None]  # Takes so many steps and waits for the last.
 
@@ -85,7 +85,7 @@ def installed(module: str) -> bool:
 
 def environment() -> dict[str, Any]:
     """Describe the machine and the versions, peers included, and the day."""
-    found = run_dir.environment()
+    found = ran_on.describe()
     for package in PEERS:
         try:
             found["versions"][package] = metadata.version(package)

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks import common
 from benchmarks.common import Run
-from experiments import run_dir, sampling
+from experiments import environment, run_dir, sampling
 from experiments.studies.mnist_mlp import measure as mnist_mlp
 from experiments.studies.mnist_mlp.config import PRESETS, Config
 from experiments.study import Study
@@ -197,7 +197,7 @@ def experiment(config: Config, dataset: Dataset) -> dict[str, float]:
     """Run the experiment itself in a temporary directory; return the seconds of its parts."""
     with tempfile.TemporaryDirectory() as folder:
         run = run_dir.create(Path(folder), "mnist_mlp", config)
-        run_dir.keep_environment(run, run_dir.environment())
+        run_dir.keep_environment(run, environment.describe())
         study = Study("mnist_mlp", run)
         study.add_dataset(config.dataset, dataset)
         began = time.perf_counter()

@@ -13,19 +13,14 @@ import dataclasses
 import fcntl
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Generator, Iterator, Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from experiments import checks
-
-PACKAGES = ("jbn", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "scikit-learn")
 
 Config = TypeVar("Config")
 
@@ -336,29 +331,6 @@ def read_row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and line.endswith(b"\n") else None
 
 
-def environment() -> dict[str, Any]:
-    """Describe what this process runs on: versions, device, machine, commit of the code."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    import jax  # Slow to import: options are read before it is.
-
-    device = jax.devices()[0]
-    return {
-        "versions": versions,
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-        },
-        "machine": {"cpu": _cpu(), "cores": _cores(), "system": platform.system()},
-        "commit": _commit(),
-    }
-
-
 def keep_environment(run: Run, environment: dict[str, Any]) -> None:
     """Write env.json; for a resumed run, compare with it instead, and say what differs."""
     path = run.path / "env.json"
@@ -377,29 +349,3 @@ def keep_environment(run: Run, environment: dict[str, Any]) -> None:
                 f"{part} differ from those this run began with: its metrics may do so in the last "
                 f"digits. Then: {before.get(part)}; now: {environment.get(part)}"
             )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # What this process may use, not what the machine has.
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from experiments import options, run_dir
+from experiments import environment, options, run_dir
 from experiments.training import hosts
 from experiments.training.devices import Devices
 from experiments.training.loop import Execution
@@ -48,7 +48,7 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
 
     where = str(execution.devices)
     run = hosts.on_first(
-        lambda: open_run(name, config, how, {**run_dir.environment(), "spread": where})
+        lambda: open_run(name, config, how, {**environment.describe(), "spread": where})
     )
     path = hosts.broadcast_from_first(str(run.path) if run else None)
     study = Study(
@@ -89,9 +89,7 @@ def connect(
     return run_dir.to_config(settings.Config, of_first), execution
 
 
-def open_run(
-    name: str, config: Any, how: options.IOOptions, environment: dict[str, Any]
-) -> run_dir.Run:
+def open_run(name: str, config: Any, how: options.IOOptions, ran_on: dict[str, Any]) -> run_dir.Run:
     """Make a run directory, or reopen the one to go on with."""
     if how.run is not None:
         run = run_dir.open_run(how.run)
@@ -99,5 +97,5 @@ def open_run(
         run = run_dir.newest_unfinished(how.runs, name, config)
     else:
         run = run_dir.create(how.runs, name, config)
-    run_dir.keep_environment(run, environment)
+    run_dir.keep_environment(run, ran_on)
     return run

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "experiments"
 ORDER = (
     {"checks"},
     {"datasets"},
-    {"stats", "sampling", "docstrings", "plotting", "run_dir"},
+    {"stats", "sampling", "docstrings", "plotting", "run_dir", "environment"},
     {"tasks", "options"},
     {"training"},
     {"study"},

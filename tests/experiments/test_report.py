@@ -7,7 +7,7 @@ import shutil
 import pytest
 from markupsafe import escape
 
-from experiments import plotting, run_dir
+from experiments import environment, plotting, run_dir
 from experiments.__main__ import main
 from experiments.ledger import collect as ledger
 from experiments.ledger import page as report
@@ -38,7 +38,7 @@ def finished(runs, name, estimate):
     """Make a finished run whose every number is `estimate(check)`."""
     config = importlib.import_module(f"experiments.studies.{name}.config").PRESETS["quick"]
     with run_dir.create(runs, name, config) as run:
-        run_dir.keep_environment(run, run_dir.environment())
+        run_dir.keep_environment(run, environment.describe())
         study = Study(name, run, preset="quick")
         for claim in CLAIMS:
             for check in claim.checks if claim.experiment == name else ():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import run_dir
+from experiments import environment, run_dir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ def test_another_version_is_said_on_resume(run, capsys):
 
 
 def test_environment_is_json_and_names_no_host():
-    environment = run_dir.environment()
-    assert json.loads(json.dumps(environment)) == environment
-    assert set(environment) == {"versions", "device", "machine", "commit"}
-    assert set(environment["machine"]) == {"cpu", "cores", "system"}
+    described = environment.describe()
+    assert json.loads(json.dumps(described)) == described
+    assert set(described) == {"versions", "device", "machine", "commit"}
+    assert set(described["machine"]) == {"cpu", "cores", "system"}

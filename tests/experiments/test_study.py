@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from environments import UNCACHED, own_environment, programs_on_disk
 
-from experiments import run_dir
+from experiments import environment, run_dir
 from experiments.__main__ import EXPERIMENTS, main
 from experiments.cli import run_all
 from experiments.ledger import collect as ledger
@@ -34,7 +34,7 @@ class Config:
 @pytest.fixture
 def run(tmp_path):
     with run_dir.create(tmp_path, "gradients", Config()) as made:
-        run_dir.keep_environment(made, run_dir.environment())
+        run_dir.keep_environment(made, environment.describe())
         yield made
 
 
@@ -152,7 +152,7 @@ def gradients(tmp_path):
     def make(preset="quick", runs=8, data="mnist", **options):
         config = dataclasses.replace(gradients_config.PRESETS["quick"], **options)
         with run_dir.create(tmp_path / "runs", "gradients", config) as run:
-            run_dir.keep_environment(run, run_dir.environment())
+            run_dir.keep_environment(run, environment.describe())
             study = Study("gradients", run, preset=preset)
             described = {"name": data, "source": "a test", "train_examples": 9, "sha256": "ab"}
             study.describe_data(config.dataset, described)
