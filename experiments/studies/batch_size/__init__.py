@@ -18,5 +18,5 @@ Command: python -m experiments batch_size --preset quick
 Expected: a batch of one gives beta alone, and a batch of two +-1. BN loses at batches of 2, the
 others hardly. Huge batches lose for want of steps, with or without BN, and not at equal steps.
 
-Time on two CPU cores: smoke half a minute, quick six minutes, paper an hour.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

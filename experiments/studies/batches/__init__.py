@@ -18,5 +18,5 @@ Command: python -m experiments batches --preset quick
 Expected: sorted batches cost accuracy with BN, more than without; batch renormalization wins some
 of it back; the mean of a batch errs as the power -1/2 of its size.
 
-Time on two CPU cores: smoke seconds, quick a minute.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

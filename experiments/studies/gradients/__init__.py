@@ -15,5 +15,5 @@ He with ReLU .999. Its square with BN: pi / (pi - 1) = 1.467 for ReLU, (B - 2) /
 linear network and batches of B. Sigmoid networks learn in their last layers alone; residual ones of
 56 layers learn, plain ones do not.
 
-Time on two CPU cores: smoke 20 seconds, almost all of it compiling; quick a minute, paper five.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

@@ -10,5 +10,5 @@ Command: python -m experiments identities --preset quick
 
 Expected: errors at rounding; .9^100 = 2.7e-5, 1.5^100 = 4.1e17; Bessel's factor 2 at batches of 2.
 
-Time on two CPU cores: seconds.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

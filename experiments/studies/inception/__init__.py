@@ -17,5 +17,5 @@ Expected, of the paper: steps to the original's best accuracy .43 (BN-Baseline),
 train with BN alone. A miniature need not agree on what each of the seven changes gives: there is
 little to overfit, and no time to, in a few epochs of a small network.
 
-Time on two CPU cores: smoke ten seconds, quick five minutes, paper forty.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

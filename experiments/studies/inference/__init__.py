@@ -13,5 +13,5 @@ Expected: moving averages are within half a point of the truth; 1,000 examples a
 test batches of 2 or of one class far worse; image by image in training mode chance; averaging gamma
 and beta gains nothing; shifted images cost accuracy, and their own statistics win some back.
 
-Time on two CPU cores: smoke seconds, quick half a minute.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

@@ -15,5 +15,5 @@ Command: python -m experiments learning_rate --preset quick
 Expected: at sigma .05, rate .01 no progress in 20,000 steps without BN; BN trains in more of the
 grid, and faster at every rate. At sigma 5, rate .01 BN gains .47 after 50,000 steps.
 
-Time on two CPU cores: smoke seconds, quick three minutes, paper half an hour.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

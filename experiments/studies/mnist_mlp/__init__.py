@@ -14,5 +14,5 @@ Expected, without and with: accuracy .53 / .91 / .95 / .97 and .91 / .94 / .96 /
 5,000, 10,000 and 50,000 steps. From step 1,000 on the medians of the last sigmoids' inputs drift by
 .6 and .2, and their spreads vary by a factor of 5 and 1.6.
 
-Time on two CPU cores: smoke seconds, quick a minute, paper three or four minutes.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

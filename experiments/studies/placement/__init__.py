@@ -19,5 +19,5 @@ Expected: in networks as small as these the order matters little for ReLU and ta
 better off with BN after them, by two points; the bias matters nothing; LRN gains several points
 without BN, and with it none.
 
-Time on two CPU cores: smoke seconds, quick under two minutes, paper a quarter of an hour.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

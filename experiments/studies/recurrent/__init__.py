@@ -19,5 +19,5 @@ Command: python -m experiments recurrent --preset quick
 Expected: the RNN's Jacobian is below 1e-3 after 100 steps, the LSTM's far above it; the LSTM solves
 T = 200, the RNN stays at chance; with clipping fewer runs diverge.
 
-Time on two CPU cores: smoke fifteen seconds, quick three minutes, paper half an hour.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

@@ -21,5 +21,5 @@ Command: python -m experiments regularization --preset quick
 Expected: BN gains test accuracy on so few images, and dropout adds little to it. Smaller ghost
 batches and more noise narrow the gap, if at all, by a point or less. What is flipped is learned.
 
-Time on two CPU cores: smoke ten seconds, quick two minutes, paper a quarter of an hour.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

@@ -17,5 +17,5 @@ batch of m reaches sqrt(m - 1); skewness and kurtosis stay as they are. Learned,
 sigmoids, over whose inputs these are no longer nearly linear, but not ReLUs, of which they leave
 fewer than half active.
 
-Time on two CPU cores: smoke seconds, quick a minute, paper eight minutes.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

@@ -19,5 +19,5 @@ train at 20 layers. Outliers multiply the deviation by about 1.4 a layer, and we
 by about 1.5, without BN, and by 1 with it. A change of the first weights hardly grows through ReLU
 without BN, and with BN by about (pi / (pi - 1))^.5 = 1.21 a layer (Yang et al., 2019).
 
-Time on two CPU cores: smoke seconds, quick two to three minutes, paper twenty minutes.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

@@ -14,5 +14,5 @@ Expected after 200 epochs, without and with BN: raw, ReLU .642, .705; raw, sigmo
 standardized, ReLU .703, .705; standardized, sigmoid .701, .698. Logistic regression .702, majority
 .616.
 
-Time on two CPU cores: smoke seconds, quick two minutes, paper ten.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

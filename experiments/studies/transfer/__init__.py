@@ -19,5 +19,5 @@ Expected: for a new last layer alone, statistics estimated again are worth a poi
 four more. Trained on whole, the pretrained network is no sooner at the goal than one from scratch:
 digits teach three dense layers little about clothes.
 
-Time on two CPU cores: smoke seconds, quick a minute, paper six minutes.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """

@@ -20,5 +20,5 @@ Command: python -m experiments whitening --preset quick
 
 Expected: covariance = I to 1e-5; ZCA's time grows with d^3, BN's with d; b = 100.0, 0 with BN.
 
-Time on two CPU cores: smoke ten seconds, quick half a minute, paper a few minutes.
+Time: smoke takes seconds; that of quick, measured, is in docs/results/LEDGER.md.
 """
