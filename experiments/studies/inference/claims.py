@@ -91,6 +91,7 @@ CLAIMS = (
             ),
             below("population_60", -0.003, "the same, of 60 examples"),
         ),
+        "What 60 examples cost is about the .3 points that the rule asks for.",
         figure="statistics",
     ),
     Claim(

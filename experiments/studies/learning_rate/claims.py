@@ -17,6 +17,7 @@ CLAIMS = (
             ),
             below("chance_with", 1_000, "the same with BN, looked at every 50 steps"),
         ),
+        "When a network leaves the plateau differs by thousands of steps between seeds: three are too few to say.",
         figure="plateau",
     ),
     Claim(
@@ -86,10 +87,10 @@ CLAIMS = (
             below(
                 "steps_ratio_best",
                 1,
-                "the same, each at its best rate of .1 to 3, chosen on held-out images",
+                "the same, each at its best rate of .1 to 3, chosen on validation images",
             ),
         ),
-        "At the best rates it hangs on the choice of BN's rate, which held-out images, easier than the test ones, leave open.",
+        "At the best rates it hangs on the rate that is chosen for BN: with other draws of images it was unclear.",
         figure="speed",
     ),
     Claim(

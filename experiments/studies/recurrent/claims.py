@@ -70,5 +70,6 @@ CLAIMS = (
             below("diverged_clipped", 0.5, "the same with clipping"),
         ),
         "No clipped run of the quick preset is non-finite: those that count end above the bound of the error.",
+        figure="clipping",
     ),
 )
