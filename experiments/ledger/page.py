@@ -2,10 +2,13 @@
 
 report/index.html has the table of all claims, to filter, sort and open; report/NAME.html is the
 page of an experiment. Each page holds its own style, script and figures: no network, no server.
+What the index shows, its filters, search, order and language, is in its address.
 """
 
+import ast
 import base64
 import dataclasses
+import re
 import shutil
 import sys
 from collections import Counter
@@ -17,21 +20,18 @@ import jinja2
 import markupsafe
 import tyro
 
-from experiments.docstrings import docstring, summary_line
+from experiments.docstrings import STUDIES, docstring, summary_line
 from experiments.ledger import collect as ledger
+from experiments.ledger import korean, sources
 from experiments.ledger.claims import CLAIMS
 from experiments.ledger.collect import Result, Row
 from experiments.ledger.interval_plot import interval_plot
+from experiments.ledger.verdict_chart import verdict_chart
 from experiments.options import OWN
 from experiments.stats import estimates, rules
 from experiments.stats.rules import Claim
 
 HERE = Path(__file__).parent
-NOTES = {
-    **{f"00{i}": f"note 00{i}" for i in range(5)},
-    "paper": "the paper",
-    "later": "later work",
-}
 # What `git log` says of the bounds.
 MOVED = (
     "One bound has moved since: the largest slope of the sigmoid may differ from 1/4 by 1e-4, "
@@ -46,7 +46,7 @@ MARKS = {
 }
 COLUMNS = {
     "claim": "Claim",
-    "notes": "Source",
+    "source": "Source",
     "verdict": "Verdict",
     "measured": "Measured",
     "experiment": "Experiment",
@@ -112,35 +112,52 @@ def write(results: Mapping[str, Result], folder: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        estimate=estimates.format_estimate, minutes=minutes, interval_plot=interval_plot
+        estimate=estimates.format_estimate,
+        minutes=minutes,
+        interval_plot=interval_plot,
+        citations=sources.citations,
+        language=language,
     )
     common: dict[str, Any] = {
         "marks": MARKS,
-        "notes": NOTES,
+        "sources": sources.SOURCES,
+        "notes": [key for key in sources.SOURCES if key.isdigit()],
+        "later": sources.LATER,
+        "korean": korean,
         "images": images,
         "style": trusted("style.css"),
-        "script": trusted("script.js"),
+        "script": trusted,
         "commands": {name: command(name, results.get(name)) for name in names},
     }
     environment.globals.update(common)
     docstrings = {name: docstring(name) for name in names}
+    summaries = {name: summary_line(name).rstrip(".") for name in names}
     page = environment.get_template("index.html").render(
         rows=rows,
         counts={verdict: counts[verdict] for verdict in MARKS if counts[verdict]},
         columns=COLUMNS,
+        chart=verdict_chart(rows, MARKS),
         moved=MOVED,
         results={name: results.get(name) for name in names},
-        summaries={name: text.partition("\n")[0] for name, text in docstrings.items()},
+        summaries=summaries,
         figure_of=lambda claim: figure_of(claim, figures[claim.experiment]),
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
     for name in names:
         page = environment.get_template("experiment.html").render(
             name=name,
+            summary=summaries[name],
             about=paragraphs(docstrings[name]),
             result=results.get(name),
             rows=[row for row in rows if row.claim.experiment == name],
             figures=figures[name],
+            labels={
+                check.metric: check.label
+                for claim in CLAIMS
+                if claim.experiment == name
+                for check in claim.checks
+            },
+            options=option_texts(name),
         )
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
@@ -150,10 +167,30 @@ def trusted(name: str) -> Any:
     return markupsafe.Markup((HERE / "templates" / name).read_text(encoding="utf-8"))
 
 
+def language(text: str) -> str:
+    """Tell the language of a title, for those who have it read aloud: Korean where any of it is."""
+    return "ko" if re.search("[가-힣]", text) else "en"
+
+
 def paragraphs(text: str) -> list[str]:
     """Cut a docstring into paragraphs, without the command, which stands by itself."""
     found = (" ".join(lines.split()) for lines in text.split("\n\n"))
     return [paragraph for paragraph in found if not paragraph.startswith("Command:")]
+
+
+def option_texts(name: str) -> dict[str, str]:
+    """Read what a study's options mean, the docstrings under the fields of its Config."""
+    body = ast.parse((STUDIES / name / "config.py").read_text(encoding="utf-8")).body
+    config = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == "Config")
+    texts = {}
+    for field, text in zip(config.body, config.body[1:], strict=False):
+        match field, text:
+            case (
+                ast.AnnAssign(target=ast.Name(id=option)),
+                ast.Expr(value=ast.Constant(value=str(written))),
+            ):
+                texts[option] = " ".join(written.split())
+    return texts
 
 
 def command(name: str, result: Result | None) -> str:

@@ -9,10 +9,13 @@ from markupsafe import escape
 
 from experiments import environment, plotting, run_dir
 from experiments.__main__ import main
+from experiments.docstrings import docstring, summary_line
 from experiments.ledger import collect as ledger
+from experiments.ledger import korean, sources
 from experiments.ledger import page as report
 from experiments.ledger.claims import CLAIMS
 from experiments.ledger.interval_plot import interval_plot
+from experiments.ledger.verdict_chart import verdict_chart
 from experiments.stats import estimates, rules
 from experiments.study import Study
 
@@ -112,11 +115,86 @@ def test_text_from_results_is_escaped(pages):
 
 
 def test_pages_need_nothing_from_outside(pages):
+    """Links lead out, to what claims cite; nothing is fetched."""
+    known = {found.source.address for claim in CLAIMS for found in sources.citations(claim)}
+    known |= {source.address for source in sources.SOURCES.values()}
     for page in pages.glob("*.html"):
-        sources = re.findall(r'(?:src|href)="([^"]*)"', page.read_text())
-        for source in sources:
+        text = page.read_text()
+        for tag, source in re.findall(r'<(\w+)[^>]*? (?:src|href)="([^"]*)"', text):
             local = source.startswith(("data:", "#")) or (pages / source.partition("#")[0]).exists()
-            assert local or source == "https://arxiv.org/abs/1502.03167", source
+            assert local or (tag == "a" and source in known), source
+        assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_sources_lead_where_a_claim_comes_from(pages):
+    index = (pages / "index.html").read_text()
+
+    def cell(id):
+        row = index[index.index(f'<tbody class="claim" id="{id}"') :]
+        return row[row.index('<td data-label="source">') :].partition("</td>")[0]
+
+    assert 'href="#source-000" title="note 000: Gradient Vanishing' in cell("bias-redundant")
+    assert 'href="https://arxiv.org/html/1502.03167v3#S3.SS2"' in cell("bias-redundant")
+    assert "Yang et al., 2019</a>" in cell("bn-relu-growth")
+    for key, source in sources.SOURCES.items():
+        legend = index[index.index(f'id="source-{key}"') :].partition("</li>")[0]
+        assert escape(source.title) in legend
+    assert 'lang="ko">Gradient Vanishing / Exploding 문제</cite>' in index
+
+
+def test_sections_and_later_works_are_those_that_the_studies_name():
+    assert set(sources.SECTION_OF_CLAIM) | set(sources.LATER_OF_CLAIM) <= {c.id for c in CLAIMS}
+    for claim in CLAIMS:
+        assert claim.sources
+        text = " ".join(docstring(claim.experiment).split()).replace("3.1 to 3.3", "3.1, 3.2, 3.3")
+        for key, source in sources.citations(claim):
+            if key == "paper":
+                section = source.label.removeprefix("paper, section ")
+                assert re.search(rf"\b{re.escape(section)}\b", text), claim.id
+            if source in sources.LATER.values():
+                assert claim.sources.count("later") == 1
+                author, year = re.split(r" et al\., | & .*, |, ", source.label)
+                assert author in text, claim.id
+                assert year in text, claim.id
+
+
+def test_names_stand_beside_words(pages):
+    index = (pages / "index.html").read_text()
+    page = (pages / "titanic.html").read_text()
+    summary = escape(summary_line("titanic").rstrip("."))
+    row = index[index.index('<tbody class="claim" id="titanic-accuracy"') :]
+    assert f'>titanic</a><br><small class="wide about">{summary}</small>' in row
+    assert f'<option value="titanic">titanic: {summary}</option>' in index
+    assert f"<h1>{summary} <code>titanic</code></h1>" in page
+    assert "<code>folds</code> of the cross-validation<" in page
+    label = next(claim for claim in CLAIMS if claim.id == "titanic-accuracy").checks[0].label
+    assert f"<tr><td>{label} <code>gain_raw_relu</code></td>" in page
+
+
+def test_a_number_says_what_it_rests_on(pages):
+    index = (pages / "index.html").read_text()
+    number = index[index.index('<tbody class="claim" id="titanic-accuracy"') :]
+    number = number[number.index('data-label="measured"') :].partition("</td>")[0]
+    assert re.search(r'; 3 runs<span class="wide">; preset quick</span></small>', number)
+
+
+def test_chart_counts_every_source_and_tells_it_in_words():
+    rows = ledger.rows(ledger.collect([ledger.KEPT / "no runs"]))
+    drawn = str(verdict_chart(rows, report.MARKS))
+    for key, source in sources.SOURCES.items():
+        mine = [row.verdict for row in rows if key in row.claim.sources]
+        told = [f"{mine.count(verdict)} {verdict}" for verdict in report.MARKS if verdict in mine]
+        assert f"{source.label}: {', '.join(told)}" in drawn
+    # The longest bar is as wide as the page; no verdict is told by its color alone.
+    bars = re.findall(r'<rect class="bar [\w-]+" x="([\d.]+)%".*?width="([\d.]+)%"', drawn)
+    assert max(float(x) + float(width) for x, width in bars) == pytest.approx(100, abs=0.05)
+    textures = re.findall(r'<pattern id="bar-[\w-]+".*?>(.*?)</pattern>', drawn)
+    assert len(set(textures)) == len(report.MARKS)
+
+
+def test_chart_of_nothing_says_so():
+    drawn = verdict_chart([], report.MARKS, {"x": sources.Source("<b>", "title")})
+    assert "&lt;b&gt;: no claims" in drawn
 
 
 def test_markdown_has_every_claim_and_its_verdict(pages):
@@ -212,6 +290,16 @@ def visible(page):
     return page.locator("tbody.claim:visible").count()
 
 
+def test_korean_stands_beside_english(pages):
+    index = (pages / "index.html").read_text()
+    for claim in CLAIMS:
+        for text in korean.CLAIMS[claim.id]:
+            assert not text or f'<span class="ko" lang="ko">{escape(text)}</span>' in index
+    for verdict in ("holds", "does not hold"):
+        pair = f'{verdict}</span> <span class="ko" lang="ko">{korean.VERDICTS[verdict]}</span>'
+        assert pair in index
+
+
 @in_browser
 def test_filters(show):
     from playwright.sync_api import expect
@@ -224,11 +312,14 @@ def test_filters(show):
     assert page.inner_text("#shown") == f"{titanic} of {len(CLAIMS)} claims"
     page.click("button[type=reset]")
     expect(page.locator("#shown")).to_have_text(f"{len(CLAIMS)} of {len(CLAIMS)} claims")
-    page.select_option("#note", "003")
+    page.select_option("#source", "003")
     assert visible(page) == sum("003" in claim.sources for claim in CLAIMS)
     page.select_option("#experiment", "identities")
     page.fill("#search", "glorot different")
     assert visible(page) == 1
+    page.click("button[type=reset]")
+    page.fill("#search", "Overfitting on a few images")  # The title of a study, not of a claim.
+    assert visible(page) == 0
     page.fill("#search", "no such words")
     assert visible(page) == 0
     assert page.is_visible("text=No claim fits these filters.")
@@ -286,9 +377,94 @@ def test_link_opens_its_row(show):
     page = show("index.html#titanic-epochs")
     assert page.locator("#detail-titanic-epochs").is_visible()
     page.locator("#titanic-epochs").get_by_role("link", name="titanic", exact=True).click()
-    assert page.inner_text("h1") == "titanic"
+    assert page.inner_text("h1 code") == "titanic"
     page.locator("#titanic-epochs h3 a").click()
     assert page.locator("#detail-titanic-epochs").is_visible()
+
+
+@in_browser
+def test_address_holds_the_view_and_back_undoes_it(show):
+    everything = len(CLAIMS)
+    page = show("index.html#verdict=does+not+hold&source=001&sort=-claim&search=accuracy")
+    shared, seen = (
+        page.url,
+        page.locator("tbody.claim:visible").evaluate_all("r => r.map(x => x.id)"),
+    )
+    assert 1 < len(seen) < everything
+    assert seen == [claim.id for claim in reversed(CLAIMS) if claim.id in seen]
+    page.click("button[type=reset]")
+    page.wait_for_url("**/index.html#sort=-claim")
+    page.select_option("#experiment", "titanic")
+    page.fill("#search", "steadie")
+    page.press("#search", "r")
+    assert visible(page) == 1
+    page.reload()
+    assert visible(page) == 1
+    assert page.input_value("#search") == "steadier"
+    page.go_back()  # All letters at once.
+    page.wait_for_url("**#experiment=titanic&sort=-claim")
+    assert page.input_value("#search") == ""
+    page.go_back()
+    page.go_back()
+    page.wait_for_url(shared)
+    assert page.locator("tbody.claim:visible").evaluate_all("r => r.map(x => x.id)") == seen
+    # What is named wrongly is as at first; so is what is not there.
+    page.evaluate("location.hash = 'verdict=true&source=007&sort=constructor&lang=la&x=%zz'")
+    page.wait_for_function("document.querySelectorAll('tbody.claim[hidden]').length === 0")
+    assert page.input_value("#verdict") == ""
+    assert page.evaluate("document.body.dataset.language") == "en"
+    assert page.locator("th[aria-sort=none]").count() == len(report.COLUMNS)
+    # A claim that is asked for is seen, whatever else is asked for; a note's title keeps the view.
+    page.evaluate("location.hash = 'titanic-epochs&verdict=holds'")
+    page.wait_for_selector("#detail-titanic-epochs", state="visible")
+    page.select_option("#source", "001")
+    count = visible(page)
+    page.locator("tbody.claim:visible a[href='#source-001']").first.click()
+    page.wait_for_url("**#source-001")
+    assert visible(page) == count < everything
+
+
+@in_browser
+def test_language_is_chosen_and_kept_in_the_address(show):
+    page = show()
+    claim = page.locator("#titanic-accuracy .opener")
+    english, korean_ = claim.locator(".en"), claim.locator(".ko")
+
+    def seen():
+        return english.is_visible(), korean_.is_visible()
+
+    assert seen() == (True, False)
+    page.get_by_label("한국어").focus()
+    page.keyboard.press("Space")
+    assert page.url.endswith("#lang=ko")
+    assert seen() == (False, True)
+    assert page.locator("#titanic-accuracy .verdict .ko").inner_text() == "성립하지 않음"
+    page.keyboard.press("ArrowRight")
+    assert page.url.endswith("#lang=both")
+    assert seen() == (True, True)
+    page.go_back()
+    page.wait_for_url("**#lang=ko")
+    assert seen() == (False, True)
+    page.locator("#titanic-accuracy").get_by_role("link", name="titanic", exact=True).click()
+    page.wait_for_url("**/titanic.html#lang=ko")
+    page.locator("#titanic-accuracy h3 a").click()
+    page.wait_for_url("**/index.html#titanic-accuracy&lang=ko")
+    assert page.locator("#detail-titanic-accuracy").is_visible()
+    assert seen() == (False, True)
+
+
+@in_browser
+def test_paper_has_every_row_open_and_nothing_to_press(show):
+    page = show("index.html#experiment=titanic", color_scheme="dark")
+    page.emulate_media(media="print")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    titanic = sum(claim.experiment == "titanic" for claim in CLAIMS)
+    assert page.locator("tr.detail:visible").count() == titanic
+    assert page.locator("tr.detail:visible img[src^='data:']").count() == titanic
+    assert page.locator(".control:visible").count() == 0
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    link = "document.querySelector('.sources a'), '::after'"
+    assert "arxiv.org" in page.evaluate(f"getComputedStyle({link}).content")
 
 
 @in_browser
@@ -296,6 +472,9 @@ def test_link_opens_its_row(show):
 def test_phone_needs_no_scrolling_sideways(show, name):
     page = show(name, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator(".wide:visible").count() == 0  # Said once, where a row is open.
+    page.set_viewport_size({"width": 800, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 800
 
 
 @in_browser
@@ -328,3 +507,7 @@ def test_every_image_has_a_text_and_every_control_a_name(show):
 def test_without_script_everything_is_open(show):
     page = show(java_script_enabled=False)
     assert page.locator("tr.detail:visible").count() == len(CLAIMS)
+    # In both languages, for there is no switch.
+    assert page.locator(".opener .en:visible").count() == len(CLAIMS)
+    assert page.locator(".opener .ko:visible").count() == len(CLAIMS)
+    assert page.locator(".control:visible").count() == 0

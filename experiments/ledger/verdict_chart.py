@@ -1,0 +1,83 @@
+"""The overview: a bar for each source, stacked by verdict, as a picture within the page."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import markupsafe
+
+from experiments.ledger.collect import Row
+from experiments.ledger.sources import SOURCES, Source
+
+STEP, TEXT, BAR = 46, 15, 16  # Heights in pixels: of a source, down to its text, of its bar.
+# What fills the bars beside their colors: solid, hatched, dotted, crossed, empty.
+TEXTURES = (
+    '<rect width="8" height="8" fill="currentColor"/>',
+    '<path d="M-2 2 2 -2 M0 8 8 0 M6 10 10 6" stroke="currentColor" stroke-width="3"/>',
+    '<circle cx="4" cy="4" r="1.5" fill="currentColor"/>',
+    '<path d="M0 0 8 8 M0 8 8 0" stroke="currentColor" stroke-width="2"/>',
+    "",
+)
+
+
+def verdict_chart(
+    rows: Sequence[Row], marks: Mapping[str, str], sources: Mapping[str, Source] = SOURCES
+) -> markupsafe.Markup:
+    """Draw the verdicts by source as SVG; widths are shares of the page, text keeps its size.
+
+    A claim of several sources counts for each.
+
+    Args:
+      rows: the ledger.
+      marks: all verdicts in order, and the sign of each.
+      sources: what there is a bar for.
+    """
+    counts = {key: Counter[str]() for key in sources}
+    for row in rows:
+        for key in row.claim.sources:
+            counts[key][row.verdict] += 1
+    longest = max((count.total() for count in counts.values()), default=0) or 1
+    names = {verdict: verdict.replace(" ", "-") for verdict in marks}
+    patterns = "".join(
+        f'<pattern id="bar-{names[verdict]}" class="{names[verdict]}" width="8" height="8" '
+        f'patternUnits="userSpaceOnUse">{texture}</pattern>'
+        for verdict, texture in zip(marks, TEXTURES, strict=True)
+    )
+    drawn, told = [], []
+    for index, (key, source) in enumerate(sources.items()):
+        found = {verdict: counts[key][verdict] for verdict in marks if counts[key][verdict]}
+        top, left = index * STEP, 0.0
+        title = f": {source.title}" if key.isdigit() else ""  # The paper's would not fit.
+        numbers = " ".join(
+            f'<tspan class="{names[verdict]}">{marks[verdict]} {number}</tspan>'
+            for verdict, number in found.items()
+        )
+        drawn.append(
+            markupsafe.Markup(
+                '<text x="0" y="{y}"><tspan class="name">{label}</tspan>'
+                '<tspan class="wide">{title}</tspan></text>'
+                '<text x="100%" y="{y}" text-anchor="end">'
+            ).format(y=top + TEXT, label=source.label, title=title)
+            + markupsafe.Markup(f"{numbers}</text>")
+        )
+        for verdict, number in found.items():
+            width = 100 * number / longest
+            drawn.append(
+                markupsafe.Markup(
+                    f'<rect class="bar {names[verdict]}" x="{left:.2f}%" y="{top + TEXT + 6}" '
+                    f'width="{width:.2f}%" height="{BAR}" fill="url(#bar-{names[verdict]})"/>'
+                )
+            )
+            left += width
+        words = ", ".join(f"{number} {verdict}" for verdict, number in found.items())
+        told.append(f"{source.label}: {words or 'no claims'}")
+    svg = markupsafe.Markup(
+        '<svg class="verdict-chart" width="100%" height="{height}" role="img" '
+        'aria-labelledby="chart-title chart-text"><title id="chart-title">Verdicts by source'
+        '</title><desc id="chart-text">{told}.</desc><defs>{patterns}</defs>{drawn}</svg>'
+    )
+    return svg.format(
+        height=len(sources) * STEP,
+        told="; ".join(told),
+        patterns=markupsafe.Markup(patterns),
+        drawn=markupsafe.Markup("").join(drawn),
+    )
