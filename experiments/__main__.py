@@ -137,12 +137,14 @@ def tell(name: str, error: Exception, resume_command: str = "") -> int:
 
     An error of the system has a number, and is of a path; one of ours says all in words.
     """
+    from experiments.run_dir import Damaged
+
     if isinstance(error, OSError) and error.errno is not None:
         then = f". Once that is mended, go on with: {resume_command}" if resume_command else ""
         print(f"{name}: {error.filename or 'output'}: {error.strerror}{then}", file=sys.stderr)
         return 1
     print(f"{name}: {error}", file=sys.stderr)
-    return 1 if isinstance(error, FloatingPointError) else 2
+    return 1 if isinstance(error, (FloatingPointError, Damaged)) else 2
 
 
 def end_alone(status: int, hosts: int) -> int:

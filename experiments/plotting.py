@@ -1,18 +1,26 @@
 """What all figures share: size, colors that the color-blind can tell apart, PNG and SVG.
 
-Colors: Okabe, Ito, "Color universal design", 2008; also apart in gray, with the line styles.
+Colors: Okabe, Ito, "Color universal design", 2008; also apart in gray, with line styles and
+markers. Legends are beside the data, never over them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from experiments.stats import estimates
 
 BLUE, VERMILION, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
 ORANGE, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"
@@ -51,46 +59,247 @@ METHODS = {
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # Color maps, for heat maps.
 
 STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 10.5,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,  # The grid is behind the data, bands and bars too.
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.handlelength": 2.6,
     "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
     "svg.hashsalt": "jbn",  # The same figure gives the same file.
     "svg.fonttype": "none",
 }
+DPI = 200  # Of what a study keeps.
+FEW = 3  # Runs from which on an interval says more than their range.
 
 
-def figure(columns: int = 1, rows: int = 1, *, width: float = 5.0, height: float = 3.6) -> Figure:
+# ---- Figures and legends -------------------------------------------------------------------------
+
+
+def figure(columns: int = 1, rows: int = 1, *, width: float = 4.4, height: float = 3.0) -> Figure:
     """Make a figure of panels, without any global state of pyplot."""
     made = Figure(figsize=(width * columns, height * rows), layout="constrained")
     made.subplots(rows, columns)
     return made
 
 
-def band(axes: Axes, x: ArrayLike, runs: Float[ArrayLike, "X runs"], method: str) -> None:
-    """Plot the mean over runs as a line and their range as a band, in the method's style."""
-    style, y = METHODS[method], np.asarray(runs)
-    axes.plot(x, y.mean(1), color=style.color, linestyle=style.linestyle, label=style.label)
-    axes.fill_between(x, y.min(1), y.max(1), color=style.color, alpha=0.2, linewidth=0)
+def share_legend(made: Figure, *, columns: int = 4) -> None:
+    """Name the lines of all panels once, below them."""
+    found: dict[str, Any] = {}
+    for axes in made.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    widest = 0.55 + 0.065 * max(map(len, found))  # Inches, about.
+    columns = max(1, min(columns, int(made.get_figwidth() / widest)))
+    made.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
+
+
+def legend_below(axes: Axes, *, columns: int = 2, points: float = 34) -> None:
+    """Name the lines of one panel below it.
+
+    Args: points: of the labels of its x-axis, in height.
+    """
+    shift = ScaledTranslation(0, -points / 72, axes.get_figure().dpi_scale_trans)  # pyrefly: ignore
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=axes.transAxes + shift,
+        ncols=columns,
+        borderaxespad=0,
+    )
+
+
+# ---- Runs ----------------------------------------------------------------------------------------
+
+
+def around(runs: ArrayLike, *, geometric: bool = False) -> Float[np.ndarray, "3 X"]:
+    """Compute what is drawn of runs: means, and the ends of their 95 % intervals.
+
+    Of fewer than three runs the ends are the lowest and the highest: an interval would be as wide
+    as the figure.
+
+    Args:
+      runs: (X, runs).
+      geometric: the mean of the logarithms, for ratios and what spans powers of ten; 0 where a run
+        is 0.
+
+    Returns: means, low ends, high ends; NaN, which is not drawn, where a run is not finite.
+
+    Example:
+      >>> from experiments import plotting
+      >>> plotting.around([[1.0, 2.0, 3.0]]).round(2).tolist()
+      [[2.0], [-0.48], [4.48]]
+      >>> plotting.around([[1.0, 4.0]], geometric=True).round(2).tolist()
+      [[2.0], [1.0], [4.0]]
+    """
+
+    def one(row: np.ndarray) -> tuple[float, float, float]:
+        if not np.isfinite(row).all():
+            return np.nan, np.nan, np.nan
+        if geometric and (row <= 0).any():
+            return 0.0, 0.0, row.max()
+        found = (estimates.ratio if geometric else estimates.mean)(row)
+        return found[:3] if len(row) >= FEW else (found.value, row.min(), row.max())
+
+    return np.array([one(row) for row in np.asarray(runs, np.float64)]).T
+
+
+def band(
+    axes: Axes,
+    x: ArrayLike,
+    runs: ArrayLike,
+    method: str | LineStyle,
+    *,
+    geometric: bool = False,
+) -> None:
+    """Plot means over runs as a line, and their intervals as a band, see `around`.
+
+    Where x is to be logarithmic, make it so before.
+
+    Args: runs: (X, runs); method: of `METHODS`, or a style of one's own.
+    """
+    style, at = _style(method), np.asarray(x)
+    y, low, high = around(runs, geometric=geometric)
+    axes.plot(at, y, **style._asdict(), markevery=_marked(axes, at, style))
+    axes.fill_between(at, low, high, color=style.color, alpha=0.18, linewidth=0)
+
+
+def bars(
+    axes: Axes,
+    at: ArrayLike,
+    runs: ArrayLike,
+    method: str | LineStyle,
+    *,
+    geometric: bool = False,
+    horizontal: bool = False,
+    joined: bool = False,
+    **options: Any,
+) -> None:
+    """Plot means over runs as points, and their intervals as bars, see `around`.
+
+    Args:
+      at, runs: (X,), (X, runs).
+      method: of `METHODS`, or a style of one's own.
+      joined: a line from point to point as well.
+      options: of `Axes.errorbar`.
+    """
+    center, low, high = around(runs, geometric=geometric)
+    ends, style = np.maximum([center - low, high - center], 0), _style(method)._asdict()
+    if not joined:
+        style["linestyle"] = "none"
+    shown: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.2, **style, **options}
+    if horizontal:
+        axes.errorbar(center, at, xerr=ends, **shown)
+    else:
+        axes.errorbar(at, center, yerr=ends, **shown)
+
+
+def _marked(axes: Axes, at: np.ndarray, style: LineStyle) -> list[int] | None:
+    """Choose the points of a line that have a marker: all of few, some of many.
+
+    Each style has places of its own, for lines may coincide; they are apart on the axis as it is.
+    """
+    if len(at) <= 12:
+        return None
+    places = np.log(np.maximum(at, at[at > 0].min())) if axes.get_xscale() == "log" else at
+    shares = np.linspace(0, 0.88, 6) + 0.016 * (1 + "osD^vPX".find(style.marker))
+    wanted = places[0] + shares * (places[-1] - places[0])
+    return np.unique(np.searchsorted(places, wanted)).tolist()
+
+
+def _style(method: str | LineStyle) -> LineStyle:
+    return METHODS[method] if isinstance(method, str) else method
+
+
+# ---- Axes ----------------------------------------------------------------------------------------
+
+
+def log_scale(axes: Axes, which: Literal["x", "y"], *values: ArrayLike) -> None:
+    """Make an axis logarithmic, with a place for 0 where one of the values is 0.
+
+    Args: values: all that is drawn along it.
+    """
+    drawn = np.concatenate([np.ravel(np.asarray(some, np.float64)) for some in values])
+    drawn = drawn[np.isfinite(drawn)]
+    if (drawn > 0).all():
+        axes.set(**{f"{which}scale": "log"})
+        return
+    positive = drawn[drawn > 0]
+    least = 10 ** np.floor(np.log10(positive.min(initial=1)))
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    scale = axes.set_xscale if which == "x" else axes.set_yscale
+    scale("symlog", linthresh=least)
+    axes.set(**{f"{which}lim": (-least / 2, 3 * positive.max(initial=least))})
+    locator = SymmetricalLogLocator(base=10, linthresh=least)
+    locator.set_params(numticks=8)
+    axis.set_major_locator(locator)
+
+
+# ---- Captions ------------------------------------------------------------------------------------
+
+DATA = {
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "digits": "the small digits inside scikit-learn",
+    "titanic": "Titanic",
+}
+
+
+def describe_data(name: str) -> str:
+    """Write the name of a data set as one reads it; one's own has its own."""
+    return DATA.get(name, name)
+
+
+def describe_layers(hidden: Sequence[int], units: str = "units") -> str:
+    """Write the widths of hidden layers.
+
+    Example:
+      >>> from experiments.plotting import describe_layers
+      >>> describe_layers((100, 100, 100), "sigmoids"), describe_layers((9, 5))
+      ('3 hidden layers of 100 sigmoids', 'hidden layers of 9, 5 units')
+    """
+    if len(set(hidden)) > 1:
+        return f"hidden layers of {', '.join(map(str, hidden))} {units}"
+    return f"{len(hidden)} hidden layer{'s' * (len(hidden) > 1)} of {hidden[0]} {units}"
+
+
+def describe_runs(
+    count: int, what: str = "Lines", ends: str = "bands", *, of: str = "seeds", mean: str = "means"
+) -> str:
+    """Say what lines and bands are, or points and bars, of so many runs.
+
+    Example:
+      >>> from experiments.plotting import describe_runs
+      >>> describe_runs(5)
+      'Lines: means over 5 seeds; bands: 95 % intervals.'
+      >>> describe_runs(2, "Points", "bars")
+      'Points: means over 2 seeds; bars: their range.'
+    """
+    found = "95 % intervals" if count >= FEW else "their range"
+    return f"{what}: {mean} over {count} {of}; {ends}: {found}."
+
+
+# ---- Files ---------------------------------------------------------------------------------------
 
 
 def save(made: Figure, path: Path) -> None:
-    """Write a figure as `path`.png and `path`.svg."""
+    """Write a figure as `path`.png, of 256 colors, and `path`.svg.
+
+    A figure has hardly more colors than that, and the file a third of the bytes.
+    """
     with mpl.rc_context(STYLE):
-        save_png(made, path, dpi=150)
+        made.set_dpi(DPI)
+        canvas = FigureCanvasAgg(made)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+        few = Image.fromarray(np.ascontiguousarray(pixels)).quantize(256)
+        few.save(path.with_suffix(".png"), dpi=(DPI, DPI))
         made.set_layout_engine("none")  # All stays in its place: the search takes half of the time.
         FigureCanvasSVG(made).print_svg(path.with_suffix(".svg"), metadata={"Date": None})
-
-
-def save_png(made: Figure, path: Path, *, dpi: float = 110) -> None:
-    """Write a figure as `path`.png, by default small enough for a page of many.
-
-    The same file as by `savefig`, which first draws all once in vain.
-    """
-    made.set_dpi(dpi)
-    FigureCanvasAgg(made).print_png(path.with_suffix(".png"))

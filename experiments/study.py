@@ -215,7 +215,14 @@ class Study:
         self.tables.append(text)
 
     def figure(
-        self, name: str, plot: Callable[[], Figure], *, title: str, alt: str, listed: bool = True
+        self,
+        name: str,
+        plot: Callable[[], Figure],
+        *,
+        title: str,
+        alt: str,
+        caption: str = "",
+        listed: bool = True,
     ) -> None:
         """Plot a figure in the common style, and keep it as PNG and SVG.
 
@@ -224,6 +231,7 @@ class Study:
           plot: makes the figure.
           title: a line above it in the report.
           alt: what a reader who cannot see it should know: what is drawn, and what it shows.
+          caption: what it rests on: data set, network, seeds, what bands and bars are.
           listed: False leaves it in the run directory alone.
         """
         if not self.has_run:
@@ -231,7 +239,8 @@ class Study:
         with mpl.rc_context(plotting.STYLE):
             plotting.save(plot(), self.run.path / name)
         if listed:
-            self.figures.append({"file": f"{name}.png", "title": title, "alt": alt})
+            about = {"title": title, "caption": caption, "alt": alt}
+            self.figures.append({"file": f"{name}.png", **about})
 
     def finish(self) -> None:
         """Write summary.json."""

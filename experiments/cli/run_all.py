@@ -26,8 +26,8 @@ class Options:
     """Run every experiment, or those that are named."""
 
     preset: Literal["smoke", "quick", "paper"] = "quick"
-    """smoke: does everything run; quick: every verdict, within 45 minutes on two cores; paper: more
-    seeds and steps"""
+    """smoke: does everything run; quick: every verdict, 78 minutes on two cores with other work
+    beside it; paper: more seeds and steps"""
     only: tuple[str, ...] = ()
     """these alone, by name"""
     io: Annotated[IOOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=IOOptions)

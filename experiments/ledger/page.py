@@ -207,7 +207,7 @@ def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
     for figure in result.summary["figures"]:
         content = (result.path / figure["file"]).read_bytes()
         data = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        made.append({**figure, "key": f"{name}/{figure['file']}", "data": data})
+        made.append({"caption": "", **figure, "key": f"{name}/{figure['file']}", "data": data})
     return made
 
 

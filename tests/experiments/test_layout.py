@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2] / "experiments"
 ORDER = (
     {"checks"},
     {"datasets"},
-    {"stats", "sampling", "docstrings", "plotting", "run_dir", "environment"},
-    {"tasks", "options"},
+    {"stats", "sampling", "docstrings", "run_dir", "environment"},
+    {"tasks", "options", "plotting"},
     {"training"},
     {"study"},
     {"studies"},

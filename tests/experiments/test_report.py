@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shutil
+from collections import Counter
 
 import pytest
 from markupsafe import escape
@@ -229,6 +230,18 @@ def test_kept_ledger_is_that_of_the_kept_results():
     assert names <= kept
 
 
+def test_readme_says_what_the_kept_ledger_says():
+    results = ledger.collect([ledger.KEPT / "no runs"])
+    verdicts = Counter(row.verdict for row in ledger.rows(results))
+    readme = " ".join((ledger.KEPT.parents[2] / "README.md").read_text().split())
+    assert (
+        f"{verdicts['holds']} hold, {verdicts['holds partly']} hold partly, "
+        f"{verdicts['does not hold']} do not, {verdicts['not shown']} are not shown" in readme
+    )
+    seconds = sum(sum(result.summary["seconds"].values()) for result in results.values())
+    assert f"measure all of it again: {seconds / 60:.0f} minutes" in readme
+
+
 @pytest.mark.parametrize(
     ("estimate", "inside"),
     [
@@ -436,11 +449,11 @@ def test_language_is_chosen_and_kept_in_the_address(show):
     assert seen() == (True, False)
     page.get_by_label("한국어").focus()
     page.keyboard.press("Space")
-    assert page.url.endswith("#lang=ko")
+    page.wait_for_url("**#lang=ko")
     assert seen() == (False, True)
     assert page.locator("#titanic-accuracy .verdict .ko").inner_text() == "성립하지 않음"
     page.keyboard.press("ArrowRight")
-    assert page.url.endswith("#lang=both")
+    page.wait_for_url("**#lang=both")
     assert seen() == (True, True)
     page.go_back()
     page.wait_for_url("**#lang=ko")

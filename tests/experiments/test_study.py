@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from environments import UNCACHED, own_environment, programs_on_disk
+from figure_flaws import flaws
 
 from experiments import environment, run_dir
 from experiments.__main__ import EXPERIMENTS, main
@@ -327,6 +328,11 @@ def test_all_smoke_measures_every_number_that_a_claim_asks_for(tmp_path):
         for figure in result.summary["figures"]:
             assert (result.path / figure["file"]).stat().st_size > 5_000, (name, figure)
             assert len(figure["alt"]) > 40, (name, figure)
+            assert len(figure["caption"]) > 40, (name, figure)
+            words = figure["title"] + figure["caption"] + figure["alt"]
+            assert "_" not in words, f"{name}: a name of the code: {words}"
+        for svg in result.path.glob("*.svg"):
+            assert not flaws(svg), (name, svg.name, flaws(svg))
         for metric, estimate in result.estimates.items():
             json.dumps(estimate.value, allow_nan=False)
             assert estimate.low <= estimate.value <= estimate.high, (name, metric)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 import jbn
 from experiments import sampling
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.batch_size.config import Config
 from experiments.studies.batch_size.degenerate_batches import degenerate_batches
@@ -195,27 +196,32 @@ def measure(config: Config, study: Study) -> None:
         best = int(selection.best(found["validation"], "highest"))
         return rates[best], {key: values[best] for key, values in found.items()}
 
-    def by_size(method: str, sizes: Sequence[int], examples: int, top: float) -> Found:
+    def by_size(name: str, method: str, sizes: Sequence[int], examples: int, top: float) -> Found:
         least = {"batch": 2, "renorm": 2, "ghost": config.ghost + 1}.get(method, 1)
         rates = {n: min(base[method] * n / 32, top) for n in sizes if n >= least}
-        return {
-            f"{n}": accuracy(method, n, examples // n, [rate])["test"][0]
-            for n, rate in rates.items()
-        }
+
+        def train_each() -> Found:
+            return {
+                f"{n}": accuracy(method, n, examples // n, [rate])["test"][0]
+                for n, rate in rates.items()
+            }
+
+        # A part without any array would count as damaged.
+        return study.part(f"{name}_{method}", train_each) if rates else {}
 
     base, small, huge = {}, {}, {}
     for method in config.small_methods:
         base[method], found = choose("rates", method, 32, config.small_examples, config.rates)
-        part = functools.partial(by_size, method, config.small, config.small_examples, np.inf)
-        small[method] = {**study.part(f"small_{method}", part), "32": found["test"]}
+        seen = by_size("small", method, config.small, config.small_examples, np.inf)
+        small[method] = {**seen, "32": found["test"]}
         if method in ("layer", "weight"):
             study.report(f"{method}_modes", estimates.exact(found["modes"].max()))
     base["ghost"] = base["batch"]  # The same at batches of 32.
     *sizes, largest = config.huge
     for method in config.huge_methods:
         top, found = choose("top", method, largest, config.huge_examples, config.top_rates)
-        part = functools.partial(by_size, method, sizes, config.huge_examples, top)
-        huge[method] = {**study.part(f"huge_{method}", part), f"{largest}": found["test"]}
+        seen = by_size("huge", method, sizes, config.huge_examples, top)
+        huge[method] = {**seen, f"{largest}": found["test"]}
 
     def at_equal_steps() -> Found:
         rate, steps = [base["batch"]], config.equal_steps
@@ -237,23 +243,28 @@ def measure(config: Config, study: Study) -> None:
         fastest[kind], seen[kind] = (losses[kind][best], size * every), counts[best]
 
     results = Results(small, huge, equal, fastest)
+    data = describe_data(study.dataset(config.dataset).name)
+    about = f"{data}, {describe_layers(config.hidden, 'ReLUs')}."
     study.report("examples_ratio", estimates.ratio(seen["mini"] / seen["full"]))
     report(config, study, few, results)
     study.figure(
         "sizes",
         lambda: plot_sizes(results, config.small_examples, config.huge_examples),
         title="Test error by the size of the batch, at equal examples seen",
+        caption=f"{about} {describe_runs(config.seeds)}",
         alt="Test error against the number of examples in a batch, small batches and large ones "
-        "in a panel each, a line for each normalization; mean and range over seeds.",
+        "in a panel each, a line for each normalization.",
     )
     study.figure(
         "huge",
         lambda: plot_huge(results, config.descent_loss),
         title="Huge batches at equal examples and at equal steps, and full-batch descent",
+        caption=f"{about} Left: differences seed by seed. "
+        + describe_runs(config.seeds, "Points and lines", "bars and bands"),
         alt="Left: test accuracy in the largest batches - in the smallest of the large ones, at "
-        "equal examples without BN, with BN and with ghost BN, at equal steps with BN; mean and 95 "
-        "% interval. Right: training loss against examples seen, in mini-batches and full batches, "
-        "each at its best rate.",
+        "equal examples without BN, with BN and with ghost BN, at equal steps with BN. Right: "
+        "training loss against examples seen, in mini-batches and full batches, each at its best "
+        "rate.",
     )
 
 

@@ -12,54 +12,51 @@ from experiments.studies.batches.config import EVALUATIONS, ORDERS, Config
 
 def plot_orders(of: dict[str, Any]) -> Figure:
     """Plot the error of every run, and the means."""
-    made = plotting.figure()
+    made = plotting.figure(height=3.4)
     (panel,) = made.axes
+    drawn = []
     for i, (name, by_order) in enumerate(of.items()):
         style = plotting.METHODS[name]
-        at = np.arange(len(ORDERS)) + 0.2 * (i - 1)
+        at = np.arange(len(ORDERS)) + 0.24 * (i - 1)
         y = 100 * (1 - np.stack([by_order[order] for order in ORDERS]))
         points = {"color": style.color, "marker": style.marker, "linestyle": "none"}
-        panel.plot(at, y, **points, alpha=0.35, markersize=4)
-        panel.plot(at, y.mean(1), **points, markersize=8, label=style.label)
+        panel.plot(at + 0.07, y, **points, alpha=0.35, markersize=3)
+        plotting.bars(panel, at, y, style, markersize=6)
+        drawn.append(y)
     panel.set_xticks(range(len(ORDERS)), list(ORDERS.values()))
     panel.set_xlabel("training batches")
-    panel.set_yscale("log")
+    plotting.log_scale(panel, "y", *drawn)
     panel.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
     panel.minorticks_off()
     panel.set_ylabel("test error (%)")
-    panel.legend(loc="upper left")
+    plotting.share_legend(made, columns=3)
     return made
 
 
-def plot_means(config: Config, error: Float[np.ndarray, "seeds S"]) -> Figure:
-    """Plot the error of the mean against the size of the batch."""
-    made = plotting.figure()
-    (panel,), sizes = made.axes, np.array(config.sizes)
-    for i, of_seed in enumerate(error):
-        label = None if i else "pre-activations, a line a seed"
-        panel.plot(
-            sizes, of_seed, color=plotting.BLUE, marker="o", markersize=3, alpha=0.5, label=label
-        )
+def plot_means(
+    config: Config, error: Float[np.ndarray, "seeds S"], whole: dict[str, np.ndarray]
+) -> Figure:
+    """Plot the error of the mean by the size of the batch, and what all the data gain."""
+    made = plotting.figure(2, width=4.0)
+    means, gain = made.axes
+    sizes, style = np.array(config.sizes), plotting.METHODS["batch"]
+    named = style._replace(linestyle="none", label="inputs of the last nonlinearity")
+    plotting.band(means, sizes, error.T, named, geometric=True)
     ideal = error.mean(0)[0] * (sizes / sizes[0]) ** -0.5
-    panel.plot(sizes, ideal, color=plotting.BLACK, linestyle="--", label="slope -1/2")
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log", base=2)
-    panel.set_xlabel("examples in the batch")
-    panel.set_ylabel("mean |mean of batch - mean|\n(standard deviations)")
-    panel.legend()
-    return made
+    means.plot(sizes, ideal, color=plotting.BLACK, linestyle="--", label="slope -1/2")
+    means.set_xscale("log", base=2)
+    means.set_yscale("log", base=2)
+    means.set(title="Mean of a batch", xlabel="examples in the batch")
+    means.set_ylabel("mean |mean of batch - mean|\n(standard deviations)")
+    plotting.legend_below(means)
 
-
-def plot_whole(config: Config, whole: dict[str, np.ndarray]) -> Figure:
-    """Plot what statistics of all the data gain over training."""
-    made = plotting.figure()
-    (panel,) = made.axes
     steps = np.linspace(0, config.whole_steps, EVALUATIONS + 1)
-    points = 100 * (whole["all"] - whole["batch"])
-    panel.plot(steps, points.T, color=plotting.BLUE, alpha=0.35, linewidth=1)
-    panel.plot(steps, points.mean(0), color=plotting.BLUE, linewidth=2.5, label="mean over seeds")
-    panel.axhline(0, color=plotting.BLACK, linewidth=0.8)
-    panel.set_xlabel("training steps")
-    panel.set_ylabel("test accuracy, by all data - by the batch\n(points)")
-    panel.legend()
+    points = 100 * (whole["all"] - whole["batch"]).T
+    gain.axhline(0, color=plotting.BLACK, linewidth=0.8)
+    gain.plot(steps, points, color=plotting.GRAY, alpha=0.4, linewidth=0.8)
+    plotting.band(gain, steps, points, style._replace(label="mean"))
+    gain.lines[1].set_label("a seed")
+    gain.set(title="Normalized by all data", xlabel="training steps")
+    gain.set_ylabel("test accuracy, all data - batch\n(points)")
+    plotting.legend_below(gain)
     return made

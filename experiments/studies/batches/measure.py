@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 import jbn
 from experiments import sampling
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates
 from experiments.studies.batches.config import EVALUATIONS, ORDERS, Config
-from experiments.studies.batches.figures import plot_means, plot_orders, plot_whole
+from experiments.studies.batches.figures import plot_means, plot_orders
 from experiments.study import Study
 from experiments.tasks.data import Dataset, WrongData
 from experiments.training import networks, sweep
@@ -289,23 +290,22 @@ def measure(config: Config, study: Study) -> None:
     study.report("mean_exponent", estimates.mean(powers))
     study.report("all_data_gain", estimates.paired(whole["all"][:, -1], whole["batch"][:, -1]))
 
+    about = f"{describe_data(dataset.name)}, {describe_layers(config.hidden, 'sigmoids')}."
     study.figure(
         "orders",
         lambda: plot_orders(of),
         title="Test error by how training batches are drawn",
+        caption=f"{about} Small points: each seed. {describe_runs(config.seeds, 'Points', 'bars')}",
         alt="Test error of networks without BN, with BN and with batch renorm, a point a seed, "
         "for batches shuffled anew, always the same, and of two classes each.",
     )
     study.figure(
         "means",
-        lambda: plot_means(config, means["error"]),
-        title="How far the mean of a batch is from that of all data",
-        alt="Error of a batch's mean against its size, on logarithmic axes, a line a seed, and "
-        "slope -1/2.",
-    )
-    study.figure(
-        "all_data",
-        lambda: plot_whole(config, whole),
-        title="Normalized by all the training data rather than by the batch",
-        alt="Difference of test accuracy over training on a small set: each seed, and the mean.",
+        lambda: plot_means(config, means["error"], whole),
+        title="How far the mean of a batch is from that of all data, and what all the data gain",
+        caption=f"{about} Right: {config.whole_examples:,} training images, differences seed by "
+        f"seed. {describe_runs(config.seeds)} Left the means are geometric.",
+        alt="Left: error of a batch's mean against its size, on logarithmic axes, and slope -1/2. "
+        "Right: difference of test accuracy over training on a small set, normalized by all of it "
+        "or by the batch: each seed, and the mean.",
     )

@@ -21,7 +21,7 @@ NAMES = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "ReLU", "leaky": "leaky",
 
 def plot_layers(shallow: Parts) -> Figure:
     """Plot the heat maps."""
-    made = plotting.figure(3, width=3.6, height=5.6)
+    made = plotting.figure(3, width=2.9, height=4.8)
     cmap = mpl.colormaps[plotting.SEQUENTIAL].with_extremes(bad="white")
     titles = {"none": "plain", "batch": "with BN", "residual": "residual"}
     image: Any = None
@@ -48,7 +48,7 @@ def plot_layers(shallow: Parts) -> Figure:
         axes.grid(visible=False)
         axes.hlines(np.arange(len(SHOWN), height, len(SHOWN)), 0, layers + 1, "black", lw=1)
     made.axes[0].set_yticklabels(
-        [f"{NAMES[a]}, {init}" for a, init in itertools.product(NAMES, SHOWN)], fontsize=8
+        [f"{NAMES[a]}, {init}" for a, init in itertools.product(NAMES, SHOWN)], fontsize=7.5
     )
     made.colorbar(
         image,
@@ -66,13 +66,13 @@ def _layer_ticks(layers: int) -> list[int]:
 
 def plot_depth(config: Config, deeper: Parts, steps: Parts) -> Figure:
     """Plot gradients and relative updates, layer by layer."""
-    made = plotting.figure(3, width=3.8)
+    made = plotting.figure(3, width=3.5, height=3.3)
     by_activation, by_architecture, of_update = made.axes
 
     def gradient(axes: Axes, name: str, method: str) -> None:
         norms = of_init(deeper[f"{name}_gradient"], "Xavier").T
         layers = 1 + 2 * np.arange(len(norms))
-        plotting.band(axes, layers, norms / norms[-1:], method)
+        plotting.band(axes, layers, norms / norms[-1:], method, geometric=True)
 
     for activation in ("sigmoid", "tanh", "relu", "leaky"):
         gradient(by_activation, f"{activation}_none", activation)
@@ -80,44 +80,47 @@ def plot_depth(config: Config, deeper: Parts, steps: Parts) -> Figure:
         gradient(by_architecture, f"relu_{architecture}", architecture)
     for activation in ("sigmoid", "relu"):
         runs = steps[f"{activation}_updates"].T
-        plotting.band(of_update, 2 + np.arange(len(runs)), runs, activation)
-    by_activation.set(title=f"Xavier, {config.residual_depth} layers")
-    by_architecture.set(title=f"ReLU, Xavier, {config.residual_depth} layers")
-    of_update.set(title=f"first {config.first_steps} steps, {config.depth} layers")
+        plotting.band(of_update, 2 + np.arange(len(runs)), runs, activation, geometric=True)
+    by_activation.set(title=f"Gradient, Xavier, {config.residual_depth} layers")
+    by_architecture.set(title=f"Gradient, ReLU, Xavier, {config.residual_depth} layers")
+    of_update.set(title=f"First {config.first_steps} steps, {config.depth} layers")
     for axes in (by_activation, by_architecture):
         axes.set(ylabel="gradient norm / that of the last layer")
     of_update.set(ylabel="relative update |dW| / |W| per step")
     for axes in made.axes:
-        axes.set(yscale="log", xlabel="layer")
-        axes.legend()
+        plotting.log_scale(axes, "y", *(line.get_ydata() for line in axes.lines))
+        axes.set(xlabel="layer")
+        plotting.legend_below(axes)
     return made
 
 
 def plot_dying(config: Config, dead: Parts) -> Figure:
     """Plot dead units and accuracy against the rate."""
-    made = plotting.figure(2, width=4.2)
+    made = plotting.figure(2, width=3.8)
     labels = {"dead": "share of dead units", "accuracy": "test accuracy"}
-    for axes, (what, label) in zip(made.axes, labels.items(), strict=True):
+    titles = f"Dead after {config.dying_steps:,} steps", "Test accuracy"
+    for axes, title, (what, label) in zip(made.axes, titles, labels.items(), strict=True):
         for method in ("relu", "leaky"):
             plotting.band(axes, np.array(config.dying_rates), dead[f"{method}_{what}"], method)
         _against_rate(axes, config.dying_rates)
-        axes.set(ylabel=label, ylim=(-0.03, 1.03))
-        axes.legend()
+        axes.set(title=title, ylabel=label, ylim=(-0.03, 1.03))
+    plotting.share_legend(made)
     return made
 
 
 def plot_residual(config: Config, skipped: Parts) -> Figure:
     """Plot the accuracy of plain and residual networks against the rate."""
-    made = plotting.figure(2, 2, width=4.0, height=2.9)
+    made = plotting.figure(2, 2, width=3.8, height=2.4)
+    plain = plotting.METHODS["none"]._replace(label="plain")
     kinds = itertools.product((config.depth, config.residual_depth), (None, "batch"))
     for axes, (depth, norm) in zip(made.axes, kinds, strict=True):
-        for skip, method in ((False, "none"), (True, "residual")):
+        for skip, style in ((False, plain), (True, plotting.METHODS["residual"])):
             accuracy = skipped[name_of(depth, norm, skip)][..., 1]
-            plotting.band(axes, np.array(config.residual_rates), accuracy, method)
+            plotting.band(axes, np.array(config.residual_rates), accuracy, style)
         _against_rate(axes, config.residual_rates)
         axes.set(title=f"{depth} layers, {'with' if norm else 'without'} BN")
         axes.set(ylabel="test accuracy", ylim=(0, 1))
-    made.axes[0].legend(made.axes[0].lines, ["plain", "residual"])
+    plotting.share_legend(made)
     return made
 
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Float
 
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates
 from experiments.studies.gradients import deep, training
 from experiments.studies.gradients.backprop import backprop_errors
@@ -75,10 +76,15 @@ def measure(config: Config, study: Study) -> None:
     study.report("relu_slope_right", estimates.exact(right))
     study.report("relu_slope_left", estimates.exact(left))
 
+    units = f"hidden layers of {config.width} units"
+    seeds, few = describe_runs(config.seeds), describe_runs(config.residual_seeds)
+    images = describe_data(study.dataset(config.dataset).name)
     study.figure(
         "layers",
         lambda: plot_layers(shallow),
         title="Only some initial weights keep the gradient, unless BN or a sum does",
+        caption=f"Gaussian inputs, random labels; {units}; colors: means over {config.seeds} "
+        "seeds. White: a gradient of 0.",
         alt="Three heat maps, without BN, with BN and residual, of networks of "
         f"{config.depth} layers before training: the norm of the gradient by layer, for five "
         "nonlinearities with five kinds of initial weights each. Without BN most rows fade towards "
@@ -89,6 +95,8 @@ def measure(config: Config, study: Study) -> None:
         "depth",
         lambda: plot_depth(config, deeper, steps),
         title="From layer to layer: the gradient before training, and what the layers then learn",
+        caption=f"Gradients: Gaussian inputs; updates: {images}; {units}. {seeds} The means are "
+        "geometric.",
         alt=f"Three panels. Gradient norm by layer of {config.residual_depth} layers with Xavier's "
         "weights, relative to the last: by nonlinearity, sigmoid falling fastest; and with ReLU, "
         "falling without BN, growing towards the first layer with BN and in residual networks. "
@@ -98,6 +106,7 @@ def measure(config: Config, study: Study) -> None:
         "dying",
         lambda: plot_dying(config, dead),
         title="At a high rate ReLU units die, leaky ones cannot",
+        caption=f"{images}, {describe_layers((config.width,) * 3)}. {seeds}",
         alt="Two panels against the learning rate, for ReLU and leaky ReLU: the share of units "
         "whose slope is 0 on every image, which only ReLU has, and the test accuracy. Networks "
         "that are no longer finite count as without dead units and as of chance accuracy.",
@@ -106,6 +115,8 @@ def measure(config: Config, study: Study) -> None:
         "residual",
         lambda: plot_residual(config, skipped),
         title="Plain networks cease to learn as they get deeper, residual ones go on",
+        caption=f"{images}, hidden layers of {config.residual_width} ReLUs, after "
+        f"{config.residual_steps:,} steps. {few}",
         alt="Test accuracy against the learning rate after equally many steps, of plain and "
         f"residual networks of {config.depth} and {config.residual_depth} layers, without BN and "
         "with.",

@@ -5,23 +5,35 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from experiments import plotting
+from experiments.plotting import METHODS
 from experiments.studies.identities.config import BATCH_SIZES
+
+EQUALITIES = {  # What should be equal, by the name of its error.
+    "bias_effect": "output, with a bias before BN and without",
+    "bias_gradient": "gradient of a bias before BN, and 0",
+    "scaled_output": "output, of weights W and a W",
+    "scaled_gradient": "gradient, of weights W and a W",
+    "radial_gradient": "gradient along the weights, and 0",
+    "convolution_difference": "convolution, and its dense form",
+    "mean_of_gradients": "mean of mini-batch gradients, and gradient",
+    "closed_form_error": "gradient, and its closed form",
+    "difference_error": "gradient, and finite differences",
+    "identity_error": "input and output, gamma = sqrt(var + epsilon)",
+    "identity_error_std": "input and output, gamma = deviation",
+}
 
 
 def plot_errors(errors: dict[str, float]) -> Figure:
-    """Plot the largest error of each equality."""
-    made = plotting.figure(width=6.5)
+    """Plot the largest error of each of `EQUALITIES`."""
+    made = plotting.figure(width=6.2, height=3.4)
     axes, names = made.axes[0], sorted(errors, key=errors.__getitem__)
-    smallest = np.finfo(np.float64).eps / 16  # An error of 0 is drawn here.
-    axes.scatter(
-        [max(errors[name], smallest) for name in names], range(len(names)), color=plotting.BLUE
-    )
+    style = METHODS["batch"]._replace(linestyle="none", label="largest error")
+    axes.plot([errors[name] for name in names], range(len(names)), **style._asdict())
     axes.axvline(1e-6, color=plotting.VERMILION, linestyle="--", label="bound of most rules")
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axes.set_xscale("log")
-    axes.set_xlabel("largest error")
-    axes.set_title("float64, the identity map float32; 0 at the left edge")
-    axes.legend()
+    axes.set_yticks(range(len(names)), [EQUALITIES[name] for name in names])
+    plotting.log_scale(axes, "x", list(errors.values()))
+    axes.set_xlabel("largest error over all draws")
+    plotting.share_legend(made)
     return made
 
 
@@ -29,24 +41,12 @@ def plot_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
     """Plot corrected and uncorrected variance against the size of the batch."""
     made = plotting.figure()
     axes = made.axes[0]
-    for name, color, marker in (
-        ("corrected", plotting.BLUE, "o"),
-        ("uncorrected", plotting.VERMILION, "s"),
-    ):
+    for name, method in (("corrected", "batch"), ("uncorrected", "none")):
         values = np.stack([bessel[f"{name}_{m}"] for m in BATCH_SIZES])
-        axes.errorbar(
-            BATCH_SIZES,
-            values.mean(1),
-            yerr=np.abs(np.stack([values.min(1), values.max(1)]) - values.mean(1)),
-            color=color,
-            marker=marker,
-            linestyle="none",
-            label=f"{name}, mean and range over draws",
-        )
+        plotting.bars(axes, BATCH_SIZES, values, METHODS[method]._replace(label=name))
     curve = np.linspace(2, 60, 200)
     axes.plot(curve, 1 - 1 / curve, color=plotting.GRAY, linestyle=":", label="(m - 1) / m")
     axes.set_xlabel("examples in a batch, m")
-    axes.set_ylabel("mean batch variance / true variance")
-    axes.set_title("Bessel's correction")
-    axes.legend()
+    axes.set_ylabel("batch variance / true variance")
+    plotting.share_legend(made)
     return made

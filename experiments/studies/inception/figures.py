@@ -5,7 +5,6 @@ from matplotlib.figure import Figure
 
 from experiments import plotting
 from experiments.plotting import METHODS, LineStyle
-from experiments.stats import estimates
 from experiments.studies.inception.config import Config
 
 CHANGES = {
@@ -30,41 +29,38 @@ LINES = {
 
 def plot_variants(config: Config, accuracy: dict[str, np.ndarray]) -> Figure:
     """Draw the accuracy against steps, in two panels."""
-    made = plotting.figure(2)
+    made = plotting.figure(2, width=3.9, height=3.3)
     steps = np.arange(config.steps // config.watch_every + 1) * config.watch_every
     panels = [
-        ("with ReLU", ("inception", "baseline", "x5", "x30")),
-        ("at a high rate, and with sigmoids", ("plain_x5", "sigmoid_with", "sigmoid_without")),
+        ("ReLU", ("inception", "baseline", "x5", "x30")),
+        ("Without BN at a high rate; sigmoids", ("plain_x5", "sigmoid_with", "sigmoid_without")),
     ]
     for axes, (title, names) in zip(made.axes, panels, strict=True):
         for name in names:
-            color, linestyle, _, label = LINES[name]
-            y = accuracy[name]
-            axes.plot(steps, y.mean(0), color=color, linestyle=linestyle, label=label)
-            axes.fill_between(steps, y.min(0), y.max(0), color=color, alpha=0.15, linewidth=0)
+            plotting.band(axes, steps, accuracy[name].T, LINES[name])
         axes.set(title=title, xlabel="training steps", ylabel="test accuracy")
         axes.sharey(made.axes[0])
     target = accuracy["inception"].max(1).mean()
     made.axes[0].axhline(target, color=plotting.GRAY, linewidth=0.8, label="Inception's best")
     for axes in made.axes:
-        axes.legend()
+        plotting.legend_below(axes)
     return made
 
 
 def plot_changes(differences: dict[str, np.ndarray]) -> Figure:
     """Draw the gain or loss of each change left out: seeds, mean and interval."""
-    made = plotting.figure(width=6.4)
+    made = plotting.figure(width=5.6, height=3.2)
     (axes,) = made.axes
-    for row, difference in enumerate(differences.values()):
-        points = 100 * difference
-        found = estimates.mean(points)
-        axes.plot([found.low, found.high], [row, row], color=plotting.BLUE)
-        axes.plot(points, np.full(len(points), row + 0.22), ".", color=plotting.GRAY)
-        axes.plot(found.value, row, "o", color=plotting.BLUE)
+    points = 100 * np.stack(list(differences.values()))
+    rows = np.arange(len(points))
     axes.axvline(0, color=plotting.BLACK, linewidth=0.8)
+    plotting.bars(
+        axes, rows, points, METHODS["batch"]._replace(label="mean of seeds"), horizontal=True
+    )
+    axes.plot(points, rows + 0.25, ".", color=plotting.GRAY)
+    axes.lines[-1].set_label("a seed")
     axes.set_yticks(range(len(differences)), [CHANGES[name] for name in differences])
     axes.invert_yaxis()
-    axes.set(
-        title="BN-x5 with one change taken back", xlabel="best test accuracy - BN-x5's (points)"
-    )
+    axes.set(xlabel="best test accuracy, one change taken back - BN-x5's (points)")
+    plotting.share_legend(made)
     return made

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from experiments import sampling
+from experiments.plotting import describe_data, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.inception.config import Config
 from experiments.studies.inception.figures import CHANGES, LINES, plot_changes, plot_variants
@@ -219,12 +220,15 @@ def measure(config: Config, study: Study) -> None:
     for name in CHANGES:
         study.report(name, estimates.paired(best[name], best["x5"]))
 
+    data = describe_data(study.dataset(config.dataset).name)
+    about = f"{data}, a miniature of Inception of {sum(config.blocks)} blocks."
     study.figure(
         "variants",
         lambda: plot_variants(config, accuracy),
         title="Accuracy while the variants train",
-        alt="Test accuracy against training steps, a line for the mean over seeds and a band for "
-        "their range. Left: the original, with BN alone, and with all changes at 5 and 30 times "
+        caption=f"{about} {describe_runs(config.seeds)}",
+        alt="Test accuracy against training steps, a line for each variant. "
+        "Left: the original, with BN alone, and with all changes at 5 and 30 times "
         "the rate. Right: without BN at 5 times the rate, and sigmoids with and without BN. Best "
         "accuracies, mean: "
         + ", ".join(f"{name.label} {best[key].mean():.2f}" for key, name in LINES.items())
@@ -234,6 +238,8 @@ def measure(config: Config, study: Study) -> None:
         "changes",
         lambda: plot_changes({name: best[name] - best["x5"] for name in CHANGES}),
         title="What each of the seven changes gives",
+        caption=f"{about} Differences seed by seed. "
+        + describe_runs(config.seeds, "Points", "bars"),
         alt="For each change of section 4.2.1, the best accuracy of BN-x5 without this change "
         "minus that with all; a dot for each seed, the mean and its 95 % interval. Left of zero "
         "the change helps. Means in points: "

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates
 from experiments.studies.inference.averages import MOMENTA, make_model, train
 from experiments.studies.inference.config import WINDOW, Config
@@ -221,11 +222,15 @@ def report(config: Config, found: dict[str, Any], study: Study) -> None:
 
 
 def report_figures(config: Config, found: dict[str, Any], study: Study) -> None:
-    """Plot means over seeds with their range."""
+    """Plot means over seeds with their intervals."""
+    data = describe_data(study.dataset(config.dataset).name)
+    about = f"{data}, {describe_layers(config.hidden, 'sigmoids')} with BN."
+    points = describe_runs(config.seeds, "Points", "bars")
     study.figure(
         "statistics",
         lambda: plot_statistics(found["statistics"], examples_behind(config)),
         title="What statistics for inference rest on, and how good they are",
+        caption=f"{about} Right: differences to the mean accuracy. {points}",
         alt="Error of the worst mean, and test accuracy, of each kind of running average and of "
         "population statistics, against the number of examples that they rest on. More examples "
         "help as long as they were seen by the last weights.",
@@ -234,6 +239,7 @@ def report_figures(config: Config, found: dict[str, Any], study: Study) -> None:
         "test_batches",
         lambda: plot_test_batches(found["test_batches"], TEST_BATCHES),
         title="Normalized by their own batch, test images depend on its size and mixture",
+        caption=f"{about} {points}",
         alt="Test accuracy against the size of test batches, of mixed classes and of one class "
         "each, beside that by population statistics. A batch of one is at chance.",
     )
@@ -241,6 +247,7 @@ def report_figures(config: Config, found: dict[str, Any], study: Study) -> None:
         "shift",
         lambda: plot_shift(found["shift"]),
         title="Shifted test images, by the statistics of training and by their own",
+        caption=f"{about} {describe_runs(config.seeds, 'Columns', 'bars')}",
         alt="Bars of test accuracy on images unchanged, of lower contrast and higher brightness, "
         "and rotated, by statistics of training images and of other images shifted alike.",
     )

@@ -33,7 +33,7 @@ CLAIMS = (
             ),
             above("diverged_large", 0.5, "the same at rate 1"),
         ),
-        figure="grid",
+        figure="plateau",
     ),
     Claim(
         "higher-rate",

@@ -6,12 +6,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import plotting
+from experiments.stats import estimates
 from experiments.studies.learning_rate.config import DECAYS, HIGH, Config
 
 
 def plot_grid(config: Config, last: Mapping[tuple[str, str], np.ndarray]) -> Figure:
     """Draw a heat map for each nonlinearity and method."""
-    made = plotting.figure(2, 2, width=5.6, height=2.4)
+    made = plotting.figure(2, 2, width=3.6, height=1.9)
     for axes, (names, accuracy) in zip(made.axes, last.items(), strict=True):
         mean = 100 * accuracy.mean(-1)
         image = axes.imshow(
@@ -21,7 +22,9 @@ def plot_grid(config: Config, last: Mapping[tuple[str, str], np.ndarray]) -> Fig
             color = "black" if value > 60 else "white"
             axes.text(x, y, f"{value:.0f}", color=color, ha="center", va="center")
         axes.set_title(", ".join(plotting.METHODS[name].label for name in names))
-        axes.set_xticks(range(len(config.rates)), [f"{rate:g}" for rate in config.rates])
+        axes.set_xticks(
+            range(len(config.rates)), [f"{rate:g}" for rate in config.rates], fontsize=8
+        )
         axes.set_yticks(range(len(config.sigmas)), [f"{sigma:g}" for sigma in config.sigmas])
         axes.set(xlabel="learning rate", ylabel="sigma")
         axes.grid(visible=False)
@@ -34,8 +37,9 @@ def plot_plateau(
     config: Config, stalled: np.ndarray, learning: np.ndarray, failed: np.ndarray
 ) -> Figure:
     """Draw accuracies over steps, and the share of failures by rate."""
-    made = plotting.figure(2)
+    made = plotting.figure(2, width=3.9, height=3.2)
     left, right = made.axes
+    left.set_xscale("log")
     for method, runs, every in (
         ("none", stalled, config.plateau_every),
         ("batch", learning, config.fast_every),
@@ -43,9 +47,12 @@ def plot_plateau(
         steps = every * np.arange(1, runs.shape[1] + 1)
         plotting.band(left, steps, 100 * runs.T, method)
     left.set(xlabel="steps", ylabel="test accuracy / %", title="Sigmoid, sigma .05, rate .01")
-    left.set(xscale="log", ylim=(0, 100))
-    left.legend(loc="center right")
-    right.plot(config.exploding_rates, 100 * failed.mean(1), **plotting.METHODS["none"]._asdict())
+    left.set_ylim(0, 100)
+    plotting.legend_below(left)
+    style, shares = plotting.METHODS["none"], [estimates.share(runs) for runs in failed]
+    y, low, high = 100 * np.array([share[:3] for share in shares]).T
+    ends = np.maximum([y - low, high - y], 0)
+    right.errorbar(config.exploding_rates, y, ends, capsize=2.5, **style._asdict())
     right.set(
         xlabel="learning rate",
         ylabel=f"share that fails in {config.short_steps} steps / %",
@@ -53,7 +60,7 @@ def plot_plateau(
         xscale="log",
         ylim=(-4, 104),
     )
-    right.legend(loc="lower right")
+    plotting.legend_below(right)
     return made
 
 
@@ -64,20 +71,24 @@ def plot_speed(
     decayed: np.ndarray,
 ) -> Figure:
     """Draw steps to 90 %, and last errors by rate and by half-life."""
-    made = plotting.figure(3, width=4.2)
+    made = plotting.figure(3, width=3.5, height=3.2)
     left, middle, right = made.axes
-    for method in steps:
-        style = plotting.METHODS[method]._asdict()
-        left.plot(config.fast_rates, steps[method].mean(1), **style)
-        middle.plot(config.fast_rates, 100 * (1 - end[method].mean(1)), **style)
+    for method, side in zip(steps, (0.97, 1.03), strict=True):  # Bars beside each other.
+        rates = side * np.array(config.fast_rates)
+        plotting.bars(left, rates, steps[method], method, geometric=True, joined=True)
+        plotting.bars(middle, rates, 100 * (1 - end[method]), method, joined=True)
     half_lives = [factor * config.half_life for factor in DECAYS]
-    right.plot(half_lives, 100 * (1 - decayed.mean(1)), **style)
-    title, last = f"after {config.fast_steps:,} steps", "last test error / %"
-    left.set(ylabel="steps to 90 %", yscale="log", title="Sigmoid")
-    middle.set(ylabel=last, yscale="log", title=f"ReLU, {title}")
-    right.set(ylabel=last, title=f"Sigmoid, from rate {HIGH:g}, {title}")
+    plotting.bars(right, half_lives, 100 * (1 - decayed), "batch", joined=True)
+    last = "last test error / %"
+    left.set(ylabel="steps to 90 %", yscale="log", title="Sigmoid, speed")
+    middle.set(ylabel=last, yscale="log", ylim=(1, 100))
+    middle.set_title(f"ReLU, after {config.fast_steps:,} steps")
+    right.set(ylabel=last, title=f"Sigmoid, rate falling from {HIGH:g}")
     for axes in made.axes:
         axes.set(xscale="log", xlabel="learning rate")
-        axes.legend()
+    for axes in (left, middle):
+        axes.set_xticks(config.fast_rates, [f"{rate:g}" for rate in config.fast_rates])
+        axes.xaxis.minorticks_off()
     right.set_xlabel("half-life of the rate / steps")
+    plotting.share_legend(made)
     return made

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.learning_rate.config import DECAYS, HIGH, LOW, Config
 from experiments.studies.learning_rate.figures import plot_grid, plot_plateau, plot_speed
@@ -118,10 +119,13 @@ def grid(config: Config, study: Study, run: Callable[..., Any]) -> None:
         last["sigmoid", method][large, config.rates.index(0.01)] for method in ("batch", "none")
     )
     study.report("gain_sigma_5", estimates.paired(batch, none))
+    data = describe_data(study.dataset(config.dataset).name)
     study.figure(
         "grid",
         lambda: plot_grid(config, last),
         title="Where networks train: learning rate and initial weights",
+        caption=f"{data}, {describe_layers(config.hidden)}. Colors and numbers: means over "
+        f"{config.seeds} seeds.",
         alt="Four heat maps of the last test accuracy over learning rate and sigma: sigmoid and "
         "ReLU, without and with BN; each cell is the mean over seeds.",
     )
@@ -182,10 +186,14 @@ def speed(config: Config, study: Study, run: Callable[..., Any]) -> None:
     study.report("last_gain_low", estimates.paired(batch[low], none[low]))
     study.report("gain_from_high_rate", estimates.paired(batch[choice], batch[low]))
 
+    data = describe_data(study.dataset(config.dataset).name)
+    about = f"{data}, {describe_layers(config.hidden)}."
     study.figure(
         "plateau",
         lambda: plot_plateau(config, stalled["test"][0], learning, failed),
         title="Too small a step, and too large a one",
+        caption=f"{about} {describe_runs(config.seeds)} Points: shares of {config.exploding_seeds} "
+        "seeds; bars: 95 % intervals (Wilson).",
         alt="Left: test accuracy over steps at sigma .05 and rate .01, sigmoid, without and with "
         "BN. Right: share of ReLU networks with large weights that fail, by learning rate.",
     )
@@ -193,6 +201,8 @@ def speed(config: Config, study: Study, run: Callable[..., Any]) -> None:
         "speed",
         lambda: plot_speed(config, steps, {"none": none, "batch": batch}, decayed),
         title="Speed, end and decay",
+        caption=f"{about} {describe_runs(config.seeds, 'Points', 'bars')} The means of steps are "
+        "geometric.",
         alt="Left: steps to 90 % by learning rate, sigmoid. Middle: last test error by learning "
         "rate, ReLU; both without and with BN. Right: last test error by half-life of the "
         "rate, sigmoid with BN.",

@@ -17,7 +17,7 @@ Panel = Callable[[Axes], None]
 
 def plot_fig1(found: Metrics, data: str) -> Figure:
     """Plot Fig. 1a, 1b and 1c in a row."""
-    row = plotting.figure(3, width=4.1, height=3.3)
+    row = plotting.figure(3, width=3.5, height=3.2)
     for axes, (name, panel) in zip(row.axes, panels(found, data).items(), strict=True):
         panel(axes)
         axes.set_title(f"{name[-1]}) {axes.get_title()}")
@@ -47,24 +47,17 @@ def panels(found: Metrics, data: str) -> dict[str, Panel]:
 def plot_accuracy(
     axes: Axes, steps: np.ndarray, accuracy: dict[str, np.ndarray], data: str
 ) -> None:
-    """Plot test accuracy against steps: mean over seeds, band from the lowest to the highest."""
-    styles = {
-        "without": (plotting.VERMILION, "--"),
-        "with_population": (plotting.BLUE, "-"),
-        "with_exponential": (plotting.GREEN, ":"),
-    }
+    """Plot test accuracy against steps: means over seeds, and their intervals as bands."""
+    styles = {"without": "none", "with_population": "batch", "with_exponential": "renorm"}
     for name, label in CURVES.items():
-        color, line = styles[name]
-        values = accuracy[name]
-        axes.plot(steps, values.mean(1), line, color=color, label=label)
-        axes.fill_between(steps, values.min(1), values.max(1), color=color, alpha=0.2, lw=0)
-    seeds = values.shape[1]
-    axes.set_title(f"Test accuracy, {data}" + (f": mean and range of {seeds} seeds" * (seeds > 1)))
-    axes.set_ylabel("accuracy (share of test images)")
+        style = plotting.METHODS[styles[name]]._replace(label=label)
+        plotting.band(axes, steps, accuracy[name], style)
+    axes.set_title(f"Test accuracy, {plotting.describe_data(data)}")
+    axes.set_ylabel("share of test images")
     learned = min(values[-1].mean() for values in accuracy.values()) > 0.9
     axes.set_ylim(0.7 if learned else 0, 1)  # As in the paper, where all there is to see is above.
-    axes.legend(loc="lower right" if learned else "best")
     label_steps(axes, steps)
+    plotting.legend_below(axes, columns=1)
 
 
 def plot_inputs(
@@ -83,8 +76,8 @@ def plot_inputs(
             va="center",
             color=color,
         )
-    axes.set_title(f"Input to a last-layer sigmoid, {network}")
-    axes.set_ylabel("input (percentiles over test images)")
+    axes.set_title(f"Input to a sigmoid, {network}")
+    axes.set_ylabel("input, percentiles")
     axes.set_ylim(-high, high)
     label_steps(axes, steps)
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, UInt8
 
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.placement.config import Config
 from experiments.studies.placement.figures import plot_order, plot_response
@@ -138,11 +139,13 @@ def measure(config: Config, study: Study) -> None:
         order: dict(zip(ACTIVATIONS, seen["test"][:, 0, ..., -1], strict=True))
         for order, seen in found.items()
     }
+    images = describe_data(dataset.name)
     study.figure(
         "order",
         functools.partial(plot_order, config, accuracy),
         title="Test accuracy against the rate, BN before or after the nonlinearity",
-        alt="For sigmoid, tanh and ReLU, the mean of test accuracy over seeds, and its range, "
+        caption=f"{images}, {describe_layers(config.hidden)}. {describe_runs(config.seeds)}",
+        alt="For sigmoid, tanh and ReLU, the mean of test accuracy over seeds "
         "against the learning rate. Before - after, each at its best rate: "
         + ", ".join(
             f"{estimates.format_estimate(study.estimates[f'before_{activation}'])} for {activation}"
@@ -168,6 +171,8 @@ def measure(config: Config, study: Study) -> None:
         "local_response",
         functools.partial(plot_response, responses),
         title="Local response normalization in a small CNN, without and with BN",
+        caption=f"{images}, a CNN of {len(config.widths)} stages. Thin lines: each seed. "
+        + describe_runs(config.seeds, "Points", "bars"),
         alt="Test accuracy of every seed, thin, and their mean, without and with LRN. It gains "
         f"{estimates.format_estimate(study.estimates['lrn_gain'])} without BN, "
         f"{estimates.format_estimate(study.estimates['lrn_gain_bn'])} with.",

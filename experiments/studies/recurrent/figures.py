@@ -1,7 +1,5 @@
 """Figures of the study `recurrent`, from its parts alone."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import ArrayLike, Float
 from matplotlib.axes import Axes
@@ -9,6 +7,8 @@ from matplotlib.figure import Figure
 from scipy.special import expit
 
 from experiments import plotting
+from experiments.plotting import METHODS, LineStyle
+from experiments.stats import estimates
 from experiments.studies.recurrent.config import (
     CHANCE,
     EVALUATE_EVERY,
@@ -18,51 +18,82 @@ from experiments.studies.recurrent.config import (
     Config,
 )
 
+BIASES = {  # How each forget bias is drawn.
+    bias: METHODS[method]._replace(label=f"forget bias {bias}")
+    for bias, method in zip(FORGET_BIASES, ("rnn", "lstm", "gru"), strict=True)
+}
+KINDS = {
+    "rnn": METHODS["rnn"],
+    "lstm": METHODS["lstm"]._replace(label="LSTM, chrono"),
+    "lstm_1": LineStyle(plotting.SKY, "-.", "v", "LSTM, forget bias 1"),
+}
 
-def lines(axes: Axes, x: ArrayLike, logs: Float[np.ndarray, "runs X"], **style: Any) -> None:
-    """Draw the geometric mean over runs, given their logarithms, and their range as a band."""
-    axes.plot(x, np.exp(logs.mean(0)), **style)
-    low, high = np.exp(logs.min(0)), np.exp(logs.max(0))
-    axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+def lines(axes: Axes, x: ArrayLike, logs: Float[np.ndarray, "runs X"], style: LineStyle) -> None:
+    """Draw the geometric mean over runs, given their logarithms, and its interval as a band."""
+    plotting.band(axes, x, np.exp(logs.T.astype(np.float64)), style, geometric=True)
 
 
 def plot_memory(found: dict[str, np.ndarray]) -> Figure:
     """Plot the Jacobian against T: by cell, and for LSTMs by forget bias."""
-    made = plotting.figure(2)
+    made = plotting.figure(2, width=4.0, height=3.3)
     runs = {**found, "state": found["state"][FORGET_BIASES.index(1)]}
     cells, biases = made.axes
     steps = np.arange(0, STEPS_BACK + 1, EVALUATE_EVERY)
     for method, key in (("lstm", "state"), ("gru", "gru"), ("rnn", "rnn")):
-        style = plotting.METHODS[method]._replace(marker="")._asdict()
-        lines(cells, steps, runs[key], **style)
-    cells.set(title="whole state, forget bias of the LSTM 1", ylabel="|d state$_T$ / d state$_0$|")
-    colors = plotting.VERMILION, plotting.BLUE, plotting.GREEN
-    for bias, color, logs in zip(FORGET_BIASES, colors, found["memory"], strict=True):
-        lines(biases, steps, logs, color=color, label=f"forget bias {bias}")
-        biases.plot(steps, expit(float(bias)) ** steps, color=color, linestyle=":")
-    biases.plot([], [], color=plotting.BLACK, linestyle=":", label="$\\sigma$(bias)$^T$")
+        lines(cells, steps, runs[key], METHODS[method])
+    cells.set(title="Whole state, forget bias of the LSTM 1", ylabel="|d state$_T$ / d state$_0$|")
+    for (bias, style), logs in zip(BIASES.items(), found["memory"], strict=True):
+        lines(biases, steps, logs, style)
+        theory = {"color": plotting.BLACK, "linestyle": (0, (1, 2)), "linewidth": 0.9}
+        biases.plot(steps, expit(float(bias)) ** steps, **theory)
+    biases.lines[-1].set_label("$\\sigma$(bias)$^T$")
     biases.set(title="LSTM, memory alone", ylabel="|d c$_T$ / d c$_0$|")
     for axes in made.axes:
         axes.set(xlabel="T, steps", yscale="log")
-        axes.legend()
+        plotting.legend_below(axes, columns=3 if axes is cells else 2)
     return made
 
 
 def plot_adding(config: Config, found: dict[tuple[str, int], np.ndarray]) -> Figure:
     """Plot the error over training, a panel for each length."""
-    made = plotting.figure(len(LENGTHS), width=3.7)
-    styles = {
-        "rnn": {"color": plotting.VERMILION, "linestyle": "--", "label": "RNN"},
-        "lstm": {"color": plotting.BLUE, "label": "LSTM, chrono"},
-        "lstm_1": {"color": plotting.SKY, "linestyle": "-.", "label": "LSTM, forget bias 1"},
-    }
+    made = plotting.figure(len(LENGTHS), width=3.3)
     steps = np.linspace(0, config.steps, config.looks + 1)
     for axes, length in zip(made.axes, LENGTHS, strict=True):
         axes.axhline(CHANCE, color=plotting.BLACK, linestyle=":", linewidth=1, label="chance")
-        for kind in ("rnn", "lstm", "lstm_1"):
+        for kind, style in KINDS.items():
             if (kind, length) in found:
-                lines(axes, steps, np.log(found[kind, length]), **styles[kind])
-        axes.set(title=f"T = {length}", xlabel="training steps", yscale="log", ylim=(5e-4, 3))
-        axes.legend(loc="upper right", fontsize=8)
+                lines(axes, steps, np.log(found[kind, length]), style)
+        axes.set(title=f"T = {length}", xlabel="training steps", yscale="log", ylim=(2e-4, 3))
     made.axes[0].set_ylabel("mean squared error")
+    plotting.share_legend(made)
+    return made
+
+
+def plot_clipping(config: Config, last: dict[str, np.ndarray]) -> Figure:
+    """Plot the last error of every run, without clipping and with, and how many diverged."""
+    made = plotting.figure(2, width=3.6)
+    errors, shares = made.axes
+    names = {"unclipped": "without clipping", "clipped": "with clipping"}
+    finite = np.concatenate([runs[np.isfinite(runs)] for runs in last.values()])
+    top = 10 * finite.max(initial=config.clip_bound)
+    styles = METHODS["none"], METHODS["batch"]
+    for at, (name, style) in enumerate(zip(names, styles, strict=True)):
+        runs = last[name]
+        beside = at + np.linspace(-0.25, 0.25, len(runs))
+        there, marks = np.isfinite(runs), {"color": style.color, "linestyle": "none"}
+        errors.plot(beside[there], runs[there], marker=style.marker, **marks)
+        errors.plot(beside[~there], np.full((~there).sum(), top), marker="x", **marks)
+        share = estimates.share(~(runs <= config.clip_bound))
+        ends = [[share.value - share.low], [share.high - share.value]]
+        shares.errorbar([at], [share.value], np.maximum(ends, 0), capsize=2.5, **style._asdict())
+    errors.plot([], [], "x", color=plotting.GRAY, label="not finite: at the upper edge")
+    line = {"color": plotting.BLACK, "linestyle": ":", "linewidth": 1}
+    errors.axhline(config.clip_bound, **line, label="above: diverged")
+    errors.set(title="Error of every run", ylabel="last mean squared error", yscale="log")
+    shares.set(title="Share that diverged", ylabel="share of runs", ylim=(-0.04, 1.04))
+    for axes in made.axes:
+        axes.set_xticks(range(len(names)), list(names.values()))
+        axes.set_xlim(-0.5, len(names) - 0.5)
+    plotting.legend_below(errors, points=24, columns=1)
     return made

@@ -5,10 +5,11 @@ import functools
 import numpy as np
 from scipy.special import expit
 
+from experiments.plotting import describe_runs
 from experiments.stats import estimates
 from experiments.studies.recurrent.adding import at_best_rate, clipping, learn
 from experiments.studies.recurrent.config import EVALUATE_EVERY, FORGET_BIASES, LENGTHS, Config
-from experiments.studies.recurrent.figures import plot_adding, plot_memory
+from experiments.studies.recurrent.figures import plot_adding, plot_clipping, plot_memory
 from experiments.studies.recurrent.jacobian import jacobians
 from experiments.study import Study
 
@@ -31,8 +32,10 @@ def measure(config: Config, study: Study) -> None:
         "memory",
         lambda: plot_memory(found),
         title="A plain RNN forgets; what an LSTM keeps hangs on its forget bias",
+        caption=f"Gaussian inputs, untrained networks of {config.jacobian_hidden} units. "
+        + describe_runs(config.jacobian_seeds, mean="geometric means"),
         alt="Spectral norm of the Jacobian of the state at step T with respect to the first, mean "
-        "over networks with their range. Left: RNN, GRU and LSTM. Right: the LSTM's memory for "
+        "over networks. Left: RNN, GRU and LSTM. Right: the LSTM's memory for "
         "several forget biases, sigmoid(bias) to the power T dotted.",
     )
 
@@ -51,11 +54,25 @@ def measure(config: Config, study: Study) -> None:
         "adding",
         lambda: plot_adding(config, errors),
         title="The adding problem, each network at its best rate",
+        caption=f"Sequences of T values, networks of {config.hidden} units. "
+        + describe_runs(config.seeds, mean="geometric means"),
         alt="Mean squared error on held-out sequences over training: an RNN, an LSTM with chrono "
         "initialization, for the longest sequences one with forget bias 1. Chance is dotted.",
     )
 
     # ---- Clipping
-    for name, last in study.part("clipping", lambda: clipping(config)).items():
-        diverged = ~(last <= config.clip_bound)  # Not finite is not below it.
-        study.report(f"diverged_{name}", estimates.share(diverged))
+    ends = study.part("clipping", lambda: clipping(config))
+    diverged = {name: ~(last <= config.clip_bound) for name, last in ends.items()}  # NaN is not.
+    for name, outcomes in diverged.items():
+        study.report(f"diverged_{name}", estimates.share(outcomes))
+    study.figure(
+        "clipping",
+        lambda: plot_clipping(config, ends),
+        title="RNNs with large weights, without clipping of the gradient and with",
+        caption=f"The adding problem, T = {config.clip_length}, RNNs of {config.hidden} units, "
+        f"{config.clip_seeds} seeds. Right: share of runs; bars: 95 % intervals (Wilson).",
+        alt="Left: the last error of every run on held-out sequences, on a logarithmic axis, with "
+        "a line above which a run has diverged. Right: the share that diverged, "
+        f"{diverged['unclipped'].mean():.2f} without clipping, {diverged['clipped'].mean():.2f} "
+        "with.",
+    )

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.plotting import METHODS, figure
-from experiments.stats import estimates
+from experiments.plotting import METHODS, bars, figure, share_legend
 
 Found = dict[str, np.ndarray]
 X_LABELS = {
@@ -17,6 +16,16 @@ X_LABELS = {
     "flips": "share of training labels flipped",
     "width": "units in a hidden layer",
     "statistics": "examples that share statistics",
+}
+
+
+TITLES = {
+    "dropout": "Dropout",
+    "l1": "L1",
+    "l2": "L2",
+    "flips": "Wrong labels",
+    "width": "Width",
+    "statistics": "Shared statistics",
 }
 
 
@@ -35,47 +44,34 @@ def gap(found: Found) -> np.ndarray:
 
 def plot_lines(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
     """Plot test accuracy and gap against what is swept, a column for each."""
-    made = figure(len(whats), 2, width=3.4, height=2.7)
+    made = figure(len(whats), 2, width=3.1, height=2.5)
     rows = {"test accuracy": made.axes[: len(whats)], "training - test": made.axes[len(whats) :]}
     for (what, method), (values, found, label) in lines.items():
         if what not in whats:
             continue
-        style = METHODS[method]._replace(label=label)._asdict()
+        # At equal distances: 0 has its place beside powers of ten.
+        every = sorted({x for (of, _), line in lines.items() if of == what for x in line.values})
+        side = {"none": -0.06, "batch": 0.06}.get(method, 0)  # Bars beside each other.
+        at = [every.index(x) + side for x in values]
         for (name, panels), seen in zip(rows.items(), (found["test"], gap(found)), strict=True):
-            axes, guesses = panels[whats.index(what)], [estimates.mean(row) for row in seen]
-            center = np.array([one.value for one in guesses])
-            ends = np.array([[one.low, one.high] for one in guesses]).T
-            # Values as words: at equal distances, and 0 has its place beside powers of ten.
-            axes.errorbar(
-                [f"{x:g}" for x in values], center, abs(ends - center[None]), capsize=2, **style
-            )
-            axes.set_xlabel(X_LABELS[what])
+            axes = panels[whats.index(what)]
+            bars(axes, at, seen, METHODS[method]._replace(label=label), joined=True)
+            axes.set_xticks(range(len(every)), [f"{x:g}" for x in every])
+            axes.set(title=f"{TITLES[what]}: {name}", xlabel=X_LABELS[what])
             panels[0].set_ylabel(name)
-            axes.legend(fontsize=8)
+    share_legend(made)
     return made
 
 
 def plot_combined(names: Sequence[str], found: dict[str, Found]) -> Figure:
     """Plot test accuracy and gap of every combination of regularizers, without and with BN."""
-    made = figure(2, width=4.4, height=3.6)
+    made = figure(2, width=3.8, height=3.3)
     kinds = {"test accuracy": lambda rows: rows["test"], "training - test accuracy": gap}
     for axes, (label, kind) in zip(made.axes, kinds.items(), strict=True):
         for shift, (method, rows) in zip((-0.12, 0.12), found.items(), strict=True):
-            style, guesses = METHODS[method], [estimates.mean(row) for row in kind(rows)]
-            center = np.array([one.value for one in guesses])
-            ends = np.array([[one.low, one.high] for one in guesses]).T
-            axes.errorbar(
-                center,
-                np.arange(len(names)) + shift,
-                xerr=abs(ends - center[None]),
-                color=style.color,
-                marker=style.marker,
-                linestyle="none",
-                capsize=2,
-                label=style.label,
-            )
+            bars(axes, np.arange(len(names)) + shift, kind(rows), method, horizontal=True)
         axes.set_yticks(range(len(names)), names if axes is made.axes[0] else [""] * len(names))
-        axes.set_xlabel(label)
+        axes.set(title=label.capitalize(), xlabel=label)
         axes.invert_yaxis()
-    made.axes[0].legend(fontsize=8)
+    share_legend(made)
     return made

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from experiments import sampling
-from experiments.plotting import METHODS
+from experiments.plotting import METHODS, describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.regularization.config import Config
 from experiments.studies.regularization.figures import Found, Line, gap, plot_combined, plot_lines
@@ -271,25 +271,32 @@ def measure(config: Config, study: Study) -> None:
     for i, name in enumerate(names):
         gained = estimates.paired(combined["batch"]["test"][i], combined["none"]["test"][i])
         study.report(f"test_gain_bn_with_{name.lower().replace(' + ', '_')}", gained)
+    data = describe_data(study.dataset(config.dataset).name)
+    hidden = describe_layers((config.width,) * config.depth, "ReLUs")
+    about = f"{config.train:,} training images of {data}, {hidden}. "
+    about += describe_runs(config.seeds, "Points", "bars")
     study.figure(
         "combined",
         functools.partial(plot_combined, names, combined),
         title="Dropout, L1 and L2, each with each, without and with BN",
-        alt="Test accuracy, left, and training - test accuracy, right (mean over seeds, 95 % "
-        "interval), for all eight combinations of dropout, L1 and L2, without and with BN.",
+        caption=about,
+        alt="Test accuracy, left, and training - test accuracy, right, for all eight combinations "
+        "of dropout, L1 and L2, without and with BN.",
     )
-    shown = "Test accuracy, above, and training - test accuracy, below (mean over seeds, 95 %"
+    shown = "Test accuracy, above, and training - test accuracy, below,"
     study.figure(
         "regularizers",
         functools.partial(plot_lines, ("dropout", "l1", "l2"), lines),
         title="What dropout, L1 and L2 do to the gap, without and with BN",
-        alt=f"{shown} interval), against the strength of dropout, L1 and L2, without and with BN.",
+        caption=about,
+        alt=f"{shown} against the strength of dropout, L1 and L2, without and with BN.",
     )
     study.figure(
         "noise",
         functools.partial(plot_lines, ("statistics", "flips", "width"), lines),
         title="What the noise of BN, wrong labels and the width do to the gap",
-        alt=f"{shown} interval), against the number of examples that share BN's statistics, up to "
+        caption=about,
+        alt=f"{shown} against the number of examples that share BN's statistics, up to "
         "all training images, which is BN without noise; against the share of flipped training "
         "labels, without and with BN; and against the width, without BN.",
     )

@@ -17,7 +17,7 @@ Found = dict[str, dict[str, np.ndarray]]
 
 def plot_zone() -> Figure:
     """Draw the sigmoid with its best line, the share saturated, and a shape that stays."""
-    made = plotting.figure(3, width=4.4)
+    made = plotting.figure(3, width=3.4, height=3.4)
     zone, share, shape = made.axes
     x, color = np.linspace(-6, 6, 601), METHODS["sigmoid"].color
     near, flat = x[np.abs(x) <= ZONE], flat_from(FLAT)
@@ -29,15 +29,17 @@ def plot_zone() -> Figure:
     zone.plot(near, line, "--", color=plotting.BLACK, label="best line within 1.96")
     zone.axvspan(-6, -flat, color=plotting.SKY, alpha=0.3, label="slope below .01")
     zone.axvspan(flat, 6, color=plotting.SKY, alpha=0.3)
-    zone.set(xlabel="input", ylabel="output, or density", xlim=(-6, 6), ylim=(0, 1.55))
-    zone.legend(loc="upper left", fontsize=9)
+    zone.set(xlabel="input", ylabel="output, or density", xlim=(-6, 6), ylim=(0, 1))
+    zone.set_title("Where a sigmoid is flat")
+    plotting.legend_below(zone)
 
     gamma, dots = np.linspace(0.5, 12, 200), np.array([1.0, 4.0, 10.0])
     share.plot(gamma, saturated_share(gamma), color=color)
     share.plot(dots, saturated_share(dots), "s", color=color)
     for at in dots:
         height = float(saturated_share(at))
-        share.text(at + 0.3, height - 0.06, estimates.pretty(height))
+        share.text(at + 0.3, height - 0.07, estimates.pretty(height))
+    share.set_title("A Gaussian input there")
     share.set(xlabel="gamma: standard deviation of the input", ylim=(-0.1, 1))
     share.set(ylabel="share with slope below .01")
 
@@ -45,21 +47,23 @@ def plot_zone() -> Figure:
     shape.plot(x, stats.expon.pdf(x), "--", color=plotting.VERMILION, label="exponential")
     shape.plot(x, stats.expon.pdf(x + 1), color=plotting.BLUE, label="normalized")
     shape.plot(x, stats.norm.pdf(x), ":", color=plotting.BLACK, label="N(0, 1)")
-    shape.set(xlabel="value", ylabel="density")
-    shape.legend()
+    shape.set(title="Normalization keeps the shape", xlabel="value", ylabel="density")
+    plotting.legend_below(shape)
     return made
 
 
 def plot_saturated(config: Config, found: Found) -> Figure:
     """Draw the share saturated, and accuracy, over training from large initial weights."""
-    made = plotting.figure(2)
+    made = plotting.figure(2, width=3.8)
     steps = np.linspace(0, config.steps, config.looks + 1)
     labels = {"saturated": "share of units with slope below .01", "test": "test accuracy"}
     for axes, (name, label) in zip(made.axes, labels.items(), strict=True):
         for norm, seen in found.items():
             plotting.band(axes, steps, seen[name].T, norm)
         axes.set(xlabel="training step", ylabel=label, ylim=(-0.03, 1))
-    made.axes[0].legend()
+    made.axes[0].set_title("Saturated units")
+    made.axes[1].set_title("Accuracy")
+    plotting.share_legend(made)
     return made
 
 
@@ -70,7 +74,7 @@ def plot_learned(found: Found, gaussian: Float[np.ndarray, "seeds units"]) -> Fi
       found: of each nonlinearity at its best rate.
       gaussian: each ReLU's share of inputs above 0, were they Gaussian before gamma and beta.
     """
-    made = plotting.figure(3, width=4.4)
+    made = plotting.figure(3, width=3.4, height=3.4)
     starts = {"scale": ("gamma", 1.0), "bias": ("beta", 0.0)}
     for axes, (name, (greek, start)) in zip(made.axes[:2], starts.items(), strict=True):
         ends = [bound(seen[name][:, -1]) for seen in found.values() for bound in (np.min, np.max)]
@@ -80,13 +84,14 @@ def plot_learned(found: Found, gaussian: Float[np.ndarray, "seeds units"]) -> Fi
             line = {"color": style.color, "linestyle": style.linestyle, "label": style.label}
             axes.hist(seen[name][:, -1].ravel(), bins, histtype="step", density=True, **line)
         axes.axvline(start, color=plotting.BLACK, linewidth=1, label="at the start")
-        axes.set(xlabel=f"learned {greek}", ylabel="density over units")
-    made.axes[0].legend()
+        axes.set(title=f"Learned {greek}", xlabel=greek, ylabel="density over units")
+        plotting.legend_below(axes)
     axes, relu = made.axes[2], found["relu"]
     axes.plot([0, 1], [0, 1], "--", color=plotting.GRAY, label="Gaussian inputs")
     color = METHODS["relu"].color
     axes.scatter(gaussian, relu["active"][:, -1], s=5, alpha=0.4, color=color, label="a ReLU")
     axes.plot(0.5, 0.5, "o", color=plotting.BLACK, label="gamma 1, beta 0")
     axes.set(xlabel="Phi(beta / |gamma|)", ylabel="share of inputs above 0", aspect="equal")
-    axes.legend()
+    axes.set_title("Active ReLUs")
+    plotting.legend_below(axes)
     return made

@@ -14,6 +14,7 @@ from scipy import stats
 
 import jbn
 from experiments import sampling
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.saturation import sigmoid
 from experiments.studies.saturation.config import Config
@@ -161,6 +162,8 @@ def measure(config: Config, study: Study) -> None:
         sample_split(study.dataset(config.dataset), data.binary, validation=config.validation)
     )
 
+    images = describe_data(study.dataset(config.dataset).name)
+
     # ---- Exact, and by sampling
     made = study.part("shapes", lambda: shapes(config))
     means, stds, skews, kurtoses = made["after"].T
@@ -189,6 +192,7 @@ def measure(config: Config, study: Study) -> None:
         "zone",
         plot_zone,
         title="Unit variance keeps a sigmoid out of its flat parts, a large gamma does not",
+        caption="By the formulas: no data, no network, no seeds.",
         alt="Left: the sigmoid, its best line within 1.96, the density of N(0, 1), and where the "
         "slope is below .01. Middle: the share of a Gaussian input in the flat parts, from almost "
         "none at gamma 1 to most at 10. Right: the density of exponential values before and after "
@@ -206,6 +210,8 @@ def measure(config: Config, study: Study) -> None:
         "saturated",
         functools.partial(plot_saturated, config, large),
         title=f"Saturated sigmoids over training, initial weights of {config.large_sigma:g}",
+        caption=f"{images}, {describe_layers(config.hidden, 'sigmoids')}. "
+        + describe_runs(config.seeds),
         alt="Share of saturated sigmoids, and test accuracy, against the training step, without "
         f"and with BN. In the end {without.mean():.2f} are saturated without, {with_bn.mean():.2f} "
         "with.",
@@ -242,6 +248,8 @@ def measure(config: Config, study: Study) -> None:
         "learned",
         functools.partial(plot_learned, learned, gaussian),
         title="The distributions that gamma and beta chose, and how many ReLUs they leave active",
+        caption=f"{images}, {describe_layers(config.hidden)}. Units of all layers and of all "
+        f"{config.seeds} seeds.",
         alt="Histograms of the learned gammas and betas of all units, for sigmoid and ReLU, with a "
         "line where all of them started; and each ReLU's share of inputs above 0 after training "
         "against that of a Gaussian input. On average "

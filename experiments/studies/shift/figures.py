@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import plotting
-from experiments.plotting import BLACK, GRAY, METHODS, ORANGE, LineStyle
+from experiments.plotting import BLACK, GRAY, METHODS, ORANGE, LineStyle, band
 from experiments.stats.estimates import pretty
 
 Parts = Mapping[str, Mapping[str, np.ndarray]]
@@ -41,29 +41,29 @@ def plot_shift(seen: Parts, medians: Settled, every: int) -> Figure:
       medians: of the last hidden layer's inputs, of that training and of the one on few examples.
       every: steps between evaluations.
     """
-    made = plotting.figure(3, width=4.0)
+    made = plotting.figure(3, width=3.4, height=3.2)
     drift, gradient, cause = made.axes
     for name, (steps, settled) in medians.items():
         away = np.abs(settled - settled[:, :1]).mean(-1)
-        band(drift if name in seen else cause, steps, away.T, name)
+        band(drift if name in seen else cause, steps, away.T, STYLES[name])
     for axes in (drift, cause):
-        axes.set(ylabel="distance of the median from its first", ylim=(0, None))
-    drift.set_title("Last layer's inputs")
-    cause.set_title("Without BN, on few examples")
+        axes.set(ylabel="distance of the median", ylim=(0, None))
+    drift.set_title("Inputs of the last hidden layer")
+    cause.set_title("Without BN, few examples")
     over_training(gradient, seen, "gradient_shift", every)
-    gradient.set(title="Gradients", ylabel="relative change by the layers before")
+    gradient.set(title="Gradients, as the layers before move", ylabel="relative change")
     label_steps(made)
     return made
 
 
 def plot_landscape(seen: Parts, every: int) -> Figure:
     """Plot how loss and gradient vary along a step, over training."""
-    made = plotting.figure(2, width=4.4)
+    made = plotting.figure(2, width=3.8, height=3.2)
     loss, gradient = made.axes
     over_training(loss, seen, "loss_range", every)
-    loss.set(title="Loss", ylabel="range along the step (nats)")
+    loss.set(title="Loss along a step", ylabel="range (nats)")
     over_training(gradient, seen, "gradient_change", every)
-    gradient.set(title="Gradient", ylabel="largest relative change along the step")
+    gradient.set(title="Gradient along a step", ylabel="largest relative change")
     gradient.set(yscale="linear", ylim=(0, None))
     label_steps(made)
     return made
@@ -71,20 +71,20 @@ def plot_landscape(seen: Parts, every: int) -> Figure:
 
 def plot_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Figure:
     """Plot accuracy against depth."""
-    made = plotting.figure(2, width=4.4)
+    made = plotting.figure(2, width=3.8, height=3.3)
     for axes, activation in zip(made.axes, ("sigmoid", "relu"), strict=True):
         for name, by_depth in accuracy.items():
             if name.startswith(activation):
-                band(axes, depths, by_depth, name, marked=True)
+                band(axes, depths, by_depth, STYLES[name])
         axes.set(title=METHODS[activation].label, ylim=(0, 1), xticks=list(depths))
         axes.set(xlabel="hidden layers", ylabel="test accuracy")
-        axes.legend(loc="center right")
+        plotting.legend_below(axes)
     return made
 
 
 def plot_untrained(seen: Parts) -> Figure:
     """Plot against the layer what became of three changes of the weights."""
-    made = plotting.figure(3, width=4.0)
+    made = plotting.figure(3, width=3.3)
     titles = {
         "nudged": ("First weights moved by 1 %", "relative change of W x"),
         "outliers": ("1 % of weights ten times as large", "deviation with / without them"),
@@ -93,9 +93,9 @@ def plot_untrained(seen: Parts) -> Figure:
     for axes, (change, (title, label)) in zip(made.axes, titles.items(), strict=True):
         for norm, found in seen.items():
             runs = found[change].T
-            band(axes, np.arange(1, len(runs) + 1), runs, norm)
+            band(axes, np.arange(1, len(runs) + 1), runs, STYLES[norm], geometric=True)
         axes.set(title=title, xlabel="layer", ylabel=label, yscale="log")
-    made.axes[0].legend()
+    plotting.share_legend(made)
     return made
 
 
@@ -103,26 +103,12 @@ def over_training(axes: Axes, seen: Parts, measure: str, every: int) -> None:
     """Plot a measure of a step against the number of steps taken."""
     for name, found in seen.items():
         runs = found[measure].T
-        band(axes, every * np.arange(len(runs)), runs, name)
-    axes.set_yscale("log")
-
-
-def band(
-    axes: Axes,
-    x: Sequence[int] | np.ndarray,
-    runs: Float[np.ndarray, "X runs"],
-    name: str,
-    *,
-    marked: bool = False,
-) -> None:
-    """Plot the mean over runs as a line and their range as a band."""
-    style = STYLES[name] if marked else STYLES[name]._replace(marker="")
-    axes.plot(x, runs.mean(1), **style._asdict())
-    axes.fill_between(x, runs.min(1), runs.max(1), color=style.color, alpha=0.2, linewidth=0)
+        band(axes, every * np.arange(len(runs)), runs, STYLES[name], geometric=True)
+    plotting.log_scale(axes, "y", *(found[measure] for found in seen.values()))
 
 
 def label_steps(made: Figure) -> None:
     """Name the steps, and the lines."""
     for axes in made.axes:
         axes.set(xlabel="training steps")
-        axes.legend()
+        plotting.legend_below(axes, columns=2)

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array
 
 from experiments import sampling
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates
 from experiments.studies.shift.config import Config
 from experiments.studies.shift.data import Data, prepare
@@ -101,11 +102,16 @@ def report_training(config: Config, study: Study, data: Data) -> None:
         study.report(name, estimates.ratio(mean[name]["batch"] / mean[name]["none"]))
 
     medians = {name: from_settled(of[:, :, 1], every) for name, of in percentiles.items()}
+    data_name = describe_data(study.dataset(config.dataset).name)
+    about = f"{data_name}, {describe_layers(config.hidden, 'sigmoids')}. "
+    about += describe_runs(config.seeds)
     study.figure(
         "shift",
         functools.partial(plot_shift, seen, medians, every),
         title="Internal covariate shift by two measures, and in mini-batches or not",
-        alt="Three panels against training steps, lines for the mean over seeds, bands for all. "
+        caption=f"{about} The means of the gradients are geometric. Right: {config.subset:,} "
+        "images.",
+        alt="Three panels against training steps, lines for the mean over seeds. "
         "The median of the input to a unit of the last hidden layer, as distance from where "
         "it was once training had settled, for networks without BN, with BN and with noisy BN: "
         f"largest distances {describe_means(drift)}. The relative change of a layer's gradient "
@@ -117,6 +123,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
         "landscape",
         functools.partial(plot_landscape, seen, every),
         title="How loss and gradient vary along a step",
+        caption=f"{about} The means are geometric.",
         alt="Two panels against training steps, for networks without BN, with BN, with noisy BN: "
         "how far the loss ranges from half a step to four steps along the gradient, means over "
         f"training {describe_means(mean['loss_range'])}; and by how much the gradient changes "
@@ -155,6 +162,8 @@ def report_depth(config: Config, study: Study, data: Data) -> None:
         "depth",
         functools.partial(plot_depth, config.depths, accuracy),
         title=f"Test accuracy after {config.depth_steps:,} steps, by depth",
+        caption=f"{describe_data(study.dataset(config.dataset).name)}, hidden layers of "
+        f"{config.width} units. {describe_runs(config.seeds)}",
         alt="Two panels against the number of hidden layers, sigmoid and ReLU: test accuracy of "
         "each network at its best rate. At the largest depth, sigmoid: "
         + "; ReLU: ".join(
@@ -190,6 +199,8 @@ def report_untrained(config: Config, study: Study, data: Data) -> None:
         "untrained",
         functools.partial(plot_untrained, seen),
         title="What a change becomes on its way through an untrained ReLU network",
+        caption=f"{describe_data(study.dataset(config.dataset).name)}, {LAYERS} layers of {WIDTH} "
+        f"ReLUs, untrained. {describe_runs(config.untrained, mean='geometric means')}",
         alt="Three panels against the layer, with and without BN: the relative change of "
         "pre-activations W x after the first layer's weights moved by 1 %; the deviation of the "
         "inputs to the nonlinearity with a hundredth of all weights ten times as large, relative "

@@ -1,14 +1,14 @@
 """Figures of `titanic`, from what it found alone."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import plotting
-from experiments.stats import estimates
 from experiments.studies.titanic.config import Config
 
 
@@ -32,23 +32,12 @@ def label(name: str) -> str:
 
 
 def plot_intervals(
-    axes: Any, runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds"]]], scale: float
+    axes: Axes, runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds"]]], scale: float
 ) -> None:
     """Plot mean and interval of each method, setting by setting."""
     for shift, method in ((-0.12, "none"), (0.12, "batch")):
-        style = plotting.METHODS[method]
-        for at, by_method in enumerate(runs.values()):
-            seen = estimates.mean(scale * by_method[method])
-            axes.errorbar(
-                at + shift,
-                seen.value,
-                [[seen.value - seen.low], [seen.high - seen.value]],
-                color=style.color,
-                marker=style.marker,
-                capsize=3,
-                linestyle="none",
-                label=style.label if at == 0 else None,
-            )
+        seen = scale * np.stack([by_method[method] for by_method in runs.values()])
+        plotting.bars(axes, np.arange(len(runs)) + shift, seen, method)
     axes.set_xticks(range(len(runs)), [label(name) for name in runs])
 
 
@@ -56,50 +45,47 @@ def plot_accuracy(
     config: Config, by_setting: dict[str, Results], logistic: float, majority: float
 ) -> Figure:
     """Plot the accuracy after `epochs`, and what BN gains then and later."""
-    made = plotting.figure(2, width=5.4)
+    made = plotting.figure(2, width=3.9, height=3.5)
     left, right = made.axes
     plot_intervals(left, {name: results.accuracy for name, results in by_setting.items()}, 100)
-    left.axhline(100 * logistic, color=plotting.BLACK, linewidth=1, linestyle="-.")
-    left.text(2.5, 100 * logistic, "logistic regression", ha="center", va="bottom", fontsize=8)
-    left.axhline(100 * majority, color=plotting.GRAY, linewidth=1, linestyle=":")
-    left.text(2.5, 100 * majority, "all died", ha="center", va="bottom", fontsize=8)
+    reference = {"color": plotting.BLACK, "linewidth": 1}
+    left.axhline(100 * logistic, linestyle="-.", label="logistic regression", **reference)
+    left.axhline(100 * majority, linestyle=":", label="the majority for all", **reference)
     left.set(ylabel="test accuracy / %", title=f"Accuracy after {config.epochs:,} epochs")
-    left.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
-    spans = ((-0.12, "accuracy", config.epochs, "o"), (0.12, "later", config.more, "^"))
-    for shift, when, epochs, marker in spans:
-        for at, results in enumerate(by_setting.values()):
-            accuracy = getattr(results, when)
-            seen = estimates.paired(100 * accuracy["batch"], 100 * accuracy["none"])
-            right.errorbar(
-                at + shift,
-                seen.value,
-                [[seen.value - seen.low], [seen.high - seen.value]],
-                color=plotting.BLUE if when == "accuracy" else plotting.GREEN,
-                marker=marker,
-                capsize=3,
-                linestyle="none",
-                label=f"after {epochs:,} epochs" if at == 0 else None,
-            )
-    right.axhline(0, color=plotting.GRAY, linewidth=1)
+    plotting.legend_below(left, points=32)
+    spans = (
+        (-0.12, "accuracy", config.epochs, plotting.METHODS["batch"]),
+        (0.12, "later", config.more, plotting.METHODS["renorm"]),
+    )
+    right.axhline(0, color=plotting.BLACK, linewidth=0.8)
+    for shift, when, epochs, style in spans:
+        gains = [
+            100 * (getattr(results, when)["batch"] - getattr(results, when)["none"])
+            for results in by_setting.values()
+        ]
+        style = style._replace(label=f"after {epochs:,} epochs")
+        plotting.bars(right, np.arange(len(gains)) + shift, gains, style)
     right.set_xticks(range(len(by_setting)), [label(name) for name in by_setting])
     right.set(ylabel="accuracy gained / points", title="With BN - without, paired by seed")
-    right.legend()
+    plotting.legend_below(right, points=32)
     return made
 
 
 def plot_epochs(config: Config, by_setting: dict[str, Results]) -> Figure:
     """Plot the accuracy over epochs."""
-    made = plotting.figure(len(by_setting), width=3.4, height=3.4)
+    made = plotting.figure(len(by_setting), width=2.7, height=3.0)
     every = np.array([list(results.every.values()) for results in by_setting.values()])
     low, high = every.mean(-1).min(), every.max()
     for axes, (name, results) in zip(made.axes, by_setting.items(), strict=True):
+        axes.set_xscale("log")
         for method, curve in results.every.items():
             plotting.band(axes, np.arange(config.more) + 1, 100 * curve, method)
-        axes.axvline(config.epochs, color=plotting.GRAY, linewidth=1, linestyle=":")
-        axes.set(xlabel="epochs", xscale="log", title=label(name).replace("\n", ", "))
+        line = {"color": plotting.BLACK, "linewidth": 1, "linestyle": ":"}
+        axes.axvline(config.epochs, **line, label=f"{config.epochs:,} epochs")
+        axes.set(xlabel="epochs", title=label(name).replace("\n", ", "))
         axes.set_ylim(100 * low - 1, 100 * high + 1)
     made.axes[0].set_ylabel("test accuracy, mean of folds / %")
-    made.axes[0].legend(loc="lower right")
+    plotting.share_legend(made)
     return made
 
 
@@ -107,7 +93,7 @@ def plot_steadiness(
     config: Config, by_setting: dict[str, Results], one: Mapping[str, Float[np.ndarray, "epochs"]]
 ) -> Figure:
     """Plot one fold's accuracy over the watched epochs, and its deviation in every setting."""
-    made = plotting.figure(2, width=5.4)
+    made = plotting.figure(2, width=3.9, height=3.2)
     left, right = made.axes
     epochs = np.arange(config.epochs - config.watched, config.epochs)
     for method, curve in one.items():
@@ -120,11 +106,11 @@ def plot_steadiness(
             label=style.label,
         )
     left.set(xlabel="epochs", ylabel="test accuracy / %", title="One fold of one seed, raw, ReLU")
-    left.legend()
     plot_intervals(right, {name: results.deviation for name, results in by_setting.items()}, 100)
     right.set(
         ylabel="standard deviation / points",
         title=f"Over the last {config.watched} of {config.epochs} epochs",
     )
     right.set_ylim(0, None)
+    plotting.share_legend(made)
     return made

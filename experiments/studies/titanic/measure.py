@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from sklearn.linear_model import LogisticRegression
 
 from experiments import sampling
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates
 from experiments.stats.estimates import Estimate
 from experiments.studies.titanic.config import Config
@@ -178,12 +179,16 @@ def measure(config: Config, study: Study) -> None:
             study.report(f"unsteadiness_{name}", steadiness(results))
             study.report(f"gain_epochs_{name}", estimates.paired(results.later["batch"], batch))
 
+    data, hidden = describe_data(passengers.name), describe_layers(config.hidden)
+    about = f"{data}, {hidden}, {config.folds}-fold cross-validation."
+    points = f"{describe_runs(config.seeds, 'Points', 'bars')} A seed is the mean of its folds."
     study.figure(
         "accuracy",
         lambda: plot_accuracy(
             config, by_setting, float(known["logistic"].mean()), float(known["majority"])
         ),
         title="What BN gains, from raw and from standardized inputs",
+        caption=f"{about} {points}",
         alt="Test accuracy for raw and standardized inputs, ReLU and sigmoid, without and with BN, "
         "beside logistic regression and the majority; and what BN gains, by paired difference. "
         + describe_gains(by_setting),
@@ -192,15 +197,17 @@ def measure(config: Config, study: Study) -> None:
         "epochs",
         lambda: plot_epochs(config, by_setting),
         title="More epochs: accuracy over training",
-        alt="Test accuracy over epochs, mean of folds with the range of seeds, one panel for each "
+        caption=f"{about} {describe_runs(config.seeds)}",
+        alt="Test accuracy over epochs, mean of folds, one panel for each "
         "kind of input and nonlinearity, without and with BN.",
     )
     study.figure(
         "steadiness",
         lambda: plot_steadiness(config, by_setting, one),
         title="Steadiness from epoch to epoch",
+        caption=f"{about} Left: one fold of the first seed. Right: {points}",
         alt="Test accuracy on one fold over the last epochs, without and with BN; and the standard "
-        "deviation over those epochs in every setting, mean of folds with its interval over seeds.",
+        "deviation over those epochs in every setting.",
     )
 
 

@@ -15,24 +15,25 @@ def plot_race(config: Config, curves: dict[str, np.ndarray]) -> Figure:
     (axes,) = made.axes
     steps = (1 + np.arange(curves["scratch"].shape[1])) * config.race_every
     for name, method in (("scratch", "none"), ("pretrained", "batch")):
-        color, linestyle = METHODS[method].color, METHODS[method].linestyle
-        runs = curves[name]
-        axes.plot(steps, runs.mean(0), color=color, linestyle=linestyle, label=WAYS[name].label)
-        axes.fill_between(steps, runs.min(0), runs.max(0), color=color, alpha=0.2, linewidth=0)
-    axes.axhline(config.goal, color=plotting.BLACK, linewidth=0.8)
+        style = METHODS[method]._replace(label=WAYS[name].label)
+        plotting.band(axes, steps, curves[name].T, style)
+    axes.axhline(config.goal, color=plotting.BLACK, linestyle=":", linewidth=1, label="goal")
     axes.set(xlabel="training step on the target", ylabel="test accuracy")
-    axes.legend(loc="lower right")
+    plotting.share_legend(made)
     return made
 
 
 def plot_ways(tested: dict[str, np.ndarray]) -> Figure:
-    """Draw the last test accuracy of every way and seed."""
-    made = plotting.figure(width=7.0, height=3.0)
+    """Draw the last test accuracy of every way and seed, and the means."""
+    made = plotting.figure(width=6.0, height=2.8)
     (axes,) = made.axes
-    for i, (name, accuracy) in enumerate(reversed(tested.items())):
-        color = plotting.GRAY if name == "scratch" else plotting.BLUE
-        axes.plot(accuracy, np.full(len(accuracy), i), "o", color=color, alpha=0.5)
-        axes.plot(accuracy.mean(), i, "|", color=plotting.BLACK, markersize=18)
-    axes.set_yticks(range(len(tested)), [WAYS[name].label for name in reversed(tested)])
-    axes.set(xlabel="test accuracy on the target", ylim=(-0.6, len(tested) - 0.4))
+    rows, runs = np.arange(len(tested)), np.stack(list(tested.values()))
+    style = METHODS["batch"]._replace(label="mean of seeds")
+    plotting.bars(axes, rows, runs, style, horizontal=True)
+    axes.plot(runs, rows + 0.22, ".", color=plotting.GRAY)
+    axes.lines[-1].set_label("a seed")
+    axes.set_yticks(rows, [WAYS[name].label for name in tested])
+    axes.set(xlabel="test accuracy on the target", ylim=(-0.5, len(tested) - 0.3))
+    axes.invert_yaxis()
+    plotting.share_legend(made)
     return made

@@ -13,6 +13,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, UInt8
 
 from experiments import sampling
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.transfer.config import Config
 from experiments.studies.transfer.figures import plot_race, plot_ways
@@ -169,6 +170,10 @@ def measure(config: Config, study: Study) -> None:
     study.report("pretrained_accuracy", estimates.mean(pretrained.pop("test")))
     begin = starts(config, target, pretrained)
 
+    names = [describe_data(study.dataset(of).name) for of in (config.source, config.target)]
+    hidden = describe_layers(config.hidden, "sigmoids")
+    about = f"From {names[0]} to {names[1]}, {hidden} with BN."
+
     # ---- The race
     raced = study.part("race", lambda: race(config, target, begin))
     steps, curves = {}, {}
@@ -184,7 +189,8 @@ def measure(config: Config, study: Study) -> None:
         "race",
         functools.partial(plot_race, config, curves),
         title=f"The race to {config.goal:.0%}, pretrained and from scratch",
-        alt="Test accuracy on the target against the training step, mean and range over seeds, "
+        caption=f"{about} {describe_runs(config.seeds)}",
+        alt="Test accuracy on the target against the training step, "
         "each at its best rate. The goal takes {pretrained} steps pretrained, {scratch} from "
         "scratch.".format(**took),
     )
@@ -210,6 +216,7 @@ def measure(config: Config, study: Study) -> None:
         "ways",
         functools.partial(plot_ways, tested),
         title="Ways from one data set to another, and where they end",
+        caption=f"{about} {describe_runs(config.seeds, 'Points', 'bars')}",
         alt="Last test accuracy on the target, of every seed and on average: "
         + ", ".join(f"{WAYS[name].label} {x.mean():.3f}" for name, x in tested.items())
         + ".",

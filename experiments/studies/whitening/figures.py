@@ -4,6 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import plotting
+from experiments.plotting import METHODS
+from experiments.stats import estimates
 from experiments.studies.whitening.config import Config
 
 
@@ -12,35 +14,69 @@ def plot_time(config: Config, taken: dict[str, np.ndarray]) -> Figure:
     made = plotting.figure()
     (axes,) = made.axes
     for name, method, label in (("zca", "whitened", "ZCA"), ("bn", "batch", "BN")):
-        plotting.band(axes, np.array(config.features), 1e3 * taken[name].T, method)
-        axes.lines[-1].set(label=label, marker="o")
+        style = METHODS[method]._replace(label=label)
+        runs = 1e3 * taken[name].T
+        plotting.band(axes, np.array(config.features), runs, style, geometric=True)
     axes.set(xlabel="features, d", ylabel="time of a forward pass, ms", xscale="log", yscale="log")
     axes.set_xticks(config.features, [str(d) for d in config.features])
     axes.minorticks_off()
-    axes.legend()
+    plotting.share_legend(made)
     return made
 
 
 def plot_outside(found: dict[str, np.ndarray]) -> Figure:
     """Draw b, |W| and the loss over training."""
-    made = plotting.figure(3, width=3.7)
-    panels = ("bias", 0, "b"), ("scale", 0, "|W|"), ("scale", 1, "loss of the network with W")
-    for axes, (key, column, label) in zip(made.axes, panels, strict=True):
-        for name, method in (("outside", "none"), ("inside", "batch")):
+    made = plotting.figure(3, width=3.3)
+    panels = {
+        "Bias": ("bias", 0, "bias b"),
+        "Weights": ("scale", 0, "length of the weights, |W|"),
+        "Loss with these weights": ("scale", 1, "loss"),
+    }
+    styles = {
+        "outside": METHODS["none"]._replace(label="statistics as constants"),
+        "inside": METHODS["batch"]._replace(label="BN inside the gradient"),
+    }
+    for axes, (title, (key, column, label)) in zip(made.axes, panels.items(), strict=True):
+        for name, style in styles.items():
             runs = found[f"{key}_{name}"][..., column].T
-            plotting.band(axes, np.arange(len(runs)), runs, method)
-        axes.set(xlabel="steps", ylabel=label)
-    made.axes[0].legend(made.axes[0].lines, ["statistics as constants", "BN inside the gradient"])
+            plotting.band(axes, np.arange(len(runs)), runs, style)
+        axes.set(title=title, xlabel="steps", ylabel=label)
+    plotting.share_legend(made)
     return made
 
 
-def plot_descent(losses: dict[str, np.ndarray], target: float) -> Figure:
-    """Draw the training loss over the steps, each kind of input at its best rate."""
-    made = plotting.figure()
-    (axes,) = made.axes
+def plot_descent(
+    losses: dict[str, np.ndarray], target: float, last: dict[str, np.ndarray], bound: float
+) -> Figure:
+    """Draw the training loss over the steps, and the last losses of networks that may get stuck.
+
+    Each kind of input at its best rate; a network is stuck that ends above the bound.
+    """
+    made = plotting.figure(3, width=3.4, height=3.2)
+    descent, ends, shares = made.axes
+    descent.set_xscale("log")
     for kind, runs in losses.items():
-        plotting.band(axes, np.arange(1, runs.shape[1]), runs[:, 1:].T, kind)
-    axes.axhline(target, color=plotting.BLACK, linestyle=":", linewidth=1)
-    axes.set(xlabel="steps of descent", ylabel="training loss, nats", xscale="log", yscale="log")
-    axes.legend()
+        plotting.band(descent, np.arange(1, runs.shape[1]), runs[:, 1:].T, kind, geometric=True)
+    line = {"color": plotting.BLACK, "linestyle": ":", "linewidth": 1}
+    descent.axhline(target, **line, label="loss to reach")
+    descent.set(title="Logistic regression", xlabel="steps of descent", yscale="log")
+    finite = np.concatenate([runs[np.isfinite(runs)] for runs in last.values()])
+    top = 2 * finite.max(initial=bound)  # Where one that diverged is drawn.
+    for at, (kind, runs) in enumerate(last.items()):
+        style = METHODS[kind]
+        marks = {"color": style.color, "marker": style.marker, "linestyle": "none"}
+        beside = at + np.linspace(-0.3, 0.3, len(runs))
+        ends.plot(beside, np.minimum(runs, top), alpha=0.6, markersize=3, **marks)
+        share = estimates.share(runs > bound)
+        bar = [[share.value - share.low], [share.high - share.value]]
+        shares.errorbar([at], [share.value], np.maximum(bar, 0), capsize=2.5, **style._asdict())
+    ends.axhline(bound, **line, label="above: stuck")
+    ends.set(title="Small networks, every run", ylabel="last training loss, nats", yscale="log")
+    shares.set(title="Share that is stuck", ylabel="share of runs", ylim=(-0.04, 1.04))
+    for axes in (ends, shares):
+        axes.set_xticks(range(len(last)), list(last))
+        axes.set_xlim(-0.5, len(last) - 0.5)
+    descent.set_ylabel("training loss, nats")
+    plotting.legend_below(descent)
+    plotting.legend_below(ends, points=24)
     return made

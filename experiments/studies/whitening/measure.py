@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 import jbn
 from experiments import sampling
+from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.whitening.config import BATCH, Config
 from experiments.studies.whitening.figures import plot_descent, plot_outside, plot_time
@@ -219,6 +220,8 @@ def measure(config: Config, study: Study) -> None:
         "time",
         lambda: plot_time(config, taken),
         title="Whitening takes longer than BN, and the more so the more features",
+        caption=f"Gaussian inputs, {TIMED_EXAMPLES:,} examples, LAPACK on one thread. "
+        + describe_runs(len(taken["zca"]), of="repetitions", mean="geometric means"),
         alt=f"Time of ZCA and of BN on {TIMED_EXAMPLES} examples against the number of features.",
     )
 
@@ -235,6 +238,8 @@ def measure(config: Config, study: Study) -> None:
         "outside",
         lambda: plot_outside(grown),
         title="Normalized outside the gradient step, bias and weights grow for nothing",
+        caption="Gaussian inputs, one linear unit of 10 inputs, 100 examples. "
+        + describe_runs(config.seeds),
         alt="Bias, length of weights, loss over training: statistics as constants; BN inside.",
     )
 
@@ -253,12 +258,6 @@ def measure(config: Config, study: Study) -> None:
         study.report(f"steps_of_{kind}", estimates.ratio(steps[kind]))
     study.report("steps_standardized", estimates.ratio(steps["standardized"] / steps["raw"]))
     study.report("steps_whitened", estimates.ratio(steps["whitened"] / steps["standardized"]))
-    study.figure(
-        "descent",
-        lambda: plot_descent(curves, config.target_loss),
-        title="Descent on raw, standardized and whitened pixels, each at its best rate",
-        alt="Training loss of logistic regression over the steps; the loss to reach is dotted.",
-    )
 
     # ---- Stuck
     x, labels = sample_subsets(config, study, config.stuck_seeds)
@@ -277,3 +276,17 @@ def measure(config: Config, study: Study) -> None:
     study.report("stuck_difference", estimates.paired(stuck["raw"], stuck["standardized"]))
     for kind, outcomes in stuck.items():
         study.report(f"stuck_{kind}", estimates.share(outcomes))
+    study.figure(
+        "descent",
+        lambda: plot_descent(curves, config.target_loss, last, bound),
+        title="Descent on raw, standardized and whitened pixels, each at its best rate",
+        caption=f"{config.examples:,} images of {describe_data(study.dataset(config.dataset).name)}"
+        f". Left: {describe_runs(config.seeds, 'lines', mean='geometric means')} Others: "
+        f"{describe_layers(HIDDEN, 'sigmoids')}, {config.stuck_seeds} seeds; share of runs, bars: "
+        "95 % intervals (Wilson).",
+        alt="Left: training loss of logistic regression over the steps; the loss to reach is "
+        f"dotted. Middle: the last training loss of every small network; {MARGIN:g} nats above the "
+        "lowest it counts as stuck. Right: what share is stuck, "
+        + ", ".join(f"{kind} {outcomes.mean():.2f}" for kind, outcomes in stuck.items())
+        + ".",
+    )
