@@ -35,7 +35,8 @@ def interleaved(
       repeats: rounds; every other one runs backwards.
       steps: in one round; None takes as many as last `seconds`, and `least` of them at least.
 
-    Returns: name -> median over the rounds of the seconds per step.
+    Returns:
+      name -> median over the rounds of the seconds per step.
     """
     counts = {}
     for name, run in runs.items():

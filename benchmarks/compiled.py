@@ -154,7 +154,8 @@ def cases(chosen: tuple[str, ...]) -> list[Case]:
 def devices_of(target: str, **options: str) -> list[Any]:
     """List the devices of a machine that need not be here.
 
-    Raises: SystemExit: the compiler is not installed.
+    Raises:
+      SystemExit: the compiler is not installed.
     """
     platform, given, module, extra = TARGETS[target]
     if not common.installed(module):

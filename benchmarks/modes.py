@@ -411,7 +411,8 @@ SMOKE_WAYS = (IN_JIT,)
 def measure(way: str, mask: str, groups: str) -> Errors | str:
     """Compare one cell of the table with one device.
 
-    Returns: the largest error of each thing compared, relative to max(1, |what one device has|),
+    Returns:
+      the largest error of each thing compared, relative to max(1, |what one device has|),
       or the reason why the cell has no meaning.
     """
     row, partition = WAYS[way], groups == "groups"

@@ -52,7 +52,8 @@ class Traffic(NamedTuple):
 def traffic(text: str) -> Traffic:
     """Count a compiled program, `jax.jit(f).lower(...).compile().as_text()`.
 
-    Raises: ValueError: a loop, whose number of steps the text does not tell.
+    Raises:
+      ValueError: a loop, whose number of steps the text does not tell.
     """
     computations, entry = parse(text)
     return _count(computations, computations[entry])

@@ -21,7 +21,8 @@ def check(config: Any, **bounds: str) -> None:
       bounds: field -> interval of its numbers, such as "[0, 1)"; unless one is given, whole numbers
         are at least 1, and others positive and finite.
 
-    Raises: ValueError: a value of another type, or out of bounds.
+    Raises:
+      ValueError: a value of another type, or out of bounds.
 
     Example:
       >>> import dataclasses
@@ -49,7 +50,8 @@ def check(config: Any, **bounds: str) -> None:
 def check_types(config: Any) -> None:
     """Refuse a dataclass with a value of another type than its field says: as read from a file.
 
-    Raises: ValueError: names the first such field.
+    Raises:
+      ValueError: names the first such field.
     """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -61,7 +63,8 @@ def check_types(config: Any) -> None:
 def check_divides(divisor: str, number: str, config: Any) -> None:
     """Refuse a config whose one field does not divide the other.
 
-    Raises: ValueError: a rest is left.
+    Raises:
+      ValueError: a rest is left.
     """
     by, whole = getattr(config, divisor), getattr(config, number)
     if whole % by:

@@ -13,9 +13,11 @@ NAMES = ("mnist", "fashion_mnist", "digits")
 def check_dataset(dataset: str) -> None:
     """Refuse what is neither the name of a data set nor a path to one's own.
 
-    Args: dataset: one of `NAMES`, a `.npz` file or a folder, see `experiments.tasks.own`.
+    Args:
+      dataset: one of `NAMES`, a `.npz` file or a folder, see `experiments.tasks.own`.
 
-    Raises: ValueError: neither.
+    Raises:
+      ValueError: neither.
 
     Example:
       >>> from experiments.datasets import check_dataset
@@ -41,7 +43,8 @@ def check_sizes(images: int, **sizes: int) -> None:
       images: how many there are to train on.
       sizes: option -> how many images it takes at once, such as a batch.
 
-    Raises: ValueError: more than `images`.
+    Raises:
+      ValueError: more than `images`.
 
     Example:
       >>> from experiments.datasets import check_sizes

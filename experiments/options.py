@@ -74,7 +74,8 @@ def parse(
 ) -> Options:
     """Parse the options: the preset sets their defaults, or the run that is to be resumed does.
 
-    Args: study: what has its `Config` and `PRESETS`.
+    Args:
+      study: what has its `Config` and `PRESETS`.
     """
     first = argparse.ArgumentParser(
         prog=f"python -m experiments {name}", add_help=False, allow_abbrev=False
@@ -126,7 +127,8 @@ def kind_of(study: Any) -> type[IOOptions]:
 def reads_files(config: Any) -> bool:
     """Tell whether a study takes a data set from a data folder.
 
-    Raises: ValueError: the config asks for more images at once than it takes.
+    Raises:
+      ValueError: the config asks for more images at once than it takes.
     """
     return hasattr(config, "needs") and not FROM_FILES.isdisjoint(config.needs())
 

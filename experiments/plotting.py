@@ -103,7 +103,8 @@ def share_legend(made: Figure, *, columns: int = 4) -> None:
 def legend_below(axes: Axes, *, columns: int = 2, points: float = 34) -> None:
     """Name the lines of one panel below it.
 
-    Args: points: of the labels of its x-axis, in height.
+    Args:
+      points: of the labels of its x-axis, in height.
     """
     shift = ScaledTranslation(0, -points / 72, axes.get_figure().dpi_scale_trans)  # pyrefly: ignore
     axes.legend(
@@ -129,7 +130,8 @@ def around(runs: ArrayLike, *, geometric: bool = False) -> Float[np.ndarray, "3 
       geometric: the mean of the logarithms, for ratios and what spans powers of ten; 0 where a run
         is 0.
 
-    Returns: means, low ends, high ends; NaN, which is not drawn, where a run is not finite.
+    Returns:
+      means, low ends, high ends; NaN, which is not drawn, where a run is not finite.
 
     Example:
       >>> from experiments import plotting
@@ -162,7 +164,8 @@ def band(
 
     Where x is to be logarithmic, make it so before.
 
-    Args: runs: (X, runs); method: of `METHODS`, or a style of one's own.
+    Args:
+      runs: (X, runs); method: of `METHODS`, or a style of one's own.
     """
     style, at = _style(method), np.asarray(x)
     y, low, high = around(runs, geometric=geometric)
@@ -223,7 +226,8 @@ def _style(method: str | LineStyle) -> LineStyle:
 def log_scale(axes: Axes, which: Literal["x", "y"], *values: ArrayLike) -> None:
     """Make an axis logarithmic, with a place for 0 where one of the values is 0.
 
-    Args: values: all that is drawn along it.
+    Args:
+      values: all that is drawn along it.
     """
     drawn = np.concatenate([np.ravel(np.asarray(some, np.float64)) for some in values])
     drawn = drawn[np.isfinite(drawn)]

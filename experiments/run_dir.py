@@ -58,7 +58,8 @@ class Run:
 
         A last row that was cut short, as where the process was killed, gives place to it.
 
-        Raises: OSError: as of a full disk; ValueError: a number that is not finite.
+        Raises:
+          OSError: as of a full disk; ValueError: a number that is not finite.
         """
         path, text = self.path / name, json.dumps(row, separators=(",", ":"), allow_nan=False)
         line = f"{text}\n".encode()
@@ -109,7 +110,8 @@ def replacing(path: Path) -> Generator[Path]:
       with replacing(folder / "summary.json") as partial:
           partial.write_text(...)
 
-    Raises: OSError: as of a full disk, with the name of the path; then `path` is as it was.
+    Raises:
+      OSError: as of a full disk, with the name of the path; then `path` is as it was.
     """
     partial = path.with_name(f"{path.name}.partial")
     with _naming(path):
@@ -146,7 +148,8 @@ def _size_of_whole_rows(path: Path) -> int:
 def create(root: Path, experiment: str, config: Any) -> Run:
     """Make a new run directory, named after the time in UTC, and hold it.
 
-    Raises: OSError: it cannot be written, as on a full disk; then none is left.
+    Raises:
+      OSError: it cannot be written, as on a full disk; then none is left.
     """
     folder = root / experiment
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +170,8 @@ def create(root: Path, experiment: str, config: Any) -> Run:
 def open_run(path: Path) -> Run:
     """Hold a run directory that exists.
 
-    Raises: ValueError: not a run directory, or another process holds it.
+    Raises:
+      ValueError: not a run directory, or another process holds it.
     """
     if not (path / "config.json").is_file():
         raise ValueError(f"Expected a run directory, got {path}, which has no config.json.")
@@ -199,7 +203,8 @@ def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
 
     What is damaged is named, and passed over; a run with a damaged summary has not finished.
 
-    Raises: ValueError: there is none.
+    Raises:
+      ValueError: there is none.
     """
     others = []
     for path in sorted((root / experiment).glob("*/"), reverse=True):
@@ -290,7 +295,8 @@ def read_config(path: Path, experiment: str, kind: type[Config]) -> Config:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
-    Raises: Damaged: it is empty, cut short, or otherwise not what was written.
+    Raises:
+      Damaged: it is empty, cut short, or otherwise not what was written.
     """
     content = path.read_bytes()
     try:
@@ -309,7 +315,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Read the rows of a JSON-lines file.
 
-    Raises: Damaged: names the first line that is not whole.
+    Raises:
+      Damaged: names the first line that is not whole.
     """
     for i, line in enumerate(path.read_bytes().splitlines(keepends=True)):
         row = read_row(line)

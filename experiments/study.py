@@ -35,9 +35,11 @@ def load_all(
 ) -> dict[str, Dataset | Passengers]:
     """Load all that a study needs, on every host.
 
-    Args: needs: data set -> how many training and test images, as a config's `needs` has it.
+    Args:
+      needs: data set -> how many training and test images, as a config's `needs` has it.
 
-    Raises: ValueError, FileNotFoundError: on all hosts where one of them lacks it or has another.
+    Raises:
+      ValueError, FileNotFoundError: on all hosts where one of them lacks it or has another.
     """
     # Two that fall back on the digits would be one: each is then to be itself.
     alone = len(needs) == 1
@@ -56,9 +58,11 @@ def load(
 ) -> Dataset | Passengers:
     """Load a data set, by its name or the path of one's own, on every host.
 
-    Args: needed, digits_may_do: as in `experiments.tasks.data.load`.
+    Args:
+      needed, digits_may_do: as in `experiments.tasks.data.load`.
 
-    Raises: ValueError, FileNotFoundError: on all hosts where one of them lacks it or has another.
+    Raises:
+      ValueError, FileNotFoundError: on all hosts where one of them lacks it or has another.
     """
 
     def read() -> Dataset | Passengers:
@@ -115,7 +119,8 @@ class Study:
     def run(self) -> Run:
         """Return the run directory.
 
-        Raises: RuntimeError: on a host other than the first, where `has_run` is False.
+        Raises:
+          RuntimeError: on a host other than the first, where `has_run` is False.
         """
         if self._run is None:
             raise RuntimeError("Expected the first host: the others have no run directory.")
@@ -156,7 +161,8 @@ class Study:
     def dataset(self, name: str) -> Any:
         """Return a data set; one that was not added is loaded, see `load`.
 
-        Raises: WrongData: not the examples that the run began with.
+        Raises:
+          WrongData: not the examples that the run began with.
         """
         if name not in self.datasets:
             self.add_dataset(name, load(name, self.data_dir))
@@ -165,7 +171,8 @@ class Study:
     def add_dataset(self, name: str, dataset: Dataset | Passengers) -> None:
         """Take a data set that is loaded already, under the name that it was asked for by.
 
-        Raises: WrongData: not the examples that the run began with.
+        Raises:
+          WrongData: not the examples that the run began with.
         """
         self.describe_data(name, dataset.describe())
         self.datasets[name] = dataset
@@ -173,9 +180,11 @@ class Study:
     def describe_data(self, name: str, description: Mapping[str, Any]) -> None:
         """Keep what the examples are; for a run that goes on, compare.
 
-        Args: name: what was asked for; of a path the last part, without its ending, is kept.
+        Args:
+          name: what was asked for; of a path the last part, without its ending, is kept.
 
-        Raises: WrongData: not the examples that the run began with.
+        Raises:
+          WrongData: not the examples that the run began with.
         """
         hosts.run_on_all(lambda: self._describe_data(name, description) if self.has_run else None)
 
@@ -204,7 +213,8 @@ class Study:
     def report(self, metric: str, estimate: Estimate) -> None:
         """Report a number under the name that a claim's rule calls it by.
 
-        Raises: ValueError: that name is taken.
+        Raises:
+          ValueError: that name is taken.
         """
         if metric in self.estimates:
             raise ValueError(f"Expected every number once, got {metric!r} again.")
@@ -293,7 +303,8 @@ class Study:
 def _check_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse what a file of arrays cannot hold, or does not give back as it was.
 
-    Raises: TypeError: an array of objects, or of a type that is not NumPy's own.
+    Raises:
+      TypeError: an array of objects, or of a type that is not NumPy's own.
     """
     for key, array in arrays.items():
         if array.dtype.kind in "OV":
@@ -303,7 +314,8 @@ def _check_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
 def _read_part(path: Path) -> dict[str, np.ndarray]:
     """Read what a part measured.
 
-    Raises: Damaged: it is cut short, or otherwise not what was written.
+    Raises:
+      Damaged: it is cut short, or otherwise not what was written.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:

@@ -1,7 +1,4 @@
-"""init, batch_norm, normalize: the operation itself.
-
-Everything that needs care with rounding or devices is in `_center`.
-"""
+"""init, batch_norm, normalize; what needs care with rounding or devices is in `_center`."""
 
 from __future__ import annotations
 
@@ -184,7 +181,8 @@ def batch_norm(
       >>> [[round(float(v), 3) for v in row] for row in y]
       [[-1.0, -1.0], [1.0, 1.0]]
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2, section 3.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2, section 3.
     """
     x, features = check_call(x, params, state, axis, epsilon)
     training, unbiased = check_flag("training", training), check_flag("unbiased", unbiased)
@@ -253,8 +251,11 @@ def normalize(
       axis: feature axis or axes.
       epsilon: added to var, positive. May be traced.
 
-    Returns: y, of x's shape and dtype; computed in float32 at least.
-    Raises: TypeError: integer x. ValueError: shapes that do not fit; epsilon not positive.
+    Returns:
+      y, of x's shape and dtype; computed in float32 at least.
+
+    Raises:
+      TypeError: integer x. ValueError: shapes that do not fit; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -262,7 +263,8 @@ def normalize(
       >>> float(y[0, 0])
       1.0
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
     """
     params = BatchNormParams(None, None) if params is None else params
     x, features = check_call(x, params, None, axis, epsilon)

@@ -17,7 +17,8 @@ from jbn._types import BatchNormParams, BatchNormState, Moments, WeightedMoments
 def as_params(params: Any) -> BatchNormParams:
     """Return params as `BatchNormParams`: they are, or a mapping with the keys scale, bias or both.
 
-    Raises: TypeError: anything else.
+    Raises:
+      TypeError: anything else.
     """
     if isinstance(params, BatchNormParams):
         return params
@@ -34,7 +35,8 @@ def as_state(state: Any) -> BatchNormState:
 
     A mapping may have a count, which is 0 where it has none.
 
-    Raises: TypeError: anything else; a mean or var of None.
+    Raises:
+      TypeError: anything else; a mean or var of None.
     """
     if isinstance(state, Mapping) and {"mean", "var"} <= state.keys() <= {"mean", "var", "count"}:
         count = state.get("count")

@@ -63,7 +63,8 @@ def moments(
       >>> [float(value[0]) for value in m]
       [4.0, 5.0, 4.0]
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 1.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 1.
     """
     x = as_inexact(x)
     features = feature_axes(axis, x.ndim)
@@ -86,9 +87,14 @@ def merge_moments(*parts: Moments | WeightedMoments) -> Moments | WeightedMoment
     n = sum n_i, mean = sum n_i mean_i / n, var = sum n_i (var_i + |mean_i - mean|^2) / n. Parts of
     count 0 add nothing. The same for shards, accumulation steps, and federated clients.
 
-    Args: parts: one or more, all of one feature shape.
-    Returns: Moments of that shape; 0, 0 and count 0 where no part has any weight.
-    Raises: ValueError: no parts, or shapes that differ.
+    Args:
+      parts: one or more, all of one feature shape.
+
+    Returns:
+      Moments of that shape; 0, 0 and count 0 where no part has any weight.
+
+    Raises:
+      ValueError: no parts, or shapes that differ.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -97,7 +103,8 @@ def merge_moments(*parts: Moments | WeightedMoments) -> Moments | WeightedMoment
       >>> bool(jnp.allclose(merged.var, jbn.moments(x).var))
       True
 
-    References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983.
+    References:
+      Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983.
     """
     wrong = [part for part in parts if not isinstance(part, Moments | WeightedMoments)]
     if not parts or wrong:

@@ -41,9 +41,12 @@ def layer_norm(
       axis: what to normalize over: -1 for the features of one token, (1, 2, 3) for a whole image.
       epsilon: added to var, positive. May be traced.
 
-    Returns: y, of x's shape and dtype; computed in float32 at least.
-    Raises: TypeError: integer x. ValueError: one value along `axis`, or none; params that do not
-      fit; epsilon not positive.
+    Returns:
+      y, of x's shape and dtype; computed in float32 at least.
+
+    Raises:
+      TypeError: integer x. ValueError: one value along `axis`, or none; params that do not
+        fit; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -51,7 +54,8 @@ def layer_norm(
       >>> [[round(float(v), 3) for v in row] for row in y]
       [[-1.0, 1.0], [-1.0, 1.0]]
 
-    References: Ba, Kiros, Hinton, "Layer Normalization", 2016, section 3.
+    References:
+      Ba, Kiros, Hinton, "Layer Normalization", 2016, section 3.
     """
     x = as_inexact(x)
     over = feature_axes(axis, x.ndim)
@@ -78,9 +82,12 @@ def group_norm(
       axis: the feature axis, not the first.
       epsilon: added to var, positive. May be traced.
 
-    Returns: y, of x's shape and dtype; computed in float32 at least.
-    Raises: TypeError: integer x. ValueError: groups that do not divide C; one value per example and
-      group, or none; params that do not fit; epsilon not positive.
+    Returns:
+      y, of x's shape and dtype; computed in float32 at least.
+
+    Raises:
+      TypeError: integer x. ValueError: groups that do not divide C; one value per example and
+        group, or none; params that do not fit; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -88,7 +95,8 @@ def group_norm(
       >>> [round(float(v), 3) for v in y[0]]
       [-1.0, 1.0, -1.0, 1.0]
 
-    References: Wu, He, "Group Normalization", 2018, section 3.1.
+    References:
+      Wu, He, "Group Normalization", 2018, section 3.1.
     """
     x = as_inexact(x)
     feature = one_feature_axis(x, axis)
@@ -117,9 +125,12 @@ def instance_norm(
       axis: feature axis or axes, not the first.
       epsilon: added to var, positive. May be traced.
 
-    Returns: y, of x's shape and dtype; computed in float32 at least.
-    Raises: TypeError: integer x. ValueError: one position per example, or none; params that do not
-      fit; epsilon not positive.
+    Returns:
+      y, of x's shape and dtype; computed in float32 at least.
+
+    Raises:
+      TypeError: integer x. ValueError: one position per example, or none; params that do not
+        fit; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -127,7 +138,8 @@ def instance_norm(
       >>> [[round(float(v), 3) for v in row] for row in y[0]]
       [[-1.0, -1.0], [1.0, 1.0]]
 
-    References: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016, section 2.
+    References:
+      Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", 2016, section 2.
     """
     x = as_inexact(x)
     features = feature_axes(axis, x.ndim)
@@ -155,9 +167,12 @@ def weight_norm(
       scale: g, `(C,)`; None for length 1.
       axis: output feature axis or axes of the kernel; ||v|| is over all others.
 
-    Returns: w, of the kernel's shape and dtype; computed in float32 at least. 0 where v is 0, where
+    Returns:
+      w, of the kernel's shape and dtype; computed in float32 at least. 0 where v is 0, where
       it has no direction, with gradient 0.
-    Raises: TypeError: integer kernel. ValueError: a scale that does not fit; no axis to sum over.
+
+    Raises:
+      TypeError: integer kernel. ValueError: a scale that does not fit; no axis to sum over.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -165,7 +180,8 @@ def weight_norm(
       >>> [round(float(v), 3) for v in w[:, 0]]
       [6.0, 8.0]
 
-    References: Salimans, Kingma, "Weight Normalization", 2016, section 2.
+    References:
+      Salimans, Kingma, "Weight Normalization", 2016, section 2.
     """
     kernel = as_inexact(kernel, "kernel")
     features = feature_axes(axis, kernel.ndim)
@@ -203,9 +219,12 @@ def weight_norm_init(
       feature_axis: those of the pre-activations, as many.
       epsilon: added to var[t], positive: a constant feature gets a finite scale.
 
-    Returns: BatchNormParams of scale and bias, `(C,)`, float32 at least.
-    Raises: TypeError: integer arrays. ValueError: features that differ; one value per feature, or
-      none; epsilon not positive.
+    Returns:
+      BatchNormParams of scale and bias, `(C,)`, float32 at least.
+
+    Raises:
+      TypeError: integer arrays. ValueError: features that differ; one value per feature, or
+        none; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -215,7 +234,8 @@ def weight_norm_init(
       >>> [round(float(value), 2) for value in y[:, 0]]
       [-1.0, 1.0]
 
-    References: Salimans, Kingma, "Weight Normalization", 2016, section 3.
+    References:
+      Salimans, Kingma, "Weight Normalization", 2016, section 3.
     """
     kernel = as_inexact(kernel, "kernel")
     pre = as_inexact(pre_activations, "pre_activations")

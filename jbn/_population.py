@@ -68,7 +68,8 @@ def population(step: Callable[[State, Any], State], state: State, batches: Any) 
       >>> float(state.mean[0]), float(state.var[0]), int(state.count)
       (3.5, 5.0, 2)
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
       Wu, Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (precise BN).
     """
     order = "step, state, batches"

@@ -56,7 +56,8 @@ def update(
       >>> float(state.mean[0]), float(state.var[0]), int(state.count)
       (1.0, 1.5, 1)
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 3.1 and Algorithm 2.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, section 3.1 and Algorithm 2.
     """
     check_state(state)
     unbiased = check_flag("unbiased", unbiased)

@@ -64,15 +64,19 @@ def cumulative(count: Int[ArrayLike, ""]) -> Float[Array, ""]:
 
     The running statistics are then the means over batches that Algorithm 2 asks for.
 
-    Args: count: batches absorbed so far.
-    Returns: weight of the old value, float32.
+    Args:
+      count: batches absorbed so far.
+
+    Returns:
+      weight of the old value, float32.
 
     Example:
       >>> import jbn
       >>> [float(jbn.cumulative(count)) for count in (0, 1, 3)]
       [0.0, 0.5, 0.75]
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 10.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 10.
     """
     return _cumulative(_as_operand(count))
 
@@ -165,10 +169,15 @@ def debiased(decay: ArrayLike) -> Debiased:
     After t batches, mean = sum_i decay^(t-i) batch_i (1 - decay) / (1 - decay^t). As a weight of
     the old value that is decay (1 - decay^t) / (1 - decay^(t+1)): 0 at count 0, `decay` in the end.
 
-    Args: decay: in [0, 1), the weight of the old value in the long run. May be traced.
-    Returns: schedule, count -> weight of the old value, for `momentum`. It pickles, and equals
+    Args:
+      decay: in [0, 1), the weight of the old value in the long run. May be traced.
+
+    Returns:
+      schedule, count -> weight of the old value, for `momentum`. It pickles, and equals
       every other one of the same decay, unless that is traced.
-    Raises: TypeError: not a number. ValueError: a decay known at trace time outside [0, 1).
+
+    Raises:
+      TypeError: not a number. ValueError: a decay known at trace time outside [0, 1).
 
     Example:
       >>> import jbn
@@ -178,7 +187,8 @@ def debiased(decay: ArrayLike) -> Debiased:
       >>> schedule == jbn.debiased(0.5)
       True
 
-    References: Kingma, Ba, "Adam", 2015, section 3.
+    References:
+      Kingma, Ba, "Adam", 2015, section 3.
     """
     return Debiased(decay)
 
@@ -233,8 +243,12 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
     Args:
       values: one per step along the first axis, `(K, ...)`.
       window: how many values, at least 1.
-    Returns: `(K, ...)`, float32 at least.
-    Raises: ValueError: window not a positive int; no values.
+
+    Returns:
+      `(K, ...)`, float32 at least.
+
+    Raises:
+      ValueError: window not a positive int; no values.
 
     Example:
       >>> import jbn

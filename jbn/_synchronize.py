@@ -67,7 +67,8 @@ def synchronize(
       >>> state.mean[:, 0].tolist(), state.var[:, 0].tolist()
       ([3.0, 3.0], [5.0, 5.0])
 
-    References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983.
+    References:
+      Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983.
     """
     devices = pool(axis_name, axis_index_groups)
     if devices is None:
@@ -110,8 +111,11 @@ def is_synchronized(
       axis_index_groups: partition of the indices along `axis_name`: whether each group agrees.
       stacked: outside, the arrays have a leading axis of devices, as `pmap` and `vmap` return them.
 
-    Returns: inside, a boolean array, the same on every device; outside, a bool.
-    Raises: ValueError: name not bound; groups that do not partition the axis.
+    Returns:
+      inside, a boolean array, the same on every device; outside, a bool.
+
+    Raises:
+      ValueError: name not bound; groups that do not partition the axis.
 
     Example:
       >>> import jax.numpy as jnp, jbn

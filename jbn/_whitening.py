@@ -54,11 +54,14 @@ def whiten(
         an eigenvector is lambda / (lambda + epsilon). May be traced, or 0 where m > d.
       method: "zca" or "cholesky".
 
-    Returns: `(y, Whitening)`: y of x's shape and dtype; mean and W for `apply_whitening`, in
+    Returns:
+      `(y, Whitening)`: y of x's shape and dtype; mean and W for `apply_whitening`, in
       float32 at least. First derivatives are finite at equal eigenvalues, too; second derivatives
       of "zca" are not.
-    Raises: TypeError: x not floating. ValueError: groups that do not divide C; epsilon negative, or
-      0 with no more values than features in a group; another method; one value per feature.
+
+    Raises:
+      TypeError: x not floating. ValueError: groups that do not divide C; epsilon negative, or
+        0 with no more values than features in a group; another method; one value per feature.
 
     Example:
       >>> import jax, jax.numpy as jnp, jbn
@@ -68,7 +71,8 @@ def whiten(
       >>> bool(jnp.allclose(y.T @ y / 50, jnp.eye(3), atol=1e-4))
       True
 
-    References: Kessy, Lewin, Strimmer, "Optimal Whitening and Decorrelation", 2018, section 2.
+    References:
+      Kessy, Lewin, Strimmer, "Optimal Whitening and Decorrelation", 2018, section 2.
       Huang et al., "Decorrelated Batch Normalization", 2018, section 3 (groups, ZCA).
     """
     x = as_inexact(x)
@@ -136,8 +140,11 @@ def apply_whitening(
       whitening: as `whiten` returned it, or averages of several.
       axis: the feature axis.
 
-    Returns: y, of x's shape and dtype; computed in float32 at least.
-    Raises: TypeError: x not floating. ValueError: another number of features.
+    Returns:
+      y, of x's shape and dtype; computed in float32 at least.
+
+    Raises:
+      TypeError: x not floating. ValueError: another number of features.
 
     Example:
       >>> import jax.numpy as jnp, jbn

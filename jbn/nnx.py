@@ -82,7 +82,8 @@ class BatchNorm(nnx.Module):
       >>> [round(float(m), 3) for m in layer.mean[...]]
       [0.3, 0.4]
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2.
     """
 
     def __init__(
@@ -154,7 +155,8 @@ class BatchNorm(nnx.Module):
           mask: boolean, or weights, broadcastable to x: what is masked counts for nothing in the
             statistics; y is still computed there.
 
-        Returns: y, of x's shape.
+        Returns:
+          y, of x's shape.
 
         Raises:
           TypeError: `use_running_average` traced, or no bool.
@@ -259,7 +261,8 @@ def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: A
       >>> float(model.mean[0]), float(model.var[0])
       (3.5, 2.5)
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
     """
     check_step(forward, "forward, model, batches")
     if isinstance(forward, nnx.Module) and not isinstance(model, nnx.Module):

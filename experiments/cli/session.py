@@ -27,7 +27,8 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
     A study whose config.py says `MANY_DEVICES` trains on several devices and hosts. One that has
     data says which, and how many images of each, by its `Config.needs`.
 
-    Raises: ValueError, FileNotFoundError: options or data with which it cannot be carried out.
+    Raises:
+      ValueError, FileNotFoundError: options or data with which it cannot be carried out.
     """
     settings = importlib.import_module(f"experiments.studies.{name}.config")
     many = getattr(settings, "MANY_DEVICES", False)

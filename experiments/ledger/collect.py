@@ -195,7 +195,8 @@ def _read(paths: Sequence[Path], name: str, say: Callable[[str], None]) -> list[
 def result_of(path: Path, name: str) -> Result:
     """Read what a finished run left.
 
-    Raises: BadRun: it is damaged, of another experiment, or names a file outside its folder.
+    Raises:
+      BadRun: it is damaged, of another experiment, or names a file outside its folder.
     """
     try:
         summary = run_dir.read_json(path / "summary.json")
@@ -213,7 +214,8 @@ def result_of(path: Path, name: str) -> Result:
 def _check(summary: Any, path: Path, name: str) -> None:
     """Refuse what is not the summary of a run of this experiment.
 
-    Raises: BadRun, KeyError, TypeError, AttributeError.
+    Raises:
+      BadRun, KeyError, TypeError, AttributeError.
     """
     if summary["config"]["experiment"] != name:
         raise BadRun(f"expected a run of {name}, got one of {summary['config']['experiment']}")

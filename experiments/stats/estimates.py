@@ -52,7 +52,8 @@ def mean(values: ArrayLike) -> Estimate:
 def ratio(values: ArrayLike) -> Estimate:
     """Estimate a geometric mean over runs, by t of the logarithms: for ratios and factors.
 
-    Raises: ValueError: a value that is not positive.
+    Raises:
+      ValueError: a value that is not positive.
 
     Example:
       >>> from experiments.stats import estimates
@@ -87,7 +88,8 @@ def paired(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
 def share(outcomes: ArrayLike) -> Estimate:
     """Estimate in what share of runs something happens, by Wilson's interval.
 
-    Args: outcomes: one truth value a run.
+    Args:
+      outcomes: one truth value a run.
 
     Example:
       >>> from experiments.stats import estimates
@@ -95,7 +97,8 @@ def share(outcomes: ArrayLike) -> Estimate:
       >>> round(seen.value, 3), round(seen.low, 3), round(seen.high, 3)
       (0.9, 0.596, 0.982)
 
-    References: Wilson, "Probable inference, the law of succession, and statistical inference",
+    References:
+      Wilson, "Probable inference, the law of succession, and statistical inference",
       1927.
     """
     x = np.asarray(outcomes, bool)

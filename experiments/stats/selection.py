@@ -16,7 +16,8 @@ def best(
     does otherwise its docstring says so. A run that diverged (NaN, infinity) is worse than any
     other, and so is the setting it belongs to. Of equal settings the first one is taken.
 
-    Returns: index along the axis of settings.
+    Returns:
+      index along the axis of settings.
 
     Example:
       >>> from experiments.stats import selection
@@ -31,7 +32,8 @@ def best(
 def at_best(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Keep the setting that is best on the validation images at the last evaluation.
 
-    Args: found: accuracies by name, "validation" among them, (settings, seeds, evaluations).
+    Args:
+      found: accuracies by name, "validation" among them, (settings, seeds, evaluations).
     """
     chosen = best(found["validation"][..., -1], "highest")
     return {name: values[chosen] for name, values in found.items()}
@@ -52,7 +54,8 @@ def steps_to(
       steps: how many steps had been taken before each evaluation.
       falling: the goal is reached from above, as by a loss.
 
-    Returns: steps. A run that never reaches the goal counts as reaching it at the last one: the
+    Returns:
+      steps. A run that never reaches the goal counts as reaching it at the last one: the
       truth is larger.
 
     Example:

@@ -100,7 +100,8 @@ def load(
       needed: how many training and test images; fewer digits do not stand in.
       digits_may_do: False where they do not stand in at all.
 
-    Returns: Dataset. Where the download fails, the digits, and one line on stderr saying so.
+    Returns:
+      Dataset. Where the download fails, the digits, and one line on stderr saying so.
 
     Raises:
       ValueError: unknown name; a file that is not the official one.
@@ -154,7 +155,8 @@ def how_to_give(*files: str) -> str:
 def check_enough(dataset: Dataset, needed: tuple[int, int]) -> None:
     """Refuse a data set with fewer training or test images than are needed.
 
-    Raises: ValueError: it has fewer.
+    Raises:
+      ValueError: it has fewer.
     """
     has = len(dataset.train_labels), len(dataset.test_labels)
     if has[0] < needed[0] or has[1] < needed[1]:
@@ -195,7 +197,8 @@ def download(name: str, folder: Path) -> dict[str, Path]:
     Each arrives under a temporary name and takes its own name, in one atomic step, only once its
     checksum is right: nothing half-written stays, and two processes cannot disturb one another.
 
-    Raises: OSError: no mirror could be reached, or none had the right files.
+    Raises:
+      OSError: no mirror could be reached, or none had the right files.
     """
     pooch.get_logger().setLevel(logging.CRITICAL)
     fetch: Any = pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT)
@@ -224,8 +227,11 @@ def download(name: str, folder: Path) -> dict[str, Path]:
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """Read a gzipped idx file of bytes: magic 0x0800 + rank, the sizes, then the values.
 
-    Returns: uint8, of the shape that the file states.
-    Raises: ValueError: not gzip, truncated, wrong magic number, more or fewer values than stated.
+    Returns:
+      uint8, of the shape that the file states.
+
+    Raises:
+      ValueError: not gzip, truncated, wrong magic number, more or fewer values than stated.
     """
     mend = "Remove it and download it again."
     try:

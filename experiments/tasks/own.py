@@ -30,10 +30,12 @@ TAKEN = (*SHA256, "digits", "cifar10", "titanic")  # Names that own data may not
 def load(path: Path) -> Dataset:
     """Load one's own images, named after the file or folder.
 
-    Args: path: a `.npz` file, or a folder with a folder of images for each class. Images are gray,
-      or are made so, and of one size, or are made as large as the first.
+    Args:
+      path: a `.npz` file, or a folder with a folder of images for each class. Images are gray,
+        or are made so, and of one size, or are made as large as the first.
 
-    Returns: Dataset. What was left out or resized is told in a line on stderr.
+    Returns:
+      Dataset. What was left out or resized is told in a line on stderr.
 
     Raises:
       FileNotFoundError: neither a file nor a folder is there.
@@ -63,7 +65,8 @@ def name_of(path: Path) -> str:
 def read_npz(path: Path) -> Dataset:
     """Read the four arrays of a `.npz` file; what is pickled in it is never opened.
 
-    Raises: WrongData: not such a file, an array missing, or one that is not as it should be.
+    Raises:
+      WrongData: not such a file, an array missing, or one that is not as it should be.
     """
     mend = f"Write {', '.join(ARRAYS)} by np.savez."
     if not zipfile.is_zipfile(path):
@@ -120,7 +123,8 @@ def _is_numeric(array: np.ndarray) -> bool:
 def read_folder(folder: Path) -> Dataset:
     """Read the images of all classes, and draw those for testing.
 
-    Raises: WrongData: no classes or too many, one without images, or images that cannot be read.
+    Raises:
+      WrongData: no classes or too many, one without images, or images that cannot be read.
     """
     classes = sorted(path for path in _visible(folder) if path.is_dir())
     if not classes:
@@ -189,7 +193,8 @@ def read_images(
 def read_image(path: Path) -> Image.Image:
     """Read an image as 8 bits of gray.
 
-    Raises: OSError, SyntaxError, ValueError, Image.DecompressionBombError: none that can be read.
+    Raises:
+      OSError, SyntaxError, ValueError, Image.DecompressionBombError: none that can be read.
     """
     with Image.open(path, formats=FORMATS) as image:
         if image.mode not in MODES or "transparency" in image.info:

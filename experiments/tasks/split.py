@@ -47,9 +47,11 @@ def sample_split(
       dtype: of what `encode` makes; np.uint8 keeps binary images small, for a network that converts
         them batch by batch.
 
-    Returns: NumPy arrays: `jax.device_put` them once.
+    Returns:
+      NumPy arrays: `jax.device_put` them once.
 
-    Raises: ValueError: fewer images than asked for.
+    Raises:
+      ValueError: fewer images than asked for.
     """
     total = len(dataset.train_labels)
     asked = f"{'some' if train is None else train} to train on and {validation} to choose on"
@@ -78,7 +80,8 @@ def sample_split(
 def sample_splits(dataset: Dataset, encode: Encode, seeds: Iterable[int], **options: Any) -> Split:
     """Draw a split for every seed, (seeds, N, ...); the test images, (N, ...), are the same.
 
-    Args: options: of `sample_split`.
+    Args:
+      options: of `sample_split`.
     """
     each = [sample_split(dataset, encode, seed=seed, **options) for seed in seeds]
     train, validation = jax.tree.map(lambda *parts: np.stack(parts), *[one[:2] for one in each])

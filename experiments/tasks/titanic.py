@@ -47,8 +47,9 @@ class Passengers:
 def load(*, data_dir: Path | None = None) -> Passengers:
     """Load the passengers from a folder, or download them once.
 
-    Args: data_dir: folder that holds `titanic/titanic.csv`; None takes the environment variable
-      JBN_DATA; without either the file is downloaded, once, to the user's cache.
+    Args:
+      data_dir: folder that holds `titanic/titanic.csv`; None takes the environment variable
+        JBN_DATA; without either the file is downloaded, once, to the user's cache.
 
     Raises:
       FileNotFoundError: a folder was given that lacks the file, or the download failed.

@@ -55,7 +55,8 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Write the state after `step`, whole or not at all, and forget the oldest.
 
-        Raises: OSError: as of a full disk.
+        Raises:
+          OSError: as of a full disk.
         """
         folder = self.folder / str(step)
         with _errors_of_the_system(folder):

@@ -62,7 +62,8 @@ class Devices:
     def __init__(self, count: int = 1, way: str = "shard_map"):
         """Take the first `count` devices; `way` is one of `WAYS`.
 
-        Raises: ValueError: fewer devices than that, or not the same number on every host.
+        Raises:
+          ValueError: fewer devices than that, or not the same number on every host.
         """
         if way not in WAYS:
             raise ValueError(f"Expected one of {', '.join(WAYS)} to run devices with, got {way!r}.")

@@ -35,7 +35,8 @@ class Hosts(NamedTuple):
 def expected(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Hosts:
     """Tell which processes a run has, by the options, or else by what launched them.
 
-    Raises: ValueError: a part of the three missing, or out of range.
+    Raises:
+      ValueError: a part of the three missing, or out of range.
     """
     if coordinator is None and num_processes is None and process_id is None:
         return Hosts(processes_of_launcher(os.environ))
@@ -67,7 +68,8 @@ def connect(wanted: Hosts, devices: int | None = None) -> None:
       wanted: from `expected`.
       devices: how many the run takes in all; on CPU, as many virtual ones are made.
 
-    Raises: ValueError: devices that the processes cannot share evenly.
+    Raises:
+      ValueError: devices that the processes cannot share evenly.
     """
     processes, coordinator, process_id = wanted
     if devices is not None:
@@ -157,7 +159,8 @@ def end_with_the_others() -> Generator[None]:
 def run_on_all(function: Callable[[], Result]) -> Result:
     """Call a function on every host; if it raises on one, raise on all.
 
-    Raises: ValueError: of this host itself, or to say which other one had it.
+    Raises:
+      ValueError: of this host itself, or to say which other one had it.
     """
     if count() == 1:
         return function()

@@ -70,7 +70,8 @@ def train(
       execution: on which devices, how often to write a checkpoint, when to stop.
       note: row -> a few words for the progress bar.
 
-    Returns: state after the last step.
+    Returns:
+      state after the last step.
 
     Raises:
       Stopped: by a signal, after a checkpoint of the last evaluation.
@@ -142,7 +143,8 @@ def piece_length(evaluate_every: int, batch_size: int, state: Any) -> int:
     The same whatever the devices, and however fast: each length is a program of its own, which may
     round otherwise.
 
-    Args: state: of all seeds.
+    Args:
+      state: of all seeds.
 
     Example:
       >>> import numpy as np

@@ -105,9 +105,12 @@ def fit(
       every: steps between observations, a divisor of their number; None observes before and after
         alone.
 
-    Returns: state after the last step, and what `observe` gave, stacked, before the first step and
+    Returns:
+      state after the last step, and what `observe` gave, stacked, before the first step and
       after each `every`.
-    Raises: ValueError: `every` does not divide the number of steps.
+
+    Raises:
+      ValueError: `every` does not divide the number of steps.
     """
     batches = jnp.asarray(batches)
     steps = len(batches)

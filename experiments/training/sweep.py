@@ -28,7 +28,8 @@ def program(
 ) -> Callable[[Any, Any, Any], Any]:
     """Make the program of `each`: kept, it compiles once for all arrays of the same shapes.
 
-    Returns: `(settings, of_seeds, shared)` -> pytree of arrays, (settings, seeds, ...).
+    Returns:
+      `(settings, of_seeds, shared)` -> pytree of arrays, (settings, seeds, ...).
     """
 
     @jax.jit
@@ -64,7 +65,8 @@ def each(
       sequential: which are taken one after the other, where all at once take much memory, or time;
         None computes all side by side.
 
-    Returns: pytree of NumPy arrays, (settings, seeds, ...).
+    Returns:
+      pytree of NumPy arrays, (settings, seeds, ...).
     """
     return jax.tree.map(np.asarray, program(one, sequential=sequential)(settings, of_seeds, shared))
 
@@ -104,7 +106,8 @@ def train(
       evaluations: times that a network is observed over training, the last time at the end.
       before: whether it is observed before as well.
 
-    Returns: what was observed, NumPy, (settings, seeds, evaluations, ...).
+    Returns:
+      what was observed, NumPy, (settings, seeds, evaluations, ...).
     """
 
     def begin(setting: Any) -> Network:

@@ -176,7 +176,8 @@ def _about_sample(
     Three outliers among the nine do not make it one. Were it one itself, at a distance d: four of
     the batch at least are as far, so d^2 / var is at most N / 4, and var is off by N / 4 roundings.
 
-    References: Tukey, "The Ninther, a Technique for Low-Effort Robust (Resistant) Location in Large
+    References:
+      Tukey, "The Ninther, a Technique for Low-Effort Robust (Resistant) Location in Large
     Samples", 1978.
     """
     sample = _sample(x, weights, axes)

@@ -38,7 +38,8 @@ def fold(
       state: running statistics, `(C,)`; a mapping with mean and var will do.
       epsilon: as given to `batch_norm`.
 
-    Returns: `(kernel, bias)` of the kernel's shape and `(C,)`, in the kernel's dtype; computed in
+    Returns:
+      `(kernel, bias)` of the kernel's shape and `(C,)`, in the kernel's dtype; computed in
       float32 at least.
 
     Raises:
@@ -54,7 +55,8 @@ def fold(
       >>> kernel.shape, bias.shape
       ((5, 3), (3,))
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
     """
     kernel = _as_kernel(kernel)
     if bias is not None:

@@ -84,7 +84,8 @@ def fold_model(
       >>> MLP(hidden=(4,), norm=None).apply(folded, x, training=False).shape
       (8, 10)
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, line 11.
     """
     try:
         import flax.linen

@@ -55,10 +55,13 @@ def normalize_with_example(
       axis: feature axis or axes, not the first.
       epsilon: added to var', positive. May be traced.
 
-    Returns: y, of x's shape and dtype; computed in float32 at least. Examples affect each
+    Returns:
+      y, of x's shape and dtype; computed in float32 at least. Examples affect each
       other by rounding alone. Differentiable by everything, weight included.
-    Raises: TypeError, ValueError: as `normalize`; the first axis a feature axis; no values; a
-      weight known at trace time outside [0, 1].
+
+    Raises:
+      TypeError, ValueError: as `normalize`; the first axis a feature axis; no values; a
+        weight known at trace time outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -68,7 +71,8 @@ def normalize_with_example(
       >>> [round(float(v), 3) for v in y[0, :, 0]]  # (x - 2) / sqrt(2 + .5 + 4)
       [0.0, 1.569]
 
-    References: Summers, Dinneen, "Four Things Everyone Should Know to Improve Batch
+    References:
+      Summers, Dinneen, "Four Things Everyone Should Know to Improve Batch
       Normalization", 2020, section 3.1.
     """
     params = BatchNormParams(None, None) if params is None else params

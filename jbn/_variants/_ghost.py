@@ -89,7 +89,8 @@ def ghost_batch_norm(
       >>> [round(float(v), 3) for v in y[:, 0]]
       [-1.0, 1.0, -1.0, 1.0]
 
-    References: Hoffer, Hubara, Soudry, "Train longer, generalize better", 2017, Algorithm 1.
+    References:
+      Hoffer, Hubara, Soudry, "Train longer, generalize better", 2017, Algorithm 1.
     """
     batch_size = check_size(
         "batch_size", batch_size, "Pass the number of examples per group, such as 32."

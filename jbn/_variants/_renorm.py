@@ -91,7 +91,8 @@ def batch_renorm(
       >>> [round(float(v), 3) for v in y[:, 0]]
       [-0.5, 1.5]
 
-    References: Ioffe, "Batch Renormalization", 2017, Algorithm 1; section 4 for the schedules:
+    References:
+      Ioffe, "Batch Renormalization", 2017, Algorithm 1; section 4 for the schedules:
       r_max 1 to 3 over steps 5k to 40k, d_max 0 to 5 over steps 5k to 25k.
     """
     training = check_flag("training", training)

@@ -59,7 +59,8 @@ def convert_layers(
       names: of the layers: torch's prefixes, linen's paths, Haiku's module names.
       keywords: what else it takes, the same for all.
 
-    Returns: dict, name -> `Converted`.
+    Returns:
+      dict, name -> `Converted`.
 
     Raises:
       ConversionError: with the problems of all layers.
@@ -299,7 +300,8 @@ class CountError(ValueError):
 def as_count(value: Any) -> Array:
     """Read a count of batches as int32, where a larger one is int32's largest value.
 
-    Raises: CountError: not a whole number, negative, or not one number.
+    Raises:
+      CountError: not a whole number, negative, or not one number.
     """
     most = np.iinfo(np.int32).max
     try:

@@ -45,9 +45,12 @@ def from_equinox(
       num_features: C, if it should be checked.
       options: what you expect; anything else is an error.
 
-    Returns: `(params, state, options)`. Arrays are copies. The running variance is biased.
-    Raises: ConversionError: lists every missing part, wrong shape and unexpected option, and says
-      what was found where no batch norm is.
+    Returns:
+      `(params, state, options)`. Arrays are copies. The running variance is biased.
+
+    Raises:
+      ConversionError: lists every missing part, wrong shape and unexpected option, and says
+        what was found where no batch norm is.
 
     Example:
       >>> import types, numpy as np, jbn
@@ -58,7 +61,8 @@ def from_equinox(
       >>> int(state.count), options.momentum
       (1, FirstBatch(decay=0.9))
 
-    References: https://docs.kidger.site/equinox/api/nn/normalization/
+    References:
+      https://docs.kidger.site/equinox/api/nn/normalization/
     """
     reader = Reader("Equinox layer", _KEYS)
     _check_kinds(reader.where, layer, state)
@@ -130,7 +134,8 @@ def to_equinox(
       eqx_state: `eqx.nn.State` of it, or of the model that has it. It stays valid.
       options: of the layer, if they should be checked against `layer`.
 
-    Returns: `(layer, eqx_state)`, new ones.
+    Returns:
+      `(layer, eqx_state)`, new ones.
 
     Raises:
       ConversionError: lists shapes and options that do not fit the layer; a count that is no whole

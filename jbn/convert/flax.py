@@ -45,9 +45,12 @@ def from_linen(
       count: batches absorbed, where the variables do not say; None is 0, and an error where a
         schedule would read it.
 
-    Returns: `(params, state, options)`. Arrays are copies.
-    Raises: ConversionError: lists every missing variable and wrong shape, and says what was found
-      where no batch norm is.
+    Returns:
+      `(params, state, options)`. Arrays are copies.
+
+    Raises:
+      ConversionError: lists every missing variable and wrong shape, and says what was found
+        where no batch norm is.
 
     Example:
       >>> import numpy as np, jbn
@@ -108,7 +111,8 @@ def to_linen(
       path: names from the model to the layer, such as "block_0/norm".
       with_count: keep the count, as jbn's layer does where its momentum is a schedule.
 
-    Returns: `{"params": ..., "batch_stats": ...}`, nested as the path says; no "params" where scale
+    Returns:
+      `{"params": ..., "batch_stats": ...}`, nested as the path says; no "params" where scale
       and bias are None.
 
     Raises:
@@ -154,9 +158,12 @@ def from_nnx(
       count: batches absorbed, where the source does not say; None is 0, and an error where a
         schedule would read it.
 
-    Returns: `(params, state, options)`. Arrays are copies.
-    Raises: ConversionError: lists every missing variable, wrong shape and unexpected option, and
-      says what was found where no batch norm is.
+    Returns:
+      `(params, state, options)`. Arrays are copies.
+
+    Raises:
+      ConversionError: lists every missing variable, wrong shape and unexpected option, and
+        says what was found where no batch norm is.
 
     Example:
       >>> import numpy as np, jbn
@@ -196,7 +203,8 @@ def to_nnx(
       params, state: of a layer with one feature axis.
       with_count: keep the count, as jbn's layer does where its momentum is a schedule.
 
-    Returns: dict of scale, bias (where they are), mean, var.
+    Returns:
+      dict of scale, bias (where they are), mean, var.
 
     Raises:
       ConversionError: more than one feature axis, or shapes that differ; a count, if it is kept,

@@ -56,9 +56,12 @@ def from_haiku(
       decay_rate, epsilon: as given to `hk.BatchNorm`.
       num_features: C, if it should be checked.
 
-    Returns: `(params, state, options)`, with momentum `Debiased(decay_rate)`. Arrays are copies.
-    Raises: ConversionError: lists every missing array, wrong shape, and a wrong decay_rate, and
-      says what was found where no batch norm is.
+    Returns:
+      `(params, state, options)`, with momentum `Debiased(decay_rate)`. Arrays are copies.
+
+    Raises:
+      ConversionError: lists every missing array, wrong shape, and a wrong decay_rate, and
+        says what was found where no batch norm is.
 
     Example:
       >>> import numpy as np, jbn
@@ -70,7 +73,8 @@ def from_haiku(
       >>> state.mean.shape, int(state.count), options.momentum
       ((3,), 1, Debiased(decay=0.5))
 
-    References: Kingma, Ba, "Adam", 2015, section 3 (the correction).
+    References:
+      Kingma, Ba, "Adam", 2015, section 3 (the correction).
     """
     where = f"Haiku layer {name!r}"
     name = check_name(where, "name", name)
@@ -174,7 +178,8 @@ def to_haiku(
       decay_rate: as given to `hk.BatchNorm`.
       ndim, axis: rank of its input, and the feature axis there.
 
-    Returns: `(params, state)` with these modules alone, to be merged into those of the network.
+    Returns:
+      `(params, state)` with these modules alone, to be merged into those of the network.
 
     Raises:
       ConversionError: more than one feature axis, shapes that differ, a decay_rate outside [0, 1),

@@ -46,9 +46,12 @@ def from_keras(
       options: see above.
       count: batches absorbed; None is 0, and an error where a schedule would read it.
 
-    Returns: `(params, state, options)`. Arrays are copies.
-    Raises: ConversionError: lists every missing weight, wrong shape and unexpected option, and says
-      what was found where no batch norm is.
+    Returns:
+      `(params, state, options)`. Arrays are copies.
+
+    Raises:
+      ConversionError: lists every missing weight, wrong shape and unexpected option, and says
+        what was found where no batch norm is.
 
     Example:
       >>> import numpy as np, jbn
@@ -57,7 +60,8 @@ def from_keras(
       >>> options
       Options(momentum=0.99, epsilon=0.001, unbiased=False)
 
-    References: https://keras.io/api/layers/normalization_layers/batch_normalization/
+    References:
+      https://keras.io/api/layers/normalization_layers/batch_normalization/
     """
     own = None
     name = getattr(source, "name", "")
@@ -110,12 +114,17 @@ def _named(where: str, source: Any, use_scale: bool, use_bias: bool) -> dict[str
 def to_keras(params: BatchNormParams, state: BatchNormState) -> list[np.ndarray]:
     """Make the list for `set_weights` of a Keras batch norm; only the count is lost.
 
-    Args: params, state: of a layer with one feature axis; scale or bias None means a Keras layer
-      made with `scale=False`, `center=False`.
-    Returns: list of gamma, beta (where they are), moving_mean, moving_variance.
+    Args:
+      params, state: of a layer with one feature axis; scale or bias None means a Keras layer
+        made with `scale=False`, `center=False`.
+
+    Returns:
+      list of gamma, beta (where they are), moving_mean, moving_variance.
       `framework_kwargs(options, "keras")` has the momentum and epsilon for the layer.
-    Raises: ConversionError: more than one feature axis, or shapes that differ. TypeError: params or
-      state that are something else.
+
+    Raises:
+      ConversionError: more than one feature axis, or shapes that differ. TypeError: params or
+        state that are something else.
 
     Example:
       >>> import jbn

@@ -61,11 +61,14 @@ def from_torch(
       count: batches absorbed, for a source that does not say; None is 0, and an error where a
         schedule would read it.
 
-    Returns: `(params, state, options)`; scale and bias None for `affine=False`. Arrays are copies.
+    Returns:
+      `(params, state, options)`; scale and bias None for `affine=False`. Arrays are copies.
       float64 needs `jax_enable_x64`, as everywhere in JAX. A count above int32's largest value
       becomes that.
-    Raises: ConversionError: lists every missing key, wrong shape and unexpected option; says what
-      was found where no batch norm is: another kind of layer, a network, a whole checkpoint.
+
+    Raises:
+      ConversionError: lists every missing key, wrong shape and unexpected option; says what
+        was found where no batch norm is: another kind of layer, a network, a whole checkpoint.
 
     Example:
       >>> import numpy as np, jbn
@@ -75,7 +78,8 @@ def from_torch(
       >>> int(state.count), options
       (7, Options(momentum=0.9, epsilon=1e-05, unbiased=True))
 
-    References: https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
+    References:
+      https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html
     """
     name = check_name("torch layer", "prefix", prefix).removesuffix(".")
     where = f"torch layer {name!r}" if name else "torch layer"
@@ -163,7 +167,8 @@ def to_torch(
       tensors: make tensors, which `load_state_dict` wants; False leaves NumPy arrays and does not
         import torch.
 
-    Returns: dict of weight, bias, running_mean, running_var, and num_batches_tracked (int64).
+    Returns:
+      dict of weight, bias, running_mean, running_var, and num_batches_tracked (int64).
       `framework_kwargs(options, "torch")` has the momentum and eps for the layer.
 
     Raises:
@@ -219,8 +224,11 @@ def from_torch_kernel(
       weight: of the layer, a tensor or array.
       transposed: it is that of a ConvTranspose with groups=1 (Flax has no others).
 
-    Returns: the kernel, a copy, bit by bit.
-    Raises: ValueError: fewer than 2 axes, or fewer than 3 if transposed. TypeError: no array.
+    Returns:
+      the kernel, a copy, bit by bit.
+
+    Raises:
+      ValueError: fewer than 2 axes, or fewer than 3 if transposed. TypeError: no array.
 
     Example:
       >>> import numpy as np, jbn
@@ -250,8 +258,11 @@ def to_torch_kernel(
       transposed: it is that of a transposed convolution.
       tensors: make a tensor; False leaves a NumPy array and does not import torch.
 
-    Returns: the weight of torch's layer.
-    Raises: ValueError: fewer than 2 axes, or fewer than 3 if transposed. TypeError: no array.
+    Returns:
+      the weight of torch's layer.
+
+    Raises:
+      ValueError: fewer than 2 axes, or fewer than 3 if transposed. TypeError: no array.
 
     Example:
       >>> import numpy as np, jbn

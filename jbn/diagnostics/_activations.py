@@ -27,9 +27,13 @@ def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "
     Args:
       x: floating, any shape.
       activation: elementwise. One that mixes values, such as softmax, has no slope of each.
-    Returns: slopes, of x's shape.
-    Raises: TypeError: integer x; an activation that is no function, or returns no floats.
-      ValueError: an activation that returns another shape.
+
+    Returns:
+      slopes, of x's shape.
+
+    Raises:
+      TypeError: integer x; an activation that is no function, or returns no floats.
+        ValueError: an activation that returns another shape.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -62,10 +66,15 @@ def saturation(
 ) -> Float[Array, ""]:
     """Compute the share of values at which the nonlinearity is flat: |activation'(x)| < threshold.
 
-    Args: x: what enters the nonlinearity. activation: elementwise. threshold: of the slope,
-      positive.
-    Returns: share, in [0, 1].
-    Raises: ValueError: empty x; a threshold that is not positive, or several. See also `slopes`.
+    Args:
+      x: what enters the nonlinearity. activation: elementwise. threshold: of the slope,
+        positive.
+
+    Returns:
+      share, in [0, 1].
+
+    Raises:
+      ValueError: empty x; a threshold that is not positive, or several. See also `slopes`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -90,9 +99,14 @@ def saturation(
 def dead_units(x: Float[ArrayLike, "N ... C"], activation: Activation) -> Float[Array, ""]:
     """Compute the share of units (last axis) whose slope is 0 for every value of the batch.
 
-    Args: x: what enters the nonlinearity, `(N, ..., C)`. activation: elementwise.
-    Returns: share, in [0, 1].
-    Raises: ValueError: empty x, or x without a batch axis. See also `slopes`.
+    Args:
+      x: what enters the nonlinearity, `(N, ..., C)`. activation: elementwise.
+
+    Returns:
+      share, in [0, 1].
+
+    Raises:
+      ValueError: empty x, or x without a batch axis. See also `slopes`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -110,10 +124,15 @@ def percentiles(
 ) -> Float[Array, "Q C"]:
     """Compute percentiles of each unit (last axis) over the batch: a row of Fig. 1 (b, c).
 
-    Args: x: `(N, ..., C)`. q: percentages, Q of them, each in [0, 100].
-    Returns: `(Q, C)`.
-    Raises: ValueError: empty x, or x without a batch axis; q that is no list of percentages.
-      TypeError: integer x, or a q that is no list of numbers.
+    Args:
+      x: `(N, ..., C)`. q: percentages, Q of them, each in [0, 100].
+
+    Returns:
+      `(Q, C)`.
+
+    Raises:
+      ValueError: empty x, or x without a batch axis; q that is no list of percentages.
+        TypeError: integer x, or a q that is no list of numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -121,7 +140,8 @@ def percentiles(
       >>> diagnostics.percentiles(jnp.array([[0.0], [1.0], [4.0]]), (0, 50, 100)).tolist()
       [[0.0], [1.0], [4.0]]
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1.
     """
     remedy = "Pass a list such as (15, 50, 85)."
     x = as_inexact("x", x, "Pass x.astype(jnp.float32).")

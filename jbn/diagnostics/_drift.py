@@ -26,12 +26,18 @@ class Drift(NamedTuple):
 def drift(over_training: Float[ArrayLike, "K Q C"]) -> Drift:
     """Measure internal covariate shift as Ioffe & Szegedy show it: by percentiles over training.
 
-    Args: over_training: K rows of `percentiles`, Q odd, the median in the middle.
-    Returns: Drift; spread is inf where the percentiles of a unit fall together once.
-    Raises: ValueError: an even number of percentiles, which has no median in the middle, or none.
-      TypeError: integers.
+    Args:
+      over_training: K rows of `percentiles`, Q odd, the median in the middle.
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1, Fig. 1 (b, c).
+    Returns:
+      Drift; spread is inf where the percentiles of a unit fall together once.
+
+    Raises:
+      ValueError: an even number of percentiles, which has no median in the middle, or none.
+        TypeError: integers.
+
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1, Fig. 1 (b, c).
     """
     remedy = "Stack rows of percentiles(x, (15, 50, 85))."
     values = as_inexact("over_training", over_training, remedy)

@@ -64,7 +64,8 @@ def train_eval_gap(
       count: batches that running statistics absorbed, for those that do not count themselves; None
         leaves the same two NaN there.
 
-    Returns: name of each layer -> Gap.
+    Returns:
+      name of each layer -> Gap.
 
     Raises:
       ValueError: other layers, or other shapes, in one than in another; no statistics at all;
@@ -110,16 +111,22 @@ def effective_batches(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]
     (sum w)^2 / sum w^2 over the weights w_i = (1 - momentum) momentum^(count - i) of the batches
     absorbed: (1 + momentum) / (1 - momentum) in the end, 199 for .99.
 
-    Args: count: batches absorbed. momentum: weight of the old value, in [0, 1).
-    Returns: float32; 0 at count 0. What is not traced is computed in double precision.
-    Raises: ValueError: a known count below 0, or momentum outside [0, 1). TypeError: no numbers.
+    Args:
+      count: batches absorbed. momentum: weight of the old value, in [0, 1).
+
+    Returns:
+      float32; 0 at count 0. What is not traced is computed in double precision.
+
+    Raises:
+      ValueError: a known count below 0, or momentum outside [0, 1). TypeError: no numbers.
 
     Example:
       >>> from jbn import diagnostics
       >>> [round(float(diagnostics.effective_batches(t, 0.5)), 3) for t in (0, 1, 2, 100)]
       [0.0, 1.0, 1.8, 3.0]
 
-    References: Kish, "Survey Sampling", 1965, section 8.2.
+    References:
+      Kish, "Survey Sampling", 1965, section 8.2.
     """
     check_count(count)
     check_momentum(momentum, below_one=True)
@@ -133,9 +140,14 @@ def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
 
     Running statistics are stale while it is large: at momentum .99 it is .37 after 100 batches.
 
-    Args: count: batches absorbed. momentum: weight of the old value, in [0, 1].
-    Returns: float32, in [0, 1]. What is not traced is computed in double precision.
-    Raises: ValueError: a known count below 0, or momentum outside [0, 1]. TypeError: no numbers.
+    Args:
+      count: batches absorbed. momentum: weight of the old value, in [0, 1].
+
+    Returns:
+      float32, in [0, 1]. What is not traced is computed in double precision.
+
+    Raises:
+      ValueError: a known count below 0, or momentum outside [0, 1]. TypeError: no numbers.
 
     Example:
       >>> from jbn import diagnostics

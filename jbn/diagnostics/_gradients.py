@@ -28,8 +28,12 @@ def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, "
     Args:
       gradient: pytree like the parameters.
       depth: how many keys of the path name a layer: 1 for `params["dense_0"]`, leaves beyond.
-    Returns: name -> norm, float32 at least.
-    Raises: ValueError: no arrays, or a depth below 1. TypeError: leaves that are no gradients.
+
+    Returns:
+      name -> norm, float32 at least.
+
+    Raises:
+      ValueError: no arrays, or a depth below 1. TypeError: leaves that are no gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,14 +94,16 @@ def gradient_shift(
       moved: after it, of the same structure.
       layers: names, from the input to the output.
 
-    Returns: name -> GradientShift; for the first layer there is none before it: 0, 0 and 1.
+    Returns:
+      name -> GradientShift; for the first layer there is none before it: 0, 0 and 1.
 
     Raises:
       ValueError: a name that params do not have; a layer of another structure in `moved`.
       TypeError: a loss that is no function of params to one number; params that are no dicts;
         `layers` as one string.
 
-    References: Santurkar, Tsipras, Ilyas, Madry, "How Does Batch Normalization Help
+    References:
+      Santurkar, Tsipras, Ilyas, Madry, "How Does Batch Normalization Help
       Optimization?", 2018, Definition 2.1.
     """
     for what, tree in (("params", params), ("moved", moved)):
@@ -170,9 +176,13 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
       loss: params -> loss, on one batch.
       params: pytree.
       sizes: step sizes, positive.
-    Returns: Landscape; smoothness is NaN where the gradient is 0.
-    Raises: ValueError: sizes that are not positive, or no list. TypeError: a loss that is no
-      function of params to one number, or params of integers.
+
+    Returns:
+      Landscape; smoothness is NaN where the gradient is 0.
+
+    Raises:
+      ValueError: sizes that are not positive, or no list. TypeError: a loss that is no
+        function of params to one number, or params of integers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -181,7 +191,8 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
       >>> [round(float(v), 3) for v in seen.loss], round(float(seen.smoothness), 3)
       ([0.72, 2.0], 4.0)
 
-    References: Santurkar et al., "How Does Batch Normalization Help Optimization?", 2018, Fig. 4.
+    References:
+      Santurkar et al., "How Does Batch Normalization Help Optimization?", 2018, Fig. 4.
     """
     remedy = "Pass a list such as (0.01, 0.1)."
     check_number(

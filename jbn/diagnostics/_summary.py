@@ -16,7 +16,9 @@ def summarize(*, file: TextIO | None = None, **reports: Mapping[str, Any]) -> No
       file: where to; None is standard output.
       **reports: by the name of their columns. Each gives a layer a number, or a NamedTuple of
         numbers, such as `train_eval_gap`, `gradient_norms` and `gradient_shift` return.
-    Raises: TypeError: a report that is no dict by layer, or has something else than numbers.
+
+    Raises:
+      TypeError: a report that is no dict by layer, or has something else than numbers.
 
     Example:
       >>> import jax.numpy as jnp

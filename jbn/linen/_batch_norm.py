@@ -74,7 +74,8 @@ class BatchNorm(nn.Module):
       >>> [round(float(m), 3) for m in moved["batch_stats"]["mean"]]
       [0.3, 0.4]
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2.
     """
 
     use_running_average: bool | None = None
@@ -109,7 +110,8 @@ class BatchNorm(nn.Module):
           mask: boolean, or weights, broadcastable to x: what is masked counts for nothing in the
             statistics; y is still computed there.
 
-        Returns: y, of x's shape.
+        Returns:
+          y, of x's shape.
 
         Raises:
           TypeError: `use_running_average` traced, or no bool.
@@ -227,7 +229,8 @@ def population(step: Callable[[State, Any], State], batch_stats: State, batches:
       >>> float(stats["mean"][0])  # (0 + 2 + 4 * 7) / 6
       5.0
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 2, lines 7 to 10.
     """
 
     def step_apart(batch_stats: State, batch: Any) -> State:
@@ -326,7 +329,8 @@ def apply_batch_norm(
       mask: boolean or float weights as in `jbn.batch_norm`; of any other dtype, != 0.
       options: of the operation.
 
-    Returns: y in `y_dtype`, and the state.
+    Returns:
+      y in `y_dtype`, and the state.
     """
     real = jnp.finfo(kept).dtype
     state = BatchNormState(

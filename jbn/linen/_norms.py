@@ -60,7 +60,8 @@ class BatchRenorm(BatchNorm):
       warmup_steps: for so many batches r is 1 and d is 0, as in `BatchNorm`: running statistics
         that start at 0 and 1 are no estimate to be drawn to.
 
-    References: warm-up as in SBX, `BatchRenorm(warm_up_steps=...)`, and TorchRL,
+    References:
+      warm-up as in SBX, `BatchRenorm(warm_up_steps=...)`, and TorchRL,
       `BatchRenorm1d(warmup_steps=...)`.
     """
 

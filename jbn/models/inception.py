@@ -71,7 +71,8 @@ class InceptionNet(nn.Module):
       >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
       11285224
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2 and Fig. 5.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2 and Fig. 5.
     """
 
     blocks: Sequence[Block] = plan()
@@ -167,7 +168,8 @@ def local_response_norm(
 ) -> Float[Array, "N H W C"]:
     """Divide by (bias + alpha sum of squares over the 2 radius + 1 nearest features)^beta.
 
-    References: Krizhevsky, Sutskever, Hinton, "ImageNet Classification", 2012, section 3.3.
+    References:
+      Krizhevsky, Sutskever, Hinton, "ImageNet Classification", 2012, section 3.3.
     """
     window = (1, 1, 1, 2 * radius + 1)
     squares = lax.reduce_window(x * x, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")

@@ -34,7 +34,8 @@ class MLP(nn.Module):
       >>> model.apply(variables, x, training=False).shape
       (60, 10)
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, sections 3.2 and 4.1.
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, sections 3.2 and 4.1.
     """
 
     hidden: Sequence[int] = (100, 100, 100)

@@ -49,7 +49,8 @@ class Recurrent(nn.Module):
       >>> model.apply(variables, x, training=False).shape
       (3, 1)
 
-    References: Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997. Cho et al., "Learning
+    References:
+      Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997. Cho et al., "Learning
       Phrase Representations", 2014. Jozefowicz et al., "An Empirical Exploration of Recurrent
       Network Architectures", 2015 (forget bias). Laurent et al., "Batch Normalized Recurrent Neural
       Networks", 2016, section 4 (normalize W x alone).

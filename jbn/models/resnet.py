@@ -38,7 +38,8 @@ class ResNet(nn.Module):
       >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
       269722
 
-    References: He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, sections 3.3, 4.1 and 4.2.
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, sections 3.3, 4.1 and 4.2.
     """
 
     blocks: Sequence[int]

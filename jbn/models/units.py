@@ -33,7 +33,8 @@ CANCEL_BIAS = (BatchNorm, nn.BatchNorm, linen.InstanceNorm, nn.InstanceNorm)
 def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
     """Look a normalization up by its name; None where no module follows the layer.
 
-    Raises: ValueError: a name that there is not.
+    Raises:
+      ValueError: a name that there is not.
     """
     if norm is None or norm in ("none", WEIGHT):
         return None
@@ -118,8 +119,11 @@ def unit(
       mask: for the normalization, broadcastable to the layer's output.
       sow: called with what enters the nonlinearity.
 
-    Returns: the output. The layer has a bias unless the normalization comes next and cancels it.
-    Raises: ValueError: a norm or placement that there is not.
+    Returns:
+      the output. The layer has a bias unless the normalization comes next and cancels it.
+
+    Raises:
+      ValueError: a norm or placement that there is not.
     """
     if placement not in ("before", "after"):
         raise ValueError(f"Expected `placement` 'before' or 'after', got {placement!r}.")

@@ -62,7 +62,8 @@ class Config:
     def needs(self) -> dict[str, tuple[int, int]]:
         """Say how many training and test images of which data set this takes.
 
-        Raises: ValueError: batches of more images than there are to train on.
+        Raises:
+          ValueError: batches of more images than there are to train on.
         """
         takes = {"small": max((32, *self.small)), "huge": max(self.huge)}
         takes |= {"population": self.population, "descent": self.descent}

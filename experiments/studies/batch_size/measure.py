@@ -87,7 +87,8 @@ def train(
 ) -> tuple[networks.Network, Float[np.ndarray, "rates seeds evaluations"]]:
     """Train from the start of every seed at every rate.
 
-    Returns: networks, (rates, seeds, ...), and their loss of all examples, if `every` so many
+    Returns:
+      networks, (rates, seeds, ...), and their loss of all examples, if `every` so many
       steps, else 0.
     """
 

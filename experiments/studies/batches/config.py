@@ -47,7 +47,8 @@ class Config:
     def needs(self) -> dict[str, tuple[int, int]]:
         """Say how many training and test images of which data set this takes.
 
-        Raises: ValueError: batches of more images than there are to train on.
+        Raises:
+          ValueError: batches of more images than there are to train on.
         """
         least, most = sorted((self.examples, self.whole_examples))
         check_sizes(least, batch_size=self.batch_size)

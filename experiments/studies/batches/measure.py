@@ -139,7 +139,8 @@ def population_variables(
 def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Train every network with every order of batches.
 
-    Returns: "accuracy" -> method -> order -> (seeds,), on the test images; "variables" of the
+    Returns:
+      "accuracy" -> method -> order -> (seeds,), on the test images; "variables" of the
       networks with BN and shuffled batches.
     """
     labels, seeds = dataset.train_labels, range(config.seeds)
@@ -182,7 +183,8 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
 def mean_errors(config: Config, dataset: Dataset, variables: Any) -> dict[str, Any]:
     """Measure how far the mean of a batch is from that of all, before the last hidden units.
 
-    Returns: error (seeds, sizes): mean over batches and units, in standard deviations of a unit.
+    Returns:
+      error (seeds, sizes): mean over batches and units, in standard deviations of a unit.
     """
     model = make_models(config)["batch"]
     images = gray(dataset.train_images)
@@ -222,7 +224,8 @@ def exponents(sizes: Int[np.ndarray, "S"], error: Float[np.ndarray, "seeds S"]) 
 def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Train with statistics of the batch, and of all training data.
 
-    Returns: "batch" and "all" -> test accuracy, (seeds, evaluations + 1). Population statistics are
+    Returns:
+      "batch" and "all" -> test accuracy, (seeds, evaluations + 1). Population statistics are
       in each case what training normalized by: means over all batches, or those of all data.
     """
     model, optimizer = make_models(config)["batch"], decaying(config, config.whole_steps)

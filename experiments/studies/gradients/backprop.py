@@ -18,10 +18,14 @@ def backpropagate(
 ) -> dict[str, Any]:
     """Compute the gradient of a sigmoid network with BN: downstream = upstream x local.
 
-    Args: params: of `jbn.models.MLP(norm="batch")`. x: (N, F). labels: (N,).
-    Returns: gradient of the mean cross-entropy, of the structure of params.
+    Args:
+      params: of `jbn.models.MLP(norm="batch")`. x: (N, F). labels: (N,).
 
-    References: Ioffe, Szegedy, "Batch Normalization", 2015, section 3, for BN's.
+    Returns:
+      gradient of the mean cross-entropy, of the structure of params.
+
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, section 3, for BN's.
     """
     n, depth, kept = len(x), sum(name.startswith("dense") for name in params), []
     for i in range(depth):

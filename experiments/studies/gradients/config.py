@@ -65,7 +65,8 @@ class Training:
     def needs(self) -> dict[str, tuple[int, int]]:
         """Say how many training and test images of which data set this takes.
 
-        Raises: ValueError: batches of more images than there are to train on.
+        Raises:
+          ValueError: batches of more images than there are to train on.
         """
         check_sizes(self.train_examples, batch_size=self.batch_size)
         return {self.dataset: (self.train_examples + self.test_examples, self.test_examples)}

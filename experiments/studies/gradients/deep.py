@@ -42,7 +42,8 @@ class DeepMLP(nn.Module):
     `intermediates` as `preactivation` and `blocks/preactivation`, and are `perturbations` that one
     can differentiate by: see `by_preactivation`.
 
-    References: He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", 2016.
+    References:
+      He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", 2016.
     """
 
     depth: int = 20
@@ -110,7 +111,8 @@ def sample_weights(
     By NumPy, as XLA takes seconds to compile random numbers in a scan. The kernels of a seed are
     the same whatever the normalization.
 
-    Returns: Flax collections of float64, one after the other: see `stack`.
+    Returns:
+      Flax collections of float64, one after the other: see `stack`.
     """
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(x), training=True))
     for seed in seeds:
@@ -144,8 +146,11 @@ def by_preactivation(
 ) -> tuple[Float[Array, "L N width"], Float[Array, "L N width"]]:
     """Compute the pre-activations between blocks, in training, and the gradient by each.
 
-    Args: variables: from `model.init` with an input of x's shape. loss: of the outputs, `()`.
-    Returns: both for the first layer and for the last of each block: L = depth / 2.
+    Args:
+      variables: from `model.init` with an input of x's shape. loss: of the outputs, `()`.
+
+    Returns:
+      both for the first layer and for the last of each block: L = depth / 2.
     """
 
     def objective(perturbations: Any) -> tuple[Array, Any]:
@@ -191,8 +196,11 @@ def profiles(
     Inputs are Gaussian and labels random, so that nothing but the weights matters. The weights of a
     seed are the same random numbers in every kind and with all of `GAINS`.
 
-    Args: kinds: keys of `ACTIVATIONS` and `ARCHITECTURES`.
-    Returns: "relu_batch_gradient", the L2 norm of the cross-entropy's gradient by the
+    Args:
+      kinds: keys of `ACTIVATIONS` and `ARCHITECTURES`.
+
+    Returns:
+      "relu_batch_gradient", the L2 norm of the cross-entropy's gradient by the
       pre-activations of each layer, "relu_batch_square", their mean square, and so on.
     """
     kinds, found = list(kinds), {}
@@ -246,7 +254,8 @@ def mean_field(model: DeepMLP, *, seeds: int, batch_size: int) -> Float[np.ndarr
 
     The theory wants wide networks, and the mean of the squares over many of them.
 
-    References: Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz, "A Mean Field Theory of Batch
+    References:
+      Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz, "A Mean Field Theory of Batch
       Normalization", 2019.
     """
 

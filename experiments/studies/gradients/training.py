@@ -61,7 +61,8 @@ def train(
       probe: `(model, network, data, seen)` -> what to keep; `seen` is what `observe` gave after
         each step.
 
-    Returns: what `probe` gave, NumPy, with leading axes of settings and seeds. A seed has the same
+    Returns:
+      what `probe` gave, NumPy, with leading axes of settings and seeds. A seed has the same
       weights, but for their scale, and the same batches in every setting and every call.
     """
     x, _ = data.train
@@ -88,7 +89,8 @@ def train(
 def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
     """Train deep networks for a few steps, without clipping and with.
 
-    Returns: for each of sigmoid with Xavier's weights, relu with He's, large and clipped, ReLU with
+    Returns:
+      for each of sigmoid with Xavier's weights, relu with He's, large and clipped, ReLU with
       twice He's: "_updates", (seeds, layers), |dW| / |W| per step of the layers between hidden
       ones; "_norms", (seeds, steps), of the gradient as it is after clipping; "_diverged", whether
       the loss is no longer finite; "_accuracy".
@@ -157,7 +159,8 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
 def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
     """Train ReLU and leaky networks at several rates; count units that no image moves.
 
-    Returns: "relu_dead", the share of such units, (rates, seeds), "relu_accuracy", "relu_finite",
+    Returns:
+      "relu_dead", the share of such units, (rates, seeds), "relu_accuracy", "relu_finite",
       whether the outputs are, and the same of "leaky".
     """
     slopes = {"relu": 0.0, "leaky": 0.01}  # For x < 0.
@@ -205,7 +208,8 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
 def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
     """Train plain and residual networks with Xavier's weights, without BN and with, at every rate.
 
-    Returns: accuracy on the validation and on the test images, (rates, seeds, 2), by `name_of`. A
+    Returns:
+      accuracy on the validation and on the test images, (rates, seeds, 2), by `name_of`. A
       network that is not finite names one class for all images, so has that of chance.
     """
     found = {}

@@ -52,7 +52,8 @@ def over_variants(one: Callable[[Any], Any], variants: dict[str, Any]) -> dict[s
 def compare_statistics(config: Config, kept: Any, drawn: Array, data: Data) -> dict[str, Any]:
     """Compare all kinds of statistics with those of the population.
 
-    Returns: name -> their error, that of the worst mean of all units, in true standard deviations,
+    Returns:
+      name -> their error, that of the worst mean of all units, in true standard deviations,
       and test accuracy.
     """
     truth = variables_of(kept)
@@ -95,7 +96,8 @@ def accuracies_on_test_batches(
 ) -> dict[str, Any]:
     """Measure test accuracy by the statistics of test batches.
 
-    Returns: name -> accuracy by the batches, and on the same images by the population; "alone" ->
+    Returns:
+      name -> accuracy by the batches, and on the same images by the population; "alone" ->
       image by image, by the formula.
     """
     model, variables = make_model(config), variables_of(kept)
@@ -133,7 +135,8 @@ def average_affine(config: Config, kept: Any, drawn: Array, data: Data) -> dict[
 def accuracies_on_shifted(config: Config, kept: Any, drawn: Array, data: Data) -> dict[str, Any]:
     """Measure accuracy on every other test image, shifted.
 
-    Returns: shift -> accuracy by statistics of training images, and by those of the images between,
+    Returns:
+      shift -> accuracy by statistics of training images, and by those of the images between,
       shifted alike, whose labels are not used.
     """
     trained, size = variables_of(kept), config.batch_size

@@ -48,7 +48,8 @@ def largest_rate(
 def likeness(params: Mapping[str, Any]) -> tuple[float, int]:
     """Measure how alike the hidden units of each layer are, and the rank of the weights.
 
-    Returns: the largest difference between the weights into (or out of) a hidden unit and those of
+    Returns:
+      the largest difference between the weights into (or out of) a hidden unit and those of
       the first unit of its layer; the largest rank of a weight matrix.
     """
     layers = [params[name] for name in sorted(params)]  # dense_0, dense_1, ..., output.

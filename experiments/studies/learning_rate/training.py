@@ -57,7 +57,8 @@ def floats(images: Array) -> Array:
 def trainer(hidden: tuple[int, ...], activation: str, method: str) -> Callable[..., Any]:
     """Make, once for all calls, the program that trains one kind of network.
 
-    Returns: `(settings, (keys, batches), examples)` -> accuracies on validation and on test images
+    Returns:
+      `(settings, (keys, batches), examples)` -> accuracies on validation and on test images
       after each chunk of batches, and the last parameters; leading axes settings, seeds.
     """
 
@@ -119,7 +120,8 @@ def train(
       every: steps between evaluations; None evaluates once, at the end.
       looked_at: test images where evaluations are many; None takes all.
 
-    Returns: `validation` and `test`, accuracies (settings, seeds, evaluations); `params`. One that
+    Returns:
+      `validation` and `test`, accuracies (settings, seeds, evaluations); `params`. One that
       diverged to NaN predicts the first class for all images.
     """
     every, (images, labels) = every or steps, examples.split.test

@@ -41,7 +41,8 @@ def dense(config: Config, split: Split, placement: Placement) -> dict[str, np.nd
 
     Before BN there is a bias, either held at 0, which is to leave it out, or learned.
 
-    Returns: accuracies, (activations, 2, rates, seeds, 1): held, then learned. Where BN comes after
+    Returns:
+      accuracies, (activations, 2, rates, seeds, 1): held, then learned. Where BN comes after
       the nonlinearity, the bias belongs to the latter and is learned: the second axis has length 1.
     """
     kernel_init = nn.initializers.normal(config.sigma)

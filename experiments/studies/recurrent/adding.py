@@ -59,7 +59,8 @@ def set_gates(params: Any, key: PRNGKeyArray, kind: str, length: int) -> Any:
 def learn(config: Config, kinds: tuple[str, ...], length: int) -> dict[str, ArrayLike]:
     """Train networks at every rate: "rnn", or "lstm" (chrono), "lstm_1" (forget bias 1).
 
-    Returns: kind -> errors on two sets of held-out sequences, (rates, seeds, evaluations, 2).
+    Returns:
+      kind -> errors on two sets of held-out sequences, (rates, seeds, evaluations, 2).
     """
     cell: Any = "rnn" if "rnn" in kinds else "lstm"
     model = Recurrent(cell=cell, hidden=config.hidden, outputs=1)
@@ -112,7 +113,8 @@ def at_best_rate(
 def clipping(config: Config) -> dict[str, ArrayLike]:
     """Train RNNs of large recurrent weights by gradient descent, without clipping and with.
 
-    Returns: last errors of each seed on held-out sequences; the same weights and batches in both.
+    Returns:
+      last errors of each seed on held-out sequences; the same weights and batches in both.
     """
     steps, length = config.clip_steps, config.clip_length
     examples, held_out, batches = sample_sequences(config, config.clip_seeds, steps, length)

@@ -52,7 +52,8 @@ def log_norms(
 ) -> list[Float[np.ndarray, "biases seeds evaluations"]]:
     """Compute ln of the spectral norm of a Flax cell's Jacobian, by forget bias and seed.
 
-    Returns: of the whole state, and of a part of it: its rows and columns.
+    Returns:
+      of the whole state, and of a part of it: its rows and columns.
     """
     shape = config.jacobian_seeds, STEPS_BACK, config.jacobian_inputs
     inputs = sampling.rng(0, "inputs").normal(size=shape).astype(np.float32)

@@ -120,7 +120,8 @@ def large_weights(config: Config, split: Split, norm: str) -> dict[str, np.ndarr
 def ablation(config: Config, split: Split) -> dict[str, np.ndarray]:
     """Train with gamma and beta learned, and with both held at 1 and 0, at every rate.
 
-    Returns: (activations, 2, rates, seeds, 2, ...): learned, then held; at the start, at the end.
+    Returns:
+      (activations, 2, rates, seeds, 2, ...): learned, then held; at the start, at the end.
     """
     kernel_init = nn.initializers.normal(config.sigma)
 

@@ -54,7 +54,8 @@ class Config:
     def needs(self) -> dict[str, tuple[int, int]]:
         """Say how many training and test images of which data set this takes.
 
-        Raises: ValueError: batches of more images than there are to train on.
+        Raises:
+          ValueError: batches of more images than there are to train on.
         """
         check_sizes(self.train_examples, subset=self.subset)
         check_sizes(self.subset, batch_size=self.batch_size)

@@ -146,9 +146,11 @@ def enlarge_few(
 def changes_by_depth(model: DeepMLP, x: Float[Array, "N F"], runs: int) -> dict[str, np.ndarray]:
     """Change the weights of untrained networks, and see what that is in every layer.
 
-    Args: model: of ReLU; weights start as He has them. x: batch. runs: how many networks.
+    Args:
+      model: of ReLU; weights start as He has them. x: batch. runs: how many networks.
 
-    Returns: all (runs, depth). nudged: relative change of W x after the first layer's weights have
+    Returns:
+      all (runs, depth). nudged: relative change of W x after the first layer's weights have
       moved by 1 %. outliers: deviation (over examples and units) of what enters the nonlinearity
       with one weight in a hundred ten times as large, relative to that without. large: that
       deviation with all weights 1.5 times as large.
@@ -260,7 +262,8 @@ def accuracy_at_best_rate(
 ) -> dict[str, ArrayLike]:
     """Train one seed with every rate, then all others with the best.
 
-    Returns: `accuracy` on the test set, `(seeds,)`; `rate`, the best on the validation set.
+    Returns:
+      `accuracy` on the test set, `(seeds,)`; `rate`, the best on the validation set.
     """
     model = DeepMLP(depth, width, 10, variant.activation, variant.norm, variant.dropout)
 

@@ -14,9 +14,11 @@ class NoisyBatchNorm(BatchNorm):
     every feature, all of the collection `noise` of random numbers. Without that collection, and
     outside training, there is none.
 
-    Attributes: noise: the largest mean, and the largest deviation.
+    Attributes:
+      noise: the largest mean, and the largest deviation.
 
-    References: Santurkar et al., "How Does Batch Normalization Help Optimization?", 2018,
+    References:
+      Santurkar et al., "How Does Batch Normalization Help Optimization?", 2018,
       section 2.2.
     """
 

@@ -46,7 +46,8 @@ def train_and_probe(
       every: steps between evaluations.
       gradients: probe gradients and landscape too, not the inputs alone.
 
-    Returns: arrays with a leading axis of seeds: `accuracy` on the test set; `percentiles`,
+    Returns:
+      arrays with a leading axis of seeds: `accuracy` on the test set; `percentiles`,
       (evaluations, 3, units), of the last nonlinearity's inputs in training mode, so that with
       noise they are those that training sees; with `gradients`, what `probe_step` gives, for each.
     """
@@ -108,7 +109,8 @@ def loss_on(
 def probe_step(loss: Callable[[Any], Array], params: Any, rate: float) -> dict[str, Array]:
     """Probe one step of gradient descent: how it shifts gradients, how the loss goes along it.
 
-    Returns: gradient_shift: relative change of the gradient of a layer when all before it have
+    Returns:
+      gradient_shift: relative change of the gradient of a layer when all before it have
       moved, mean over those that have any before; loss_range: largest - smallest loss from half a
       step to four; gradient_change: the largest on the way, relative to the gradient.
     """
@@ -141,7 +143,8 @@ def from_settled(
 ) -> tuple[Int[np.ndarray, "L"], Float[np.ndarray, "seeds L ..."]]:
     """Leave out the first 1,000 steps, or half of fewer than 2,000: there, all is drift.
 
-    Returns: the numbers of the steps, and what is left.
+    Returns:
+      the numbers of the steps, and what is left.
     """
     steps = every * np.arange(over_training.shape[1])
     settled = steps >= settled_from(steps[-1])

@@ -28,7 +28,8 @@ def sample_networks(
     Kernels are drawn by NumPy, from the seed and the kernel's place alone, whatever the norm: XLA
     would need longer to compile `model.init` than to compile all the training.
 
-    Args: deviation: (inputs, outputs) of a kernel -> deviation of its weights.
+    Args:
+      deviation: (inputs, outputs) of a kernel -> deviation of its weights.
     """
     init = functools.partial(model.init, training=False)
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.ones((1, features)))

@@ -45,7 +45,8 @@ class Config:
     def needs(self) -> dict[str, tuple[int, int]]:
         """Say how many passengers this takes, none where they are made up.
 
-        Raises: ValueError: batches of more passengers than there are to train on.
+        Raises:
+          ValueError: batches of more passengers than there are to train on.
         """
         largest_fold = -(-PASSENGERS // self.folds)
         check_sizes(PASSENGERS - largest_fold, batch_size=self.batch_size)

@@ -172,7 +172,8 @@ def trainer(hidden: tuple[int, ...], every: int) -> Callable[..., Any]:
 
     With no hidden layer they are logistic regressions.
 
-    Returns: `(rates, (keys, x, labels, batches), ())` -> the loss on all examples of a seed, before
+    Returns:
+      `(rates, (keys, x, labels, batches), ())` -> the loss on all examples of a seed, before
       the first step and after each `every`, (rates, seeds, evaluations).
     """
     model = MLP(hidden=hidden, kernel_init=nn.initializers.xavier_normal())
