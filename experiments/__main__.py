@@ -107,16 +107,16 @@ def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> i
     from experiments.training import hosts
 
     try:
-        made = session.prepare(name, arguments, graceful_exit)
+        ready = session.prepare(name, arguments, graceful_exit)
     except (ValueError, FileNotFoundError) as error:  # Of options and data: no bug of ours.
         return tell(name, error)
     except OSError as error:
         return end_alone(tell(name, error), hosts.count())
-    with made.run or contextlib.nullcontext():
-        graceful_exit.say(f"stopped; go on with: {made.resume_command}")
-        print(f"run: {made.path} ({made.where})", file=sys.stderr)
+    with ready.run or contextlib.nullcontext():
+        graceful_exit.say(f"stopped; go on with: {ready.resume_command}")
+        print(f"run: {ready.path} ({ready.where})", file=sys.stderr)
         try:
-            results = made.work()
+            results = ready.work()
         except Stopped as stopped:
             print(f"\n{graceful_exit.message}", file=sys.stderr)
             return 128 + stopped.number
@@ -124,11 +124,11 @@ def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> i
             return tell(name, error)
         except (OSError, Damaged, FloatingPointError) as error:
             if isinstance(error, OSError) and error.errno:  # Of an open file it has no name.
-                error.filename = error.filename or made.path
-            return end_alone(tell(name, error, made.resume_command), hosts.count())
-        if made.run:
-            print(f"{results}\n\nrun: {made.path}")
-            print("figures:", *sorted(path.name for path in made.run.path.glob("*.png")))
+                error.filename = error.filename or ready.path
+            return end_alone(tell(name, error, ready.resume_command), hosts.count())
+        if ready.run:
+            print(f"{results}\n\nrun: {ready.path}")
+            print("figures:", *sorted(path.name for path in ready.run.path.glob("*.png")))
     return 0
 
 

@@ -84,20 +84,20 @@ FEW = 3  # Runs from which on an interval says more than their range.
 
 def figure(columns: int = 1, rows: int = 1, *, width: float = 4.4, height: float = 3.0) -> Figure:
     """Make a figure of panels, without any global state of pyplot."""
-    made = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    made.subplots(rows, columns)
-    return made
+    fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    fig.subplots(rows, columns)
+    return fig
 
 
-def share_legend(made: Figure, *, columns: int = 4) -> None:
+def share_legend(fig: Figure, *, columns: int = 4) -> None:
     """Name the lines of all panels once, below them."""
     found: dict[str, Any] = {}
-    for axes in made.axes:
+    for axes in fig.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     widest = 0.55 + 0.065 * max(map(len, found))  # Inches, about.
-    columns = max(1, min(columns, int(made.get_figwidth() / widest)))
-    made.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
+    columns = max(1, min(columns, int(fig.get_figwidth() / widest)))
+    fig.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
 
 
 def legend_below(axes: Axes, *, columns: int = 2, points: float = 34) -> None:
@@ -293,17 +293,17 @@ def describe_runs(
 # ---- Files ---------------------------------------------------------------------------------------
 
 
-def save(made: Figure, path: Path) -> None:
+def save(fig: Figure, path: Path) -> None:
     """Write a figure as `path`.png, of 256 colors, and `path`.svg.
 
     A figure has hardly more colors than that, and the file a third of the bytes.
     """
     with mpl.rc_context(STYLE):
-        made.set_dpi(DPI)
-        canvas = FigureCanvasAgg(made)
+        fig.set_dpi(DPI)
+        canvas = FigureCanvasAgg(fig)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         few = Image.fromarray(np.ascontiguousarray(pixels)).quantize(256)
         few.save(path.with_suffix(".png"), dpi=(DPI, DPI))
-        made.set_layout_engine("none")  # All stays in its place: the search takes half of the time.
-        FigureCanvasSVG(made).print_svg(path.with_suffix(".svg"), metadata={"Date": None})
+        fig.set_layout_engine("none")  # All stays in its place: the search takes half of the time.
+        FigureCanvasSVG(fig).print_svg(path.with_suffix(".svg"), metadata={"Date": None})

@@ -37,8 +37,8 @@ class Results(NamedTuple):
 
 def plot_sizes(results: Results, *examples: int) -> Figure:
     """Plot test error, whose logarithm tells .05 from .08, against the size of the batch."""
-    made = figure(2, width=3.9, height=3.4)
-    for axes, sweep, seen in zip(made.axes, results[:2], examples, strict=True):
+    fig = figure(2, width=3.9, height=3.4)
+    for axes, sweep, seen in zip(fig.axes, results[:2], examples, strict=True):
         errors = {method: 1 - np.stack(list(found.values())) for method, found in sweep.items()}
         for method, found in sweep.items():
             band(axes, np.array([int(n) for n in found]), errors[method], method)
@@ -52,14 +52,14 @@ def plot_sizes(results: Results, *examples: int) -> Figure:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(f"{seen:,} examples seen")
-    share_legend(made)
-    return made
+    share_legend(fig)
+    return fig
 
 
 def plot_huge(results: Results, target: float) -> Figure:
     """Plot what huge batches lose, and how fast mini-batches and full batches descend."""
-    made = figure(2, width=3.9, height=3.2)
-    lost, descent = made.axes
+    fig = figure(2, width=3.9, height=3.2)
+    lost, descent = fig.axes
     first, *_, last = results.huge["batch"]
     none, batch, ghost = (results.huge[name] for name in ("none", "batch", "ghost"))
     points = {
@@ -84,4 +84,4 @@ def plot_huge(results: Results, target: float) -> Figure:
     descent.set(title="Mini-batches and full batches, without BN")
     descent.set(ylim=(0, 2.5), xlabel="examples seen", ylabel="training loss")
     legend_below(descent, columns=3)
-    return made
+    return fig

@@ -12,8 +12,8 @@ from experiments.studies.batches.config import EVALUATIONS, ORDERS, Config
 
 def plot_orders(of: dict[str, Any]) -> Figure:
     """Plot the error of every run, and the means."""
-    made = plotting.figure(height=3.4)
-    (panel,) = made.axes
+    fig = plotting.figure(height=3.4)
+    (panel,) = fig.axes
     drawn = []
     for i, (name, by_order) in enumerate(of.items()):
         style = plotting.METHODS[name]
@@ -29,16 +29,16 @@ def plot_orders(of: dict[str, Any]) -> Figure:
     panel.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
     panel.minorticks_off()
     panel.set_ylabel("test error (%)")
-    plotting.share_legend(made, columns=3)
-    return made
+    plotting.share_legend(fig, columns=3)
+    return fig
 
 
 def plot_means(
     config: Config, error: Float[np.ndarray, "seeds S"], whole: dict[str, np.ndarray]
 ) -> Figure:
     """Plot the error of the mean by the size of the batch, and what all the data gain."""
-    made = plotting.figure(2, width=4.0)
-    means, gain = made.axes
+    fig = plotting.figure(2, width=4.0)
+    means, gain = fig.axes
     sizes, style = np.array(config.sizes), plotting.METHODS["batch"]
     named = style._replace(linestyle="none", label="inputs of the last nonlinearity")
     plotting.band(means, sizes, error.T, named, geometric=True)
@@ -59,4 +59,4 @@ def plot_means(
     gain.set(title="Normalized by all data", xlabel="training steps")
     gain.set_ylabel("test accuracy, all data - batch\n(points)")
     plotting.legend_below(gain)
-    return made
+    return fig

@@ -21,11 +21,11 @@ NAMES = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "ReLU", "leaky": "leaky",
 
 def plot_layers(shallow: Parts) -> Figure:
     """Plot the heat maps."""
-    made = plotting.figure(3, width=2.9, height=4.8)
+    fig = plotting.figure(3, width=2.9, height=4.8)
     cmap = mpl.colormaps[plotting.SEQUENTIAL].with_extremes(bad="white")
     titles = {"none": "plain", "batch": "with BN", "residual": "residual"}
     image: Any = None
-    for axes, (architecture, title) in zip(made.axes, titles.items(), strict=True):
+    for axes, (architecture, title) in zip(fig.axes, titles.items(), strict=True):
         rows = [
             np.mean(of_init(shallow[f"{activation}_{architecture}_gradient"], init), 0)
             for activation, init in itertools.product(NAMES, SHOWN)
@@ -47,17 +47,17 @@ def plot_layers(shallow: Parts) -> Figure:
         axes.set_yticklabels([])
         axes.grid(visible=False)
         axes.hlines(np.arange(len(SHOWN), height, len(SHOWN)), 0, layers + 1, "black", lw=1)
-    made.axes[0].set_yticklabels(
+    fig.axes[0].set_yticklabels(
         [f"{NAMES[a]}, {init}" for a, init in itertools.product(NAMES, SHOWN)], fontsize=7.5
     )
-    made.colorbar(
+    fig.colorbar(
         image,
-        ax=made.axes,
+        ax=fig.axes,
         label="log10 of the gradient's norm (white: 0)",
         extend="both",
         aspect=40,
     )
-    return made
+    return fig
 
 
 def _layer_ticks(layers: int) -> list[int]:
@@ -66,8 +66,8 @@ def _layer_ticks(layers: int) -> list[int]:
 
 def plot_depth(config: Config, deeper: Parts, steps: Parts) -> Figure:
     """Plot gradients and relative updates, layer by layer."""
-    made = plotting.figure(3, width=3.5, height=3.3)
-    by_activation, by_architecture, of_update = made.axes
+    fig = plotting.figure(3, width=3.5, height=3.3)
+    by_activation, by_architecture, of_update = fig.axes
 
     def gradient(axes: Axes, name: str, method: str) -> None:
         norms = of_init(deeper[f"{name}_gradient"], "Xavier").T
@@ -87,41 +87,41 @@ def plot_depth(config: Config, deeper: Parts, steps: Parts) -> Figure:
     for axes in (by_activation, by_architecture):
         axes.set(ylabel="gradient norm / that of the last layer")
     of_update.set(ylabel="relative update |dW| / |W| per step")
-    for axes in made.axes:
+    for axes in fig.axes:
         plotting.log_scale(axes, "y", *(line.get_ydata() for line in axes.lines))
         axes.set(xlabel="layer")
         plotting.legend_below(axes)
-    return made
+    return fig
 
 
 def plot_dying(config: Config, dead: Parts) -> Figure:
     """Plot dead units and accuracy against the rate."""
-    made = plotting.figure(2, width=3.8)
+    fig = plotting.figure(2, width=3.8)
     labels = {"dead": "share of dead units", "accuracy": "test accuracy"}
     titles = f"Dead after {config.dying_steps:,} steps", "Test accuracy"
-    for axes, title, (what, label) in zip(made.axes, titles, labels.items(), strict=True):
+    for axes, title, (what, label) in zip(fig.axes, titles, labels.items(), strict=True):
         for method in ("relu", "leaky"):
             plotting.band(axes, np.array(config.dying_rates), dead[f"{method}_{what}"], method)
         _against_rate(axes, config.dying_rates)
         axes.set(title=title, ylabel=label, ylim=(-0.03, 1.03))
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_residual(config: Config, skipped: Parts) -> Figure:
     """Plot the accuracy of plain and residual networks against the rate."""
-    made = plotting.figure(2, 2, width=3.8, height=2.4)
+    fig = plotting.figure(2, 2, width=3.8, height=2.4)
     plain = plotting.METHODS["none"]._replace(label="plain")
     kinds = itertools.product((config.depth, config.residual_depth), (None, "batch"))
-    for axes, (depth, norm) in zip(made.axes, kinds, strict=True):
+    for axes, (depth, norm) in zip(fig.axes, kinds, strict=True):
         for skip, style in ((False, plain), (True, plotting.METHODS["residual"])):
             accuracy = skipped[name_of(depth, norm, skip)][..., 1]
             plotting.band(axes, np.array(config.residual_rates), accuracy, style)
         _against_rate(axes, config.residual_rates)
         axes.set(title=f"{depth} layers, {'with' if norm else 'without'} BN")
         axes.set(ylabel="test accuracy", ylim=(0, 1))
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig
 
 
 def _against_rate(axes: Axes, rates: Sequence[float]) -> None:

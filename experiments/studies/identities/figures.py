@@ -25,22 +25,22 @@ EQUALITIES = {  # What should be equal, by the name of its error.
 
 def plot_errors(errors: dict[str, float]) -> Figure:
     """Plot the largest error of each of `EQUALITIES`."""
-    made = plotting.figure(width=6.2, height=3.4)
-    axes, names = made.axes[0], sorted(errors, key=errors.__getitem__)
+    fig = plotting.figure(width=6.2, height=3.4)
+    axes, names = fig.axes[0], sorted(errors, key=errors.__getitem__)
     style = METHODS["batch"]._replace(linestyle="none", label="largest error")
     axes.plot([errors[name] for name in names], range(len(names)), **style._asdict())
     axes.axvline(1e-6, color=plotting.VERMILION, linestyle="--", label="bound of most rules")
     axes.set_yticks(range(len(names)), [EQUALITIES[name] for name in names])
     plotting.log_scale(axes, "x", list(errors.values()))
     axes.set_xlabel("largest error over all draws")
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
     """Plot corrected and uncorrected variance against the size of the batch."""
-    made = plotting.figure()
-    axes = made.axes[0]
+    fig = plotting.figure()
+    axes = fig.axes[0]
     for name, method in (("corrected", "batch"), ("uncorrected", "none")):
         values = np.stack([bessel[f"{name}_{m}"] for m in BATCH_SIZES])
         plotting.bars(axes, BATCH_SIZES, values, METHODS[method]._replace(label=name))
@@ -48,5 +48,5 @@ def plot_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
     axes.plot(curve, 1 - 1 / curve, color=plotting.GRAY, linestyle=":", label="(m - 1) / m")
     axes.set_xlabel("examples in a batch, m")
     axes.set_ylabel("batch variance / true variance")
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig

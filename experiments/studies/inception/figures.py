@@ -29,28 +29,28 @@ LINES = {
 
 def plot_variants(config: Config, accuracy: dict[str, np.ndarray]) -> Figure:
     """Draw the accuracy against steps, in two panels."""
-    made = plotting.figure(2, width=3.9, height=3.3)
+    fig = plotting.figure(2, width=3.9, height=3.3)
     steps = np.arange(config.steps // config.watch_every + 1) * config.watch_every
     panels = [
         ("ReLU", ("inception", "baseline", "x5", "x30")),
         ("Without BN at a high rate; sigmoids", ("plain_x5", "sigmoid_with", "sigmoid_without")),
     ]
-    for axes, (title, names) in zip(made.axes, panels, strict=True):
+    for axes, (title, names) in zip(fig.axes, panels, strict=True):
         for name in names:
             plotting.band(axes, steps, accuracy[name].T, LINES[name])
         axes.set(title=title, xlabel="training steps", ylabel="test accuracy")
-        axes.sharey(made.axes[0])
+        axes.sharey(fig.axes[0])
     target = accuracy["inception"].max(1).mean()
-    made.axes[0].axhline(target, color=plotting.GRAY, linewidth=0.8, label="Inception's best")
-    for axes in made.axes:
+    fig.axes[0].axhline(target, color=plotting.GRAY, linewidth=0.8, label="Inception's best")
+    for axes in fig.axes:
         plotting.legend_below(axes)
-    return made
+    return fig
 
 
 def plot_changes(differences: dict[str, np.ndarray]) -> Figure:
     """Draw the gain or loss of each change left out: seeds, mean and interval."""
-    made = plotting.figure(width=5.6, height=3.2)
-    (axes,) = made.axes
+    fig = plotting.figure(width=5.6, height=3.2)
+    (axes,) = fig.axes
     points = 100 * np.stack(list(differences.values()))
     rows = np.arange(len(points))
     axes.axvline(0, color=plotting.BLACK, linewidth=0.8)
@@ -62,5 +62,5 @@ def plot_changes(differences: dict[str, np.ndarray]) -> Figure:
     axes.set_yticks(range(len(differences)), [CHANGES[name] for name in differences])
     axes.invert_yaxis()
     axes.set(xlabel="best test accuracy, one change taken back - BN-x5's (points)")
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig

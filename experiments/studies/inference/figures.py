@@ -22,7 +22,7 @@ SHIFTS = {"unchanged": "unchanged", "contrast": "contrast and\nbrightness", "rot
 
 def plot_statistics(by: Mapping[str, Any], examples: Mapping[str, float]) -> Figure:
     """Plot error and accuracy of all kinds of statistics."""
-    made = plotting.figure(2, width=3.9, height=3.2)
+    fig = plotting.figure(2, width=3.9, height=3.2)
     best = by["population"]["accuracy"]
     values = {
         name: (of["error"], 100 * (of["accuracy"] - best))
@@ -30,14 +30,14 @@ def plot_statistics(by: Mapping[str, Any], examples: Mapping[str, float]) -> Fig
         if name in examples
     }
     population = [name for name in examples if name.startswith("population")]
-    for i, panel in enumerate(made.axes):
+    for i, panel in enumerate(fig.axes):
         x, runs = [examples[name] for name in population], [values[name][i] for name in population]
         plotting.bars(panel, x, runs, POPULATION, joined=True)
         for name, style in AVERAGES.items():
             plotting.bars(panel, [examples[name]], [values[name][i]], style)
         panel.set_xscale("log")
         panel.set_xlabel("examples that the statistics rest on")
-    errors, accuracies = made.axes
+    errors, accuracies = fig.axes
     errors.set_yscale("log")
     errors.set_ylabel("error of the worst mean\n(standard deviations)")
     errors.set_title("Error of the statistics")
@@ -45,14 +45,14 @@ def plot_statistics(by: Mapping[str, Any], examples: Mapping[str, float]) -> Fig
     accuracies.set_yscale("symlog", linthresh=0.1)
     accuracies.set_ylabel("accuracy - that by all images\n(points)")
     accuracies.set_title("Accuracy by them")
-    plotting.share_legend(made, columns=3)
-    return made
+    plotting.share_legend(fig, columns=3)
+    return fig
 
 
 def plot_test_batches(found: Mapping[str, Any], sizes: Sequence[int]) -> Figure:
     """Plot test accuracy against the size of test batches."""
-    made = plotting.figure()
-    (panel,) = made.axes
+    fig = plotting.figure()
+    (panel,) = fig.axes
     ticks = [1, *sizes]
     for kind, style in (
         ("mixed", METHODS["batch"]._replace(label="mixed classes")),
@@ -67,14 +67,14 @@ def plot_test_batches(found: Mapping[str, Any], sizes: Sequence[int]) -> Figure:
     panel.minorticks_off()
     panel.set_xlabel("examples in a test batch")
     panel.set_ylabel("test accuracy (%)")
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_shift(found: Mapping[str, Any]) -> Figure:
     """Plot test accuracy on shifted images, by old and by new statistics."""
-    made = plotting.figure()
-    (panel,) = made.axes
+    fig = plotting.figure()
+    (panel,) = fig.axes
     for side, how, color, hatch, label in (
         (-0.2, "trained", plotting.VERMILION, "//", "statistics of training images"),
         (0.2, "estimated", plotting.BLUE, "", "statistics of images shifted alike"),
@@ -88,5 +88,5 @@ def plot_shift(found: Mapping[str, Any]) -> Figure:
     panel.set_ylabel("test accuracy (%)")
     panel.set_ylim(0, 104)
     panel.grid(visible=False, axis="x")
-    plotting.share_legend(made, columns=2)
-    return made
+    plotting.share_legend(fig, columns=2)
+    return fig

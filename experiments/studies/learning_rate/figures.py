@@ -12,8 +12,8 @@ from experiments.studies.learning_rate.config import DECAYS, HIGH, Config
 
 def plot_grid(config: Config, last: Mapping[tuple[str, str], np.ndarray]) -> Figure:
     """Draw a heat map for each nonlinearity and method."""
-    made = plotting.figure(2, 2, width=3.6, height=1.9)
-    for axes, (names, accuracy) in zip(made.axes, last.items(), strict=True):
+    fig = plotting.figure(2, 2, width=3.6, height=1.9)
+    for axes, (names, accuracy) in zip(fig.axes, last.items(), strict=True):
         mean = 100 * accuracy.mean(-1)
         image = axes.imshow(
             mean, cmap=plotting.SEQUENTIAL, vmin=0, vmax=100, origin="lower", aspect="auto"
@@ -29,16 +29,16 @@ def plot_grid(config: Config, last: Mapping[tuple[str, str], np.ndarray]) -> Fig
         axes.set(xlabel="learning rate", ylabel="sigma")
         axes.grid(visible=False)
     label = f"test accuracy after {config.grid_steps:,} steps / %"
-    made.colorbar(image, ax=made.axes, label=label)
-    return made
+    fig.colorbar(image, ax=fig.axes, label=label)
+    return fig
 
 
 def plot_plateau(
     config: Config, stalled: np.ndarray, learning: np.ndarray, failed: np.ndarray
 ) -> Figure:
     """Draw accuracies over steps, and the share of failures by rate."""
-    made = plotting.figure(2, width=3.9, height=3.2)
-    left, right = made.axes
+    fig = plotting.figure(2, width=3.9, height=3.2)
+    left, right = fig.axes
     left.set_xscale("log")
     for method, runs, every in (
         ("none", stalled, config.plateau_every),
@@ -61,7 +61,7 @@ def plot_plateau(
         ylim=(-4, 104),
     )
     plotting.legend_below(right)
-    return made
+    return fig
 
 
 def plot_speed(
@@ -71,8 +71,8 @@ def plot_speed(
     decayed: np.ndarray,
 ) -> Figure:
     """Draw steps to 90 %, and last errors by rate and by half-life."""
-    made = plotting.figure(3, width=3.5, height=3.2)
-    left, middle, right = made.axes
+    fig = plotting.figure(3, width=3.5, height=3.2)
+    left, middle, right = fig.axes
     for method, side in zip(steps, (0.97, 1.03), strict=True):  # Bars beside each other.
         rates = side * np.array(config.fast_rates)
         plotting.bars(left, rates, steps[method], method, geometric=True, joined=True)
@@ -84,11 +84,11 @@ def plot_speed(
     middle.set(ylabel=last, yscale="log", ylim=(1, 100))
     middle.set_title(f"ReLU, after {config.fast_steps:,} steps")
     right.set(ylabel=last, title=f"Sigmoid, rate falling from {HIGH:g}")
-    for axes in made.axes:
+    for axes in fig.axes:
         axes.set(xscale="log", xlabel="learning rate")
     for axes in (left, middle):
         axes.set_xticks(config.fast_rates, [f"{rate:g}" for rate in config.fast_rates])
         axes.xaxis.minorticks_off()
     right.set_xlabel("half-life of the rate / steps")
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig

@@ -26,9 +26,9 @@ def plot_fig1(found: Metrics, data: str) -> Figure:
 
 def plot_panel(panel: Panel) -> Figure:
     """Plot one of the panels by itself."""
-    made = plotting.figure()
-    panel(made.axes[0])
-    return made
+    fig = plotting.figure()
+    panel(fig.axes[0])
+    return fig
 
 
 def panels(found: Metrics, data: str) -> dict[str, Panel]:

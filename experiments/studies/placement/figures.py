@@ -13,27 +13,27 @@ def plot_order(
     config: Config, accuracy: dict[str, dict[str, Float[np.ndarray, "rates seeds"]]]
 ) -> Figure:
     """Draw test accuracy against the rate, BN before and after, for each nonlinearity."""
-    made = plotting.figure(3, width=3.3)
+    fig = plotting.figure(3, width=3.3)
     styles = {
         "before": METHODS["batch"]._replace(label="BN before the nonlinearity"),
         "after": METHODS["layer"]._replace(linestyle="--", label="BN after the nonlinearity"),
     }
-    for axes, activation in zip(made.axes, accuracy["before"], strict=True):
+    for axes, activation in zip(fig.axes, accuracy["before"], strict=True):
         for order, style in styles.items():
             seen = accuracy[order][activation]
             plotting.band(axes, config.learning_rates, seen, style)
         axes.set(xscale="log", xlabel="learning rate", title=METHODS[activation].label)
         axes.set_xticks(config.learning_rates, [f"{rate:g}" for rate in config.learning_rates])
         axes.minorticks_off()
-    made.axes[0].set_ylabel("test accuracy")
-    plotting.share_legend(made)
-    return made
+    fig.axes[0].set_ylabel("test accuracy")
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_response(found: dict[str, list[np.ndarray]]) -> Figure:
     """Draw the test accuracy of every seed, without and with LRN, without and with BN."""
-    made = plotting.figure()
-    (axes,) = made.axes
+    fig = plotting.figure()
+    (axes,) = fig.axes
     for norm, side in (("none", -0.03), ("batch", 0.03)):
         style = METHODS[norm]
         pairs, at = np.stack(found[norm]), np.array([0, 1]) + side
@@ -41,5 +41,5 @@ def plot_response(found: dict[str, list[np.ndarray]]) -> Figure:
         plotting.bars(axes, at, pairs, style, joined=True, linewidth=2)
     axes.set_xticks([0, 1], ["without LRN", "with LRN"])
     axes.set(ylabel="test accuracy", xlim=(-0.3, 1.3))
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig

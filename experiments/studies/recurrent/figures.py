@@ -36,9 +36,9 @@ def lines(axes: Axes, x: ArrayLike, logs: Float[np.ndarray, "runs X"], style: Li
 
 def plot_memory(found: dict[str, np.ndarray]) -> Figure:
     """Plot the Jacobian against T: by cell, and for LSTMs by forget bias."""
-    made = plotting.figure(2, width=4.0, height=3.3)
+    fig = plotting.figure(2, width=4.0, height=3.3)
     runs = {**found, "state": found["state"][FORGET_BIASES.index(1)]}
-    cells, biases = made.axes
+    cells, biases = fig.axes
     steps = np.arange(0, STEPS_BACK + 1, EVALUATE_EVERY)
     for method, key in (("lstm", "state"), ("gru", "gru"), ("rnn", "rnn")):
         lines(cells, steps, runs[key], METHODS[method])
@@ -49,31 +49,31 @@ def plot_memory(found: dict[str, np.ndarray]) -> Figure:
         biases.plot(steps, expit(float(bias)) ** steps, **theory)
     biases.lines[-1].set_label("$\\sigma$(bias)$^T$")
     biases.set(title="LSTM, memory alone", ylabel="|d c$_T$ / d c$_0$|")
-    for axes in made.axes:
+    for axes in fig.axes:
         axes.set(xlabel="T, steps", yscale="log")
         plotting.legend_below(axes, columns=3 if axes is cells else 2)
-    return made
+    return fig
 
 
 def plot_adding(config: Config, found: dict[tuple[str, int], np.ndarray]) -> Figure:
     """Plot the error over training, a panel for each length."""
-    made = plotting.figure(len(LENGTHS), width=3.3)
+    fig = plotting.figure(len(LENGTHS), width=3.3)
     steps = np.linspace(0, config.steps, config.looks + 1)
-    for axes, length in zip(made.axes, LENGTHS, strict=True):
+    for axes, length in zip(fig.axes, LENGTHS, strict=True):
         axes.axhline(CHANCE, color=plotting.BLACK, linestyle=":", linewidth=1, label="chance")
         for kind, style in KINDS.items():
             if (kind, length) in found:
                 lines(axes, steps, np.log(found[kind, length]), style)
         axes.set(title=f"T = {length}", xlabel="training steps", yscale="log", ylim=(2e-4, 3))
-    made.axes[0].set_ylabel("mean squared error")
-    plotting.share_legend(made)
-    return made
+    fig.axes[0].set_ylabel("mean squared error")
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_clipping(config: Config, last: dict[str, np.ndarray]) -> Figure:
     """Plot the last error of every run, without clipping and with, and how many diverged."""
-    made = plotting.figure(2, width=3.6)
-    errors, shares = made.axes
+    fig = plotting.figure(2, width=3.6)
+    errors, shares = fig.axes
     names = {"unclipped": "without clipping", "clipped": "with clipping"}
     finite = np.concatenate([runs[np.isfinite(runs)] for runs in last.values()])
     top = 10 * finite.max(initial=config.clip_bound)
@@ -92,8 +92,8 @@ def plot_clipping(config: Config, last: dict[str, np.ndarray]) -> Figure:
     errors.axhline(config.clip_bound, **line, label="above: diverged")
     errors.set(title="Error of every run", ylabel="last mean squared error", yscale="log")
     shares.set(title="Share that diverged", ylabel="share of runs", ylim=(-0.04, 1.04))
-    for axes in made.axes:
+    for axes in fig.axes:
         axes.set_xticks(range(len(names)), list(names.values()))
         axes.set_xlim(-0.5, len(names) - 0.5)
     plotting.legend_below(errors, points=24, columns=1)
-    return made
+    return fig

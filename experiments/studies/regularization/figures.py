@@ -44,8 +44,8 @@ def gap(found: Found) -> np.ndarray:
 
 def plot_lines(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
     """Plot test accuracy and gap against what is swept, a column for each."""
-    made = figure(len(whats), 2, width=3.1, height=2.5)
-    rows = {"test accuracy": made.axes[: len(whats)], "training - test": made.axes[len(whats) :]}
+    fig = figure(len(whats), 2, width=3.1, height=2.5)
+    rows = {"test accuracy": fig.axes[: len(whats)], "training - test": fig.axes[len(whats) :]}
     for (what, method), (values, found, label) in lines.items():
         if what not in whats:
             continue
@@ -59,19 +59,19 @@ def plot_lines(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figu
             axes.set_xticks(range(len(every)), [f"{x:g}" for x in every])
             axes.set(title=f"{TITLES[what]}: {name}", xlabel=X_LABELS[what])
             panels[0].set_ylabel(name)
-    share_legend(made)
-    return made
+    share_legend(fig)
+    return fig
 
 
 def plot_combined(names: Sequence[str], found: dict[str, Found]) -> Figure:
     """Plot test accuracy and gap of every combination of regularizers, without and with BN."""
-    made = figure(2, width=3.8, height=3.3)
+    fig = figure(2, width=3.8, height=3.3)
     kinds = {"test accuracy": lambda rows: rows["test"], "training - test accuracy": gap}
-    for axes, (label, kind) in zip(made.axes, kinds.items(), strict=True):
+    for axes, (label, kind) in zip(fig.axes, kinds.items(), strict=True):
         for shift, (method, rows) in zip((-0.12, 0.12), found.items(), strict=True):
             bars(axes, np.arange(len(names)) + shift, kind(rows), method, horizontal=True)
-        axes.set_yticks(range(len(names)), names if axes is made.axes[0] else [""] * len(names))
+        axes.set_yticks(range(len(names)), names if axes is fig.axes[0] else [""] * len(names))
         axes.set(title=label.capitalize(), xlabel=label)
         axes.invert_yaxis()
-    share_legend(made)
-    return made
+    share_legend(fig)
+    return fig

@@ -17,8 +17,8 @@ Found = dict[str, dict[str, np.ndarray]]
 
 def plot_zone() -> Figure:
     """Draw the sigmoid with its best line, the share saturated, and a shape that stays."""
-    made = plotting.figure(3, width=3.4, height=3.4)
-    zone, share, shape = made.axes
+    fig = plotting.figure(3, width=3.4, height=3.4)
+    zone, share, shape = fig.axes
     x, color = np.linspace(-6, 6, 601), METHODS["sigmoid"].color
     near, flat = x[np.abs(x) <= ZONE], flat_from(FLAT)
     zone.fill_between(
@@ -49,22 +49,22 @@ def plot_zone() -> Figure:
     shape.plot(x, stats.norm.pdf(x), ":", color=plotting.BLACK, label="N(0, 1)")
     shape.set(title="Normalization keeps the shape", xlabel="value", ylabel="density")
     plotting.legend_below(shape)
-    return made
+    return fig
 
 
 def plot_saturated(config: Config, found: Found) -> Figure:
     """Draw the share saturated, and accuracy, over training from large initial weights."""
-    made = plotting.figure(2, width=3.8)
+    fig = plotting.figure(2, width=3.8)
     steps = np.linspace(0, config.steps, config.looks + 1)
     labels = {"saturated": "share of units with slope below .01", "test": "test accuracy"}
-    for axes, (name, label) in zip(made.axes, labels.items(), strict=True):
+    for axes, (name, label) in zip(fig.axes, labels.items(), strict=True):
         for norm, seen in found.items():
             plotting.band(axes, steps, seen[name].T, norm)
         axes.set(xlabel="training step", ylabel=label, ylim=(-0.03, 1))
-    made.axes[0].set_title("Saturated units")
-    made.axes[1].set_title("Accuracy")
-    plotting.share_legend(made)
-    return made
+    fig.axes[0].set_title("Saturated units")
+    fig.axes[1].set_title("Accuracy")
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_learned(found: Found, gaussian: Float[np.ndarray, "seeds units"]) -> Figure:
@@ -74,9 +74,9 @@ def plot_learned(found: Found, gaussian: Float[np.ndarray, "seeds units"]) -> Fi
       found: of each nonlinearity at its best rate.
       gaussian: each ReLU's share of inputs above 0, were they Gaussian before gamma and beta.
     """
-    made = plotting.figure(3, width=3.4, height=3.4)
+    fig = plotting.figure(3, width=3.4, height=3.4)
     starts = {"scale": ("gamma", 1.0), "bias": ("beta", 0.0)}
-    for axes, (name, (greek, start)) in zip(made.axes[:2], starts.items(), strict=True):
+    for axes, (name, (greek, start)) in zip(fig.axes[:2], starts.items(), strict=True):
         ends = [bound(seen[name][:, -1]) for seen in found.values() for bound in (np.min, np.max)]
         bins = np.linspace(min(ends), max(ends), 40).tolist()
         for activation, seen in found.items():
@@ -86,7 +86,7 @@ def plot_learned(found: Found, gaussian: Float[np.ndarray, "seeds units"]) -> Fi
         axes.axvline(start, color=plotting.BLACK, linewidth=1, label="at the start")
         axes.set(title=f"Learned {greek}", xlabel=greek, ylabel="density over units")
         plotting.legend_below(axes)
-    axes, relu = made.axes[2], found["relu"]
+    axes, relu = fig.axes[2], found["relu"]
     axes.plot([0, 1], [0, 1], "--", color=plotting.GRAY, label="Gaussian inputs")
     color = METHODS["relu"].color
     axes.scatter(gaussian, relu["active"][:, -1], s=5, alpha=0.4, color=color, label="a ReLU")
@@ -94,4 +94,4 @@ def plot_learned(found: Found, gaussian: Float[np.ndarray, "seeds units"]) -> Fi
     axes.set(xlabel="Phi(beta / |gamma|)", ylabel="share of inputs above 0", aspect="equal")
     axes.set_title("Active ReLUs")
     plotting.legend_below(axes)
-    return made
+    return fig

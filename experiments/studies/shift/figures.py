@@ -41,8 +41,8 @@ def plot_shift(seen: Parts, medians: Settled, every: int) -> Figure:
       medians: of the last hidden layer's inputs, of that training and of the one on few examples.
       every: steps between evaluations.
     """
-    made = plotting.figure(3, width=3.4, height=3.2)
-    drift, gradient, cause = made.axes
+    fig = plotting.figure(3, width=3.4, height=3.2)
+    drift, gradient, cause = fig.axes
     for name, (steps, settled) in medians.items():
         away = np.abs(settled - settled[:, :1]).mean(-1)
         band(drift if name in seen else cause, steps, away.T, STYLES[name])
@@ -52,51 +52,51 @@ def plot_shift(seen: Parts, medians: Settled, every: int) -> Figure:
     cause.set_title("Without BN, few examples")
     over_training(gradient, seen, "gradient_shift", every)
     gradient.set(title="Gradients, as the layers before move", ylabel="relative change")
-    label_steps(made)
-    return made
+    label_steps(fig)
+    return fig
 
 
 def plot_landscape(seen: Parts, every: int) -> Figure:
     """Plot how loss and gradient vary along a step, over training."""
-    made = plotting.figure(2, width=3.8, height=3.2)
-    loss, gradient = made.axes
+    fig = plotting.figure(2, width=3.8, height=3.2)
+    loss, gradient = fig.axes
     over_training(loss, seen, "loss_range", every)
     loss.set(title="Loss along a step", ylabel="range (nats)")
     over_training(gradient, seen, "gradient_change", every)
     gradient.set(title="Gradient along a step", ylabel="largest relative change")
     gradient.set(yscale="linear", ylim=(0, None))
-    label_steps(made)
-    return made
+    label_steps(fig)
+    return fig
 
 
 def plot_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Figure:
     """Plot accuracy against depth."""
-    made = plotting.figure(2, width=3.8, height=3.3)
-    for axes, activation in zip(made.axes, ("sigmoid", "relu"), strict=True):
+    fig = plotting.figure(2, width=3.8, height=3.3)
+    for axes, activation in zip(fig.axes, ("sigmoid", "relu"), strict=True):
         for name, by_depth in accuracy.items():
             if name.startswith(activation):
                 band(axes, depths, by_depth, STYLES[name])
         axes.set(title=METHODS[activation].label, ylim=(0, 1), xticks=list(depths))
         axes.set(xlabel="hidden layers", ylabel="test accuracy")
         plotting.legend_below(axes)
-    return made
+    return fig
 
 
 def plot_untrained(seen: Parts) -> Figure:
     """Plot against the layer what became of three changes of the weights."""
-    made = plotting.figure(3, width=3.3)
+    fig = plotting.figure(3, width=3.3)
     titles = {
         "nudged": ("First weights moved by 1 %", "relative change of W x"),
         "outliers": ("1 % of weights ten times as large", "deviation with / without them"),
         "large": ("All weights 1.5 times He's", "deviation of the inputs"),
     }
-    for axes, (change, (title, label)) in zip(made.axes, titles.items(), strict=True):
+    for axes, (change, (title, label)) in zip(fig.axes, titles.items(), strict=True):
         for norm, found in seen.items():
             runs = found[change].T
             band(axes, np.arange(1, len(runs) + 1), runs, STYLES[norm], geometric=True)
         axes.set(title=title, xlabel="layer", ylabel=label, yscale="log")
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig
 
 
 def over_training(axes: Axes, seen: Parts, measure: str, every: int) -> None:
@@ -107,8 +107,8 @@ def over_training(axes: Axes, seen: Parts, measure: str, every: int) -> None:
     plotting.log_scale(axes, "y", *(found[measure] for found in seen.values()))
 
 
-def label_steps(made: Figure) -> None:
+def label_steps(fig: Figure) -> None:
     """Name the steps, and the lines."""
-    for axes in made.axes:
+    for axes in fig.axes:
         axes.set(xlabel="training steps")
         plotting.legend_below(axes, columns=2)

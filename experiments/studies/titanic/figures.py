@@ -45,8 +45,8 @@ def plot_accuracy(
     config: Config, by_setting: dict[str, Results], logistic: float, majority: float
 ) -> Figure:
     """Plot the accuracy after `epochs`, and what BN gains then and later."""
-    made = plotting.figure(2, width=3.9, height=3.5)
-    left, right = made.axes
+    fig = plotting.figure(2, width=3.9, height=3.5)
+    left, right = fig.axes
     plot_intervals(left, {name: results.accuracy for name, results in by_setting.items()}, 100)
     reference = {"color": plotting.BLACK, "linewidth": 1}
     left.axhline(100 * logistic, linestyle="-.", label="logistic regression", **reference)
@@ -68,15 +68,15 @@ def plot_accuracy(
     right.set_xticks(range(len(by_setting)), [label(name) for name in by_setting])
     right.set(ylabel="accuracy gained / points", title="With BN - without, paired by seed")
     plotting.legend_below(right, points=32)
-    return made
+    return fig
 
 
 def plot_epochs(config: Config, by_setting: dict[str, Results]) -> Figure:
     """Plot the accuracy over epochs."""
-    made = plotting.figure(len(by_setting), width=2.7, height=3.0)
+    fig = plotting.figure(len(by_setting), width=2.7, height=3.0)
     every = np.array([list(results.every.values()) for results in by_setting.values()])
     low, high = every.mean(-1).min(), every.max()
-    for axes, (name, results) in zip(made.axes, by_setting.items(), strict=True):
+    for axes, (name, results) in zip(fig.axes, by_setting.items(), strict=True):
         axes.set_xscale("log")
         for method, curve in results.every.items():
             plotting.band(axes, np.arange(config.more) + 1, 100 * curve, method)
@@ -84,17 +84,17 @@ def plot_epochs(config: Config, by_setting: dict[str, Results]) -> Figure:
         axes.axvline(config.epochs, **line, label=f"{config.epochs:,} epochs")
         axes.set(xlabel="epochs", title=label(name).replace("\n", ", "))
         axes.set_ylim(100 * low - 1, 100 * high + 1)
-    made.axes[0].set_ylabel("test accuracy, mean of folds / %")
-    plotting.share_legend(made)
-    return made
+    fig.axes[0].set_ylabel("test accuracy, mean of folds / %")
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_steadiness(
     config: Config, by_setting: dict[str, Results], one: Mapping[str, Float[np.ndarray, "epochs"]]
 ) -> Figure:
     """Plot one fold's accuracy over the watched epochs, and its deviation in every setting."""
-    made = plotting.figure(2, width=3.9, height=3.2)
-    left, right = made.axes
+    fig = plotting.figure(2, width=3.9, height=3.2)
+    left, right = fig.axes
     epochs = np.arange(config.epochs - config.watched, config.epochs)
     for method, curve in one.items():
         style = plotting.METHODS[method]
@@ -112,5 +112,5 @@ def plot_steadiness(
         title=f"Over the last {config.watched} of {config.epochs} epochs",
     )
     right.set_ylim(0, None)
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig

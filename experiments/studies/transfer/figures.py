@@ -11,22 +11,22 @@ from experiments.studies.transfer.ways import WAYS
 
 def plot_race(config: Config, curves: dict[str, np.ndarray]) -> Figure:
     """Draw test accuracy over the race, each way at the rate that arrives first."""
-    made = plotting.figure()
-    (axes,) = made.axes
+    fig = plotting.figure()
+    (axes,) = fig.axes
     steps = (1 + np.arange(curves["scratch"].shape[1])) * config.race_every
     for name, method in (("scratch", "none"), ("pretrained", "batch")):
         style = METHODS[method]._replace(label=WAYS[name].label)
         plotting.band(axes, steps, curves[name].T, style)
     axes.axhline(config.goal, color=plotting.BLACK, linestyle=":", linewidth=1, label="goal")
     axes.set(xlabel="training step on the target", ylabel="test accuracy")
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_ways(tested: dict[str, np.ndarray]) -> Figure:
     """Draw the last test accuracy of every way and seed, and the means."""
-    made = plotting.figure(width=6.0, height=2.8)
-    (axes,) = made.axes
+    fig = plotting.figure(width=6.0, height=2.8)
+    (axes,) = fig.axes
     rows, runs = np.arange(len(tested)), np.stack(list(tested.values()))
     style = METHODS["batch"]._replace(label="mean of seeds")
     plotting.bars(axes, rows, runs, style, horizontal=True)
@@ -35,5 +35,5 @@ def plot_ways(tested: dict[str, np.ndarray]) -> Figure:
     axes.set_yticks(rows, [WAYS[name].label for name in tested])
     axes.set(xlabel="test accuracy on the target", ylim=(-0.5, len(tested) - 0.3))
     axes.invert_yaxis()
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig

@@ -11,8 +11,8 @@ from experiments.studies.whitening.config import Config
 
 def plot_time(config: Config, taken: dict[str, np.ndarray]) -> Figure:
     """Draw milliseconds against d."""
-    made = plotting.figure()
-    (axes,) = made.axes
+    fig = plotting.figure()
+    (axes,) = fig.axes
     for name, method, label in (("zca", "whitened", "ZCA"), ("bn", "batch", "BN")):
         style = METHODS[method]._replace(label=label)
         runs = 1e3 * taken[name].T
@@ -20,13 +20,13 @@ def plot_time(config: Config, taken: dict[str, np.ndarray]) -> Figure:
     axes.set(xlabel="features, d", ylabel="time of a forward pass, ms", xscale="log", yscale="log")
     axes.set_xticks(config.features, [str(d) for d in config.features])
     axes.minorticks_off()
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_outside(found: dict[str, np.ndarray]) -> Figure:
     """Draw b, |W| and the loss over training."""
-    made = plotting.figure(3, width=3.3)
+    fig = plotting.figure(3, width=3.3)
     panels = {
         "Bias": ("bias", 0, "bias b"),
         "Weights": ("scale", 0, "length of the weights, |W|"),
@@ -36,13 +36,13 @@ def plot_outside(found: dict[str, np.ndarray]) -> Figure:
         "outside": METHODS["none"]._replace(label="statistics as constants"),
         "inside": METHODS["batch"]._replace(label="BN inside the gradient"),
     }
-    for axes, (title, (key, column, label)) in zip(made.axes, panels.items(), strict=True):
+    for axes, (title, (key, column, label)) in zip(fig.axes, panels.items(), strict=True):
         for name, style in styles.items():
             runs = found[f"{key}_{name}"][..., column].T
             plotting.band(axes, np.arange(len(runs)), runs, style)
         axes.set(title=title, xlabel="steps", ylabel=label)
-    plotting.share_legend(made)
-    return made
+    plotting.share_legend(fig)
+    return fig
 
 
 def plot_descent(
@@ -52,8 +52,8 @@ def plot_descent(
 
     Each kind of input at its best rate; a network is stuck that ends above the bound.
     """
-    made = plotting.figure(3, width=3.4, height=3.2)
-    descent, ends, shares = made.axes
+    fig = plotting.figure(3, width=3.4, height=3.2)
+    descent, ends, shares = fig.axes
     descent.set_xscale("log")
     for kind, runs in losses.items():
         plotting.band(descent, np.arange(1, runs.shape[1]), runs[:, 1:].T, kind, geometric=True)
@@ -79,4 +79,4 @@ def plot_descent(
     descent.set_ylabel("training loss, nats")
     plotting.legend_below(descent)
     plotting.legend_below(ends, points=24)
-    return made
+    return fig
