@@ -62,7 +62,9 @@ def carry_out_command(arguments: list[str]) -> int:
     if name == "report":
         from experiments.ledger import page as report
 
-        return report.main(rest)
+        with GracefulExit() as graceful_exit:
+            graceful_exit.say("stopped; the report is not whole")
+            return report.main(rest)
     names = (*EXPERIMENTS, "all", "report", "list")
     if name not in names:
         hint = did_you_mean(name, names)

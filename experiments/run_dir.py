@@ -343,6 +343,9 @@ def keep_environment(run: Run, environment: dict[str, Any]) -> None:
     path = run.path / "env.json"
     try:
         before = read_json(path)
+        lacking = sorted(environment.keys() - {"spread"} - before.keys())
+        if lacking:
+            raise Damaged(f"{path} is damaged: it lacks {', '.join(lacking)}")
     except FileNotFoundError:
         run.write("env.json", environment)
         return

@@ -192,7 +192,7 @@ class Study:
         file = f"data_{Path(name).resolve().stem}.json"
         try:
             before = read_json(self.run.path / file)
-            before = {"name": before["name"], "sha256": before["sha256"]}
+            before = {key: before[key] for key in ("name", "source", "sha256")}
         except FileNotFoundError:
             self.run.write(file, dict(description))
             return

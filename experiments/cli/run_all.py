@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -14,6 +15,7 @@ import tyro
 
 from experiments import run_dir
 from experiments.checks import did_you_mean
+from experiments.ledger.collect import BadRun, result_of
 from experiments.options import NEWEST, IOOptions, reads_files
 
 REFUSED = 2  # Exit status of what cannot run here, as for want of its data.
@@ -42,6 +44,9 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
     # A bare --resume, as the other commands have it.
     arguments = [f"--resume={NEWEST}" if word == "--resume" else word for word in arguments]
     how = tyro.cli(Options, prog="python -m experiments all", args=arguments)
+    if "--only" in arguments and not how.only:
+        print(f"all: Expected --only with {', '.join(names)}, got none.", file=sys.stderr)
+        return 2
     for name in how.only:
         if name not in names:
             expected, hint = ", ".join(names), did_you_mean(name, names)
@@ -86,6 +91,16 @@ def _compiling_fast() -> Generator[None]:
         jax.config.update("jax_disable_most_optimizations", False)  # Its default.
 
 
+def _is_whole(path: Path, name: str) -> bool:
+    """Tell whether the report will take a finished run; say why not."""
+    try:
+        result_of(path, name)
+    except BadRun as error:
+        print(f"{name}: {path} does not count as finished: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def _config(name: str, preset: str) -> Any:
     return import_module(f"experiments.studies.{name}.config").PRESETS[preset]
 
@@ -98,7 +113,7 @@ def _one(name: str, how: Options, one: CarryOut) -> int:
     try:
         if io.resume:
             path = run_dir.newest_finished(io.runs, name, config)
-            if path:
+            if path and _is_whole(path, name):
                 print(f"{name}: finished in {path}", file=sys.stderr)
                 return 0
             with contextlib.suppress(ValueError):  # Not begun.

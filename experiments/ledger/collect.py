@@ -1,6 +1,7 @@
 """The ledger: every claim with what was measured and the verdict that follows."""
 
 import importlib
+import json
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -202,21 +203,30 @@ def result_of(path: Path, name: str) -> Result:
         summary = run_dir.read_json(path / "summary.json")
     except (ValueError, OSError, RecursionError) as error:
         raise BadRun(f"expected summary.json to be whole JSON, got {error}") from None
+    result = Result(path, summary)
     try:
+        # What a page cannot show: NaN, a part of a letter.
+        json.dumps(summary, allow_nan=False, ensure_ascii=False).encode()
         _check(summary, path, name)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadRun(
-            f"expected a summary of a run, got one without or with another {error}"
-        ) from None
-    return Result(path, summary)
+        str((result.basis, result.rank, result.commit))
+    except BadRun:
+        raise
+    except Exception as error:  # Of any type in any place.
+        kind = type(error).__name__
+        raise BadRun(f"expected the summary of a run, got {kind} from it: {error}"[:300]) from None
+    return result
 
 
 def _check(summary: Any, path: Path, name: str) -> None:
     """Refuse what is not the summary of a run of this experiment.
 
     Raises:
-      BadRun, KeyError, TypeError, AttributeError.
+      BadRun: or any other error, where the types are not what they should be.
     """
+    kinds = {"config": dict, "metrics": dict, "figures": list, "seconds": dict, "preset": str}
+    for key, kind in kinds.items():
+        if not isinstance(summary[key], kind):
+            raise BadRun(f"expected `{key}` to be a {kind.__name__}, got {summary[key]!r}"[:300])
     if summary["config"]["experiment"] != name:
         raise BadRun(f"expected a run of {name}, got one of {summary['config']['experiment']}")
     for metric, made in summary["metrics"].items():
@@ -224,8 +234,11 @@ def _check(summary: Any, path: Path, name: str) -> None:
         numbers = (estimate.value, estimate.low, estimate.high, *estimate.values)
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
             raise BadRun(f"expected finite numbers of {metric}, got {list(numbers)}")
-        if not estimate.low <= estimate.value <= estimate.high or not isinstance(
-            estimate.runs, int
+        if (
+            not estimate.low <= estimate.value <= estimate.high
+            or not isinstance(estimate.runs, int)
+            or isinstance(estimate.runs, bool)
+            or estimate.runs < 0
         ):
             raise BadRun(f"expected {metric} within its interval, of whole runs, got {made}")
     for figure in summary["figures"]:
@@ -234,14 +247,17 @@ def _check(summary: Any, path: Path, name: str) -> None:
             raise BadRun(f"expected a figure in its folder, got {figure['file']!r}")
         if not file.is_file():
             raise BadRun(f"expected the figure {figure['file']}, found none")
-        if not isinstance(figure["title"] + figure["alt"], str):
+        if not isinstance(figure["title"] + figure["alt"] + figure.get("caption", ""), str):
             raise BadRun(f"expected a title and a text for {figure['file']}, got {figure}")
     for seconds in summary["seconds"].values():
-        float(seconds)
+        if isinstance(seconds, (bool, str)) or not 0 <= float(seconds) < math.inf:
+            raise BadRun(f"expected seconds, got {seconds!r}")
     machine, versions = summary["environment"]["machine"], summary["environment"]["versions"]
-    if not (isinstance(machine["cores"], int) and isinstance(versions["jax"], str)):
-        raise BadRun(f"expected cores and versions, got {machine} and {versions}")
-    for found in summary.get("data", {}).values():
+    if not (
+        isinstance(machine["cores"], int) and isinstance(versions["jax"] + machine["cpu"], str)
+    ):
+        raise BadRun(f"expected machine and versions, got {machine} and {versions}")
+    for found in Result(path, summary).data.values():
         if not isinstance(found["name"] + found["sha256"] + found["source"], str):
             raise BadRun(f"expected data with name, source and checksum, got {found}")
 

@@ -72,6 +72,9 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Write the report; return the exit status."""
     how = tyro.cli(Options, prog="python -m experiments report", args=arguments)
+    for path in how.runs:
+        if not path.is_dir() or not any(path.iterdir()):
+            print(f"{path} has no runs: shown is what the project keeps", file=sys.stderr)
     results = ledger.collect(how.runs, say=lambda line: print(line, file=sys.stderr))
     if not results:
         where = ", ".join(map(str, how.runs))

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import options, run_dir
+from experiments import environment, options, run_dir
 from experiments.__main__ import EXPERIMENTS, carry_out, main
 from experiments.cli import run_all, session
 from experiments.studies.identities import config as identities
 from experiments.studies.mnist_mlp import config as mnist_mlp
+from experiments.study import Study
 from experiments.training.signals import GracefulExit
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,8 @@ def test_all_ends_with_a_signal(tmp_path):
 def test_all_passes_over_a_damaged_run(tmp_path, capsys):
     config = identities.PRESETS["smoke"]
     with run_dir.create(tmp_path, "identities", config) as run:
-        run.write("summary.json", {})
+        run_dir.keep_environment(run, environment.describe())
+        Study("identities", run).finish()
     with run_dir.create(tmp_path, "identities", config) as bad:
         bad.write("summary.json", {})
         (bad.path / "config.json").write_bytes(b"")

@@ -86,8 +86,9 @@ def test_summary_gives_the_estimates_back(run):
 
 
 def test_other_examples_are_refused_when_a_study_goes_on(run):
-    Study("gradients", run).describe_data("mnist", {"name": "mnist", "sha256": "a"})
-    Study("gradients", run).describe_data("mnist", {"name": "mnist", "sha256": "a"})
+    ours = {"name": "mnist", "source": "a test", "sha256": "a"}
+    Study("gradients", run).describe_data("mnist", ours)
+    Study("gradients", run).describe_data("mnist", ours)
     with pytest.raises(ValueError, match=r"Expected the examples .* Pass the same --data-dir"):
         Study("gradients", run).describe_data("mnist", {"name": "digits", "sha256": "b"})
 
@@ -221,6 +222,16 @@ def damage(path, how):
         metric["runs"] = "many"
     if how == "interval":
         metric["low"] = 2.0
+    if how == "preset":
+        summary["preset"] = ["quick"]
+    if how == "seconds":
+        summary["seconds"] = {"a": "3"}
+    if how == "huge":
+        summary["seconds"] = {"a": 10**400}
+    if how == "letters":
+        summary["figures"] = [{"file": "a\0.png", "title": "\ud800", "alt": ""}]
+    if how == "examples":
+        summary["data"]["mnist"]["train_examples"] = "many"
     if how == "other":
         summary["config"]["experiment"] = "titanic"
     if how == "list":
@@ -236,7 +247,7 @@ def damage(path, how):
     "how",
     [
         *("figure", "no figure", "link", "nan", "types", "interval", "other", "list", "lacks"),
-        *("empty", "cut", "deep"),
+        *("empty", "cut", "deep", "preset", "seconds", "huge", "letters", "examples"),
     ],
 )
 def test_a_damaged_run_is_named_and_left_out(tmp_path, gradients, how):
@@ -303,7 +314,13 @@ def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
     with run_dir.create(tmp_path, "identities", config) as run:
         run.write("summary.json", {})
     run_all.carry_out(("identities",), arguments, one)
-    assert len(asked) == 1
+    assert len(asked) == 2  # The report would not take it.
+    with run_dir.create(tmp_path, "identities", config) as run:
+        run_dir.keep_environment(run, environment.describe())
+        Study("identities", run).finish()
+    run_all.carry_out(("identities",), arguments, one)
+    assert len(asked) == 2
+    assert run_all.carry_out(("identities",), [*arguments, "--only"], one) == 2
 
 
 def test_all_smoke_measures_every_number_that_a_claim_asks_for(tmp_path):
