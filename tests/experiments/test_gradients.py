@@ -11,7 +11,7 @@ from experiments.studies.gradients import deep, factors
 from experiments.studies.gradients import training as gradients_training
 from experiments.studies.gradients.backprop import backprop_errors, backpropagate
 from experiments.studies.gradients.config import GAINS, INITS
-from experiments.studies.gradients.deep import DeepMLP
+from experiments.studies.gradients.deep import of_depth
 from jbn.models import MLP
 
 KINDS = [("linear", "none"), ("linear", "residual")]
@@ -27,7 +27,7 @@ def by_hand(seed: int, init: str, skip: float) -> tuple[list[np.ndarray], list[n
     """Compute pre-activations of a linear network, and the gradients by them, in NumPy."""
     x = sampling.rng(0, "inputs").normal(size=(7, 10))
     labels = sampling.rng(0, "labels").integers(0, 10, 7)
-    (variables,) = deep.sample_weights(DeepMLP(6, 10), x, [seed])
+    (variables,) = deep.sample_weights(of_depth(6, 10), x, [seed])
     params = variables["params"]
     gain = GAINS[init]
     assert gain is not None
@@ -66,7 +66,7 @@ def test_profiles_are_those_of_the_chain_rule(found, init, architecture, skip):
 def test_kernels_do_not_depend_on_the_norm():
     x = np.ones((3, 5))
     plain, normalized = (
-        next(deep.sample_weights(DeepMLP(4, 8, norm=norm), x, [3])) for norm in (None, "batch")
+        next(deep.sample_weights(of_depth(4, 8, norm=norm), x, [3])) for norm in (None, "batch")
     )
     for name in ("first", "output"):
         np.testing.assert_array_equal(
@@ -85,8 +85,8 @@ def test_kernels_have_the_variance_of_their_fan_in():
 
 
 def test_odd_depth_is_refused():
-    with pytest.raises(ValueError, match="even `depth` of at least 4, got 5"):
-        DeepMLP(5, 8).init(jax.random.key(0), jnp.ones((2, 3)), training=True)
+    with pytest.raises(ValueError, match="blocks of 2, so 1 more than a multiple"):
+        of_depth(5, 8).init(jax.random.key(0), jnp.ones((2, 3)), training=True)
 
 
 def test_mean_factor_takes_means_first():

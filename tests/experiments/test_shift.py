@@ -8,10 +8,10 @@ import pytest
 
 from experiments.studies.shift import deep, probe
 from experiments.studies.shift.data import Data, accuracies
-from experiments.studies.shift.deep import DeepMLP
 from experiments.studies.shift.noise import NoisyBatchNorm
 from experiments.studies.shift.weights import he, sample_networks
 from experiments.tasks.split import Split
+from experiments.training.deep_mlp import DeepMLP
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
@@ -58,18 +58,23 @@ def test_noise_has_a_mean_and_deviation_of_its_own_for_every_feature_and_key(rng
 # ---- Where networks start, how accurate they are -------------------------------------------------
 
 
+def kernel(layer):
+    """Take the kernel of a layer, or those of a scan over layers."""
+    return layer.get("dense_0", layer)["kernel"]
+
+
 def test_networks_start_from_the_same_weights_whatever_the_norm():
     plain, normalized = (
         sample_networks(DeepMLP(4, 64, norm=norm), optax.sgd(0.1, momentum=0.9), [3, 5], 50, he)
         for norm in (None, BatchNorm)
     )
-    for layer in ("first", "rest"):
-        ours, theirs = (np.asarray(n.params[layer]["dense"]["kernel"]) for n in (plain, normalized))
+    for layer in ("first", "blocks"):
+        ours, theirs = (np.asarray(kernel(n.params[layer])) for n in (plain, normalized))
         np.testing.assert_array_equal(ours, theirs)
         assert np.std(ours) == pytest.approx((2 / ours.shape[-2]) ** 0.5, rel=0.03)
         assert np.any(ours[0] != ours[1])
-        np.testing.assert_array_equal(normalized.params[layer]["norm"]["scale"], 1)
-        np.testing.assert_array_equal(normalized.batch_stats[layer]["norm"]["var"], 1)
+    np.testing.assert_array_equal(normalized.params["blocks"]["norm_0"]["scale"], 1)
+    np.testing.assert_array_equal(normalized.batch_stats["norm"]["var"], 1)
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(normalized.opt_state))
 
 
@@ -140,11 +145,13 @@ def test_changes_are_those_of_numpy(rng):
     start = sample_networks(model, optax.identity(), range(2), 12, he)
 
     def preactivations(network, run):
-        kernels = (network.params[name]["dense"]["kernel"] for name in ("first", "rest"))
-        first, rest = (np.asarray(kernel, np.float64)[run] for kernel in kernels)
+        first, rest = (
+            np.asarray(kernel(network.params[name]), np.float64)[run]
+            for name in ("first", "blocks")
+        )
         values = [x @ first]
-        for kernel in rest:
-            values.append(np.maximum(values[-1], 0) @ kernel)
+        for weights in rest:
+            values.append(np.maximum(values[-1], 0) @ weights)
         return np.stack(values)
 
     nudged = deep.change_kernels(start, deep.nudge, at="first")

@@ -1,7 +1,4 @@
-"""Deep networks of equal width, plain or residual, and their gradients at initialization.
-
-The blocks are one scan over stacked weights, so that compiling takes as long at any depth.
-"""
+"""Deep networks of equal width, plain or residual, and their gradients at initialization."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,91 +13,20 @@ from jaxtyping import Array, ArrayLike, Float
 from experiments import sampling
 from experiments.studies.gradients.config import GAINS
 from experiments.training import sweep
+from experiments.training.deep_mlp import DeepMLP
 from experiments.training.networks import cross_entropy
-from jbn.models.units import Activation, Norm, cancels_bias, make_norm
+from jbn.models.units import Norm
 
-# ---- The network ---------------------------------------------------------------------------------
+# ---- Gradients by pre-activations ----------------------------------------------------------------
 
 
-class DeepMLP(nn.Module):
-    """A dense network of `depth` weight layers: the first, blocks of two, the last.
+def of_depth(depth: int, width: int, **attributes: Any) -> DeepMLP:
+    """Make a network of `depth` weight layers, the last included, in blocks of two.
 
-    Unlike the `DeepMLP` of the study `shift`, it has blocks that can have skip connections. From
-    block to block go pre-activations, normalized before the nonlinearity:
-    h -> skip h + W2 f(norm(W1 f(norm(h)))). Parameters are stacked over blocks.
-
-    Attributes:
-      depth: number of weight layers, even, as in the 20 and 56 layers of He et al.
-      width: of every hidden layer.
-      outputs: number of outputs.
-      activation: the nonlinearity f.
-      norm: see `jbn.models.units.unit`; None for none.
-      skip: 1 adds a block's input to its output, a residual network; 0 does not, a plain one. May
-        be traced.
-
-    The pre-activations, (N, width) of the first layer and (blocks, N, width), are sown in
-    `intermediates` as `preactivation` and `blocks/preactivation`, and are `perturbations` that one
-    can differentiate by: see `by_preactivation`.
-
-    References:
-      He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", 2016.
+    Raises:
+      ValueError: an odd depth, or one below 4, when it is called.
     """
-
-    depth: int = 20
-    width: int = 100
-    outputs: int = 10
-    activation: Activation = nn.relu
-    norm: Norm = None
-    skip: float | Array = 0.0
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N F"], *, training: bool) -> Float[Array, "N outputs"]:
-        """Compute the outputs."""
-        if self.depth < 4 or self.depth % 2:
-            raise ValueError(
-                f"Expected an even `depth` of at least 4, got {self.depth}: the first, blocks of "
-                "two, the last."
-            )
-        x = nn.Dense(self.width, use_bias=not cancels_bias(self.norm), name="first")(x)
-        x = self.perturb("preactivation", x)
-        self.sow("intermediates", "preactivation", x)
-        stacked = ("params", "batch_stats", "intermediates", "perturbations")
-        blocks = nn.scan(
-            _Block,
-            variable_axes=dict.fromkeys(stacked, 0),
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth // 2 - 1,
-        )(self.width, self.activation, self.norm, self.skip, name="blocks")
-        x, _ = blocks(x, training)
-        x = _enter(x, "norm", self.norm, self.activation, training)
-        return nn.Dense(self.outputs, name="output")(x)
-
-
-class _Block(nn.Module):
-    width: int
-    activation: Activation
-    norm: Norm
-    skip: float | Array
-
-    @nn.compact
-    def __call__(self, x: Array, training: bool) -> tuple[Array, None]:
-        """Compute the block's output; None is what a scan wants besides."""
-        y, bias = x, not cancels_bias(self.norm)
-        for i in range(2):
-            y = _enter(y, f"norm_{i}", self.norm, self.activation, training)
-            y = nn.Dense(self.width, use_bias=bias, name=f"dense_{i}")(y)
-        y = self.perturb("preactivation", self.skip * x + y)
-        self.sow("intermediates", "preactivation", y)
-        return y, None
-
-
-def _enter(x: Array, name: str, norm: Norm, activation: Activation, training: bool) -> Array:
-    """Normalize by the module `name`, where there is a norm, and apply the nonlinearity."""
-    make = make_norm(norm)
-    if make is not None:
-        x = make(use_running_average=not training, name=name)(x)
-    return activation(x)
+    return DeepMLP(depth - 1, width, layers_per_block=2, **attributes)
 
 
 def sample_weights(
@@ -217,7 +143,7 @@ def profiles(
                 for activation, architecture in here
                 for gain in gains
             ]
-            model = DeepMLP(depth, width, norm=norm)
+            model = of_depth(depth, width, norm=norm)
             # One after the other: only so does a switch compute nothing but the branch taken.
             gradients, squares = sweep.each(
                 functools.partial(_profile, model),

@@ -12,7 +12,7 @@ from experiments.stats import estimates
 from experiments.studies.gradients import deep, training
 from experiments.studies.gradients.backprop import backprop_errors
 from experiments.studies.gradients.config import Config, name_of
-from experiments.studies.gradients.deep import ACTIVATIONS, ARCHITECTURES, DeepMLP
+from experiments.studies.gradients.deep import ACTIVATIONS, ARCHITECTURES, of_depth
 from experiments.studies.gradients.factors import factor, layers_between, mean_factor, of_init
 from experiments.studies.gradients.figures import (
     Parts,
@@ -33,7 +33,7 @@ LINEAR_BATCH = 6  # (B - 2) / (B - 3) is far from 1.
 
 def mean_field(config: Config) -> dict[str, Float[np.ndarray, "networks L"]]:
     """Measure squared gradients through BN, where its mean field theory is to hold."""
-    make = functools.partial(DeepMLP, config.depth, config.field_width, norm="batch")
+    make = functools.partial(of_depth, config.depth, config.field_width, norm="batch")
     measure = functools.partial(deep.mean_field, seeds=config.field_networks)
     return {
         "relu": measure(make(), batch_size=config.field_batch),

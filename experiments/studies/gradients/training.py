@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from experiments import sampling
 from experiments.stats import selection
 from experiments.studies.gradients.config import GAINS, Training, name_of
-from experiments.studies.gradients.deep import DeepMLP, sample_weights, scale, stack
+from experiments.studies.gradients.deep import of_depth, sample_weights, scale, stack
 from experiments.study import Study
 from experiments.tasks.data import binary
 from experiments.tasks.split import Split, sample_split
@@ -112,7 +112,7 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
             # From the update itself: the difference of two weights would be rounded away.
             optax.snapshot("moved", by_layer),
         )
-        model = DeepMLP(
+        model = of_depth(
             config.depth,
             config.width,
             activation=lambda x: jnp.where(sigmoid, nn.sigmoid(x), nn.relu(x)),
@@ -227,7 +227,7 @@ def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
                 setting: Any, params: Any, depth: int = depth, norm: str | None = norm
             ) -> tuple[nn.Module, optax.GradientTransformation, Any]:
                 skip, rate = setting
-                model = DeepMLP(depth, config.residual_width, norm=norm, skip=skip)
+                model = of_depth(depth, config.residual_width, norm=norm, skip=skip)
                 return model, optax.sgd(rate), params
 
             def probe(model: nn.Module, network: Network, data: Split, seen: Any) -> Array:

@@ -17,79 +17,15 @@ from experiments.studies.shift.data import Data, accuracies
 from experiments.studies.shift.weights import glorot, he, sample_networks
 from experiments.tasks.split import Examples
 from experiments.training import networks
+from experiments.training.deep_mlp import DeepMLP
 from experiments.training.networks import Network
 from jbn.linen import BatchNorm
-from jbn.models.units import Activation, Norm, cancels_bias, make_norm
-
-
-class Layer(nn.Module):
-    """x -> dropout(activation(norm(W x))), as the body of a scan."""
-
-    width: int
-    activation: Activation
-    norm: Norm
-    dropout: float
-    training: bool
-
-    @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, None]:
-        """Compute the layer's output."""
-        bias, make = not cancels_bias(self.norm), make_norm(self.norm)
-        x = nn.Dense(self.width, use_bias=bias, name="dense")(x)
-        self.sow("intermediates", "preactivations", x)
-        if make is not None:
-            x = make(use_running_average=not self.training, name="norm")(x)
-        self.sow("intermediates", "inputs", x)
-        return nn.Dropout(self.dropout, deterministic=not self.training)(self.activation(x)), None
-
-
-class DeepMLP(nn.Module):
-    """A dense network of equal hidden layers, all but the first as one scan, and a last W x + b.
-
-    Unlike the `DeepMLP` of the study `gradients`, it has layers that can have dropout. Compiling
-    takes as long at any depth. Parameters of all layers but the first are stacked.
-
-    Attributes:
-      depth: number of hidden layers, at least 2.
-      width: of each.
-      outputs: number of outputs.
-      activation: the nonlinearity.
-      norm: before every nonlinearity, see `jbn.models.units.unit`; None for none.
-      dropout: share of units that it drops after every nonlinearity, by the random numbers
-        `dropout`.
-
-    Sown in `intermediates`, under `first` and, (depth - 1, N, width), under `rest`:
-    `preactivations`, the W x, and `inputs` of the nonlinearities.
-    """
-
-    depth: int
-    width: int
-    outputs: int = 10
-    activation: Activation = nn.relu
-    norm: Norm = None
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N F"], *, training: bool) -> Float[Array, "N outputs"]:
-        """Compute the outputs."""
-        if self.depth < 2:
-            raise ValueError(f"Expected a `depth` of at least 2, got {self.depth}.")
-        own = (self.width, self.activation, self.norm, self.dropout, training)
-        x, _ = Layer(*own, name="first")(x)
-        rest = nn.scan(
-            Layer,
-            variable_axes=dict.fromkeys(("params", "batch_stats", "intermediates"), 0),
-            split_rngs={"params": True, "dropout": True},
-            length=self.depth - 1,
-        )
-        x, _ = rest(*own, name="rest")(x)
-        return nn.Dense(self.outputs, name="output")(x)
-
+from jbn.models.units import Activation, Norm
 
 # ---- What becomes of a change --------------------------------------------------------------------
 
 
-class Seen(NamedTuple):
+class HiddenLayers(NamedTuple):
     """Of every hidden layer: W x, which ends a network of so many layers, and what enters f."""
 
     preactivations: Float[Array, "runs depth N width"]
@@ -97,19 +33,18 @@ class Seen(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def see(model: DeepMLP, network: Network, x: Float[Array, "N F"]) -> Seen:
+def hidden_layers(model: DeepMLP, network: Network, x: Float[Array, "N F"]) -> HiddenLayers:
     """Run a batch through every network, in training mode, and take what was sown."""
 
-    def one(network: Network) -> Seen:
+    def one(network: Network) -> HiddenLayers:
         collections = ["intermediates", "batch_stats"]
-        _, moved = model.apply(network.variables, x, training=True, mutable=collections)
-        sown: Any = moved["intermediates"]
-
-        def stacked(name: str) -> Array:
-            (first,), (rest,) = sown["first"][name], sown["rest"][name]
-            return jnp.concatenate([first[None], rest])
-
-        return Seen(stacked("preactivations"), stacked("inputs"))
+        _, updated = model.apply(network.variables, x, training=True, mutable=collections)
+        sown: Any = updated["intermediates"]
+        (first,), (others,) = sown["preactivation"], sown["blocks"]["preactivation"]
+        (inputs,), (last,) = sown["blocks"]["inputs_0"], sown["inputs"]
+        return HiddenLayers(
+            jnp.concatenate([first[None], others]), jnp.concatenate([inputs, last[None]])
+        )
 
     return jax.lax.map(one, network)
 
@@ -123,7 +58,7 @@ def change_kernels(
         layer, name = path[0].key, path[-1].key
         if name != "kernel" or layer == "output" or at not in layer:
             return leaf
-        changed = [change(own, 2 * run + (layer == "rest")) for run, own in enumerate(leaf)]
+        changed = [change(own, 2 * run + (layer == "blocks")) for run, own in enumerate(leaf)]
         return jnp.asarray(np.stack(changed), leaf.dtype)
 
     return network._replace(params=jax.tree_util.tree_map_with_path(one, network.params))
@@ -156,20 +91,23 @@ def changes_by_depth(model: DeepMLP, x: Float[Array, "N F"], runs: int) -> dict[
       deviation with all weights 1.5 times as large.
     """
     plain = sample_networks(model, optax.identity(), range(runs), x.shape[1], he)
-    seen = see(model, plain, x)
-    nudged = see(model, change_kernels(plain, nudge, at="first"), x)
-    outliers = see(model, change_kernels(plain, enlarge_few), x)
-    large = see(model, change_kernels(plain, lambda kernel, _: 1.5 * np.asarray(kernel)), x)
+    unchanged = hidden_layers(model, plain, x)
+    nudged = hidden_layers(model, change_kernels(plain, nudge, at="first"), x)
+    outliers = hidden_layers(model, change_kernels(plain, enlarge_few), x)
+    large = hidden_layers(
+        model, change_kernels(plain, lambda kernel, _: 1.5 * np.asarray(kernel)), x
+    )
 
     def norm(preactivations: Array) -> np.ndarray:
         return np.asarray(jnp.linalg.norm(preactivations, axis=(2, 3)))
 
-    def deviation(seen: Seen) -> np.ndarray:
-        return np.asarray(jnp.std(seen.inputs, axis=(2, 3)))
+    def deviation(layers: HiddenLayers) -> np.ndarray:
+        return np.asarray(jnp.std(layers.inputs, axis=(2, 3)))
 
     return {
-        "nudged": norm(nudged.preactivations - seen.preactivations) / norm(seen.preactivations),
-        "outliers": deviation(outliers) / deviation(seen),
+        "nudged": norm(nudged.preactivations - unchanged.preactivations)
+        / norm(unchanged.preactivations),
+        "outliers": deviation(outliers) / deviation(unchanged),
         "large": deviation(large),
     }
 
@@ -265,7 +203,13 @@ def accuracy_at_best_rate(
     Returns:
       `accuracy` on the test set, `(seeds,)`; `rate`, the best on the validation set.
     """
-    model = DeepMLP(depth, width, 10, variant.activation, variant.norm, variant.dropout)
+    model = DeepMLP(
+        depth,
+        width,
+        activation=variant.activation,
+        norm=variant.norm,
+        dropout=variant.dropout,
+    )
 
     def train(runs: Sequence[int], rates: np.ndarray) -> tuple[Array, Array]:
         x, labels = data.split.train

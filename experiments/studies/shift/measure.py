@@ -14,7 +14,6 @@ from experiments.studies.shift.config import Config
 from experiments.studies.shift.data import Data, prepare
 from experiments.studies.shift.deep import (
     VARIANTS,
-    DeepMLP,
     accuracy_at_best_rate,
     changes_by_depth,
     growth,
