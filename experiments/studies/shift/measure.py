@@ -29,6 +29,7 @@ from experiments.studies.shift.noise import NoisyBatchNorm
 from experiments.studies.shift.probe import PROBE_EXAMPLES, drifts, from_settled, train_and_probe
 from experiments.studies.shift.weights import sample_networks
 from experiments.study import Study
+from experiments.training.deep_mlp import DeepMLP
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
