@@ -17,6 +17,9 @@ from jbn.models.recurrent import RNN as RNN
 from jbn.models.resnet import ResNet as ResNet
 from jbn.models.resnet import resnet18 as resnet18
 from jbn.models.resnet import resnet20 as resnet20
+from jbn.models.resnet import resnet34 as resnet34
 from jbn.models.resnet import resnet50 as resnet50
 from jbn.models.resnet import resnet56 as resnet56
+from jbn.models.resnet import resnet101 as resnet101
 from jbn.models.resnet import resnet110 as resnet110
+from jbn.models.resnet import resnet152 as resnet152

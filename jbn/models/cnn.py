@@ -2,12 +2,22 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, check_call, unit
+from jbn._dtypes import wide_dtype
+from jbn.models.units import (
+    Activation,
+    Initializer,
+    Norm,
+    Placement,
+    check_call,
+    logits,
+    unit,
+)
 
 
 class CNN(nn.Module):
@@ -18,6 +28,10 @@ class CNN(nn.Module):
       outputs: number of outputs.
       norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
       kernel_init: initializer of every kernel.
+      use_bias: have a bias in every convolution; None drops it where the normalization cancels it.
+      dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
+        all statistics are float32 at least.
+      param_dtype: of kernels and biases; those of normalizations are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -35,6 +49,9 @@ class CNN(nn.Module):
     activation: Activation = nn.relu
     placement: Placement = "before"
     kernel_init: Initializer = nn.initializers.he_normal()
+    use_bias: bool | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -63,7 +80,16 @@ class CNN(nn.Module):
                     sow=functools.partial(
                         self.sow, "intermediates", f"activation_input_{stage}_{i}"
                     ),
+                    use_bias=self.use_bias,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
                 )
             x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
-        x = jnp.mean(x, (1, 2))
-        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(x)
+        x = jnp.mean(x, (1, 2), dtype=wide_dtype(x.dtype))
+        return logits(
+            x,
+            self.outputs,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )

@@ -2,14 +2,23 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, check_call, unit
+from jbn._dtypes import wide_dtype
+from jbn.models.units import (
+    Activation,
+    Initializer,
+    Norm,
+    Placement,
+    check_call,
+    logits,
+    unit,
+)
 
 
 class Block(NamedTuple):
@@ -61,6 +70,10 @@ class InceptionNet(nn.Module):
       dropout: share of the last features that is dropped in training, which needs a `dropout` rng.
       norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
       kernel_init: initializer of every kernel.
+      use_bias: have a bias in every convolution; None drops it where the normalization cancels it.
+      dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
+        all statistics are float32 at least.
+      param_dtype: of kernels and biases; those of normalizations are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -85,6 +98,9 @@ class InceptionNet(nn.Module):
     activation: Activation = nn.relu
     placement: Placement = "before"
     kernel_init: Initializer = nn.initializers.he_normal()
+    use_bias: bool | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -116,6 +132,9 @@ class InceptionNet(nn.Module):
                 activation=self.activation,
                 placement=self.placement,
                 mask=pixels,
+                use_bias=self.use_bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
             )
 
         if self.stem == "small":
@@ -128,8 +147,10 @@ class InceptionNet(nn.Module):
                     (7, 7),
                     (2, 2),
                     feature_group_count=colors,
-                    use_bias=False,
+                    use_bias=False,  # The 1x1 convolution that completes this one may have it.
                     kernel_init=self.kernel_init,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
                     name="stem_depthwise",
                 )(x)
                 x = conv(x, 64, 1, "stem")
@@ -149,13 +170,19 @@ class InceptionNet(nn.Module):
             h = conv(x, block.reduce_double, 1, f"{name}_reduce_double")
             h = conv(h, block.double, 3, f"{name}_double_0")
             paths.append(conv(h, block.double, 3, f"{name}_double_1", stride))
-            pool = nn.max_pool if block.pool == "max" else nn.avg_pool
+            pool = nn.max_pool if block.pool == "max" else avg_pool
             h = pool(x, (3, 3), (stride, stride), padding="SAME")
             paths.append(conv(h, block.projection, 1, f"{name}_pool") if block.projection else h)
             x = jnp.concatenate(paths, -1)
-        x = jnp.mean(x, (1, 2))
+        x = jnp.mean(x, (1, 2), dtype=wide_dtype(x.dtype))
         x = nn.Dropout(self.dropout, deterministic=not training)(x) if self.dropout else x
-        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(x)
+        return logits(
+            x,
+            self.outputs,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
 
 
 def local_response_norm(
@@ -168,16 +195,97 @@ def local_response_norm(
 ) -> Float[Array, "N H W C"]:
     """Divide by (bias + alpha sum of squares over the 2 radius + 1 nearest features)^beta.
 
+    Computed in float32 at least: in float16 squares overflow from 256 on.
+
     References:
       Krizhevsky, Sutskever, Hinton, "ImageNet Classification", 2012, section 3.3.
     """
     window = (1, 1, 1, 2 * radius + 1)
-    squares = lax.reduce_window(x * x, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")
-    return x * (bias + alpha * squares) ** -beta
+    wide = x.astype(wide_dtype(x.dtype))
+    squares = lax.reduce_window(wide * wide, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")
+    return (wide * (bias + alpha * squares) ** -beta).astype(x.dtype)
 
 
-Inception = functools.partial(InceptionNet, local_response=True, dropout=0.4)
-BNInception = functools.partial(InceptionNet, norm="batch")
-# For images of 32x32: the same blocks, an eighth of the features, no early pooling.
-SmallInception = functools.partial(InceptionNet, stem="small", width=8, outputs=10, dropout=0.4)
-SmallBNInception = functools.partial(InceptionNet, stem="small", width=8, outputs=10, norm="batch")
+def avg_pool(x: Float[Array, "N H W C"], *args: Any, **kwargs: Any) -> Float[Array, "N H2 W2 C"]:
+    """Apply `nn.avg_pool`, whose sum over a window is in x's dtype, in float32 at least."""
+    return nn.avg_pool(x.astype(wide_dtype(x.dtype)), *args, **kwargs).astype(x.dtype)
+
+
+class Inception(InceptionNet):
+    """GoogLeNet's stand-in of the paper's section 4.2: `BNInception` before batch normalization.
+
+    The blocks of Fig. 5, with local response normalization and dropout of .4 instead. 11,275,208
+    parameters; `dropout` takes a rng of that name in training. Attributes are `InceptionNet`'s.
+
+    Example:
+      >>> from jbn.models import Inception
+      >>> model = Inception()
+      >>> model.norm, model.local_response, model.dropout
+      (None, True, 0.4)
+
+    References:
+      Szegedy et al., "Going Deeper with Convolutions", 2014. Ioffe, Szegedy, "Batch Normalization",
+      2015, section 4.2.
+    """
+
+    local_response: bool = True
+    dropout: float = 0.4
+
+
+class BNInception(InceptionNet):
+    """BN-Inception, the paper's ImageNet network (Fig. 5): 11,285,224 parameters.
+
+    Batch normalization before every nonlinearity, neither dropout nor local response
+    normalization. The public ports to Caffe and PyTorch keep the convolutions' biases, which
+    `use_bias=True` does. Attributes are `InceptionNet`'s.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn.models import BNInception
+      >>> model = BNInception(dtype=jnp.bfloat16, use_bias=True)
+      >>> model.norm, model.outputs
+      ('batch', 1000)
+
+    References:
+      Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2 and Fig. 5.
+    """
+
+    norm: Norm = "batch"
+
+
+class SmallInception(InceptionNet):
+    """`Inception` for images of 32x32: the same blocks, an eighth of the features.
+
+    One 3x3 convolution is the stem, so there is no early pooling; 10 outputs; dropout of .4, no
+    local response normalization. 161,238 parameters. Attributes are `InceptionNet`'s.
+
+    Example:
+      >>> from jbn.models import SmallInception
+      >>> model = SmallInception()
+      >>> model.stem, model.width, model.outputs
+      ('small', 8, 10)
+    """
+
+    stem: Literal["full", "separable", "small"] = "small"
+    width: int = 8
+    outputs: int = 10
+    dropout: float = 0.4
+
+
+class SmallBNInception(InceptionNet):
+    """`BNInception` for images of 32x32: the same blocks, an eighth of the features.
+
+    One 3x3 convolution is the stem, so there is no early pooling; 10 outputs; batch normalization
+    before every nonlinearity, no dropout. 162,474 parameters. Attributes are `InceptionNet`'s.
+
+    Example:
+      >>> from jbn.models import SmallBNInception
+      >>> model = SmallBNInception()
+      >>> model.norm, model.stem, model.width, model.outputs
+      ('batch', 'small', 8, 10)
+    """
+
+    stem: Literal["full", "separable", "small"] = "small"
+    width: int = 8
+    outputs: int = 10
+    norm: Norm = "batch"

@@ -2,11 +2,21 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, check_call, unit
+from jbn.models.units import (
+    Activation,
+    Initializer,
+    Norm,
+    Placement,
+    check_call,
+    logits,
+    unit,
+)
 
 
 class MLP(nn.Module):
@@ -22,6 +32,10 @@ class MLP(nn.Module):
       kernel_init: initializer of every W.
       norm, placement: of every hidden layer, see `jbn.models.units.unit`: a name such as "batch",
         or a function such as `jbn.linen.BatchNorm`; None for none.
+      use_bias: have a bias in every hidden layer; None drops it where the normalization cancels it.
+      dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
+        all statistics are float32 at least.
+      param_dtype: of kernels and biases; those of normalizations are float32.
 
     What enters each nonlinearity is sown in `intermediates` as `activation_input_0`, `..._1`, ...
 
@@ -44,6 +58,9 @@ class MLP(nn.Module):
     kernel_init: Initializer = nn.initializers.normal(0.1)
     norm: Norm = None
     placement: Placement = "before"
+    use_bias: bool | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -67,5 +84,14 @@ class MLP(nn.Module):
                 placement=self.placement,
                 mask=None if mask is None else mask[:, None],
                 sow=functools.partial(self.sow, "intermediates", f"activation_input_{i}"),
+                use_bias=self.use_bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
             )
-        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(x)
+        return logits(
+            x,
+            self.outputs,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )

@@ -6,15 +6,18 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jbn._dtypes import wide_dtype
 from jbn.models.units import (
     Activation,
     Initializer,
     Norm,
     Placement,
     check_call,
-    make_norm,
+    logits,
+    normalize,
     unit,
 )
 
@@ -37,6 +40,11 @@ class Recurrent(nn.Module):
       activation: the nonlinearity of "rnn", and of the candidates of the others.
       forget_bias: added to the LSTM's forget gate, and to the GRU's update gate, which keeps.
       kernel_init, recurrent_init: initializers of W and U.
+      use_bias: have a bias of the gates; None drops it where the normalization cancels it.
+      dtype: of the products W x and U h, and of the states given out, such as jnp.bfloat16; None
+        promotes as Flax does. Gates, the states from step to step, the last layer and all
+        statistics are float32 at least.
+      param_dtype: of kernels and biases; those of normalizations are float32.
 
     The states, `(N, T, H)`, are sown in `intermediates` as `states`.
 
@@ -65,6 +73,9 @@ class Recurrent(nn.Module):
     forget_bias: float = 0.0
     kernel_init: Initializer = nn.initializers.xavier_normal()
     recurrent_init: Initializer = nn.initializers.orthogonal()
+    use_bias: bool | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
@@ -89,45 +100,127 @@ class Recurrent(nn.Module):
             norm_name="input_norm",
             placement=self.placement,
             mask=sequences,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
         )
         kernels = [
-            self.param(f"recurrent_{i}", self.recurrent_init, (size, size)) for i in range(gates)
+            self.param(f"recurrent_{i}", self._recurrent_init, (size, size), self.param_dtype)
+            for i in range(gates)
         ]
         kernel = jnp.concatenate(kernels, -1)
+        inputs, kernel = promote_dtype(inputs, kernel, dtype=self.dtype)
         act, bias = self.activation, self.forget_bias
+        # Products are in `dtype`. What is added up over time is not rounded to it at each step: in
+        # bfloat16 a cell of 256 would not change by adding 1.
+        dtype, wide = inputs.dtype, wide_dtype(inputs.dtype)
+
+        def times(h: Array, kernel: Array) -> Array:
+            return (h.astype(dtype) @ kernel).astype(wide)
 
         def rnn(h: Array, u: Array) -> tuple[Array, Array]:
-            h = act(u + h @ kernel)
+            h = act(u + times(h, kernel))
             return h, h
 
         def gru(h: Array, u: Array) -> tuple[Array, Array]:
-            past = h @ kernel[:, : 2 * size]
+            past = times(h, kernel[:, : 2 * size])
             keep = nn.sigmoid(u[:, :size] + past[:, :size] + bias)
             reset = nn.sigmoid(u[:, size : 2 * size] + past[:, size:])
-            candidate = act(u[:, 2 * size :] + (reset * h) @ kernel[:, 2 * size :])
+            candidate = act(u[:, 2 * size :] + times(reset * h, kernel[:, 2 * size :]))
             h = keep * h + (1 - keep) * candidate
             return h, h
 
         def lstm(carry: tuple[Array, Array], u: Array) -> tuple[tuple[Array, Array], Array]:
             h, c = carry
-            i, f, g, o = jnp.split(u + h @ kernel, 4, axis=-1)
+            i, f, g, o = jnp.split(u + times(h, kernel), 4, axis=-1)
             c = nn.sigmoid(f + bias) * c + nn.sigmoid(i) * act(g)
             h = nn.sigmoid(o) * act(c)
             return (h, c), h
 
-        zeros = jnp.zeros((x.shape[0], size), inputs.dtype)
+        zeros = jnp.zeros((x.shape[0], size), wide)
         start = (zeros, zeros) if self.cell == "lstm" else zeros
-        step: Any = {"rnn": rnn, "gru": gru, "lstm": lstm}[self.cell]
+        cell: Any = {"rnn": rnn, "gru": gru, "lstm": lstm}[self.cell]
+
+        def step(carry: Any, u: Array) -> tuple[Any, Array]:
+            carry, h = cell(carry, u.astype(wide))
+            return carry, h.astype(dtype)
+
         _, states = jax.lax.scan(step, start, jnp.swapaxes(inputs, 0, 1))
         states = jnp.swapaxes(states, 0, 1)
         self.sow("intermediates", "states", states)
-        norm = make_norm(self.norm) if self.placement == "after" else None
-        if norm is not None:
-            masked = {} if mask is None else {"mask": sequences}
-            states = norm(use_running_average=not training, name="state_norm")(states, **masked)
-        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(states[:, -1])
+        if self.placement == "after":
+            states = normalize(
+                states,
+                self.norm,
+                training=training,
+                name="state_norm",
+                mask=sequences,
+                dtype=self.dtype,
+            )
+        return logits(
+            states[:, -1],
+            self.outputs,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    @nn.nowrap
+    def _recurrent_init(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Draw in float32 at least: the QR decomposition of an orthogonal one has no half."""
+        return self.recurrent_init(key, shape, wide_dtype(dtype)).astype(dtype)
 
 
-RNN = functools.partial(Recurrent, cell="rnn")
-GRU = functools.partial(Recurrent, cell="gru")
-LSTM = functools.partial(Recurrent, cell="lstm", forget_bias=1.0)
+class RNN(Recurrent):
+    """A plain recurrent network, h' = tanh(W x + U h + b), and a dense layer on its last state.
+
+    With F features, H hidden: F H + H^2 + H parameters, and the last layer's. Attributes are
+    `Recurrent`'s.
+
+    Example:
+      >>> from jbn.models import RNN
+      >>> RNN(hidden=8, norm="batch").cell
+      'rnn'
+
+    References:
+      Elman, "Finding Structure in Time", 1990.
+    """
+
+
+class GRU(Recurrent):
+    """Gated recurrent units, and a dense layer on their last state.
+
+    With F features, H hidden: 3 (F H + H^2 + H) parameters, and the last layer's. Attributes are
+    `Recurrent`'s.
+
+    Example:
+      >>> from jbn.models import GRU
+      >>> GRU(hidden=8, norm="batch").cell
+      'gru'
+
+    References:
+      Cho et al., "Learning Phrase Representations", 2014.
+    """
+
+    cell: Literal["rnn", "gru", "lstm"] = "gru"
+
+
+class LSTM(Recurrent):
+    """A long short-term memory with a forget bias of 1, and a dense layer on its last state.
+
+    With F features, H hidden: 4 (F H + H^2 + H) parameters, and the last layer's. Attributes are
+    `Recurrent`'s.
+
+    Example:
+      >>> from jbn.models import LSTM
+      >>> model = LSTM(hidden=8, norm="batch")
+      >>> model.cell, model.forget_bias
+      ('lstm', 1.0)
+
+    References:
+      Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997. Jozefowicz et al., "An Empirical
+      Exploration of Recurrent Network Architectures", 2015 (forget bias).
+    """
+
+    cell: Literal["rnn", "gru", "lstm"] = "lstm"
+    forget_bias: float = 1.0

@@ -1,14 +1,23 @@
-"""Residual networks, with skip connections or without: CIFAR's 20, 56, 110, ImageNet's 18, 50."""
+"""Residual networks, with skip connections or without, of CIFAR's depths and of ImageNet's."""
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbn.models.units import Activation, Initializer, Norm, Placement, check_call, unit
+from jbn._dtypes import wide_dtype
+from jbn.models.units import (
+    Activation,
+    Initializer,
+    Norm,
+    Placement,
+    check_call,
+    logits,
+    unit,
+)
 
 
 class ResNet(nn.Module):
@@ -27,6 +36,12 @@ class ResNet(nn.Module):
       outputs: number of outputs.
       norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
       kernel_init: initializer of every kernel.
+      use_bias: have a bias in every convolution; None drops it where the normalization cancels it.
+      dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
+        all statistics are float32 at least.
+      param_dtype: of kernels and biases; those of normalizations are float32.
+      zero_init_last: start the scale of each block's last normalization at 0, so that the network
+        begins as its shortcuts alone; needs `skip`, and a normalization with a scale.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -39,7 +54,8 @@ class ResNet(nn.Module):
       269722
 
     References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, sections 3.3, 4.1 and 4.2.
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, sections 3.3, 4.1 and 4.2. Goyal et al.,
+      "Accurate, Large Minibatch SGD", 2017, section 5.1 (`zero_init_last`).
     """
 
     blocks: Sequence[int]
@@ -53,6 +69,10 @@ class ResNet(nn.Module):
     activation: Activation = nn.relu
     placement: Placement = "before"
     kernel_init: Initializer = nn.initializers.he_normal()
+    use_bias: bool | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    zero_init_last: bool = False
 
     @nn.compact
     def __call__(
@@ -63,6 +83,11 @@ class ResNet(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which images count for the statistics."""
+        if self.zero_init_last and not self.skip:
+            raise ValueError(
+                "Expected `skip` with `zero_init_last`, got skip=False: blocks that start at 0 "
+                "pass neither values nor gradients on. Leave one of the two out."
+            )
         x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
 
@@ -73,6 +98,7 @@ class ResNet(nn.Module):
             name: str,
             stride: int = 1,
             activation: Activation | None = self.activation,
+            zero_scale: bool = False,
         ) -> Array:
             layer = functools.partial(
                 nn.Conv,
@@ -92,6 +118,10 @@ class ResNet(nn.Module):
                 activation=activation,
                 placement=self.placement,
                 mask=pixels,
+                use_bias=self.use_bias,
+                zero_scale=zero_scale,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
             )
 
         if self.stem == "imagenet":
@@ -103,13 +133,14 @@ class ResNet(nn.Module):
             for i in range(count):
                 stride = 2 if stage and not i else 1
                 name, came_in = f"block_{stage}_{i}", x
+                last = functools.partial(conv, activation=None, zero_scale=self.zero_init_last)
                 if self.bottleneck:
                     x = conv(x, width, 1, f"{name}_conv_0")
                     x = conv(x, width, 3, f"{name}_conv_1", stride)
-                    x = conv(x, 4 * width, 1, f"{name}_conv_2", activation=None)
+                    x = last(x, 4 * width, 1, f"{name}_conv_2")
                 else:
                     x = conv(x, width, 3, f"{name}_conv_0", stride)
-                    x = conv(x, width, 3, f"{name}_conv_1", activation=None)
+                    x = last(x, width, 3, f"{name}_conv_1")
                 if self.skip and came_in.shape == x.shape:
                     x = x + came_in
                 elif self.skip and self.shortcut == "pad":
@@ -118,8 +149,14 @@ class ResNet(nn.Module):
                     shortcut = f"{name}_shortcut"
                     x = x + conv(came_in, x.shape[-1], 1, shortcut, stride, activation=None)
                 x = self.activation(x)
-        x = jnp.mean(x, (1, 2))
-        return nn.Dense(self.outputs, kernel_init=self.kernel_init, name="output")(x)
+        x = jnp.mean(x, (1, 2), dtype=wide_dtype(x.dtype))
+        return logits(
+            x,
+            self.outputs,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
 
 
 def pad(x: Float[Array, "N H W in"], like: Float[Array, "N H W out"]) -> Float[Array, "N H W out"]:
@@ -128,21 +165,215 @@ def pad(x: Float[Array, "N H W in"], like: Float[Array, "N H W out"]) -> Float[A
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
 
 
-def _cifar(depth: int) -> functools.partial[ResNet]:
-    return functools.partial(ResNet, blocks=((depth - 2) // 6,) * 3, widths=(16, 32, 64))
+def _imagenet(blocks: Sequence[int], bottleneck: bool, attributes: dict[str, Any]) -> ResNet:
+    defaults: dict[str, Any] = {
+        "blocks": blocks,
+        "widths": (64, 128, 256, 512),
+        "bottleneck": bottleneck,
+        "stem": "imagenet",
+        "shortcut": "project",
+        "outputs": 1000,
+    }
+    return ResNet(**defaults | attributes)
 
 
-def _imagenet(blocks: Sequence[int], bottleneck: bool) -> functools.partial[ResNet]:
-    return functools.partial(
-        ResNet,
-        blocks=blocks,
-        widths=(64, 128, 256, 512),
-        bottleneck=bottleneck,
-        stem="imagenet",
-        shortcut="project",
-        outputs=1000,
-    )
+def _cifar(depth: int, attributes: dict[str, Any]) -> ResNet:
+    defaults: dict[str, Any] = {"blocks": ((depth - 2) // 6,) * 3, "widths": (16, 32, 64)}
+    return ResNet(**defaults | attributes)
 
 
-resnet20, resnet56, resnet110 = _cifar(20), _cifar(56), _cifar(110)
-resnet18, resnet50 = _imagenet((2, 2, 2, 2), False), _imagenet((3, 4, 6, 3), True)
+def resnet20(**attributes: Any) -> ResNet:
+    """Make the ResNet of 20 layers for CIFAR-10: 269,722 parameters with batch normalization.
+
+    Three stages of 3 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
+    zeros. 10 outputs, no normalization unless one is given.
+
+    Args:
+      **attributes: of `ResNet`, in place of these and its other defaults.
+
+    Returns:
+      the model.
+
+    Example:
+      >>> from jbn.models import resnet20
+      >>> resnet20(norm="batch").blocks
+      (3, 3, 3)
+
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, section 4.2.
+    """
+    return _cifar(20, attributes)
+
+
+def resnet56(**attributes: Any) -> ResNet:
+    """Make the ResNet of 56 layers for CIFAR-10: 853,018 parameters with batch normalization.
+
+    Three stages of 9 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
+    zeros. 10 outputs, no normalization unless one is given.
+
+    Args:
+      **attributes: of `ResNet`, in place of these and its other defaults.
+
+    Returns:
+      the model.
+
+    Example:
+      >>> from jbn.models import resnet56
+      >>> resnet56(norm="batch").blocks
+      (9, 9, 9)
+
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, section 4.2.
+    """
+    return _cifar(56, attributes)
+
+
+def resnet110(**attributes: Any) -> ResNet:
+    """Make the ResNet of 110 layers for CIFAR-10: 1,727,962 parameters with batch normalization.
+
+    Three stages of 18 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
+    zeros. 10 outputs, no normalization unless one is given.
+
+    Args:
+      **attributes: of `ResNet`, in place of these and its other defaults.
+
+    Returns:
+      the model.
+
+    Example:
+      >>> from jbn.models import resnet110
+      >>> resnet110(norm="batch").blocks
+      (18, 18, 18)
+
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, section 4.2.
+    """
+    return _cifar(110, attributes)
+
+
+def resnet18(**attributes: Any) -> ResNet:
+    """Make the ResNet of 18 layers for ImageNet: 11,689,512 parameters with batch normalization.
+
+    Stages of 2, 2, 2 and 2 blocks of two 3x3 convolutions, of 64, 128, 256 and 512 features;
+    shortcuts are projected where the shape changes. 1000 outputs, no normalization unless one is
+    given.
+
+    Args:
+      **attributes: of `ResNet`, in place of these and its other defaults.
+
+    Returns:
+      the model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn.models import resnet18
+      >>> resnet18(norm="batch", dtype=jnp.bfloat16).blocks
+      (2, 2, 2, 2)
+
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
+    """
+    return _imagenet((2, 2, 2, 2), False, attributes)
+
+
+def resnet34(**attributes: Any) -> ResNet:
+    """Make the ResNet of 34 layers for ImageNet: 21,797,672 parameters with batch normalization.
+
+    Stages of 3, 4, 6 and 3 blocks of two 3x3 convolutions, of 64, 128, 256 and 512 features;
+    shortcuts are projected where the shape changes. 1000 outputs, no normalization unless one is
+    given.
+
+    Args:
+      **attributes: of `ResNet`, in place of these and its other defaults.
+
+    Returns:
+      the model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn.models import resnet34
+      >>> resnet34(norm="batch", dtype=jnp.bfloat16).blocks
+      (3, 4, 6, 3)
+
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
+    """
+    return _imagenet((3, 4, 6, 3), False, attributes)
+
+
+def resnet50(**attributes: Any) -> ResNet:
+    """Make the ResNet of 50 layers for ImageNet: 25,557,032 parameters with batch normalization.
+
+    Stages of 3, 4, 6 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
+    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
+    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
+    no normalization unless one is given.
+
+    Args:
+      **attributes: of `ResNet`, in place of these and its other defaults.
+
+    Returns:
+      the model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn.models import resnet50
+      >>> resnet50(norm="batch", dtype=jnp.bfloat16).blocks
+      (3, 4, 6, 3)
+
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
+    """
+    return _imagenet((3, 4, 6, 3), True, attributes)
+
+
+def resnet101(**attributes: Any) -> ResNet:
+    """Make the ResNet of 101 layers for ImageNet: 44,549,160 parameters with batch normalization.
+
+    Stages of 3, 4, 23 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
+    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
+    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
+    no normalization unless one is given.
+
+    Args:
+      **attributes: of `ResNet`, in place of these and its other defaults.
+
+    Returns:
+      the model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn.models import resnet101
+      >>> resnet101(norm="batch", dtype=jnp.bfloat16).blocks
+      (3, 4, 23, 3)
+
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
+    """
+    return _imagenet((3, 4, 23, 3), True, attributes)
+
+
+def resnet152(**attributes: Any) -> ResNet:
+    """Make the ResNet of 152 layers for ImageNet: 60,192,808 parameters with batch normalization.
+
+    Stages of 3, 8, 36 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
+    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
+    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
+    no normalization unless one is given.
+
+    Args:
+      **attributes: of `ResNet`, in place of these and its other defaults.
+
+    Returns:
+      the model.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jbn.models import resnet152
+      >>> resnet152(norm="batch", dtype=jnp.bfloat16).blocks
+      (3, 8, 36, 3)
+
+    References:
+      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
+    """
+    return _imagenet((3, 8, 36, 3), True, attributes)

@@ -1,14 +1,16 @@
 """One layer of a network: the affine map, its normalization, its nonlinearity, in either order."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from jbn import linen
 from jbn._arguments import check_flag
+from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array
 from jbn.linen import BatchNorm
 
@@ -104,39 +106,61 @@ def unit(
     placement: Placement = "before",
     mask: ArrayLike | None = None,
     sow: Callable[[Array], Any] = lambda x: None,
+    use_bias: bool | None = None,
+    zero_scale: bool = False,
+    dtype: Any = None,
+    param_dtype: Any = None,
 ) -> Array:
     """Apply activation(norm(layer(x))), or norm(activation(layer(x))); within a compact method.
 
     Args:
-      layer: makes the affine map, called with `use_bias` and `name`: a partial `nn.Dense`.
+      layer: makes the affine map, called with `use_bias` and `name`, and with `dtype` and
+        `param_dtype` where they are given: a partial `nn.Dense`.
       x: input.
       training: normalize by the batch.
       name, norm_name: of the two modules.
       norm: a key of `NORMS`, "weight" (direction and length of the kernel are apart), "none" or
-        None, or a function called as `norm(use_running_average=..., name=...)`.
+        None, or a function called as `norm(use_running_average=..., name=...)`, and with `dtype`
+        where one is given, see `normalize`.
       activation: the nonlinearity; None for none.
       placement: normalize "before" the nonlinearity, as in the paper's section 3.2, or "after".
       mask: for the normalization, broadcastable to the layer's output.
       sow: called with what enters the nonlinearity.
+      use_bias: give the layer a bias; None gives it one unless the normalization comes next and
+        cancels it.
+      zero_scale: start the normalization's scale at 0 instead of 1.
+      dtype: of the arithmetic and the output; None promotes as Flax does. Normalizations compute
+        their statistics in float32 at least.
+      param_dtype: of the layer's parameters; None leaves it to the layer. Parameters and statistics
+        of normalizations stay float32.
 
     Returns:
-      the output. The layer has a bias unless the normalization comes next and cancels it.
+      the output.
 
     Raises:
-      ValueError: a norm or placement that there is not.
+      ValueError: a norm or placement that there is not; `zero_scale` of a norm without a scale.
     """
     if placement not in ("before", "after"):
         raise ValueError(f"Expected `placement` 'before' or 'after', got {placement!r}.")
-    make = make_norm(norm)
-    module = layer(use_bias=not (placement == "before" and cancels_bias(norm)), name=name)
+    if use_bias is None:
+        use_bias = not (placement == "before" and cancels_bias(norm))
+    given = {"dtype": dtype, "param_dtype": param_dtype}
+    given = {key: value for key, value in given.items() if value is not None}
+    module = layer(use_bias=use_bias, name=name, **given)
     if norm == WEIGHT:
+        # It has no dtype, so its kernel is float32 until the layer casts it: rounded once.
         module = nn.WeightNorm(module, name=norm_name)
 
     def normalized(x: Array) -> Array:
-        if make is None:
-            return x
-        masked = {} if mask is None else {"mask": mask}
-        return make(use_running_average=not training, name=norm_name)(x, **masked)
+        return normalize(
+            x,
+            norm,
+            training=training,
+            name=norm_name,
+            mask=mask,
+            zero_scale=zero_scale,
+            dtype=dtype,
+        )
 
     x = module(x)
     if placement == "before":
@@ -144,3 +168,103 @@ def unit(
     sow(x)
     x = x if activation is None else activation(x)
     return normalized(x) if placement == "after" else x
+
+
+def normalize(
+    x: Array,
+    norm: Norm,
+    *,
+    training: bool,
+    name: str,
+    mask: ArrayLike | None = None,
+    zero_scale: bool = False,
+    dtype: Any = None,
+) -> Array:
+    """Apply the normalization; within a compact method.
+
+    A function given as `norm` gets the model's `dtype` if it takes one and is no partial that has
+    its own, which stands. What comes of a function that takes none is cast.
+
+    Args:
+      x: input.
+      norm, training, mask, zero_scale, dtype: see `unit`.
+      name: of the module.
+
+    Returns:
+      the output; x where there is no normalization, or it is the kernel's.
+
+    Raises:
+      ValueError: a norm that there is not; `zero_scale` of a norm without a scale.
+    """
+    make = make_norm(norm)
+    options: dict[str, Any] = {}
+    if zero_scale:
+        # Flax's weight norm has a scale, but keeps the kernel as the scale made it: 0 for good.
+        if make is None or not _takes(make, "scale_init"):
+            raise ValueError(_no_scale(norm))
+        options["scale_init"] = nn.initializers.zeros
+    if make is None:
+        return x
+    own_dtype = dtype is None or _has_keyword(make, "dtype")
+    if not own_dtype and _takes(make, "dtype"):
+        options["dtype"] = dtype
+    module = make(use_running_average=not training, name=name, **options)
+    if zero_scale and not getattr(module, "use_scale", True):
+        raise ValueError(_no_scale(norm))
+    y = module(x, **({} if mask is None else {"mask": mask}))
+    return y if own_dtype else y.astype(dtype)
+
+
+def logits(
+    x: Float[Array, "N F"],
+    outputs: int,
+    *,
+    kernel_init: Initializer,
+    dtype: Any,
+    param_dtype: Any,
+) -> Float[Array, "N outputs"]:
+    """Apply the last dense layer in float32 at least; within a compact method.
+
+    Rounded to bfloat16, a logit of 20 is off by up to 1/16, and float16 has none beyond 65,504. So
+    neither the features nor the products are rounded here: the layer is one product of matrices
+    per example, a thousandth of a ResNet-50's work.
+
+    Args:
+      x: the features.
+      outputs: number of outputs.
+      kernel_init: initializer of the kernel.
+      dtype: of the model's arithmetic; None promotes as Flax does.
+      param_dtype: of kernel and bias.
+
+    Returns:
+      the outputs, float32 at least.
+    """
+    dense = nn.Dense(
+        outputs,
+        dtype=None if dtype is None else wide_dtype(dtype),
+        param_dtype=param_dtype,
+        kernel_init=kernel_init,
+        name="output",
+    )
+    return dense(x.astype(wide_dtype(x.dtype)))
+
+
+def _takes(make: Callable[..., Any], keyword: str) -> bool:
+    parameters = inspect.signature(make).parameters
+    return keyword in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _has_keyword(make: Callable[..., Any], keyword: str) -> bool:
+    """Tell whether a partial gives the keyword."""
+    while isinstance(make, functools.partial):
+        if keyword in make.keywords:
+            return True
+        make = make.func
+    return False
+
+
+def _no_scale(norm: Norm) -> str:
+    return (
+        f"Expected a `norm` after the layer with a scale, which is to start at 0, got {norm!r}. "
+        'Pass norm="batch", or leave out zero_init_last.'
+    )
