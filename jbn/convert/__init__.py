@@ -11,6 +11,10 @@ Flax have no count, so it comes back 0, or as the `count` given; Haiku and Equin
 are debiased when read, which come back with a rounding. Everything else makes the round trip bit by
 bit.
 
+Whole networks, `jbn.models.ResNet` and `BNInception`, are read by the layers' names that public
+weights have: `network_from_torch`, and back, `network_from_keras`, `network_from_flax` and
+`network_from_haiku`.
+
 No framework is imported before a function that makes its objects is called.
 """
 
@@ -24,10 +28,13 @@ from jbn.convert.flax import from_linen as from_linen
 from jbn.convert.flax import from_nnx as from_nnx
 from jbn.convert.flax import to_linen as to_linen
 from jbn.convert.flax import to_nnx as to_nnx
+from jbn.convert.flax_network import network_from_flax as network_from_flax
+from jbn.convert.flax_network import network_from_haiku as network_from_haiku
 from jbn.convert.haiku import from_haiku as from_haiku
 from jbn.convert.haiku import to_haiku as to_haiku
 from jbn.convert.keras import from_keras as from_keras
 from jbn.convert.keras import to_keras as to_keras
+from jbn.convert.keras_network import network_from_keras as network_from_keras
 from jbn.convert.options import Debiased as Debiased
 from jbn.convert.options import FirstBatch as FirstBatch
 from jbn.convert.options import framework_kwargs as framework_kwargs
@@ -35,3 +42,5 @@ from jbn.convert.torch import from_torch as from_torch
 from jbn.convert.torch import from_torch_kernel as from_torch_kernel
 from jbn.convert.torch import to_torch as to_torch
 from jbn.convert.torch import to_torch_kernel as to_torch_kernel
+from jbn.convert.torch_network import network_from_torch as network_from_torch
+from jbn.convert.torch_network import network_to_torch as network_to_torch

@@ -40,12 +40,12 @@ class Converted(NamedTuple):
 
 
 class ConversionError(ValueError):
-    """Everything that keeps a layer from being converted, in `problems` and in the message."""
+    """Everything that keeps `what` from being converted, in `problems` and in the message."""
 
-    def __init__(self, problems: Sequence[str]):
+    def __init__(self, problems: Sequence[str], what: str = "batch norm"):
         self.problems = tuple(problems)
         lines = "".join(f"\n  - {problem}" for problem in self.problems)
-        super().__init__(f"Cannot convert batch norm; {len(self.problems)} to mend:{lines}")
+        super().__init__(f"Cannot convert {what}; {len(self.problems)} to mend:{lines}")
 
 
 def convert_layers(

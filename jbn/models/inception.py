@@ -74,6 +74,9 @@ class InceptionNet(nn.Module):
       dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
         all statistics are float32 at least.
       param_dtype: of kernels and biases; those of normalizations are float32.
+      padding: of convolutions, "same", XLA's SAME, or "symmetric", as the ports to Caffe and
+        PyTorch have it: as many zeros before as after, which begins a pixel earlier where a stride
+        meets an even size.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -101,6 +104,7 @@ class InceptionNet(nn.Module):
     use_bias: bool | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    padding: Literal["same", "symmetric"] = "same"
 
     @nn.compact
     def __call__(
@@ -111,6 +115,8 @@ class InceptionNet(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which images count for the statistics."""
+        if self.padding not in ("same", "symmetric"):
+            raise ValueError(f"Expected `padding` 'same' or 'symmetric', got {self.padding!r}.")
         x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
 
@@ -120,6 +126,7 @@ class InceptionNet(nn.Module):
                 features // self.width,
                 (size, size),
                 (stride, stride),
+                padding=(size - 1) // 2 if self.padding == "symmetric" else "SAME",
                 kernel_init=self.kernel_init,
             )
             return unit(
@@ -146,6 +153,7 @@ class InceptionNet(nn.Module):
                     8 * colors,
                     (7, 7),
                     (2, 2),
+                    padding=3 if self.padding == "symmetric" else "SAME",
                     feature_group_count=colors,
                     use_bias=False,  # The 1x1 convolution that completes this one may have it.
                     kernel_init=self.kernel_init,

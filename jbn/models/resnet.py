@@ -42,6 +42,11 @@ class ResNet(nn.Module):
       param_dtype: of kernels and biases; those of normalizations are float32.
       zero_init_last: start the scale of each block's last normalization at 0, so that the network
         begins as its shortcuts alone; needs `skip`, and a normalization with a scale.
+      padding, stem_padding: "symmetric", as many zeros before as after, or "same", XLA's SAME, as
+        Flax's and Haiku's examples have it: in images of an even size, strided convolutions and the
+        max pool begin a pixel later. The second is the first convolution's.
+      stride_in_1x1: halve the space in a bottleneck's first 1x1 convolution, as in the paper and
+        Keras, instead of its 3x3.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -73,6 +78,9 @@ class ResNet(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     zero_init_last: bool = False
+    padding: Literal["symmetric", "same"] = "symmetric"
+    stem_padding: Literal["symmetric", "same"] = "symmetric"
+    stride_in_1x1: bool = False
 
     @nn.compact
     def __call__(
@@ -88,6 +96,12 @@ class ResNet(nn.Module):
                 "Expected `skip` with `zero_init_last`, got skip=False: blocks that start at 0 "
                 "pass neither values nor gradients on. Leave one of the two out."
             )
+        for attribute in ("padding", "stem_padding"):
+            if getattr(self, attribute) not in ("symmetric", "same"):
+                raise ValueError(
+                    f"Expected `{attribute}` 'symmetric' or 'same', got "
+                    f"{getattr(self, attribute)!r}."
+                )
         x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
 
@@ -100,12 +114,14 @@ class ResNet(nn.Module):
             activation: Activation | None = self.activation,
             zero_scale: bool = False,
         ) -> Array:
+            padding = self.stem_padding if name == "stem" else self.padding
             layer = functools.partial(
                 nn.Conv,
                 features,
                 (size, size),
                 (stride, stride),
-                padding=(size - 1) // 2,  # As in torch: XLA's SAME is off by one at stride 2.
+                # As in torch: XLA's SAME is off by one at stride 2.
+                padding=(size - 1) // 2 if padding == "symmetric" else "SAME",
                 kernel_init=self.kernel_init,
             )
             return unit(
@@ -126,7 +142,8 @@ class ResNet(nn.Module):
 
         if self.stem == "imagenet":
             x = conv(x, self.widths[0], 7, "stem", stride=2)
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            padding = ((1, 1), (1, 1)) if self.padding == "symmetric" else "SAME"
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=padding)
         else:
             x = conv(x, self.widths[0], 3, "stem")
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True)):
@@ -135,8 +152,9 @@ class ResNet(nn.Module):
                 name, came_in = f"block_{stage}_{i}", x
                 last = functools.partial(conv, activation=None, zero_scale=self.zero_init_last)
                 if self.bottleneck:
-                    x = conv(x, width, 1, f"{name}_conv_0")
-                    x = conv(x, width, 3, f"{name}_conv_1", stride)
+                    first, second = (stride, 1) if self.stride_in_1x1 else (1, stride)
+                    x = conv(x, width, 1, f"{name}_conv_0", first)
+                    x = conv(x, width, 3, f"{name}_conv_1", second)
                     x = last(x, 4 * width, 1, f"{name}_conv_2")
                 else:
                     x = conv(x, width, 3, f"{name}_conv_0", stride)

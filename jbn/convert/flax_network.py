@@ -1,0 +1,137 @@
+"""The ResNets of Flax's ImageNet example, and of Haiku."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jbn._inputs import describe
+from jbn.convert._network import Format, model_kind, read_network
+from jbn.convert._resnet_names import FLAX, HAIKU, resnet_names
+from jbn.convert.common import ConversionError
+
+_FLAX = Format(
+    where="Flax network",
+    affine={"kernel": "/kernel", "bias": "/bias"},
+    norm={name: f"/{name}" for name in ("scale", "bias", "mean", "var", "count")},
+)
+_HAIKU = Format(
+    where="Haiku network",
+    affine={"kernel": "/w", "bias": "/b"},
+    norm={
+        "scale": "/scale",
+        "bias": "/offset",
+        "mean": "/~/mean_ema/average",
+        "var": "/~/var_ema/average",
+        "count": "/~/mean_ema/counter",
+    },
+)
+# What Haiku's averages keep beside them.
+_BESIDE = ("/~/mean_ema/hidden", "/~/var_ema/hidden", "/~/var_ema/counter")
+
+
+def network_from_flax(
+    model: Any, variables: Mapping[str, Any], *, head: bool = True, count: int | None = None
+) -> dict[str, Any]:
+    """Make a model's variables of those of a ResNet of Flax's ImageNet example.
+
+    That one pads strided 3x3 convolutions and its max pool as XLA's "SAME", which begins one pixel
+    later in images of an even size: make the model with `padding="same"`. Its momentum is 0.9:
+
+        norm = functools.partial(jbn.linen.BatchNorm, momentum=0.9)
+        model = jbn.models.resnet50(norm=norm, padding="same")
+
+    Args:
+      model: a `ResNet` of `jbn.models`, of the same blocks and widths, with batch norm.
+      variables: `{"params": ..., "batch_stats": ...}`, of a `TrainState` its params and
+        batch_stats.
+      head: read the last dense layer, too. If False, as for another number of classes, the
+        variables lack `params["output"]`: add your own.
+      count: batches absorbed, for a model whose momentum is a schedule: Flax has no count.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
+      dtypes.
+
+    Raises:
+      ConversionError: lists everything that does not fit: missing, unexpected and unreadable
+        arrays, wrong shapes, and attributes with which the model computes something else.
+      TypeError: a model of another class, or variables that are none.
+
+    References:
+      https://github.com/google/flax/blob/main/examples/imagenet/models.py
+    """
+    model_kind(_FLAX.where, model, "ResNet")
+    from flax.traverse_util import flatten_dict
+
+    tops = ("params", "batch_stats")
+    trees = [variables.get(top) for top in tops] if isinstance(variables, Mapping) else []
+    if not (trees and all(isinstance(tree, Mapping) for tree in trees)):
+        raise TypeError(
+            f"Expected `variables` as a mapping with the keys {' and '.join(tops)}, got "
+            f"{describe(variables)}. Pass the two parts of the TrainState by these names."
+        )
+    arrays: dict[str, Any] = {}
+    for tree in trees:
+        arrays |= flatten_dict(tree, sep="/")
+    names = resnet_names(model, FLAX)
+    return read_network(model, arrays, names, _FLAX, FLAX.attributes, head=head, count=count)
+
+
+def network_from_haiku(
+    model: Any, params: Mapping[str, Any], state: Mapping[str, Any], *, head: bool = True
+) -> dict[str, Any]:
+    """Make a model's variables of those of `hk.nets.ResNet18` to `200`, without `resnet_v2`.
+
+    Haiku pads as XLA's "SAME", the first convolution, too, which begins a pixel later in images of
+    an even size: make the model with `padding="same", stem_padding="same"`. Its running statistics
+    are debiased from zero, by default at the rate 0.9:
+
+        norm = functools.partial(jbn.linen.BatchNorm, momentum=jbn.debiased(0.9))
+        model = jbn.models.resnet50(norm=norm, padding="same", stem_padding="same")
+
+    Args:
+      model: a `ResNet` of `jbn.models`, of the same blocks and widths, with batch norm.
+      params, state: of the transformed function, that hold this network alone.
+      head: read the last dense layer, too. If False, as for another number of classes, the
+        variables lack `params["output"]`: add your own.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
+      dtypes.
+
+    Raises:
+      ConversionError: lists everything that does not fit: missing, unexpected and unreadable
+        arrays, wrong shapes, and attributes with which the model computes something else.
+      TypeError: a model of another class, or params and state that are none.
+
+    References:
+      https://dm-haiku.readthedocs.io/en/latest/api.html#resnet
+    """
+    model_kind(_HAIKU.where, model, "ResNet")
+    arrays: dict[str, Any] = {}
+    for what, tree in (("params", params), ("state", state)):
+        if not isinstance(tree, Mapping) or not all(
+            isinstance(below, Mapping) for below in tree.values()
+        ):
+            raise TypeError(
+                f"Expected `{what}` as a dict of modules, got {describe(tree)}. Pass what "
+                "hk.transform_with_state(...).init returned."
+            )
+        arrays |= {
+            f"{name}/{key}": value for name, below in tree.items() for key, value in below.items()
+        }
+    end = HAIKU.stem.format(root="") + _HAIKU.affine["kernel"]
+    roots = [key.removesuffix(end) for key in arrays if key.endswith(end)]
+    if len(roots) != 1:
+        there = ", ".join(map(repr, roots)) or "none"
+        raise ConversionError(
+            [
+                f"{_HAIKU.where}: expected one ResNet, a module that has '~/initial_conv', got "
+                f"{there}. Are params and state swapped, or of several networks? Pass those of one."
+            ],
+            "network",
+        )
+    names = resnet_names(model, HAIKU, *roots)
+    ignored = frozenset(theirs + end for theirs in names.values() for end in _BESIDE)
+    return read_network(model, arrays, names, _HAIKU, HAIKU.attributes, head=head, ignored=ignored)

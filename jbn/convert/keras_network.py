@@ -1,0 +1,64 @@
+"""Whole networks of Keras: `keras.applications.ResNet50`, `ResNet101` and `ResNet152`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jbn._inputs import describe
+from jbn.convert._network import Format, model_kind, read_network
+from jbn.convert._resnet_names import KERAS, resnet_names
+
+_FORM = Format(
+    where="Keras network",
+    affine={"kernel": "/kernel", "bias": "/bias"},
+    norm={"scale": "/gamma", "bias": "/beta", "mean": "/moving_mean", "var": "/moving_variance"},
+)
+
+
+def network_from_keras(
+    model: Any, source: Any, *, head: bool = True, count: int | None = None
+) -> dict[str, Any]:
+    """Make a model's variables of the weights of the same ResNet in Keras.
+
+    Keras' bottlenecks halve the space in their first 1x1 convolution, as in the paper, ours in the
+    3x3: make the model with `stride_in_1x1=True`. Its epsilon is 1.001e-5, its momentum 0.99, its
+    running variance biased, and our outputs are logits, as Keras' with classifier_activation=None:
+
+        norm = functools.partial(jbn.linen.BatchNorm, epsilon=1.001e-5, momentum=0.99)
+        model = jbn.models.resnet50(norm=norm, stride_in_1x1=True)
+        variables = jbn.convert.network_from_keras(model, keras.applications.ResNet50())
+
+    Its convolutions have biases. They go into the running means, mean - bias, and nothing changes;
+    a model made with use_bias=True keeps them. Images want `keras.applications.resnet.
+    preprocess_input`.
+
+    Args:
+      model: a bottleneck `ResNet` of `jbn.models`, of the same blocks and widths, with batch norm.
+      source: the Keras model.
+      head: read the last dense layer, too. If False, as for another number of classes, or a source
+        made with include_top=False, the variables lack `params["output"]`: add your own.
+      count: batches absorbed, for a model whose momentum is a schedule: Keras has no count.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
+      dtypes.
+
+    Raises:
+      ConversionError: lists everything that does not fit: missing, unexpected and unreadable
+        arrays, wrong shapes, and attributes with which the model computes something else.
+      TypeError: a model of another class, or a source that is no Keras model.
+
+    References:
+      https://keras.io/api/applications/resnet/
+    """
+    model_kind(_FORM.where, model, "ResNet")
+    if not hasattr(source, "layers"):
+        raise TypeError(
+            f"Expected `source` as a Keras model, got {describe(source)}. Pass "
+            "keras.applications.ResNet50(), or what model.get_layer(name) has of it."
+        )
+    arrays = {
+        f"{layer.name}/{weight.name}": weight for layer in source.layers for weight in layer.weights
+    }
+    names = resnet_names(model, KERAS)
+    return read_network(model, arrays, names, _FORM, KERAS.attributes, head=head, count=count)

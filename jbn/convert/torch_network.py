@@ -1,0 +1,231 @@
+"""Whole networks of PyTorch: torchvision's and timm's ResNets, the port of BN-Inception."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jbn._inputs import describe
+from jbn.convert._inception_names import ATTRIBUTES, OUTPUTS, inception_names
+from jbn.convert._network import Format, Network, Path, Place, model_kind, read_network
+from jbn.convert._resnet_names import TORCH, resnet_names
+from jbn.convert.common import ConversionError, CountError, Reader, as_count
+from jbn.convert.torch import _tensor
+
+_FORM = Format(
+    where="torch network",
+    affine={"kernel": ".weight", "bias": ".bias"},
+    norm={
+        "scale": ".weight",
+        "bias": ".bias",
+        "mean": ".running_mean",
+        "var": ".running_var",
+        "count": ".num_batches_tracked",
+    },
+    outputs_first=True,
+)
+# What `DataParallel` and `torch.compile` put before the names of what they wrap.
+_WRAPPERS = frozenset({"module", "_orig_mod"})
+# Where checkpoints keep the weights, the likeliest first.
+_NESTED = ("state_dict", "model_state_dict", "model")
+# Of `torch.optim.swa_utils.AveragedModel`, which counts what it has averaged.
+_IGNORED = frozenset({"n_averaged"})
+
+
+def network_from_torch(
+    model: Any, state_dict: Any, *, head: bool = True, count: int | None = None
+) -> dict[str, Any]:
+    """Make a model's variables of the weights of the same network in PyTorch.
+
+    Known are the ResNets of torchvision and timm, 18 to 152 and whatever else has their layers,
+    and BN-Inception as pretrained-models.pytorch has it. Read a file with
+    `safetensors.numpy.load_file(file)`, or with `torch.load(file, weights_only=True,
+    map_location="cpu")`, which runs no code that a stranger put into it.
+
+    In evaluation, the outputs are those of the torch network, up to float32's rounding. To train on
+    as there, too, say how torch's layers move their statistics: its momentum of 0.1 is 0.9 here,
+    and its running variance takes Bessel's factor:
+
+        norm = functools.partial(jbn.linen.BatchNorm, momentum=0.9, unbiased=True, epsilon=1e-5)
+        model = jbn.models.resnet50(norm=norm)
+
+    BN-Inception has biases in its convolutions. They go into the running means, mean - bias, and
+    nothing changes; a model made with use_bias=True keeps them. The model has to be made with
+    padding="symmetric", since the port's strided convolutions pad 3 or 1 on both sides; its max
+    pools, in ceil mode, and those here are the same where both sides of the images are multiples of
+    32. It wants BGR images in 0..255, less (104, 117, 128), and its layers have torch's momentum
+    0.9, here 0.1.
+
+    Args:
+      model: a `ResNet` or `InceptionNet` of `jbn.models`, of the same blocks and widths, with
+        batch norm.
+      state_dict: tensors, NumPy or JAX arrays by torch's names, or the module that has them. What
+        `DataParallel` and `torch.compile` put before the names is left out, and a checkpoint's
+        `state_dict`, `model_state_dict` or `model` is taken out; for others, such as an average
+        of weights, pass checkpoint["state_dict_ema"].
+      head: read the last dense layer, too. If False, as for another number of classes, the
+        variables lack `params["output"]`: add your own, as the example does.
+      count: batches absorbed, for a model whose momentum is a schedule, where the file has no
+        `num_batches_tracked`. Other models keep none.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}` for `model.apply`, as `model.init` makes them. Arrays
+      are copies in the model's dtypes: its `param_dtype`, and float32 for statistics.
+
+    Raises:
+      ConversionError: lists everything that does not fit: missing, unexpected and unreadable
+        arrays, wrong shapes, and attributes with which the model computes something else.
+      TypeError: a model of another class, or a state_dict that is none.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jbn
+      >>> from jbn.models import ResNet
+      >>> ours = ResNet(blocks=(1,), widths=(4,), norm="batch", outputs=3)
+      >>> theirs, x = ours.copy(outputs=1000), jnp.ones((1, 8, 8, 3))
+      >>> init = jax.jit(lambda model: model.init(jax.random.key(0), x, training=False),
+      ...     static_argnums=0)
+      >>> state_dict = jbn.convert.network_to_torch(theirs, init(theirs), tensors=False)
+      >>> variables = jbn.convert.network_from_torch(ours, state_dict, head=False)
+      >>> variables["params"]["output"] = init(ours)["params"]["output"]
+      >>> ours.apply(variables, x, training=False).shape
+      (1, 3)
+
+    References:
+      https://docs.pytorch.org/vision/stable/models/resnet.html
+      https://github.com/Cadene/pretrained-models.pytorch
+    """
+    arrays, problems = _arrays(state_dict)
+    names, attributes = _names(model, arrays)
+    if problems:
+        raise ConversionError(problems, "network")
+    return read_network(
+        model, arrays, names, _FORM, attributes, head=head, count=count, ignored=_IGNORED
+    )
+
+
+def network_to_torch(
+    model: Any, variables: Mapping[str, Any], *, head: bool = True, tensors: bool = True
+) -> dict[str, Any]:
+    """Make the state_dict of the same network in PyTorch, by torchvision's names, or the port's.
+
+    Undoes `network_from_torch` bit by bit, but for what the model has not: its convolutions'
+    biases, which are zeros in BN-Inception's state_dict, for their place there is in the means;
+    `num_batches_tracked`, 0 unless the momentum is a schedule; and the digits that a smaller
+    `param_dtype` lost.
+
+    Args:
+      model: a `ResNet` or `InceptionNet` of `jbn.models` with batch norm.
+      variables: of the model, `{"params": ..., "batch_stats": ...}`.
+      head: write the last dense layer, too.
+      tensors: make tensors, which `load_state_dict` wants; False leaves NumPy arrays, which
+        `safetensors.numpy.save_file` takes, and does not import torch.
+
+    Returns:
+      the state_dict.
+
+    Raises:
+      ConversionError: lists everything that does not fit: missing and unexpected variables, wrong
+        shapes, and attributes with which the model computes something else.
+      TypeError: a model of another class, or variables that are no mapping.
+
+    Example:
+      >>> import functools, jax, jax.numpy as jnp, jbn
+      >>> from jbn.models import ResNet
+      >>> model = ResNet(blocks=(1,), widths=(4,), norm="batch")
+      >>> variables = jax.jit(functools.partial(model.init, training=False))(
+      ...     jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+      >>> state_dict = jbn.convert.network_to_torch(model, variables, tensors=False)
+      >>> sorted(state_dict)[:3], state_dict["conv1.weight"].shape
+      (['bn1.bias', 'bn1.num_batches_tracked', 'bn1.running_mean'], (4, 3, 3, 3))
+    """
+    from flax.traverse_util import flatten_dict
+
+    names, attributes = _names(model, {})
+    if not isinstance(variables, Mapping):
+        raise TypeError(
+            f"Expected `variables` as the mapping that model.init returns, got "
+            f"{describe(variables)}. Pass the variables of the model."
+        )
+    given: dict[Path, Any] = dict(flatten_dict(variables))
+    kernel: Any = given.get(("params", "stem", "kernel"), ())
+    stem = np.shape(kernel)
+    channels = stem[2] if len(stem) == 4 else 3
+    network = Network(model, names, _FORM, attributes, channels=channels, head=head)
+    arrays: dict[str, np.ndarray] = {}
+    for place in network.places():
+        arrays[place.key] = _written(network, place, given.get(place.path))
+        if place.leaf == "mean":
+            arrays.setdefault(names[place.module] + _FORM.norm["count"], np.zeros((), np.int64))
+    if names["stem"] != TORCH.stem:
+        for key, mean in network.biases():
+            arrays[key] = np.zeros_like(arrays[names[mean[1]] + _FORM.norm["mean"]])
+    for path in given:
+        if path not in network.target:
+            network.problem(f"{'/'.join(path)!r} has no place in the model.")
+    network.finish()
+    return {key: _tensor(array) for key, array in arrays.items()} if tensors else arrays
+
+
+def _written(network: Network, place: Place, value: Any) -> np.ndarray:
+    """Lay a variable out as torch has it; zeros, and a problem, if it does not fit."""
+    name, shape = "/".join(place.path), place.like.shape
+    if place.leaf == "count":
+        try:
+            return np.array(as_count(value), np.int64)
+        except CountError as error:
+            network.problem(f"{name!r} is {error} Set it to the number of batches absorbed.")
+            return np.zeros(shape)
+    reader = Reader(network.form.where, {name: name})
+    if value is None:
+        network.problem(f"no {name!r}, expected {shape}, as the model has it.")
+    else:
+        reader.read({name: value}, name)
+    network.problems += reader.problems
+    array = np.asarray(reader.arrays.get(name, np.zeros(shape)))
+    if array.shape != shape:
+        network.problem(f"{name!r} has shape {array.shape}, expected {shape}, as the model has it.")
+    elif array.ndim > 1:
+        array = array.transpose(-1, -2, *range(array.ndim - 2))
+    return np.array(array, order="C")
+
+
+def _names(model: Any, arrays: Mapping[str, Any]) -> tuple[dict[str, str], Mapping[str, Any]]:
+    """Return the names of the model's layers in torch, and the attributes it must have."""
+    if model_kind(_FORM.where, model, "ResNet", "InceptionNet") == "ResNet":
+        return resnet_names(model, TORCH), TORCH.attributes
+    there = [name for name in OUTPUTS if f"{name}{_FORM.affine['kernel']}" in arrays]
+    return inception_names(model, *there[:1]), ATTRIBUTES
+
+
+def _arrays(source: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the arrays of a state_dict by their plain names, and names that are there twice."""
+    if hasattr(source, "state_dict") and not isinstance(source, Mapping | type):
+        source = source.state_dict()
+    nested: Any = source
+    while isinstance(nested, Mapping):
+        source, nested = nested, None
+        for name in _NESTED:
+            if nested is None and isinstance(source.get(name), Mapping):
+                nested = source[name]
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            f"Expected `state_dict` as a mapping of names to arrays, got {describe(source)}. Read "
+            "the file first: safetensors.numpy.load_file(file), or torch.load(file, "
+            "weights_only=True)."
+        )
+    arrays: dict[str, Any] = {}
+    problems = []
+    for key, value in source.items():
+        if isinstance(value, Mapping):
+            problems.append(
+                f"{_FORM.where}: {key!r} holds a mapping, expected an array. Pass the mapping that "
+                "has the weights."
+            )
+            continue
+        name = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
+        if name in arrays:
+            problems.append(f"{_FORM.where}: {name!r} is there twice, once as {key!r}. Drop one.")
+        arrays[name] = value
+    return arrays, problems
