@@ -14,10 +14,11 @@ COMPILE_FAST = --xla_backend_optimization_level=0 $(UNSPLIT) \
 OLD_EMITTERS := --xla_cpu_use_fusion_emitters=false
 TRY := JAX_PLATFORMS=cpu XLA_FLAGS=$(OLD_EMITTERS) $(BIN)/python -c 'import jax; jax.devices()'
 tests = $(wildcard $(1:%=tests/*/test_%.py))
-NUMBERS := $(call tests,numerics scales fuzz)
+NUMBERS := $(call tests,numerics numerics_* scales fuzz)
 LONG := $(call tests,study hosts faults modes)
 OTHERS := $(filter-out $(NUMBERS) $(LONG),$(wildcard tests/test_*.py tests/*/test_*.py))
-CORE := batch_norm moments running norms linen nnx errors
+CORE := batch_norm batch_norm_* moments running norms linen linen_c* linen_transforms nnx nnx_* \
+  errors errors_*
 
 .PHONY: demo demo-devices ledger report notebooks test test-fast peers browser lint format bench compiled clean
 .DELETE_ON_ERROR:

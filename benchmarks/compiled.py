@@ -31,7 +31,15 @@ import tyro
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import collectives, common, op, peers, programs, traffic
+from benchmarks import (
+    collectives_steps,
+    common,
+    op,
+    op_steps,
+    peers,
+    programs,
+    traffic,
+)
 
 NETWORKS = {"resnet50": "ResNet-50", "bninception": "BN-Inception"}
 PROGRAMS = ("op", "block", *NETWORKS, "sync")
@@ -82,11 +90,11 @@ SYNC: dict[str, dict[int, dict[str, str]]] = {
     "v5e": {4: {}, 256: {"topology_name": "v5e:16x16"}},
     "h100": {8: {"topology": "1x1x8"}},
 }
-SYNC_WAYS: dict[str, collectives.Make] = {
-    "jbn": collectives.with_jbn,
-    "jbn, masked": functools.partial(collectives.with_jbn, masked=True),
-    "Flax": collectives.with_flax,
-    "Flax, masked": functools.partial(collectives.with_flax, masked=True),
+SYNC_WAYS: dict[str, collectives_steps.Make] = {
+    "jbn": collectives_steps.with_jbn,
+    "jbn, masked": functools.partial(collectives_steps.with_jbn, masked=True),
+    "Flax": collectives_steps.with_flax,
+    "Flax, masked": functools.partial(collectives_steps.with_flax, masked=True),
 }
 SYNC_STEP = {"layers": 3, "features": 64, "examples": 256}
 # JAX's pmap takes GPUs that are there.
@@ -134,7 +142,7 @@ def cases(chosen: tuple[str, ...]) -> list[Case]:
         if "op" in chosen:
             shape = sizes.op[0]
             for back, passes in enumerate(op.PASSES):
-                name = f"op {op.label(shape)}, {passes}, {dtype}"
+                name = f"op {op_steps.label(shape)}, {passes}, {dtype}"
                 found.append(case(name, programs.op, shape, dtype, bool(back)))
         if "block" in chosen:
             for kind in ("matmul", "conv", "masked"):
@@ -146,7 +154,7 @@ def cases(chosen: tuple[str, ...]) -> list[Case]:
             n: functools.partial(programs.network, n, sizes, "bfloat16", True, name=network)
             for n in programs.NORMS
         }
-        label = f"{NETWORKS[network]}, {op.label(sizes.images)}, bfloat16"
+        label = f"{NETWORKS[network]}, {op_steps.label(sizes.images)}, bfloat16"
         found.append(Case(label, steps))
     return found
 
@@ -193,14 +201,16 @@ def measure(target: str, program: programs.Program) -> dict[str, Any]:
     }
 
 
-def measure_sync(target: str, devices: int, mode: str, make: collectives.Make) -> dict[str, Any]:
+def measure_sync(
+    target: str, devices: int, mode: str, make: collectives_steps.Make
+) -> dict[str, Any]:
     """Compile a step over all devices of a machine, and count its collectives."""
     places = devices_of(target, **SYNC[target][devices])
-    lowered = collectives.lower(
+    lowered = collectives_steps.lower(
         mode,
         make,
         devices=devices,
-        target=collectives.Target(TARGETS[target].platform, places),
+        target=collectives_steps.Target(TARGETS[target].platform, places),
         **SYNC_STEP,
     )
     found = traffic.traffic(lowered.compile().as_text())
@@ -220,7 +230,7 @@ def jobs(target: str, chosen: tuple[str, ...]) -> dict[str, dict[str, Callable[[
             name: lambda make=make: measure(target, make()) for name, make in case.ways.items()
         }
     for devices in SYNC[target] if "sync" in chosen else ():
-        for mode in collectives.MODES:
+        for mode in collectives_steps.MODES:
             if mode not in CANNOT_SYNC.get(target, ()):
                 found[f"sync over {devices}, {mode}"] = {
                     name: functools.partial(measure_sync, target, devices, mode, make)

@@ -28,21 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from benchmarks import common, exact
-from benchmarks.exact import Known, Values
-from benchmarks.fuzz_cases import (
-    SIGNATURES,
-    STATEFUL,
-    Case,
-    Signature,
-    differentiated,
-    draw,
-    labels,
-    program,
-    truth,
-    widened,
-)
-from benchmarks.modes import DEVICES
+from benchmarks import common, exact_parts
+from benchmarks.exact_parts import Known, Values
+from benchmarks.fuzz_cases import Case, draw, labels, program, truth, widened
+from benchmarks.fuzz_signatures import SIGNATURES, STATEFUL, Signature, differentiated
+from benchmarks.modes_spreads import DEVICES
 
 # ---- What is claimed -----------------------------------------------------------------------------
 
@@ -152,7 +142,7 @@ def without_empty_parts(case: Case, known: Known) -> Known:
     if case.signature.function != "ghost_batch_norm":
         return known
     x, weights, statistic = weighed(case)
-    empty = (exact.Batch(x, statistic, weights).count == 0)[statistic]
+    empty = (exact_parts.Batch(x, statistic, weights).count == 0)[statistic]
     return Known(known.value, np.where(empty, np.inf, known.size))
 
 
@@ -218,7 +208,7 @@ def compare(
 def has_constant(case: Case) -> bool:
     """Tell whether a statistic is of values that are the same to float32, and epsilon is less."""
     x, weights, statistic = weighed(case)
-    batch = exact.Batch(x, statistic, weights)
+    batch = exact_parts.Batch(x, statistic, weights)
     size = np.zeros(batch.count.size)
     np.maximum.at(size, statistic, np.where(weights > 0, np.abs(x), 0))
     divisor = np.sqrt(np.maximum(batch.var, case.arrays.get("epsilon", 0.0)))
@@ -238,7 +228,7 @@ def ratio_of(case: Case) -> float:
     Where nothing has weight the running statistics stand in.
     """
     x, weights, statistic = weighed(case)
-    batch = exact.Batch(x, statistic, weights)
+    batch = exact_parts.Batch(x, statistic, weights)
     ratios = np.abs(batch.mean) / np.sqrt(batch.var)
     ratios = ratios[batch.var > 0]
     if case.signature.function in STATEFUL and not np.all(batch.count > 0):

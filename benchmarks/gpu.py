@@ -4,7 +4,7 @@
 
 In at most nine minutes, with whatever jax, flax and torch are installed:
 
-  tests     test_numerics.py and test_transforms.py of tests/jbn, on the device; what needs eight
+  tests     test_numerics*.py and test_transforms*.py of tests/jbn, on the device; what needs eight
             devices is skipped
   op, block, masked, resnet50
             the programs of `benchmarks/programs.py`, forward and forward + backward, bfloat16 and
@@ -34,13 +34,19 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks import common, gpu_torch, op, peers, programs
+from benchmarks import common, gpu_torch, op, op_steps, peers, programs
 from benchmarks.common import Run
 
 PARTS = ("tests", "op", "block", "resnet50")
 PASSES = op.PASSES
-TESTS = ("tests/jbn/test_numerics.py", "tests/jbn/test_transforms.py")
-SMOKE_TESTS = (f"{TESTS[1]}::test_grad_is_that_of_the_plain_formula",)
+TESTS = (
+    "tests/jbn/test_numerics.py",
+    "tests/jbn/test_numerics_devices.py",
+    "tests/jbn/test_numerics_platforms.py",
+    "tests/jbn/test_transforms.py",
+    "tests/jbn/test_transforms_second_order.py",
+)
+SMOKE_TESTS = ("tests/jbn/test_transforms.py::test_grad_is_that_of_the_plain_formula",)
 TESTS_SECONDS = 120
 ROOT = Path(__file__).parents[1]
 NORMS: dict[str, peers.Make] = {
@@ -94,7 +100,7 @@ def cases(options: Options) -> list[Case]:
                 for shape in sizes.op:
                     ways = {n: programs.op(make, shape, dtype, back) for n, make in NORMS.items()}
                     torch = functools.partial(gpu_torch.normalization, shape, dtype, back)
-                    found.append(Case(f"op {op.label(shape)}", dtype, passes, ways, torch))
+                    found.append(Case(f"op {op_steps.label(shape)}", dtype, passes, ways, torch))
             if "block" in options.parts:
                 for kind in ("matmul", "conv", "masked"):
                     ways = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import common, op
+from benchmarks import common, op_steps
 from benchmarks.common import Run
 from benchmarks.peers import Shape
 from benchmarks.programs import Sizes
@@ -50,7 +50,7 @@ def peak(run: Run) -> int | None:
 
 def normalization(shape: Shape, dtype: str, backward: bool, compiled: bool) -> Run:
     """Normalize alone."""
-    x = op.torch_layout(_draw(shape, dtype), channels_last=True)
+    x = op_steps.torch_layout(_draw(shape, dtype), channels_last=True)
     scale, bias, stats = _vectors(shape[-1], backward)
 
     def forward(x: Any, scale: Any, bias: Any) -> Any:
@@ -66,10 +66,10 @@ def block(kind: str, sizes: Sizes, dtype: str, backward: bool, compiled: bool) -
     shape = sizes.conv if kind == "conv" else sizes.matmul
     wide, features = shape[-1], sizes.features
     window = (3, 3) if kind == "conv" else ()
-    x = op.torch_layout(_draw((*shape[:-1], features), dtype), channels_last=True)
+    x = op_steps.torch_layout(_draw((*shape[:-1], features), dtype), channels_last=True)
     # O, H, W, I as torch's (O, I, H, W): C is last in memory.
     first, second = (
-        op.torch_layout(_draw((out, *window, into), dtype) / into**0.5, channels_last=True)
+        op_steps.torch_layout(_draw((out, *window, into), dtype) / into**0.5, channels_last=True)
         for out, into in ((wide, features), (features, wide))
     )
     scale, bias, stats = _vectors(wide, backward)
@@ -96,7 +96,7 @@ def network(shape: Shape, dtype: str, backward: bool, compiled: bool) -> Run:
     model = model.to(memory_format=torch.channels_last).train()
     called = torch.compile(model) if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    images = op.torch_layout(_draw(shape, "float32"), channels_last=True)
+    images = op_steps.torch_layout(_draw(shape, "float32"), channels_last=True)
     labels = torch.arange(shape[0], device=_device()) % 1000
     half = dtype == "bfloat16"
 

@@ -11,7 +11,6 @@ The batch has another mean, and with a mask another count, on every device: an a
 the counts shows. `tests/benchmarks/test_modes.py` asserts this same table.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -23,32 +22,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike
 
-import jbn
 from benchmarks import common
+from benchmarks.modes_spreads import DEVICES, IN_JIT, MESHES, NOT_IN_JAX, SPREADS, TWO_AXES, Spread
+from benchmarks.modes_steps import (
+    PARTS,
+    SHAPE,
+    Groups,
+    Step,
+    accumulated,
+    looped,
+    models,
+    models_in_turn,
+    norm,
+    pooled_slices,
+    scanned,
+)
 from jbn import BatchNormParams, BatchNormState
-
-DEVICES = 8
-# Examples, sharded; steps, micro-batches, models or slices of a device; space; features.
-SHAPE = (16, 2, 3, 6)
-PARTS = SHAPE[1]
-MOMENTUM, EPSILON = 0.75, 1e-2
 
 # Float32 rounds by 6e-8, and the order of summation differs: y is off by 1e-6, the gradient of
 # scale, a sum over the batch, by 4e-6. A wrong weight or gradient is off by 5e-3 and more.
 TOLERANCE = 2e-5
-
-Groups = Sequence[Sequence[int]]
-# One call in training: (x, mask, params, state) -> (y, new state).
-Step = Callable[
-    [Array, Array | None, BatchNormParams, BatchNormState], tuple[Array, BatchNormState]
-]
 Arguments = dict[str, Any]  # Of a training step, by name: what is differentiated.
 Errors = dict[str, float]
-
 # Unequal groups, out of order, of the indices of an axis by its length.
 PARTITIONS: dict[int, Groups] = {8: [[6, 0, 3], [1, 2, 4, 7, 5]], 4: [[3, 0, 1], [2]]}
 EMPTY = 4  # The device whose shard is masked. Over axis "a" of a 4x2 mesh it is a group of its own.
@@ -64,298 +61,6 @@ class Options:
     """smoke: one of the ways, seconds, to see that all works"""
     output: Path | None = None
     """folder for JSON and Markdown; None is benchmarks/results for a full run, else none"""
-
-
-# ---- What a device does --------------------------------------------------------------------------
-
-
-def norm(names: Any = None, groups: Groups | None = None) -> Step:
-    """Make the step of one device: `jbn.batch_norm`, pooled over `names`."""
-
-    def step(x, mask, params, state):
-        return jbn.batch_norm(
-            x,
-            params,
-            state,
-            training=True,
-            momentum=MOMENTUM,
-            epsilon=EPSILON,
-            mask=mask,
-            axis_name=names,
-            axis_index_groups=groups,
-        )
-
-    return step
-
-
-def accumulated(names: Any = None, groups: Groups | None = None) -> Step:
-    """Make `norm` of micro-batches: merge their moments, then normalize each and move once."""
-
-    def step(x, mask, params, state):
-        def one(part):
-            values, mask = part
-            return jbn.moments(values, mask=mask, axis_name=names, axis_index_groups=groups)
-
-        micro_batches = parts(x), parts(mask)
-        each = jax.lax.map(one, micro_batches)
-        merged = jbn.merge_moments(*unstack(each, PARTS))
-        has = merged.count > 0  # Without any weight, the running statistics stand in.
-        mean = jnp.where(has, merged.mean, state.mean)
-        var = jnp.where(has, merged.var, state.var)
-        y = jax.lax.map(
-            lambda part: jbn.normalize(part, mean, var, params, epsilon=EPSILON), micro_batches[0]
-        )
-        return jnp.moveaxis(y, 0, 1), jbn.update(state, merged, momentum=MOMENTUM)
-
-    return step
-
-
-def scanned(step: Step) -> Step:
-    """Make a step of several: one for each part of the batch, the state carried by `lax.scan`."""
-
-    def run(x, mask, params, state):
-        def one(state, part):
-            x, mask = part
-            y, state = step(x, mask, params, state)
-            return state, y
-
-        state, y = jax.lax.scan(one, state, (parts(x), parts(mask)))
-        return jnp.moveaxis(y, 0, 1), state
-
-    return run
-
-
-def looped(step: Step) -> Step:
-    """Make what `scanned` must equal: the same steps in Python."""
-
-    def run(x, mask, params, state):
-        y = []
-        for k in range(PARTS):
-            out, state = step(x[:, k], None if mask is None else mask[:, k], params, state)
-            y.append(out)
-        return jnp.stack(y, 1), state
-
-    return run
-
-
-def models(step: Step) -> Step:
-    """Make the step of several models, each with its own batch, parameters and state, by vmap."""
-    return jax.vmap(step, in_axes=(1, 1, 0, 0), out_axes=(1, 0))
-
-
-def models_in_turn(step: Step) -> Step:
-    """Make what `models` must equal: one model after the other."""
-
-    def run(x, mask, params, state):
-        found = [
-            step(x[:, k], None if mask is None else mask[:, k], *own)
-            for k, own in enumerate(unstack((params, state), PARTS))
-        ]
-        y, new = zip(*found, strict=True)
-        return jnp.stack(y, 1), stack(new)
-
-    return run
-
-
-def pooled_slices(name: Any, groups: Groups | None) -> Step:
-    """Make `norm` over `name` and over a vmapped axis "v" of slices of each device's batch."""
-    if groups:  # Indices over both names are row-major: all slices of a device go with it.
-        groups = [[i * PARTS + v for i in group for v in range(PARTS)] for group in groups]
-    each = jax.vmap(
-        norm((name, "v"), groups), axis_name="v", in_axes=(1, 1, None, None), out_axes=(1, 0)
-    )
-
-    def run(x, mask, params, state):
-        y, new = each(x, mask, params, state)
-        return y, jax.tree.map(lambda a: a[0], new)
-
-    return run
-
-
-def parts(x: Array | None) -> Array | None:
-    """Bring the second axis to the front."""
-    return None if x is None else jnp.moveaxis(x, 1, 0)
-
-
-def stack(trees: Sequence[PyTree]) -> PyTree:
-    """Stack every array of trees that are alike."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def unstack(tree: PyTree, count: int) -> list[PyTree]:
-    """Undo `stack`."""
-    return [jax.tree.map(lambda a, k=k: a[k], tree) for k in range(count)]
-
-
-# ---- How it is spread over devices ---------------------------------------------------------------
-
-
-class Spread(NamedTuple):
-    """A way to run one device's step on all of them.
-
-    `over` makes a step of all devices from one that pools over `name`. In it the state has a
-    leading axis: of devices if `own` or with groups, else one copy for all devices that agree.
-    Statistics are pooled over `pooled` devices: i * 8 / pooled + j over all i, for each j.
-    `jit` says that it may be compiled whole, `context` in which. `missing` is the reason why there
-    are no groups.
-    """
-
-    over: Callable[[Step, Groups | None], Step]
-    name: Any = "d"
-    own: bool = False
-    pooled: int = DEVICES
-    jit: bool = True
-    context: Callable[[], Any] = contextlib.nullcontext
-    missing: str | None = None
-
-
-def mesh(*names_and_sizes: tuple[str, int]) -> Mesh:
-    """Make a mesh of all devices: mesh(("d", 8)) or mesh(("a", 4), ("b", 2))."""
-    names, sizes = zip(*names_and_sizes, strict=True)
-    return Mesh(np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes), names)
-
-
-def split(tree: PyTree, devices: int = DEVICES) -> PyTree:
-    """Make two of every array's leading axis: (devices, rest)."""
-    return jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), tree)
-
-
-def join(tree: PyTree) -> PyTree:
-    """Undo `split`."""
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), tree)
-
-
-def by_map(transform: Callable[..., Any]) -> Callable[[Step, Groups | None], Step]:
-    """Spread by pmap or vmap."""
-
-    def over(step: Step, groups: Groups | None) -> Step:
-        each = transform(step, axis_name="d", in_axes=(0, 0, None, 0))
-
-        def run(x, mask, params, state):
-            y, new = each(*split((x, mask)), params, state)
-            return join(y), new
-
-        return run
-
-    return over
-
-
-def by_shard_map(
-    check: bool, axes: Sequence[tuple[str, int]] = (("d", DEVICES),), apart: Sequence[str] = ()
-) -> Callable[[Step, Groups | None], Step]:
-    """Spread by shard_map, with or without check_vma.
-
-    `apart` are the axes along which devices have states of their own. With groups it is all of
-    them; along the others, check_vma has JAX prove that the new state is the same.
-    """
-    names = tuple(name for name, _ in axes)
-
-    def over(step: Step, groups: Groups | None) -> Step:
-        def body(x, mask, params, state):
-            y, new = step(x, mask, params, jax.tree.map(lambda a: a[0], state))
-            return y, jax.tree.map(lambda a: a[None], new)
-
-        batch, own = P(names), P(names if groups else tuple(apart))
-        return jax.shard_map(
-            body,
-            mesh=mesh(*axes),
-            in_specs=(batch, batch, P(), own),
-            out_specs=(batch, own),
-            check_vma=check,
-        )
-
-    return over
-
-
-def by_sharding(step: Step, groups: Groups | None) -> Step:
-    """Spread by placing the arrays on the devices: in jit the batch is one, global array."""
-
-    def run(x, mask, params, state):
-        placed = NamedSharding(mesh(("d", DEVICES)), P("d"))
-        x, mask = jax.lax.with_sharding_constraint((x, mask), placed)
-        y, new = step(x, mask, params, jax.tree.map(lambda a: a[0], state))
-        return y, jax.tree.map(lambda a: a[None], new)
-
-    return run
-
-
-def two_dimensional(kind: AxisType) -> Mesh:
-    """Make a mesh of 4x2 with Explicit axes, as `jax.make_mesh` does by default, or Auto ones."""
-    return jax.make_mesh((4, 2), ("batch", "model"), axis_types=(kind, kind))
-
-
-def on_mesh(kind: AxisType) -> Any:
-    """Make such a mesh that of the context."""
-    return jax.sharding.set_mesh(two_dimensional(kind))
-
-
-def by_mesh(kind: AxisType, features: bool) -> Callable[[Step, Groups | None], Step]:
-    """Spread by a mesh of 4x2: the batch over its first axis, and, if asked for, C over the second.
-
-    Parameters and statistics are sharded like the features; the new state must be as the old one.
-    """
-
-    def over(step: Step, groups: Groups | None) -> Step:
-        own_step = jax.jit(step)
-
-        def run(x, mask, params, state):
-            model = "model" if features else None
-            batch, vector = P("batch", None, None, model), P(model)
-
-            def place(tree: Any, spec: Any) -> Any:
-                on = NamedSharding(two_dimensional(kind), spec)
-                return jax.tree.map(lambda a: jax.device_put(a, on), tree)
-
-            mean, var, count = (a[0] for a in state)
-            mean, var = place((mean, var), vector)
-            state = BatchNormState(mean, var, place(count, P()))
-            y, new = own_step(*place((x, mask), batch), place(params, vector), state)
-            if any(jax.typeof(a) != jax.typeof(b) for a, b in zip(state, new, strict=True)):
-                raise TypeError(f"Expected a new state like {state}, got {new}.")
-            y, new = place((y, new), P())
-            return y, jax.tree.map(lambda a: jnp.broadcast_to(a, (DEVICES, *a.shape)), new)
-
-        return run
-
-    return over
-
-
-NO_AXIS = (
-    "In jit over sharded arrays there is no axis to have groups of: reshape the batch "
-    "to (groups, N / groups, ...) and vmap over the groups, or use a 2-D mesh"
-)
-NOT_IN_JAX = (
-    "JAX has no psum over the name of a vmap inside shard_map with check_vma=True "
-    "(tests/benchmarks/test_modes.py watches for one): give the axis to the mesh, or use "
-    "check_vma=False"
-)
-IN_JIT = "jit over sharded arrays"
-TWO = (("a", 4), ("b", 2))
-SPREADS = {
-    "pmap": Spread(by_map(jax.pmap), own=True, jit=False),
-    "shard_map": Spread(by_shard_map(check=True)),
-    "shard_map unchecked": Spread(by_shard_map(check=False)),
-    "vmap": Spread(by_map(jax.vmap), own=True),
-    IN_JIT: Spread(by_sharding, name=None, missing=NO_AXIS),
-}
-MESHES = {
-    f"{IN_JIT}, {kind.name} mesh{', features too' * features}": Spread(
-        by_mesh(kind, features),
-        name=None,
-        own=True,
-        jit=False,
-        missing=NO_AXIS,
-        context=functools.partial(on_mesh, kind),
-    )
-    for kind in (AxisType.Explicit, AxisType.Auto)
-    for features in (False, True)
-}
-TWO_AXES = {
-    "both of two axes, shard_map": Spread(by_shard_map(True, TWO), ("a", "b")),
-    "both of two axes, shard_map unchecked": Spread(by_shard_map(False, TWO), ("a", "b")),
-    "one of two axes, shard_map": Spread(by_shard_map(True, TWO, ["b"]), "a", pooled=4),
-    "one of two axes, shard_map unchecked": Spread(by_shard_map(False, TWO, ["b"]), "a", pooled=4),
-}
 
 
 # ---- The table -----------------------------------------------------------------------------------

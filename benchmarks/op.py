@@ -26,36 +26,17 @@ import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 import jbn
 from benchmarks import common, peers
-from benchmarks.common import Run
+from benchmarks.op_steps import CALM, OFF_CENTER, Case, batch, copy_run, jax_run, start, torch_run
 from benchmarks.peers import Candidate, Shape
-
-
-class Case(NamedTuple):
-    """A batch, and how it lies in memory."""
-
-    shape: Shape  # C last.
-    channels_first: bool = False
-    padded: bool = False
-
-    @property
-    def label(self) -> str:
-        """Write it as 256x100, or 256x64x28x28-first."""
-        n, *between, features = self.shape
-        sizes = (n, features, *between) if self.channels_first else self.shape
-        kind = "-first" if self.channels_first else "-padded" if self.padded else ""
-        return label(sizes) + kind
-
 
 CASES = (Case((256, 100)), Case((8192, 1024)), Case((256, 28, 28, 64)), Case((64, 28, 28, 128)),
          Case((64, 14, 14, 256)), Case((64, 7, 7, 512)),
@@ -66,7 +47,6 @@ COLUMNS = 6  # Of one table.
 DTYPES = ("float32", "bfloat16")
 PASSES = ("forward", "forward + backward")
 RATIOS = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5)
-CALM, OFF_CENTER = 0.5, 100.0  # Mean / std of x.
 TORCH = {"torch": False, "torch, channels last": True}
 
 
@@ -84,132 +64,6 @@ class Options:
     """rounds, of which the median counts; None takes 9 (smoke: 2)"""
     output: Path | None = None
     """folder for JSON and Markdown; None is benchmarks/results for a full run, else none"""
-
-
-# ---- One step, many times ------------------------------------------------------------------------
-
-
-def jax_run(candidate: Candidate, case: Case, dtype: Any, ratio: float, backward: bool) -> Run:
-    """Make the loop of a JAX library; see the module's docstring."""
-    loop = jax.jit(
-        functools.partial(steps, candidate.apply, ratio=ratio, backward=backward), donate_argnums=0
-    )
-    carry = start(candidate, case.shape, dtype, ratio)
-    mask = padding(case.shape) if case.padded else None
-
-    def run(count: int) -> None:
-        nonlocal carry
-        carry = jax.block_until_ready(loop(carry, count, mask))
-
-    return run
-
-
-def start(candidate: Candidate, shape: Shape, dtype: Any, ratio: float) -> Any:
-    """Make x of std 1, scale 1, bias `ratio`, and the running statistics."""
-    x = layout(batch(shape, ratio), candidate).astype(dtype)
-    features = shape[-1:]
-    scale = jnp.ones(features, candidate.param_dtype)
-    bias = jnp.full(features, ratio, candidate.param_dtype)
-    return jax.tree.map(jnp.copy, (x, scale, bias, candidate.stats))  # To be donated.
-
-
-def steps(
-    apply: peers.Apply,
-    carry: Any,
-    count: Array,
-    mask: Array | None = None,
-    *,
-    ratio: float,
-    backward: bool,
-) -> Any:
-    """Take `count` steps, to be jitted."""
-    if mask is not None:
-        apply = functools.partial(apply, mask=mask)
-
-    def forward_step(i: Array, carry: Any) -> Any:
-        x, scale, bias, stats = carry
-        y, stats = apply(x, scale, bias, stats)
-        return y.astype(x.dtype), scale, bias, stats
-
-    def backward_step(i: Array, carry: Any) -> Any:
-        x, scale, bias, stats = carry
-
-        def forward(x: Array, scale: Array, bias: Array) -> tuple[Array, Any]:
-            return apply(x, scale, bias, stats)
-
-        y, backward, stats = jax.vjp(forward, x, scale, bias, has_aux=True)
-        dy = lax.cond(i < 0, jnp.negative, lambda y: y, y)
-        dx, dscale, dbias = backward(dy)
-        # Steps on sum(y^2) / 2n - scale - ratio * bias, whose minimum is at scale 1, bias `ratio`.
-        n = x.size // scale.size
-        scale -= (0.1 * (dscale / n - 1)).astype(scale.dtype)
-        bias -= (0.1 * (dbias / n - ratio)).astype(bias.dtype)
-        return (dy + dx / 2).astype(x.dtype), scale, bias, stats
-
-    return lax.fori_loop(0, count, backward_step if backward else forward_step, carry)
-
-
-def padding(shape: Shape) -> Array:
-    """Tell where sequences, `(N, T, C)`, of random lengths have values, `(N, T, 1)`."""
-    n, length, _ = shape
-    lengths = jax.random.randint(jax.random.key(1), (n, 1, 1), 1, length + 1)
-    return jnp.arange(length)[None, :, None] < lengths
-
-
-def copy_run(shape: Shape, dtype: Any) -> Run:
-    """Make the loop that copies x: + i, so that no step is the same."""
-
-    def copy(carry: tuple[Array, Array], count: Array) -> tuple[Array, Array]:
-        return lax.fori_loop(0, count, lambda i, c: (c[0], c[0] + i.astype(dtype)), carry)
-
-    loop = jax.jit(copy, donate_argnums=0)
-    carry = (jnp.ones(shape, dtype), jnp.zeros(shape, dtype))
-
-    def run(count: int) -> None:
-        nonlocal carry
-        carry = jax.block_until_ready(loop(carry, count))
-
-    return run
-
-
-def torch_run(shape: Shape, dtype: str, channels_last: bool, backward: bool, device: str) -> Run:
-    """Make the loop of torch: out of place, from Python."""
-    import torch
-
-    x = torch.from_numpy(np.array(batch(shape, CALM))).to(device, getattr(torch, dtype))
-    x = torch_layout(x, channels_last)
-    mean, var = (fill(shape[-1], device=device) for fill in (torch.zeros, torch.ones))
-    scale = torch.ones(shape[-1], device=device, requires_grad=backward)
-    bias = torch.full((shape[-1],), CALM, device=device, requires_grad=backward)
-    x.requires_grad_(backward)
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            y = torch.nn.functional.batch_norm(x, mean, var, scale, bias, True, 0.01, 1e-5)
-            if backward:
-                torch.autograd.grad(y, (x, scale, bias), y.detach())
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return run
-
-
-def torch_layout(x: Any, channels_last: bool) -> Any:
-    """Lay `(N, ..., C)` out as torch's `(N, C, ...)`, with C last in memory or not."""
-    if x.ndim == 2:
-        return x
-    x = x.movedim(-1, 1)  # C is last in memory still.
-    return x if channels_last else x.contiguous()
-
-
-def layout(x: Array, candidate: Candidate) -> Array:
-    """Move C to where the library has it."""
-    return jnp.moveaxis(x, -1, 1) if candidate.channels_first else x
-
-
-def batch(shape: Shape, ratio: float, seed: int = 0) -> Float[Array, "..."]:
-    """Draw x of std 1 and mean `ratio`, float32."""
-    return ratio + jax.random.normal(jax.random.key(seed), shape)
 
 
 # ---- Time ----------------------------------------------------------------------------------------
@@ -327,11 +181,6 @@ def sharded(x: Float[Array, "D N C"]) -> Float[Array, "D N C"]:
 
 
 # ---- Report --------------------------------------------------------------------------------------
-
-
-def label(shape: Iterable[int]) -> str:
-    """Write a shape as 256x100."""
-    return "x".join(map(str, shape))
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -45,9 +45,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jbn")
 
 
-# All that these test runs under strict promotion and with NaN as an error, unless a test says
-# `lenient("nan")`, since it brings NaN, or `lenient("promotion")`, since its peer is not strict.
+# All that these test, and files of which these are the first words, runs under strict promotion and
+# with NaN as an error, unless a test says `lenient("nan")`, since it brings NaN, or
+# `lenient("promotion")`, since its peer is not strict. Schedules of renorm promote their count.
 CORE = ("batch_norm", "moments", "running", "norms", "linen", "nnx", "errors")
+NOT_CORE = ("linen_norms",)
 
 
 def pytest_configure(config):
@@ -58,7 +60,8 @@ def pytest_configure(config):
 def strict(request):
     lenient = [what for mark in request.node.iter_markers("lenient") for what in mark.args]
     with contextlib.ExitStack() as stack:
-        if request.node.path.stem.removeprefix("test_") in CORE:
+        name = request.node.path.stem.removeprefix("test_")
+        if name.startswith(CORE) and name not in NOT_CORE:
             if "promotion" not in lenient:
                 stack.enter_context(jax.numpy_dtype_promotion("strict"))
             if "nan" not in lenient:

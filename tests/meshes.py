@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks.modes import DEVICES, join, mesh, split
+from benchmarks.modes_spreads import DEVICES, join, mesh, split
 from jbn._center import _merge
 
 # Of JAX's caches it is a part of the key: what was traced by another limit is not found.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import common, fig1, gpu, op, peers
+from benchmarks import common, fig1, gpu, op, op_steps, peers
 
 WAYS = [
     pytest.param(
@@ -30,10 +30,10 @@ WAYS = [
 @pytest.mark.parametrize("make", WAYS)
 def test_steps_are_of_the_whole_operation(make):
     # A step by hand, in float64: the loop neither leaves anything out nor drifts away.
-    shape, ratio = (6, 2, 2, 3), op.CALM
+    shape, ratio = (6, 2, 2, 3), op_steps.CALM
     candidate = make(shape, "float32")
-    x, scale, bias, stats = op.start(candidate, shape, "float32", ratio)
-    step = functools.partial(op.steps, candidate.apply, ratio=ratio, backward=True)
+    x, scale, bias, stats = op_steps.start(candidate, shape, "float32", ratio)
+    step = functools.partial(op_steps.steps, candidate.apply, ratio=ratio, backward=True)
     got_x, got_scale, got_bias, got_stats = jax.jit(step)((x, scale, bias, stats), 1)
 
     flat = np.asarray(jnp.moveaxis(x, 1, -1) if candidate.channels_first else x, np.float64)

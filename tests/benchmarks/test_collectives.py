@@ -15,7 +15,8 @@ from strategies import values
 
 import jbn
 from benchmarks import collectives
-from benchmarks.collectives import MODES, Collective, Layer, count, lower, parse, payload, with_jbn
+from benchmarks.collectives import Collective, count, parse, payload
+from benchmarks.collectives_steps import MAPPED, MODES, Layer, lower, with_jbn
 
 LAYERS, FEATURES = 2, 16
 SIZES = {"devices": DEVICES, "layers": LAYERS, "features": FEATURES}
@@ -143,7 +144,7 @@ def test_the_benchmark_runs(tmp_path):
             assert measured[key] == row["formula"], key
     ways = ("jbn", "jbn, masked", collectives.GROUPED)
     assert {key for key in measured if key[0] == 8} == {
-        (8, way, mode) for way in ways for mode in collectives.MAPPED
+        (8, way, mode) for way in ways for mode in MAPPED
     }
     assert (4096, "jbn", "shard_map") in measured
     text = (tmp_path / "collectives.md").read_text()

@@ -163,10 +163,10 @@ def test_collectives_over_a_machine_are_counted(monkeypatch, tmp_path):
     monkeypatch.setattr(compiled, "devices_of", lambda target, **options: places)
     monkeypatch.setattr(compiled, "SYNC", {"v5e": {len(places): {}}})
     monkeypatch.setattr(compiled, "SYNC_STEP", {"layers": 1, "features": 4, "examples": 2})
-    monkeypatch.setattr(compiled, "SYNC_WAYS", {"jbn": compiled.collectives.with_jbn})
+    monkeypatch.setattr(compiled, "SYNC_WAYS", {"jbn": compiled.collectives_steps.with_jbn})
     options = compiled.Options(programs=("sync",), output=tmp_path)
     rows = compiled.main(options)["targets"]["v5e"]
-    assert list(rows) == [f"sync over 8, {mode}" for mode in compiled.collectives.MODES]
+    assert list(rows) == [f"sync over 8, {mode}" for mode in compiled.collectives_steps.MODES]
     found = rows["sync over 8, shard_map"]["jbn"]
     # The statistics of each device, two sums backward, and the gradient with the loss.
     gathered, sums, gradient = 8 * 3 * 16, 2 * 16, 4 * (4 * 4 + 4 + 4 + 1)

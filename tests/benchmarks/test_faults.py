@@ -19,7 +19,8 @@ from experiments.training.checkpoints import Checkpoints
 def finished(tmp_path_factory):
     """A short run, in this process."""
     root = tmp_path_factory.mktemp("runs")
-    assert main(["mnist_mlp", "--preset", "smoke", "--steps", "40", "--runs", str(root)]) == 0
+    options = ["--preset", "smoke", "--dataset", "digits", "--steps", "40", "--runs", str(root)]
+    assert main(["mnist_mlp", *options]) == 0
     return faults.look(root).path
 
 

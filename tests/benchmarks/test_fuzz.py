@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from oracles import Problem, assert_close
 
-from benchmarks import exact, fuzz, fuzz_cases
+from benchmarks import exact, exact_parts, fuzz, fuzz_cases
 
 # Central differences with a step of 1e-5 in float64: truncation 1e-10, rounding 1e-16 / 1e-5 of
 # sums of size 10.
@@ -70,13 +70,15 @@ def train(array):
     """Compute values and gradients, ghost batches of one device each: as many labels as can be."""
     labels, feature = pooled()
     own = exact.numbered(SHAPE, (0, 2))
-    batch, whole = (exact.Batch(array["x"], each, array["mask"], False) for each in (own, labels))
+    batch, whole = (
+        exact_parts.Batch(array["x"], each, array["mask"], False) for each in (own, labels)
+    )
     return exact.train(batch, whole, feature, np.arange(GROUPS * FEATURES) % FEATURES, array)
 
 
 def moments(array):
     """Compute values and gradients of moments."""
-    batch = exact.Batch(array["x"], pooled()[0], array["mask"], False)
+    batch = exact_parts.Batch(array["x"], pooled()[0], array["mask"], False)
     return exact.moments(batch, array["dmean"], array["dvar"])
 
 
@@ -87,7 +89,7 @@ def weight_norm(array):
 
 def layer_norm(array):
     """Compute values and gradients of layer norm."""
-    batch = exact.Batch(array["x"], exact.numbered(SHAPE, (0, 1)), np.ones(SHAPE))
+    batch = exact_parts.Batch(array["x"], exact.numbered(SHAPE, (0, 1)), np.ones(SHAPE))
     return exact.standardize(batch, pooled()[1], array)
 
 
@@ -132,7 +134,7 @@ def test_oracle_is_that_of_the_suite():
     mask = array["mask"] > 0.8
     labels = exact.numbered(SHAPE, (2,))
     array |= {"dmean": array["dmean"][:FEATURES], "dvar": array["dvar"][:FEATURES]}
-    batch = exact.Batch(array["x"], labels, mask.astype(float))
+    batch = exact_parts.Batch(array["x"], labels, mask.astype(float))
     found = exact.train(batch, batch, labels, np.arange(FEATURES), array)
     problem = Problem(
         **{name: array[name] for name in ("x", "scale", "bias", "mean", "var")},
@@ -154,7 +156,7 @@ def test_oracle_is_that_of_the_suite():
 def test_renorm_without_a_limit_normalizes_by_the_running_statistics():
     array = arrays("float") | {"r_max": 1e9, "d_max": 1e9}
     labels, feature = pooled()
-    batch = exact.Batch(array["x"], labels, array["mask"], False)
+    batch = exact_parts.Batch(array["x"], labels, array["mask"], False)
     state_features = np.arange(GROUPS * FEATURES) % FEATURES
     found = exact.train(batch, batch, feature, state_features, array)
     xhat = (array["x"] - array["mean"]) / np.sqrt(array["var"] + array["epsilon"])
@@ -193,7 +195,7 @@ def test_a_case_is_drawn_again():
 
 def test_a_wrong_number_is_found():
     case = fuzz.draw(seeds(1)[0])
-    known = exact.Known(np.ones(4), np.ones(4))
+    known = exact_parts.Known(np.ones(4), np.ones(4))
     right = np.ones(4, np.float32)
     wrong = np.array([1, 1, 1 + 1e-5, 1], np.float32)
     compare = functools.partial(fuzz.compare, case, ratio=1.0, constant=False)
@@ -205,7 +207,7 @@ def test_a_wrong_number_is_found():
     assert not compare("y", right * np.nan, known, constant=True).fails
     assert compare("var", right * np.nan, known, constant=True).fails
     assert fuzz.failures([compare("y", wrong, known)])
-    overflowing = exact.Known(np.full(4, 1e39), np.full(4, 1e39))
+    overflowing = exact_parts.Known(np.full(4, 1e39), np.full(4, 1e39))
     largest = np.full(4, 3e38, np.float32)
     assert not compare("var", largest, overflowing, must_be_finite=True).fails
     assert compare("var", largest * np.inf, overflowing, must_be_finite=True).fails

@@ -16,8 +16,10 @@ from environments import UNCACHED, own_environment
 from jax.sharding import PartitionSpec as P
 
 import jbn
-from benchmarks import modes
-from benchmarks.modes import EPSILON, GROUPS, IN_JIT, MASKS, MOMENTUM, SPREADS, TOLERANCE, WAYS, Way
+from benchmarks import modes, modes_spreads, modes_steps
+from benchmarks.modes import GROUPS, MASKS, TOLERANCE, WAYS, Way
+from benchmarks.modes_spreads import IN_JIT, SPREADS
+from benchmarks.modes_steps import EPSILON, MOMENTUM
 
 FAR = 100 * TOLERANCE
 
@@ -96,14 +98,14 @@ def test_masks_are_what_they_are_called():
         arguments, mask, _, _ = modes.inputs(name, 1, ())
         weights = arguments.get("mask", mask)
         if weights is not None:
-            counts[name] = np.sum(modes.split(weights), (1, 2, 3, 4)).tolist()
+            counts[name] = np.sum(modes_spreads.split(weights), (1, 2, 3, 4)).tolist()
     assert len(set(counts["unequal counts"])) > 4
     assert all(counts["unequal counts"])
     assert [count == 0 for count in counts["one shard masked"]] == [
-        i == modes.EMPTY for i in range(modes.DEVICES)
+        i == modes.EMPTY for i in range(modes_spreads.DEVICES)
     ]
     assert not any(counts["all masked"])
-    assert len(set(counts["float weights"])) == modes.DEVICES
+    assert len(set(counts["float weights"])) == modes_spreads.DEVICES
 
 
 def test_one_device_equals_eight_that_share_a_running_mean_on_a_tpu(monkeypatch):
@@ -116,7 +118,9 @@ def test_one_device_equals_eight_that_share_a_running_mean_on_a_tpu(monkeypatch)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", take)
     # Under a name of its own, for no program is traced twice.
-    spread = modes.Spread(modes.by_shard_map(True, [("of a TPU", modes.DEVICES)]), "of a TPU")
+    spread = modes_spreads.Spread(
+        modes_spreads.by_shard_map(True, [("of a TPU", modes_spreads.DEVICES)]), "of a TPU"
+    )
     monkeypatch.setitem(WAYS, "as on a TPU", Way(spread))
     for mask in MASKS:
         errors = modes.measure("as on a TPU", mask, "no groups")
@@ -157,7 +161,7 @@ def local_state(name, groups):
     """Normalize by all devices, but move each device's state by its own part."""
 
     def step(x, mask, params, state):
-        y, _ = modes.norm(name)(x, mask, params, state)
+        y, _ = modes_steps.norm(name)(x, mask, params, state)
         return y, jbn.update(state, jbn.moments(x, mask=mask), momentum=MOMENTUM)
 
     return step
@@ -167,7 +171,7 @@ def moved_twice(name, groups):
     """Move the state twice, as a forward pass that is run again may."""
 
     def step(x, mask, params, state):
-        once = modes.norm(name)
+        once = modes_steps.norm(name)
         return once(x, mask, params, once(x, mask, params, state)[1])
 
     return step
@@ -196,7 +200,7 @@ def test_the_table_can_fail(monkeypatch, wrong, mask, right_in, wrong_in):
 
 def test_groups_in_jit_over_sharded_arrays_say_what_to_do():
     with pytest.raises(ValueError, match="2-D mesh"):
-        jax.jit(modes.norm(None, [[0, 1], [2, 3]]))(jnp.ones((8, 5)), None, *jbn.init(5))
+        jax.jit(modes_steps.norm(None, [[0, 1], [2, 3]]))(jnp.ones((8, 5)), None, *jbn.init(5))
 
 
 @pytest.mark.parametrize("names", ["v", ("d", "v")])
@@ -206,7 +210,11 @@ def test_jax_has_no_psum_over_a_vmap_inside_shard_map_checked(names):
     def run(check):
         total = jax.vmap(lambda v: jax.lax.psum(v, names), axis_name="v")
         spread = jax.shard_map(
-            total, mesh=modes.mesh(("d", 8)), in_specs=P("d"), out_specs=P("d"), check_vma=check
+            total,
+            mesh=modes_spreads.mesh(("d", 8)),
+            in_specs=P("d"),
+            out_specs=P("d"),
+            check_vma=check,
         )
         return spread(jnp.arange(16.0))
 
@@ -217,10 +225,10 @@ def test_jax_has_no_psum_over_a_vmap_inside_shard_map_checked(names):
 
 @pytest.mark.parametrize("names", ["v", ("d", "v")])
 def test_a_vmap_inside_shard_map_checked_says_what_to_do(names):
-    step = jax.vmap(modes.norm(names), axis_name="v", in_axes=(1, None, None, None))
+    step = jax.vmap(modes_steps.norm(names), axis_name="v", in_axes=(1, None, None, None))
     spread = jax.shard_map(
         lambda x: step(x, None, *jbn.init(5))[0],
-        mesh=modes.mesh(("d", 8)),
+        mesh=modes_spreads.mesh(("d", 8)),
         in_specs=P("d"),
         out_specs=P(None, "d"),
     )
@@ -246,7 +254,7 @@ def test_report(tmp_path, monkeypatch):
         assert len(cells) == len(result["columns"]) == len(MASKS) * len(GROUPS)
     text = (tmp_path / "modes.md").read_text()
     assert "Tolerance: 2e-05" in text
-    assert f"(1) {modes.NO_AXIS}." in text
+    assert f"(1) {modes_spreads.NO_AXIS}." in text
 
     def measured(way, mask, groups):
         return result["cells"][way][mask if groups == "no groups" else f"{mask}; groups"]

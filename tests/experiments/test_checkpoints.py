@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,35 @@ def test_damaged_one_is_refused_by_name_and_the_one_before_used(tmp_path, capsys
     truncate(path / "checkpoints" / "20")
     assert newest(path)[0] == 10
     assert (path / "refused" / "20.1").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("like", "reason"),
+    [
+        ({"w": jnp.zeros((2, 3))}, ""),
+        ({"w": jnp.zeros((2, 4))}, r"\['w'\] of shape \(2, 3\), not \(2, 4\)"),
+        ({"v": jnp.zeros((2, 3))}, ".*'v'.*"),
+    ],
+)
+def test_one_with_other_arrays_is_refused(tmp_path, capsys, like, reason):
+    """As another version of the code has them."""
+    with run_dir.create(tmp_path, "demo", Config()) as run:
+        with Checkpoints(run) as checkpoints:
+            checkpoints.save(10, {"w": np.zeros((2, 3), np.float32)})
+        with Checkpoints(run) as checkpoints:
+            found = checkpoints.newest(like)
+            if reason:
+                assert found is None
+                checkpoints.save(10, like)  # It is not in the way.
+                assert checkpoints.newest(like)[0] == 10
+    told = capsys.readouterr().err
+    if not reason:
+        assert found[0] == 10
+        assert not told
+        return
+    assert re.search(f"10 is refused: it has other arrays than this version takes: {reason}", told)
+    assert told.endswith("goes on from the beginning.\n")
+    assert (run.path / "refused" / "10.0").is_dir()
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path, capsys):

@@ -36,12 +36,45 @@ ROOT = Path(__file__).parents[2]
         ("recurrent --data-dir x", "Expected no --data-dir, for recurrent reads no data files"),
         ("mnist_mlp --preset smoke --data-dir x", "Expected no --data-dir"),
         ("all --preset smoke --data-dir x", "Expected no --data-dir, for none of the experiments"),
+        ("mnist_mlp --stpes 3", "mnist_mlp, got '--stpes'. Did you mean --steps?"),
+        ("mnist_mlp --evaluate_evry=3", "got '--evaluate_evry'. Did you mean --evaluate-every?"),
+        ("mnist_mlp --checkpoint-evrey 3", "Did you mean --checkpoint-every?"),
+        ("mnist_mlp --presett smoke", "Did you mean --preset?"),
+        ("mnist_mlp --preset smok", "smoke, quick, paper, got smok. Did you mean smoke?"),
+        ("mnist_mlp --preset", "Expected --preset with one of smoke, quick, paper, got none."),
+        ("mnist_mlp --steps x", "Error parsing --steps: invalid literal for int() with base 10"),
+        ("mnist_mlp --steps", "Missing value for argument '--steps'"),
+        ("mnist_mlp --parallel x", "'--parallel'. Expected one of ('shard_map', 'pmap')"),
+        ("mnist_mlp x", "got 'x'. See: python -m experiments mnist_mlp --help"),
+        ("mnist_mlp --resume a x", "got 'x'"),
+        ("all --ony titanic", "Expected options of all, got '--ony'. Did you mean --only?"),
+        ("all --preset smok", "invalid choice 'smok' for argument '--preset'"),
+        ("all x", "Expected options of all, got 'x'"),
+        ("all --resume=x", "Expected nothing after --resume"),
+        ("report --rusn x", "Expected options of report, got '--rusn'. Did you mean --runs?"),
+        ("report x", "Expected options of report, got 'x'"),
+        ("list x", "Expected nothing after list, got 'x'. Leave it out."),
+        ("--help x", "Expected nothing after --help, got 'x'. Leave it out."),
     ],
 )
 def test_wrong_words_are_told_in_one_line(words, message, capsys):
     assert main(words.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("terminal", ["ascii", "colors", "narrow"])
+def test_wrong_values_are_told_in_one_line_on_any_terminal(terminal, capsys, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "45" if terminal == "narrow" else "120")
+    if terminal == "ascii":
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal == "colors")
+    assert main(["mnist_mlp", "--parallel", "x"]) == 2
+    assert capsys.readouterr().err == (
+        "mnist_mlp: invalid choice 'x' for argument '--parallel'. Expected one of "
+        "('shard_map', 'pmap').\n"
+    )
 
 
 def test_wrong_options_are_refused_before_anything_slow_is_imported():

@@ -54,6 +54,8 @@ DAMAGES = {
     "pickled": lambda kept: pickle.dumps({"x": 1}),
     "objects": lambda kept: bytes_of(np.savez, x=OBJECTS),
     "fields": lambda kept: bytes_of(np.savez, x=np.zeros(2, "i4,f4")),
+    "other names": lambda kept: bytes_of(np.savez, y=VALUES),
+    "other shape and type": lambda kept: bytes_of(np.savez, x=np.zeros((2, 2), np.int8)),
 }
 
 
@@ -71,6 +73,33 @@ def test_a_damaged_part_is_said_and_measured_again(run, capsys, damage):
     again = Study("demo", run).part("depth", lambda: pytest.fail("measured again"))
     np.testing.assert_array_equal(again["x"], VALUES + 1)
     assert set(Study("demo", run)._seconds()) == {"depth"}
+
+
+def test_what_another_part_or_run_kept_is_said_and_measured_again(run, tmp_path, capsys):
+    with run_dir.create(tmp_path, "demo", Config(seeds=4)) as other:
+        for each, name in ((run, "width"), (other, "depth")):
+            Study("demo", each).part(name, lambda: {"y": VALUES})
+            (run.path / "parts").mkdir(exist_ok=True)
+            path = run.path / "parts" / "depth.npz"
+            path.write_bytes((each.path / "parts" / f"{name}.npz").read_bytes())
+            capsys.readouterr()
+            found = Study("demo", run).part("depth", lambda: {"x": VALUES})
+            np.testing.assert_array_equal(found["x"], VALUES)
+            line, *_ = capsys.readouterr().err.splitlines()
+            assert line == (
+                f"demo: {path} is damaged: it has ['y'], which this part of this run did not keep; "
+                "it is measured again"
+            )
+
+
+def test_a_part_that_another_version_kept_is_named(run):
+    """One that lacks an array: which ones a part has is known only once it is measured."""
+    Study("demo", run).part("depth", lambda: {"x": VALUES})
+    found = Study("demo", run).part("depth", lambda: pytest.fail("measured again"))
+    with pytest.raises(
+        run_dir.Damaged, match=r"Expected 'y' in .*depth.npz, got \['x'\]: .*Remove"
+    ):
+        found["y"]
 
 
 def test_objects_are_not_kept(run):

@@ -10,6 +10,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from PIL import Image
 
 from experiments import plotting, run_dir
+from experiments.studies.inference import figures as inference
+from experiments.studies.placement import figures as placement
+from experiments.studies.placement.config import Config as Placement
 from experiments.studies.recurrent import figures as recurrent
 from experiments.studies.recurrent.config import Config as Recurrent
 from experiments.studies.whitening import figures as whitening
@@ -138,3 +141,33 @@ def test_runs_that_diverged_are_drawn_too(tmp_path):
     _, ends, shares = made.axes
     assert all(np.isfinite(line.get_ydata()).all() for line in ends.lines)
     assert [float(c.lines[0].get_ydata()[0]) for c in shares.containers] == [1.0, 0.0]
+
+
+def drawn(panel):
+    """Read the points of a panel that have an interval, from left to right."""
+    return sorted(tuple(float(x[0]) for x in c.lines[0].get_data()) for c in panel.containers)
+
+
+def test_what_a_claim_is_about_is_in_its_figure():
+    kinds, seeds = list(inference.AVERAGES), np.zeros(3)
+    by = {name: {"error": seeds + 1, "accuracy": seeds + 0.9} for name in ("population", *kinds)}
+    examples = {name: 100.0 * (i + 1) for i, name in enumerate(kinds)}
+    affine = {"last": seeds + 0.5, **dict.fromkeys(kinds, seeds + 0.5), "cumulative": seeds + 0.4}
+    for_one_size = {"population_60": by["population"]}, {"population_60": 60.0}
+    *_, averaged = inference.plot_statistics(
+        by | for_one_size[0], examples | for_one_size[1], affine
+    ).axes
+    assert len(averaged.containers) == len(kinds)
+    assert drawn(averaged)[-1] == (examples["cumulative"], pytest.approx(-10))  # Points.
+
+    batch = {"batch": seeds + 0.5, "population": seeds + 0.9}
+    batches = {"alone": seeds, "mixed_2": batch, "sorted_2": batch}
+    values = dict(zip(inference.DIFFERENCES, (seeds + 2, seeds, seeds + 1e-6), strict=True))
+    _, outputs = inference.plot_test_batches(batches, [2], values).axes
+    np.testing.assert_allclose(outputs.containers[0].lines[0].get_ydata(), [2, 0, 1e-6])
+
+    names, config = ("sigmoid", "tanh", "relu"), Placement()
+    runs = dict.fromkeys(names, np.ones((len(config.learning_rates), 3)))
+    gains = {name: seeds + gain for name, gain in zip(names, (0.01, 0.02, 0.03), strict=True)}
+    *_, bias = placement.plot_order(config, dict.fromkeys(("before", "after"), runs), gains).axes
+    np.testing.assert_allclose(bias.containers[0].lines[0].get_ydata(), [1, 2, 3, 2])

@@ -188,7 +188,10 @@ def await_checkpoint(path, started, folder, after=-1):
 
 
 def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
-    """SIGTERM on one, then SIGKILL of each, then one host alone: to the end of one run."""
+    """SIGTERM on one, then SIGKILL of each, then one host alone: to the end of one run.
+
+    The second time the newest checkpoint is damaged: both go on from the one before.
+    """
     runs = tmp_path / "runs"
 
     def path():
@@ -209,6 +212,9 @@ def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
     assert done == steps[-1] < 300  # One was written at the stop.
 
     for victim in (1, 0):
+        if victim == 0:
+            done = await_checkpoint(path, [], tmp_path)
+            (path() / "checkpoints" / str(done) / "manifest.json").write_bytes(b"")
         resume = on_two_hosts("--resume", str(path()), "--checkpoint-every", "1")
         with processes(2, resume, tmp_path) as started:
             done = await_checkpoint(path, started, tmp_path, after=done)
@@ -217,6 +223,7 @@ def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
         assert codes[victim] == -signal.SIGKILL
         assert codes[1 - victim] not in (0, None)
         wait_for_words(tmp_path, 1 - victim)
+        assert ("is refused" in told(tmp_path, 0)) == (victim == 0)
         assert not (path() / "summary.json").exists()
 
     assert main(["mnist_mlp", "--resume", str(path())]) == 0

@@ -31,7 +31,7 @@ def untrained(digits):
     _, prepared = digits
     init = functools.partial(networks.init, averages.make_model(CONFIG), optax.sgd(0.1))
     network = jax.jit(init)(jax.random.key(0), np.asarray(prepared.test)[:1])
-    batches = np.asarray(prepared.train)[prepared.drawn[0, :5]]
+    batches = np.asarray(prepared.train)[prepared.population_rows[0, :5]]
     variables = measure.estimated(CONFIG, network.variables, batches)
     return {"params": variables["params"], "population": variables["batch_stats"]}
 
@@ -60,7 +60,7 @@ def test_averages_are_those_of_all_steps_and_of_layers():
             averages.begin(first),
             examples,
             batches,
-            observe=lambda state: averages.seen(state.network),
+            observe=lambda state: averages.tracked_values(state.network),
             every=1,
         )
 
@@ -114,7 +114,7 @@ def test_an_image_alone_is_always_of_the_same_class(digits, untrained):
     dataset, prepared = digits
     without_batches = prepared._replace(test_batches={})
     found = measure.accuracies_on_test_batches(
-        CONFIG, untrained, prepared.drawn[0], without_batches
+        CONFIG, untrained, prepared.population_rows[0], without_batches
     )
     shares = np.bincount(dataset.test_labels, minlength=10) / len(dataset.test_labels)
     assert np.isclose(float(found["alone"]), shares, rtol=1e-6).any()
@@ -122,7 +122,7 @@ def test_an_image_alone_is_always_of_the_same_class(digits, untrained):
 
 def test_statistics_estimated_again_undo_contrast_and_brightness(digits, untrained):
     _, prepared = digits
-    found = measure.accuracies_on_shifted(CONFIG, untrained, prepared.drawn[0], prepared)
+    found = measure.accuracies_on_shifted(CONFIG, untrained, prepared.population_rows[0], prepared)
     images = len(prepared.test[::2])
     # BN(W(ax + b)) = BN(Wx) but for epsilon, which may turn the odd image.
     assert abs(found["contrast"]["estimated"] - found["unchanged"]["estimated"]) <= 2 / images
@@ -146,4 +146,4 @@ def test_refuses_fewer_steps_than_the_window():
 
 def test_only_normalizing_layers_are_averaged(untrained):
     network = Network(untrained["params"], untrained["population"], ())
-    assert averages.seen(network)["affine"].keys() == {"norm_0"}
+    assert averages.tracked_values(network)["affine"].keys() == {"norm_0"}

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import get_args
 
-from experiments.ledger import claims, korean
+from experiments.ledger import claims, korean, page
 from experiments.stats import rules
 
 LEDGER = Path(korean.__file__).parent
@@ -78,3 +78,17 @@ def test_numbers_are_those_of_the_english():
         added = numbers(translated) - numbers(english) - spelled(english)
         assert not missing, f"{translated}: expected {missing}"
         assert not added, f"{translated}: {added} is not in: {english}"
+
+
+def test_a_verdict_is_one_space_from_its_mark_in_either_language(tmp_path):
+    """What is hidden leaves no second space, at which a line might break."""
+    page.write({}, tmp_path)
+    content = (tmp_path / "index.html").read_text(encoding="utf-8")
+    (verdicts,) = set(re.findall(r'<span class="verdict .*?</span></td>', content))
+    in_korean = re.sub(r'<span class="en">.*?</span>|<wbr>', "", verdicts)
+    in_english = re.sub(r'<wbr>|<span class="ko".*?</span>', "", verdicts)
+    for shown, words in (
+        (in_korean, korean.VERDICTS[rules.UNMEASURED]),
+        (in_english, rules.UNMEASURED),
+    ):
+        assert "".join(re.split("<.*?>", shown)).rstrip() == f"·&nbsp;{words}"

@@ -48,7 +48,11 @@ def prepare(tmp_path):
 
 NO_DATA = "identities", "recurrent"
 ON_DIGITS = "mnist_mlp", "learning_rate", "inference", "whitening"
-FILES = {"titanic": "titanic/titanic.csv", "inception": "cifar10/cifar-10-python.tar.gz"}
+FILES = {
+    "titanic": "titanic/titanic.csv",
+    "inception": "cifar10/cifar-10-python.tar.gz",
+    "compare": "mnist/train-images-idx3-ubyte.gz",
+}
 
 
 @pytest.mark.usefixtures("offline")
@@ -84,6 +88,21 @@ def test_the_digits_are_not_both_source_and_target(prepare, tmp_path, capsys, so
         prepare("transfer", "--source", source, *few)
     assert capsys.readouterr().err == ""
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("words", [(), ("--data-dir", "DIR")])
+def test_who_needs_two_data_sets_is_told_of_both_at_once(prepare, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as refused:
+        prepare("transfer", *words)
+    message = str(refused.value)
+    for name in ("mnist", "fashion_mnist"):
+        assert all(f"DIR/{name}/{file}" in message for file in data.ROLES.values())
+    assert "\n" not in message
+    with pytest.raises(FileNotFoundError) as refused:
+        prepare("placement", *words)  # Of one data set.
+    assert "DIR/mnist/" not in str(refused.value)
 
 
 @pytest.mark.usefixtures("offline")

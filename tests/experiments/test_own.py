@@ -64,7 +64,7 @@ BAD = {
     "dark": ({"x_train": X[:45] // 16}, "from 0 to 255 .* got 0 to 15 .* Stretch them"),
     "float labels": ({"y_train": Y[:45] / 1}, "y_train .* integer for each .* got float64"),
     "few labels": ({"y_test": Y[46:]}, r"each of the 15 images of x_test, got int64 .* \(14,\)"),
-    "pickled": ({"y_test": np.array([None] * 15)}, "plain arrays in .* got: Object arrays"),
+    "pickled": ({"y_test": np.array([None] * 15)}, "plain arrays in .* of y_test: Object arrays"),
     "from 1": ({"y_train": Y[:45] + 1, "y_test": Y[45:] + 1}, "labels 0 to 2 .* got 1, 2, 3 there"),
     "negative": ({"y_train": Y[:45] - 1}, "labels 0 to 3 .* got -1, 0, 1 there and -1, 0, 1, 2 in"),
     "only tested": ({"y_test": Y[45:] + 1}, "0 to 3 .* got 0, 1, 2 there and 0, 1, 2, 3 in all"),

@@ -8,17 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import PartitionSpec as P
-from meshes import DEVICES, MAPPED, MODES, compiled, mesh, one_of, shard, spread
-from oracles import F32_GRADIENT, F32_STATISTICS, F32_VALUE, Problem, assert_close
-from strategies import values
+from meshes import DEVICES, MAPPED, MODES, compiled, one_of, shard, spread
+from oracles import F32_GRADIENT, F32_STATISTICS, F32_VALUE, assert_close
+from sharded_batches import (
+    EPSILON,
+    FEATURES,
+    MOMENTUM,
+    PER_DEVICE,
+    SHAPE,
+    assert_state,
+    inputs,
+    make_mask,
+    problem,
+)
 
 import jbn
-
-SHAPE = (32, 3, 5)
-FEATURES = SHAPE[-1:]
-PER_DEVICE = SHAPE[0] // DEVICES
-MOMENTUM, EPSILON = 0.75, 1e-2
 
 # Masks: by kind, then by name. The boolean ones share a shape, so they share a compilation.
 KINDS = {
@@ -32,45 +36,6 @@ GROUPS = {
     "singles": [[i] for i in range(8)],
     "all": [[7, 6, 5, 4, 3, 2, 1, 0]],
 }
-
-
-def make_mask(name):
-    rng = np.random.default_rng(3)
-    shape = (*SHAPE[:-1], 1)
-    share = np.linspace(0.1, 1, DEVICES).repeat(PER_DEVICE)[:, None, None]
-    mask = rng.random(shape) < share
-    if name == "none":
-        return None
-    if name == "one shard empty":
-        mask[2 * PER_DEVICE : 3 * PER_DEVICE] = False
-    if name == "one value":
-        mask[:] = False
-        mask[17, 1] = True
-    if name == "nothing left":
-        mask[:] = False
-    mask = np.array(np.broadcast_to(mask, SHAPE))
-    if name == "one feature out":
-        mask[..., 2] = False
-    if name.startswith("weights"):
-        weight = rng.uniform(0.2, 2, SHAPE) * share
-        if name != "weights":
-            weight[:PER_DEVICE] = 0
-        return weight.astype(np.float32)
-    return mask
-
-
-def inputs():
-    """Return x with another mean on every device, params, state and cotangents.
-
-    In NumPy: what is taken of them to compare with is then no program of its own.
-    """
-    shift = np.arange(DEVICES, dtype=np.float32).repeat(PER_DEVICE)[:, None, None] / 4
-    params = jbn.BatchNormParams(values(1, FEATURES, mean=1.0, std=0.3), values(2, FEATURES))
-    variance = np.random.default_rng(4).uniform(0.5, 2, FEATURES)
-    state = jbn.BatchNormState(values(3, FEATURES), np.float32(variance), np.int32(6))
-    cotangents = values(5, SHAPE), values(6, FEATURES), values(7, FEATURES)
-    x, *others = jax.tree.map(np.asarray, (values(0, SHAPE), params, state, cotangents))
-    return x + shift, *others
 
 
 def shard_function(groups):
@@ -146,25 +111,6 @@ def program(mode, kind, groups=None):
 def dmean_rank_differs(mode, replicated):
     """Whether the new state has a leading axis of devices."""
     return mode in ("pmap", "vmap") or not (replicated or mode == "jit")
-
-
-def problem(x, mask, params, state):
-    return Problem(
-        x=oracles.exact(x),
-        scale=oracles.exact(params.scale),
-        bias=oracles.exact(params.bias),
-        mean=oracles.exact(state.mean),
-        var=oracles.exact(state.var),
-        count=int(state.count),
-        momentum=MOMENTUM,
-        epsilon=EPSILON,
-        mask=None if mask is None else np.asarray(mask),
-    )
-
-
-def assert_state(got, want):
-    for name, a, b in zip(("mean", "var", "count"), got, want, strict=True):
-        assert_close(a, b, F32_STATISTICS, name)
 
 
 # Gradients are sums over up to 96 values with the feature's cotangents: their size is 10.
@@ -400,147 +346,6 @@ def over_devices(axes, x, params, state):
 def tangent_inside(axes, x, dy, params, state):
     """Return the tangent of a function without a jit, scan or checkpoint, times dy."""
     return jnp.sum(jax.jvp(lambda x: over_devices(axes, x, params, state), (x,), (dy,))[1] * dy)
-
-
-# Two axes --------------------------------------------------------------------------------------
-
-A, B = 4, 2
-TWO = ("shard_map", "shard_map_unchecked", "vmap", "pmap of vmap")
-
-
-def spread_two(function, mode, state_axes):
-    """Return `(x, mask, params, state) -> (y, new)`, the batch spread over axes "a" and "b".
-
-    `new` has the leading axes `state_axes`, a part of ("a", "b"), those over which it differs.
-    """
-    if mode in ("vmap", "pmap of vmap"):
-        inner = jax.vmap(function, axis_name="b", in_axes=(0, 0, None, None))
-        outer = jax.pmap if mode == "pmap of vmap" else jax.vmap
-        mapped = outer(inner, axis_name="a", in_axes=(0, 0, None, None))
-
-        def run(x, mask, params, state):
-            parts = [None if t is None else t.reshape(A, B, -1, *t.shape[1:]) for t in (x, mask)]
-            y, new = mapped(*parts, params, state)
-            index = tuple(slice(None) if name in state_axes else 0 for name in ("a", "b"))
-            return y.reshape(x.shape), jax.tree.map(lambda leaf: leaf[index], new)
-
-        return run
-
-    def body(x, mask, params, state):
-        y, new = function(x, mask, params, state)
-        return y, jax.tree.map(lambda leaf: leaf.reshape((1,) * len(state_axes) + leaf.shape), new)
-
-    batch = P(("a", "b"))
-    return jax.shard_map(
-        body,
-        mesh=mesh(("a", A), ("b", B)),
-        in_specs=(batch, batch, P(), P()),
-        out_specs=(batch, P(*state_axes)),
-        check_vma=mode == "shard_map",
-    )
-
-
-NAMED = {"a": "a", "b": "b", "tuple of one": ("a",), "a, b": ("a", "b"), "b, a": ("b", "a")}
-
-
-@pytest.mark.parametrize("named", list(NAMED))
-@pytest.mark.parametrize("mode", TWO)
-def test_one_or_both_of_two_axes(mode, named):
-    x, params, state, _ = inputs()
-    names = NAMED[named]
-    pooled = set(names)
-    state_axes = tuple(name for name in ("a", "b") if name not in pooled)
-
-    def function(x, mask, params, state):
-        return jbn.batch_norm(
-            x,
-            params,
-            state,
-            training=True,
-            momentum=MOMENTUM,
-            epsilon=EPSILON,
-            mask=mask,
-            axis_name=names,
-        )
-
-    run = compiled(spread_two(function, mode, state_axes), mode.split()[0])
-    for name in ("unequal", "one shard empty", "nothing left"):
-        mask = make_mask(name)
-        y, new = jax.device_get(run(x, mask, params, state))
-        # Split the batch as the mesh does and pool over the named axes.
-        cells = np.arange(SHAPE[0]).reshape(A, B, PER_DEVICE)
-        for a in range(A) if "a" not in pooled else [slice(None)]:
-            for b in range(B) if "b" not in pooled else [slice(None)]:
-                rows = cells[a, b].reshape(-1)
-                want_y, want = problem(x[rows], mask[rows], params, state).forward()
-                assert_close(y[rows], want_y, F32_VALUE, f"y, {name}")
-                index = tuple(i for i in (a, b) if not isinstance(i, slice))
-                assert_state(jax.tree.map(lambda leaf, i=index: leaf[i], new), want)
-
-
-@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
-@pytest.mark.parametrize("mode", TWO)
-def test_groups_are_of_the_flattened_index_over_both_axes(mode, order):
-    """Row-major over the named axes, in the order in which they are named."""
-    x, params, state, (dy, _, _) = inputs()
-    mask = make_mask("one shard empty")
-    groups = [[0, 1, 2, 5], [3, 4, 6, 7]]
-
-    def function(x, mask, params, state):
-        return jbn.batch_norm(
-            x,
-            params,
-            state,
-            training=True,
-            momentum=MOMENTUM,
-            epsilon=EPSILON,
-            mask=mask,
-            axis_name=order,
-            axis_index_groups=groups,
-        )
-
-    run = spread_two(function, mode, ("a", "b"))
-
-    def loss(x):
-        y, new = run(x, mask, params, state)
-        return jnp.sum(y * dy), (y, new)
-
-    run_all = compiled(jax.grad(loss, has_aux=True), mode.split()[0])
-    gradient, (y, new) = jax.device_get(run_all(x))
-    cells = np.arange(SHAPE[0]).reshape(A, B, PER_DEVICE)
-    flat = cells if order == ("a", "b") else cells.transpose(1, 0, 2)
-    flat = flat.reshape(8, PER_DEVICE)
-    for members in groups:
-        rows = flat[members].reshape(-1)
-        p = problem(x[rows], mask[rows], params, state)
-        want_y, want = p.forward()
-        assert_close(y[rows], want_y, F32_VALUE)
-        assert_close(gradient[rows], p.gradient(oracles.exact(dy)[rows])["x"], F32_GRADIENT)
-        for device in members:
-            a, b = divmod(device, B) if order == ("a", "b") else divmod(device, A)[::-1]
-            assert_state(jax.tree.map(lambda leaf, i=(a, b): leaf[i], new), want)
-
-
-def test_features_may_be_sharded_too():
-    """A model axis that carries features is not named: each device has its own features."""
-    x = values(8, (16, 8), mean=1.0)
-    params, state = jbn.init(8)
-
-    def function(x, params, state):
-        return jbn.batch_norm(x, params, state, training=True, axis_name="a")
-
-    split_features = P("b")
-    run = jax.shard_map(
-        function,
-        mesh=mesh(("a", A), ("b", B)),
-        in_specs=(P("a", "b"), split_features, jbn.BatchNormState(P("b"), P("b"), P())),
-        out_specs=(P("a", "b"), jbn.BatchNormState(P("b"), P("b"), P())),
-        check_vma=False,
-    )
-    y, new = jax.jit(run)(x, params, state)
-    want_y, want = jbn.batch_norm(x, params, state, training=True)
-    assert_close(y, want_y, F32_VALUE)
-    assert_state(new, [oracles.exact(leaf) for leaf in want])
 
 
 def test_scan_and_checkpoint_inside_shard_map():

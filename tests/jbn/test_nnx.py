@@ -2,45 +2,22 @@
 
 import functools
 import inspect
-import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from flax.nnx.nn import dtypes
-from jax.sharding import Mesh, PartitionSpec
+from nnx_layers import LAYERS, Network, arrays, call, close, sample
 
 import jbn
 from jbn.nnx import BatchNorm
 
-LAYERS = (nnx.BatchNorm, BatchNorm)
 # Both compute in float32 (bf16 and fp16: y rounded to 8 and 11 bits), in another order. Where Flax
 # rounds x and the statistics to `dtype` first, it is Flax's error: |x - mean| of 10 times 2^-8.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 4e-3, "int32": 2e-5}
-
-
-def sample(shape, dtype="float32", seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(1, 2, shape)
-    if dtype == "complex64":
-        x = x + 1j * rng.normal(0, 1, shape)
-    if dtype == "int32":
-        x = 5 * x
-    return jax.device_put(x.astype(dtype))
-
-
-def arrays(layer):
-    return nnx.to_pure_dict(nnx.state(layer))
-
-
-@nnx.jit
-def call(layer, x, **options):
-    return layer(x, **options)
 
 
 @nnx.jit
@@ -53,10 +30,6 @@ def train_and_evaluate(layers, x):
     for layer in layers:
         layer.train()
     return *zip(*trained, strict=True), evaluated
-
-
-def close(got, want, tolerance=2e-5):
-    chex.assert_trees_all_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 CASES = {
@@ -191,18 +164,6 @@ def test_mask_equals_flaxs():
 # The mode --------------------------------------------------------------------------------------
 
 
-class Network(nnx.Module):
-    """Two layers with one between."""
-
-    def __init__(self, norm, rngs, **options):
-        self.dense = nnx.Linear(3, 3, rngs=rngs)
-        self.norm = norm(3, rngs=rngs, **options)
-        self.output = nnx.Linear(3, 2, rngs=rngs)
-
-    def __call__(self, x):
-        return self.output(nnx.relu(self.norm(self.dense(x))))
-
-
 @pytest.mark.parametrize("layer", LAYERS)
 def test_mode_is_switched_as_in_flax(layer):
     model, x = Network(layer, nnx.Rngs(0)), sample((8, 3))
@@ -279,328 +240,3 @@ def test_a_call_outside_jit_adds_no_program_to_the_operation(monkeypatch, caplog
         layer(x)
     compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
     assert [name for name in compiled if "operation" not in name and "_no_count" not in name] == []
-
-
-# Beyond Flax -----------------------------------------------------------------------------------
-
-
-def test_schedule_keeps_its_count_beside_the_statistics():
-    layer = BatchNorm(3, momentum=jbn.cumulative, unbiased=True, rngs=nnx.Rngs(0))
-    batches = np.asarray(sample((5, 8, 3)))
-    for batch in batches:
-        layer(batch)
-    assert int(layer.count[...]) == 5
-    values = oracles.exact(batches)
-    oracles.assert_close(layer.mean[...], values.mean((0, 1)), 5e-6)
-    oracles.assert_close(layer.var[...], values.var(1, ddof=1).mean(0), 5e-6)
-
-
-def test_count_stays_int32_after_pmean():
-    layer = BatchNorm(3, momentum=jbn.cumulative, rngs=nnx.Rngs(0))
-    batches = np.asarray(sample((4, 8, 3)))
-    for x in batches[:3]:
-        layer(x)
-    layer.count.set_value(jnp.float32(3))  # As lax.pmean leaves it.
-    call(layer, batches[3])
-    assert layer.count[...].dtype == jnp.int32
-    assert int(layer.count[...]) == 4
-    close(layer.mean[...], batches.mean((0, 1)))
-
-
-def test_schedule_without_a_count():
-    """As where the momentum is set to a schedule later: training needs one, evaluation does not."""
-    layer = BatchNorm(3, rngs=nnx.Rngs(0))
-    layer.momentum = jbn.cumulative
-    layer(sample((8, 3)), use_running_average=True)
-    with pytest.raises(ValueError, match=re.escape("layer.count = nnx.BatchStat(jnp.int32(n))")):
-        layer(sample((8, 3)))
-    layer.count = nnx.BatchStat(jnp.int32(1))
-    layer(sample((8, 3)))
-    assert int(layer.count[...]) == 2
-
-
-def test_state_of_flaxs_leaves_the_count_to_be_set():
-    theirs = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
-    theirs(sample((8, 3)))
-    layer = BatchNorm(3, momentum=jbn.cumulative, rngs=nnx.Rngs(0))
-    nnx.update(layer, nnx.state(theirs))
-    layer.count[...] = jnp.int32(1)
-    layer(sample((8, 3), seed=1))
-    want = (np.asarray(theirs.mean[...]) + np.asarray(sample((8, 3), seed=1)).mean(0)) / 2
-    close(layer.mean[...], want)
-
-
-def test_batch_without_weight_leaves_everything_as_it_was():
-    layer = BatchNorm(3, momentum=jbn.debiased(0.9), rngs=nnx.Rngs(0))
-    layer(sample((8, 3)))
-    before = arrays(layer)
-    y = layer(sample((8, 3), seed=1), mask=np.zeros((8, 1), bool))
-    assert np.isfinite(y).all()
-    chex.assert_trees_all_equal(arrays(layer), before)
-
-
-def test_weights_equal_repetition():
-    """But for Bessel's factor, which tells eight weighed values from 28."""
-    x, weights = np.asarray(sample((8, 3))), np.arange(8, dtype=np.float32)[:, None]
-    weighted, plain = (BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
-    times = np.arange(8)
-    y = np.asarray(weighted(x, mask=weights))
-    close(np.repeat(y, times, 0), plain(np.repeat(x, times, 0)))
-    close(arrays(weighted), arrays(plain))
-
-
-def test_large_mean_is_no_nan():
-    """Flax's default gives NaN here (PEERS.md)."""
-    x = np.float32(1e5) + np.asarray(sample((1024, 3)))
-    layer = BatchNorm(3, rngs=nnx.Rngs(0))
-    oracles.assert_close(layer(x), oracles.normalize(x, *oracles.moments(x)[:2]), 4e-6)
-
-
-def test_output_dtype_does_not_round_the_statistics():
-    """Flax rounds the running mean to bf16: 100.3 to 100.5 (PEERS.md)."""
-    layer = BatchNorm(3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    layer.mean[...] = jnp.full(3, 100.3)
-    layer.eval()
-    y = layer(jnp.full((2, 3), 101.3))
-    assert y.dtype == jnp.bfloat16
-    close(y, jnp.ones((2, 3), jnp.bfloat16), 2.0**-8)
-
-
-def test_promote_dtype_decides_ys_dtype():
-    def to_half(args, dtype):
-        assert dtype is None
-        return dtypes.promote_dtype(args, dtype=jnp.float16)
-
-    layer = BatchNorm(3, promote_dtype=to_half, rngs=nnx.Rngs(0))
-    assert layer(sample((8, 3))).dtype == jnp.float16
-    assert layer.mean.dtype == jnp.float32
-
-
-def test_batch_of_one_in_training_is_an_error():
-    layer = BatchNorm(3, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="more than one value per feature"):
-        layer(sample((1, 3)))
-    layer.eval()
-    layer(sample((1, 3)))
-
-
-@pytest.mark.parametrize("num_features", [0, 2.5])
-def test_number_of_features_is_checked(num_features):
-    with pytest.raises((ValueError, TypeError), match="num_features"):
-        BatchNorm(num_features, rngs=nnx.Rngs(0))
-
-
-def test_sync_weighs_devices_by_their_counts():
-    x = sample((8, 4, 3))
-    mask = np.arange(4)[None, :, None] < np.array([0, 1, 2, 3, 4, 4, 1, 0])[:, None, None]
-    layer = BatchNorm(3, axis_name="batch", momentum=0.0, rngs=nnx.Rngs(0))
-    whole = BatchNorm(3, momentum=0.0, rngs=nnx.Rngs(0))
-    want = whole(x, mask=mask)
-    graphdef, state = nnx.split(layer)
-
-    def apply(x, mask):
-        layer = nnx.merge(graphdef, state, copy=True)
-        return layer(x[0], mask=mask[0])[None], nnx.to_pure_dict(nnx.state(layer))
-
-    rows, copies = PartitionSpec("batch"), PartitionSpec()
-    mesh = Mesh(np.array(jax.devices()), "batch")
-    sharded = jax.shard_map(apply, mesh=mesh, in_specs=rows, out_specs=(rows, copies))
-    y, moved = jax.jit(sharded)(x, mask)
-    close(y, want)
-    close(moved, arrays(whole))
-
-    mean, var, _ = oracles.moments(x, mask=mask)
-    close(moved["mean"], mean)
-    close(moved["var"], var)
-
-
-def test_groups_pool_apart():
-    x = np.asarray(sample((4, 5, 3)))
-    groups = [[0, 1], [2, 3]]
-    layer = BatchNorm(3, axis_name="batch", axis_index_groups=groups, rngs=nnx.Rngs(0))
-    graphdef, state = nnx.split(layer)
-    apply = jax.vmap(lambda x: nnx.merge(graphdef, state, copy=True)(x), axis_name="batch")
-    y = jax.jit(apply)(x)
-    whole = BatchNorm(3, rngs=nnx.Rngs(0))
-    close(y, np.concatenate([whole(x[:2]), whole(x[2:])]))
-
-
-# Checkpoints -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("writer", "reader"), [LAYERS, LAYERS[::-1]])
-def test_orbax_checkpoint_of_one_restores_in_the_other(writer, reader, tmp_path):
-    x = sample((8, 3))
-    written = Network(writer, nnx.Rngs(0))
-    written(x)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", nnx.state(written))
-        checkpointer.wait_until_finished()
-        blank = Network(reader, nnx.Rngs(1))
-        target = nnx.state(nnx.eval_shape(lambda: Network(reader, nnx.Rngs(1))))
-        nnx.update(blank, checkpointer.restore(tmp_path / "state", target))
-    chex.assert_trees_all_equal(arrays(blank), arrays(written))
-    for model in (written, blank):
-        model.eval()
-    close(blank(x), written(x))
-    for model in (written, blank):  # And training goes on alike.
-        model.train()
-    close(blank(x), written(x))
-    close(arrays(blank), arrays(written))
-
-
-def test_orbax_checkpoint_of_a_schedule_has_its_count(tmp_path):
-    model = Network(BatchNorm, nnx.Rngs(0), momentum=jbn.cumulative)
-    model(sample((8, 3)))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "state", nnx.state(model))
-        checkpointer.wait_until_finished()
-        restored = checkpointer.restore(tmp_path / "state", nnx.state(model))
-    assert int(restored["norm"]["count"][...]) == 1
-
-
-# Transforms: statistics move once per forward pass ----------------------------------------------
-
-
-def loss(model, x):
-    return jnp.mean(model(x) ** 2)
-
-
-def merged(model, x):
-    graphdef, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-
-    @jax.jit
-    def step(params, stats, x):
-        def of(params):
-            model = nnx.merge(graphdef, params, stats, rest, copy=True)
-            return loss(model, x), nnx.state(model, nnx.BatchStat)
-
-        (_, moved), _ = jax.value_and_grad(of, has_aux=True)(params)
-        return moved
-
-    nnx.update(model, step(params, stats, x))
-
-
-FORWARDS = {
-    "call": loss,
-    "nnx.jit": nnx.jit(loss),
-    "nnx.grad": nnx.grad(loss),
-    "nnx.jit of nnx.value_and_grad": nnx.jit(nnx.value_and_grad(loss)),
-    "nnx.remat": nnx.remat(loss),
-    "nnx.grad of nnx.remat": nnx.grad(nnx.remat(loss)),
-    "jax.jit of split and merge": merged,
-}
-
-
-@pytest.mark.parametrize("how", FORWARDS)
-def test_statistics_move_once_under(how):
-    plain, model = (Network(BatchNorm, nnx.Rngs(0), momentum=jbn.debiased(0.9)) for _ in range(2))
-    for seed in range(2):
-        x = sample((8, 3), seed=seed)
-        call(plain, x)
-        FORWARDS[how](model, x)
-    assert int(model.norm.count[...]) == 2
-    close(arrays(model), arrays(plain))
-
-
-def test_scan_over_batches_moves_once_per_batch():
-    batches = np.asarray(sample((5, 8, 3)))
-    plain, model = (Network(BatchNorm, nnx.Rngs(0), momentum=jbn.cumulative) for _ in range(2))
-    want = [plain(x) for x in batches]
-
-    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
-    def forward(model, x):
-        return model, model(x)
-
-    model, got = forward(model, batches)
-    assert int(model.norm.count[...]) == 5
-    close(got, np.stack(want))
-    close(arrays(model), arrays(plain))
-
-
-class Block(nnx.Module):
-    """One of a stack of layers, as wide as its input."""
-
-    def __init__(self, rngs):
-        self.dense = nnx.Linear(3, 3, rngs=rngs)
-        self.norm = BatchNorm(3, momentum=jbn.cumulative, rngs=rngs)
-
-    def __call__(self, x):
-        return self.norm(self.dense(x))
-
-
-@nnx.jit
-def stack(rngs):
-    return nnx.split_rngs(splits=4)(nnx.vmap(Block))(rngs)
-
-
-def test_scan_over_layers_moves_each_once():
-    blocks, x = stack(nnx.Rngs(0)), sample((8, 3))
-    graphdef, state = nnx.split(blocks)
-    each, want = [], x
-    for i in range(4):
-        block = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], state))
-        want = block(want)
-        each.append(arrays(block))
-    forward = nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
-    got = forward(blocks, x)
-    assert blocks.norm.count[...].tolist() == [1, 1, 1, 1]
-    close(got, want)
-    close(arrays(blocks), jax.tree.map(lambda *leaves: np.stack(leaves), *each))
-
-
-def test_vmap_over_an_ensemble_moves_each_once():
-    blocks, x = stack(nnx.Rngs(0)), sample((8, 3))
-    graphdef, state = nnx.split(blocks)
-    one = nnx.merge(graphdef, jax.tree.map(lambda leaf: np.asarray(leaf)[2], state))
-    want = one(x)
-    got = nnx.vmap(lambda block, x: block(x), in_axes=(0, None))(blocks, x)
-    assert blocks.norm.count[...].tolist() == [1, 1, 1, 1]
-    close(np.asarray(got)[2], want)
-    close(jax.tree.map(lambda leaf: np.asarray(leaf)[2], arrays(blocks)), arrays(one))
-
-
-def test_vmap_over_examples_pools_them_and_moves_once():
-    x = sample((8, 3))
-    plain, model = (
-        BatchNorm(3, momentum=jbn.cumulative, axis_name=name, rngs=nnx.Rngs(0))
-        for name in (None, "batch")
-    )
-    want = plain(x)
-    apply = nnx.vmap(
-        lambda model, x: model(x),
-        in_axes=(nnx.StateAxes({...: None}), 0),
-        axis_name="batch",
-        graph=True,
-        graph_updates=True,
-    )
-    close(apply(model, x), want)
-    assert int(model.count[...]) == 1
-    close(arrays(model), arrays(plain))
-
-
-def test_many_steps_are_one_trace():
-    model = Network(BatchNorm, nnx.Rngs(0), momentum=jbn.debiased(0.9))
-
-    @nnx.jit
-    @chex.assert_max_traces(1)
-    def step(model, x):
-        return model(x)
-
-    for seed in range(3):
-        step(model, sample((8, 3), seed=seed))
-    assert int(model.norm.count[...]) == 3
-
-
-def test_nothing_of_what_moved_takes_part_in_the_derivative():
-    """As in Flax: the running statistics are written aside."""
-    for layer in LAYERS:
-        norm = layer(3, rngs=nnx.Rngs(0))
-
-        def of_mean(x, norm=norm):
-            copy = nnx.clone(norm)
-            copy(x)
-            return copy.mean[...].sum()
-
-        gradient = jax.jit(jax.grad(of_mean))(sample((8, 3)))
-        np.testing.assert_array_equal(gradient, np.zeros((8, 3)))

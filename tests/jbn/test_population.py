@@ -12,53 +12,30 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from oracles import assert_close
+from population_models import (
+    AVERAGED,
+    LINEN,
+    NNX,
+    RECOVERED,
+    Nnx,
+    algorithm_2,
+    batches_of,
+    check,
+    init,
+    linen_step,
+)
 
 import jbn
 import jbn.linen
 import jbn.nnx
 
-# Two float32 layers, averaged over five batches.
-AVERAGED = 5e-6
-# `jbn.population` reads a batch off a moved state, (new - m old) / (1 - m): at m = .99 that
-# magnifies float32's rounding a hundredfold, and Flax's own fast variance adds its cancellation.
-RECOVERED = 5e-5
-
 MOMENTA = {"0": 0.0, "default": 0.99}
 SCHEDULES = {"cumulative": jbn.cumulative, "debiased": jbn.debiased(0.9)}
-LINEN = {"jbn": jbn.linen.BatchNorm, "flax": nn.BatchNorm}
-NNX = {"jbn": jbn.nnx.BatchNorm, "flax": nnx.BatchNorm}
-
-
 CASES = [
     pytest.param(library, momentum, id=f"{library}-{name}")
     for library in LINEN
     for name, momentum in (MOMENTA if library == "flax" else MOMENTA | SCHEDULES).items()
 ]
-
-
-def batches_of(seed=0, shape=(5, 16, 3)):
-    return jax.device_put(np.random.default_rng(seed).normal(1, 2, shape).astype(np.float32))
-
-
-# Algorithm 2, in float64 ------------------------------------------------------------------------
-
-
-def algorithm_2(w, batches, calls, bessel=False):
-    """Run x -> norm(tanh(x) @ w), `calls` times, on each batch; average over calls and batches."""
-    means, variances = [], []
-    for x in oracles.exact(batches):
-        for _ in range(calls):
-            h = np.tanh(x) @ oracles.exact(w)
-            mean, var, n = oracles.moments(h)
-            x = oracles.normalize(h, mean, var)
-            means.append(mean)
-            variances.append(var * (oracles.bessel(n) if bessel else 1))
-    return np.mean(means, 0), np.mean(variances, 0)
-
-
-def check(stats, want, tolerance):
-    assert_close(stats["mean"], want[0], tolerance, "mean")
-    assert_close(stats["var"], want[1], tolerance, "var")
 
 
 class Linen(nn.Module):
@@ -74,52 +51,6 @@ class Linen(nn.Module):
         norm = self.norm(momentum=self.momentum, use_running_average=False, name="norm")
         for i in range(self.calls):
             x = norm(dense(jnp.tanh(x)), mask=None if masks is None else masks[i])
-        return x
-
-
-def init(model, x):
-    """Make variables as `model.init` does, of NumPy and with a kernel of other values."""
-    rng = np.random.default_rng(3)
-    made = {
-        "kernel": lambda leaf: rng.normal(0, 0.6, leaf.shape).astype(leaf.dtype),
-        "scale": lambda leaf: np.ones(leaf.shape, leaf.dtype),
-        "var": lambda leaf: np.ones(leaf.shape, leaf.dtype),
-    }
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: made.get(path[-1].key, lambda leaf: np.zeros(leaf.shape, leaf.dtype))(
-            leaf
-        ),
-        jax.eval_shape(lambda: model.init(jax.random.key(0), x)),
-    )
-
-
-def linen_step(model, x):
-    """Return (step, batch_stats, W), the statistics far from where they will be."""
-    variables = init(model, x)
-    stats = jax.tree.map(lambda leaf: leaf + np.asarray(7, leaf.dtype), variables["batch_stats"])
-
-    def step(batch_stats, batch):
-        tree = {**variables, "batch_stats": batch_stats}
-        batch = batch if isinstance(batch, tuple) else (batch,)
-        return model.apply(tree, *batch, mutable=["batch_stats"])[1]["batch_stats"]
-
-    return step, stats, variables["params"].get("dense", {}).get("kernel")
-
-
-class Nnx(nnx.Module):
-    """A layer that is called `calls` times."""
-
-    def __init__(self, norm, momentum, calls=1, dropout=0.0):
-        rngs = nnx.Rngs(0)
-        self.dense = nnx.Linear(3, 3, use_bias=False, rngs=rngs)
-        self.norm = norm(3, momentum=momentum, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.calls = calls
-
-    def __call__(self, x, masks=None):
-        for i in range(self.calls):
-            x = self.dense(jnp.tanh(x))
-            x = self.dropout(self.norm(x, mask=None if masks is None else masks[i]))
         return x
 
 
@@ -237,83 +168,6 @@ def test_a_shared_layer_without_helper_weighs_late_calls_more(w):
     got = jbn.population(step, state, batches)
     mean = oracles.exact(batches).mean((0, 1))
     assert_close(got.mean, (w * mean + 4 * mean) / (1 + w), RECOVERED)
-
-
-# Under transforms -------------------------------------------------------------------------------
-
-
-class Cell(nn.Module):
-    """A block for lifting."""
-
-    norm: type[nn.Module]
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Dense(3, use_bias=False, name="dense")(jnp.tanh(x))
-        return self.norm(use_running_average=False, name="norm")(x), None
-
-
-@pytest.mark.parametrize("library", LINEN)
-def test_linen_shared_in_a_scan_over_steps(library):
-    """The layer is traced once and called three times."""
-    steps = nn.scan(
-        Cell,
-        variable_broadcast="params",
-        variable_carry="batch_stats",
-        split_rngs={"params": False},
-        length=3,
-    )
-    batches, plain = batches_of(), Cell(LINEN[library])
-    variables = init(plain, batches[0])
-
-    def step(batch_stats, x):
-        tree = {**variables, "batch_stats": batch_stats}
-        return steps(LINEN[library]).apply(tree, x, mutable=["batch_stats"])[1]["batch_stats"]
-
-    got = jbn.linen.population(step, variables["batch_stats"], batches)
-    w = variables["params"]["dense"]["kernel"]
-    check(got["norm"], algorithm_2(w, batches, 3), AVERAGED)
-
-
-@pytest.mark.parametrize("library", LINEN)
-@pytest.mark.parametrize("lift", [nn.remat, nn.jit])
-def test_linen_under(lift, library):
-    """`nn.jit` keeps what it traced before, for statistics of another kind."""
-    model, batches = lift(Cell)(LINEN[library]), batches_of()
-    step, stats, _ = linen_step(model, batches[0])
-    step(stats, batches[0])
-    got = jbn.linen.population(step, stats, batches)
-    w = init(model, batches[0])["params"]["dense"]["kernel"]
-    check(got["norm"], algorithm_2(w, batches, 1), AVERAGED)
-    again = step(stats, batches[0])
-    assert jax.tree.map(jnp.shape, again) == jax.tree.map(jnp.shape, stats)
-
-
-@pytest.mark.parametrize("library", LINEN)
-def test_linen_stack_of_layers(library):
-    axes = {"params": 0, "batch_stats": 0}
-    stack = nn.scan(Cell, variable_axes=axes, split_rngs={"params": True}, length=3)
-    batches = batches_of()
-    step, stats, _ = linen_step(stack(LINEN[library]), batches[0])
-    got = jbn.linen.population(step, stats, batches)
-    want = jbn.population(step, stats, batches)
-    check(got["norm"], (want["norm"]["mean"], want["norm"]["var"]), RECOVERED)
-
-
-@pytest.mark.parametrize("library", NNX)
-def test_nnx_shared_in_a_scan_under_jit_and_remat(library):
-    batches, model = batches_of(), Nnx(NNX[library], 0.99)
-
-    def forward(model, x):
-        @nnx.scan(in_axes=(nnx.Carry, None), out_axes=nnx.Carry, length=3)
-        def steps(carry, _):
-            model, x = carry
-            return model, nnx.remat(lambda model, x: model(x))(model, x)
-
-        return nnx.jit(lambda model, x: steps((model, x), None))(model, x)
-
-    got = nnx.to_pure_dict(jbn.nnx.population(forward, model, batches))
-    check(got["norm"], algorithm_2(model.dense.kernel[...], batches, 3), AVERAGED)
 
 
 # What counts, and what stays --------------------------------------------------------------------

@@ -18,7 +18,7 @@ import jbn.nnx
 
 # Averages in float32 of a few batches, mean/std below 10.
 AVERAGED = 5e-6
-# (new - m old) / (1 - m) at m = .99, as in test_population.py.
+# (new - m old) / (1 - m) at m = .99, as in population_models.py.
 RECOVERED = 5e-5
 
 

@@ -1,4 +1,4 @@
-"""Forward and reverse mode, second order, vmap, scan, checkpoint: all equal the plain formula."""
+"""Forward and reverse mode, vmap, scan, checkpoint: all equal the plain formula."""
 
 import functools
 
@@ -9,76 +9,12 @@ import numpy as np
 import pytest
 from oracles import F32_GRADIENT, F64_GRADIENT, assert_close
 from strategies import values
+from transformed import assert_trees, case, ours, plain, scalar
 
 import jbn
 
-# Second derivatives divide by the variance once more; values are of order 10 in float64.
-F64_HESSIAN = 1e-8
 # Two float32 programs for one function.
 REORDERED = 5e-6
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
-def case(dtype="float64", shape=(5, 2, 3), masked=True):
-    """Return the differentiable arguments of a small problem."""
-    features = shape[-1:]
-    rng = np.random.default_rng(0)
-    arguments = {
-        "x": values(1, shape, dtype, mean=0.3),
-        "scale": values(2, features, dtype, mean=1.0, std=0.3),
-        "bias": values(3, features, dtype),
-        "mean": values(4, features, dtype),
-        "var": rng.uniform(0.5, 2, features).astype(dtype),
-        "epsilon": np.asarray(0.1, dtype),
-        "momentum": np.asarray(0.7, dtype),
-    }
-    if masked:
-        arguments["mask"] = rng.uniform(0.3, 2, (*shape[:-1], 1)).astype(dtype)
-    return arguments
-
-
-def ours(x, scale, bias, mean, var, epsilon, momentum, mask=None):
-    y, new = jbn.batch_norm(
-        x,
-        jbn.BatchNormParams(scale, bias),
-        jbn.BatchNormState(mean, var, jnp.int32(2)),
-        training=True,
-        momentum=momentum,
-        epsilon=epsilon,
-        mask=mask,
-    )
-    return y, new.mean, new.var
-
-
-def plain(x, scale, bias, mean, var, epsilon, momentum, mask=None):
-    """Return the textbook formula in jax, for autodiff."""
-    rows = x.reshape(-1, x.shape[-1])
-    w = jnp.ones_like(rows[:, :1]) if mask is None else mask.reshape(-1, 1)
-    n = w.sum()
-    batch_mean = (w * rows).sum(0, keepdims=True) / n
-    batch_var = (w * (rows - batch_mean) ** 2).sum(0, keepdims=True) / n
-    y = (rows - batch_mean) / jnp.sqrt(batch_var + epsilon) * scale[None] + bias[None]
-    new_mean = momentum * mean + (1 - momentum) * batch_mean[0]
-    effective = w.shape[0] if mask is None else n**2 / (w**2).sum()
-    bessel = effective / (effective - 1)
-    new_var = momentum * var + (1 - momentum) * batch_var[0] * bessel
-    return y.reshape(x.shape), new_mean, new_var
-
-
-def scalar(function):
-    """Return a curved scalar of all outputs, so that no derivative vanishes by symmetry."""
-
-    def loss(arguments):
-        y, mean, var = function(**arguments)
-        r = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
-        return jnp.sum(jnp.tanh(y) * r) + jnp.sum(y**2 * r) + jnp.sum(mean**2) + jnp.sum(var**2)
-
-    return loss
 
 
 def tangents(arguments, seed=7):
@@ -86,13 +22,6 @@ def tangents(arguments, seed=7):
         name: values(seed + i, np.shape(a), a.dtype)
         for i, (name, a) in enumerate(arguments.items())
     }
-
-
-def assert_trees(got, want, tolerance):
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
-    ):
-        assert_close(a, b, tolerance, jax.tree_util.keystr(path))
 
 
 def by_differences(loss, arguments, name):
@@ -107,6 +36,7 @@ def by_differences(loss, arguments, name):
 
 
 # First order -----------------------------------------------------------------------------------
+
 
 with_gradient = jax.jit(jax.value_and_grad(scalar(ours)))
 
@@ -206,77 +136,8 @@ def test_inference_has_both_modes(x64):
         assert_trees(jax.jit(mode(lambda a: infer(**a)))(arguments), want, F64_GRADIENT)
 
 
-# Second order ----------------------------------------------------------------------------------
-
-
-# One program of the formula for the tests of this section.
-hessian_of_plain = jax.jit(jax.hessian(scalar(plain)))
-
-
-@pytest.mark.parametrize("masked", [True, False])
-def test_hessian_by_everything_is_that_of_the_plain_formula(x64, masked):
-    arguments = case(shape=(4, 2), masked=masked)
-    got = jax.jit(jax.hessian(scalar(ours)))(arguments)
-    assert_trees(got, hessian_of_plain(arguments), F64_HESSIAN)
-
-
-@pytest.mark.parametrize(
-    "second", ["forward over forward", "reverse over reverse", "reverse over forward"]
-)
-def test_second_order_in_every_order_of_modes(x64, second):
-    outer, inner = {
-        "forward over forward": (jax.jacfwd, jax.jacfwd),
-        "reverse over reverse": (jax.jacrev, jax.jacrev),
-        "reverse over forward": (jax.jacrev, jax.jacfwd),
-    }[second]
-    arguments = case(shape=(4, 2))
-
-    def loss(part):
-        return scalar(ours)(arguments | part)
-
-    got = jax.jit(outer(inner(loss)))({name: arguments[name] for name in ("mask", "x")})
-    want = hessian_of_plain(arguments)
-    want = {i: {j: want[i][j] for j in ("mask", "x")} for i in ("mask", "x")}
-    assert_trees(got, want, F64_HESSIAN)
-
-
-def test_third_order(x64):
-    arguments = case(shape=(4, 2), masked=False)
-
-    def third(function):
-        def along(t):
-            return scalar(function)(arguments | {"x": arguments["x"] * (1 + t) + t**2})
-
-        return jax.jit(jax.grad(jax.grad(jax.grad(along))))(jnp.float64(0.3))
-
-    assert_close(third(ours), third(plain), 1e3 * F64_HESSIAN)
-
-
-def test_gradient_penalty_in_float32():
-    """A gradient inside a loss, as WGAN-GP has it: reverse over reverse through two layers."""
-    params, state = jbn.init(3)
-    x, w = values(0, (6, 3)), values(1, (3, 3))
-
-    def network(x, w, norm):
-        return jnp.sum(jnp.tanh(norm(jnp.tanh(norm(x)) @ w)))
-
-    def norm(x):
-        return jbn.batch_norm(x, params, state, training=True)[0]
-
-    def formula(x):
-        mean = x.mean(0, keepdims=True)
-        return (x - mean) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
-
-    def penalty(norm):
-        def loss(w):
-            return jnp.sum(jax.grad(lambda x: network(x, w, norm))(x) ** 2)
-
-        return jax.jit(jax.value_and_grad(loss))(w)
-
-    assert_trees(penalty(norm), penalty(formula), 10 * F32_GRADIENT)
-
-
 # vmap ------------------------------------------------------------------------------------------
+
 
 # Arguments that are mapped together, one `vmap` in another.
 MAPPED = {
@@ -422,22 +283,3 @@ def test_checkpoint_moves_the_statistics_once(policy):
     got = gradient_of_two(w, x, layer=jax.checkpoint(layer_for_checkpoint, policy=policy))
     assert_trees(got, gradient_of_two(w, x, layer=layer_for_checkpoint), F32_GRADIENT)
     assert [int(s.count) for s in got[1]] == [1, 1]
-
-
-def test_gradient_of_gradient_under_checkpoint_and_vmap_together(x64):
-    """All of them at once, since each alone can be right by luck."""
-    arguments = case(shape=(4, 2), masked=False)
-
-    def hvp(function):
-        wrapped = jax.checkpoint(scalar(function))
-
-        def one(v):
-            return jax.jvp(
-                jax.grad(lambda x: wrapped(arguments | {"x": x})), (arguments["x"],), (v,)
-            )[1]
-
-        return jax.jit(jax.vmap(one))(
-            np.stack([np.asarray(arguments["x"]) * i for i in (1.0, 2.0)])
-        )
-
-    assert_trees(hvp(ours), hvp(plain), F64_HESSIAN)

@@ -1,14 +1,15 @@
 """The two sums of O(C) that more than 64 devices get.
 
-Here the limit is 2, and eight devices must still equal one: the tests of test_devices.py and
-test_numerics.py run again, on that path.
+Here the limit is 2, and eight devices must still equal one: the tests of test_devices.py,
+test_devices_two_axes.py and test_numerics_devices.py run again, on that path.
 """
 
 import jax
 import numpy as np
 import pytest
 import test_devices
-import test_numerics
+import test_devices_two_axes
+import test_numerics_devices
 from meshes import DEVICES, MAPPED, compiled, gather_limit, spread
 
 import jbn
@@ -66,24 +67,24 @@ def test_two_sums_in_forward_mode_and_second_order(mode):
 
 
 @pytest.mark.parametrize("named", ["a", "b, a"])
-@pytest.mark.parametrize("mode", test_devices.TWO)
+@pytest.mark.parametrize("mode", test_devices_two_axes.TWO)
 def test_two_sums_over_two_axes(mode, named):
-    test_devices.test_one_or_both_of_two_axes(mode, named)
+    test_devices_two_axes.test_one_or_both_of_two_axes(mode, named)
 
 
 @pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_at_large_means(mode):
     """Within 4e-6 up to mean/std 1e5, also where devices' means are 1e5 apart; gradients too."""
-    test_numerics.test_eight_devices(mode)
-    test_numerics.test_eight_devices_with_different_means(mode)
+    test_numerics_devices.test_eight_devices(mode)
+    test_numerics_devices.test_eight_devices_with_different_means(mode)
 
 
 @pytest.mark.parametrize("kind", ["boolean", "weights"])
 @pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_at_large_means_with_masks(mode, kind):
-    test_numerics.test_eight_devices_with_masks(mode, kind)
+    test_numerics_devices.test_eight_devices_with_masks(mode, kind)
 
 
-@pytest.mark.parametrize("name", list(test_numerics.ADVERSARIES))
+@pytest.mark.parametrize("name", list(test_numerics_devices.ADVERSARIES))
 def test_two_sums_of_adversaries(name):
-    test_numerics.test_adversaries_over_devices(name)
+    test_numerics_devices.test_adversaries_over_devices(name)
