@@ -255,7 +255,8 @@ def normalize(
       y, of x's shape and dtype; computed in float32 at least.
 
     Raises:
-      TypeError: integer x. ValueError: shapes that do not fit; epsilon not positive.
+      TypeError: integer x.
+      ValueError: shapes that do not fit; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -365,9 +366,7 @@ def check_values(
     check_batch(x)
     values = math.prod(x.shape[a] for a in reduction_axes(x, features))
     if mask is None and values == 1 and (devices is None or devices.smallest_group == 1):
-        where = (
-            "" if devices is None else f" on each device, and groups of one along {devices.names}"
-        )
+        where = f" on each device, and groups of one along {devices.names}" if devices else ""
         raise ValueError(
             f"Expected more than one value per feature in training, got x.shape={x.shape} with "
             f"feature axes {features}{where}: the batch variance is 0 and y would be the bias "

@@ -45,8 +45,8 @@ def layer_norm(
       y, of x's shape and dtype; computed in float32 at least.
 
     Raises:
-      TypeError: integer x. ValueError: one value along `axis`, or none; params that do not
-        fit; epsilon not positive.
+      TypeError: integer x.
+      ValueError: one value along `axis`, or none; params that do not fit; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -86,8 +86,9 @@ def group_norm(
       y, of x's shape and dtype; computed in float32 at least.
 
     Raises:
-      TypeError: integer x. ValueError: groups that do not divide C; one value per example and
-        group, or none; params that do not fit; epsilon not positive.
+      TypeError: integer x.
+      ValueError: groups that do not divide C; one value per example and group, or none; params that
+        do not fit; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -129,8 +130,8 @@ def instance_norm(
       y, of x's shape and dtype; computed in float32 at least.
 
     Raises:
-      TypeError: integer x. ValueError: one position per example, or none; params that do not
-        fit; epsilon not positive.
+      TypeError: integer x.
+      ValueError: one position per example, or none; params that do not fit; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -172,7 +173,8 @@ def weight_norm(
       it has no direction, with gradient 0.
 
     Raises:
-      TypeError: integer kernel. ValueError: a scale that does not fit; no axis to sum over.
+      TypeError: integer kernel.
+      ValueError: a scale that does not fit; no axis to sum over.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -223,8 +225,8 @@ def weight_norm_init(
       BatchNormParams of scale and bias, `(C,)`, float32 at least.
 
     Raises:
-      TypeError: integer arrays. ValueError: features that differ; one value per feature, or
-        none; epsilon not positive.
+      TypeError: integer arrays.
+      ValueError: features that differ; one value per feature, or none; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn

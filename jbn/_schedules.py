@@ -177,7 +177,8 @@ def debiased(decay: ArrayLike) -> Debiased:
       every other one of the same decay, unless that is traced.
 
     Raises:
-      TypeError: not a number. ValueError: a decay known at trace time outside [0, 1).
+      TypeError: not a number.
+      ValueError: a decay known at trace time outside [0, 1).
 
     Example:
       >>> import jbn

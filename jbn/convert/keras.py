@@ -123,8 +123,8 @@ def to_keras(params: BatchNormParams, state: BatchNormState) -> list[np.ndarray]
       `framework_kwargs(options, "keras")` has the momentum and epsilon for the layer.
 
     Raises:
-      ConversionError: more than one feature axis, or shapes that differ. TypeError: params or
-        state that are something else.
+      ConversionError: more than one feature axis, or shapes that differ.
+      TypeError: params or state that are something else.
 
     Example:
       >>> import jbn

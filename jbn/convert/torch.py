@@ -228,7 +228,8 @@ def from_torch_kernel(
       the kernel, a copy, bit by bit.
 
     Raises:
-      ValueError: fewer than 2 axes, or fewer than 3 if transposed. TypeError: no array.
+      ValueError: fewer than 2 axes, or fewer than 3 if transposed.
+      TypeError: no array.
 
     Example:
       >>> import numpy as np, jbn
@@ -262,7 +263,8 @@ def to_torch_kernel(
       the weight of torch's layer.
 
     Raises:
-      ValueError: fewer than 2 axes, or fewer than 3 if transposed. TypeError: no array.
+      ValueError: fewer than 2 axes, or fewer than 3 if transposed.
+      TypeError: no array.
 
     Example:
       >>> import numpy as np, jbn

@@ -33,7 +33,7 @@ def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "
 
     Raises:
       TypeError: integer x; an activation that is no function, or returns no floats.
-        ValueError: an activation that returns another shape.
+      ValueError: an activation that returns another shape.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -132,7 +132,7 @@ def percentiles(
 
     Raises:
       ValueError: empty x, or x without a batch axis; q that is no list of percentages.
-        TypeError: integer x, or a q that is no list of numbers.
+      TypeError: integer x, or a q that is no list of numbers.
 
     Example:
       >>> import jax.numpy as jnp

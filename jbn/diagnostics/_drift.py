@@ -34,7 +34,7 @@ def drift(over_training: Float[ArrayLike, "K Q C"]) -> Drift:
 
     Raises:
       ValueError: an even number of percentiles, which has no median in the middle, or none.
-        TypeError: integers.
+      TypeError: integers.
 
     References:
       Ioffe, Szegedy, "Batch Normalization", 2015, section 4.1, Fig. 1 (b, c).

@@ -118,7 +118,8 @@ def effective_batches(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]
       float32; 0 at count 0. What is not traced is computed in double precision.
 
     Raises:
-      ValueError: a known count below 0, or momentum outside [0, 1). TypeError: no numbers.
+      ValueError: a known count below 0, or momentum outside [0, 1).
+      TypeError: no numbers.
 
     Example:
       >>> from jbn import diagnostics
@@ -147,7 +148,8 @@ def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
       float32, in [0, 1]. What is not traced is computed in double precision.
 
     Raises:
-      ValueError: a known count below 0, or momentum outside [0, 1]. TypeError: no numbers.
+      ValueError: a known count below 0, or momentum outside [0, 1].
+      TypeError: no numbers.
 
     Example:
       >>> from jbn import diagnostics

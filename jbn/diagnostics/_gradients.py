@@ -33,7 +33,8 @@ def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, "
       name -> norm, float32 at least.
 
     Raises:
-      ValueError: no arrays, or a depth below 1. TypeError: leaves that are no gradients.
+      ValueError: no arrays, or a depth below 1.
+      TypeError: leaves that are no gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -181,8 +182,8 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
       Landscape; smoothness is NaN where the gradient is 0.
 
     Raises:
-      ValueError: sizes that are not positive, or no list. TypeError: a loss that is no
-        function of params to one number, or params of integers.
+      ValueError: sizes that are not positive, or no list.
+      TypeError: a loss that is no function of params to one number, or params of integers.
 
     Example:
       >>> import jax.numpy as jnp

@@ -25,8 +25,8 @@ def statistics(tree: Any) -> dict[str, Statistics]:
     """Find mean, var and count of every layer in a pytree, by its name.
 
     Raises:
-      ValueError: there are none; a mean and var of no or of different shapes. TypeError: a
-        mean or var that is no array.
+      ValueError: there are none; a mean and var of no or of different shapes.
+      TypeError: a mean or var that is no array.
     """
     found = {}
     for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_statistics)[0]:
