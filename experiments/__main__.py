@@ -28,6 +28,7 @@ EXPERIMENTS = (
     "inception",
     "recurrent",
     "learning_rate",
+    "compare",
 )
 USAGE = """usage: python -m experiments NAME [--preset smoke|quick|paper] [options]
        python -m experiments NAME --help
@@ -56,15 +57,15 @@ def carry_out_command(arguments: list[str]) -> int:
     if arguments[:1] == ["run"]:  # `run NAME` is `NAME`.
         arguments = arguments[1:]
     if not arguments or arguments[0] in ("-h", "--help", "list"):
+        if arguments[1:] and set(arguments[1:]).isdisjoint(("-h", "--help")):
+            command, word = arguments[:2]
+            print(f"Expected nothing after {command}, got {word!r}. Leave it out.", file=sys.stderr)
+            return 2
         print(claims_listing() if arguments == ["list"] else f"{USAGE}\n\n{listing()}")
         return 0
     name, rest = arguments[0], arguments[1:]
     if name == "report":
-        from experiments.ledger import page as report
-
-        with GracefulExit() as graceful_exit:
-            graceful_exit.say("stopped; the report is not whole")
-            return report.main(rest)
+        return carry_out_report(rest)
     names = (*EXPERIMENTS, "all", "report", "list")
     if name not in names:
         hint = did_you_mean(name, names)
@@ -87,6 +88,20 @@ def carry_out_command(arguments: list[str]) -> int:
                     lambda name, arguments: carry_out(name, arguments, graceful_exit),
                 )
             return carry_out(name, rest, graceful_exit)
+
+
+def carry_out_report(arguments: list[str]) -> int:
+    """Write the report; return the exit status."""
+    from experiments.ledger import page as report
+    from experiments.options import parse_arguments
+
+    with GracefulExit() as graceful_exit:
+        graceful_exit.say("stopped; the report is not whole")
+        try:
+            parse_arguments(report.Options, arguments, command="report")
+        except ValueError as error:
+            return tell("report", error)
+        return report.main(arguments)
 
 
 def refuse(name: str, arguments: list[str]) -> int:

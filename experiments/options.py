@@ -1,20 +1,27 @@
 """Options of the command line: those of the experiment, and how it is carried out."""
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import itertools
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import tyro
 
 from experiments import run_dir
+from experiments.checks import did_you_mean
 from experiments.docstrings import docstring
 
 NEWEST = "newest"
 OWN = "own options"
 FROM_FILES = {"mnist", "fashion_mnist", "cifar10", "titanic"}  # What --data-dir is for.
+
+Parsed = TypeVar("Parsed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +83,19 @@ def parse(
 
     Args:
       study: what has its `Config` and `PRESETS`.
+
+    Raises:
+      ValueError: says in one line which option or value cannot be.
     """
-    first = argparse.ArgumentParser(
-        prog=f"python -m experiments {name}", add_help=False, allow_abbrev=False
-    )
-    first.add_argument("--preset", choices=list(study.PRESETS))
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset", nargs="?", const="")
     first.add_argument("--resume", nargs="?", const=NEWEST)
     known, rest = first.parse_known_args(arguments)
+    if known.preset is not None and known.preset not in study.PRESETS:
+        raise ValueError(
+            f"Expected --preset with one of {', '.join(study.PRESETS)}, got "
+            f"{known.preset or 'none'}.{did_you_mean(known.preset, study.PRESETS)}"
+        )
     base = study.PRESETS[known.preset or "quick"]
     resumed = None
     # Only the first of several hosts has the run directory, and knows whether it is one.
@@ -99,11 +112,11 @@ def parse(
         "execution": (Annotated[kind, tyro.conf.arg(name="")], kind(resume=known.resume)),
     }
     whole = dataclasses.make_dataclass("Options", [(key, of) for key, (of, _) in fields.items()])
-    parsed = tyro.cli(
+    parsed = parse_arguments(
         whole,
-        prog=f"python -m experiments {name}",
+        rest,
+        command=name,
         description=docstring(name),
-        args=rest,
         default=whole(**{key: default for key, (_, default) in fields.items()}),
     )
     if resumed is not None and parsed.config != resumed:
@@ -117,6 +130,91 @@ def parse(
             f"{parsed.execution.data_dir}. Leave it out."
         )
     return Options(parsed.config, parsed.execution)
+
+
+def parse_arguments(
+    kind: type[Parsed],
+    arguments: list[str],
+    *,
+    command: str,
+    description: str | None = None,
+    default: Parsed | None = None,
+) -> Parsed:
+    """Parse the words of a command line, and say in one line what is wrong with them.
+
+    Args:
+      kind: a dataclass whose fields are the options, or dataclasses of further ones.
+      arguments: the words after the command.
+      command: what was typed after `python -m experiments`.
+      description: what the help says first; None takes the docstring of `kind`.
+      default: what options have that are not given; None takes the defaults of `kind`.
+
+    Returns:
+      An object of `kind`.
+
+    Raises:
+      ValueError: an option that there is not, or a value that it does not take.
+      SystemExit: the help was asked for, and is printed.
+
+    Example:
+      >>> import dataclasses
+      >>> from experiments.options import parse_arguments
+      >>> @dataclasses.dataclass
+      ... class Options:
+      ...     steps: int = 10
+      >>> parse_arguments(Options, ["--steps", "3"], command="demo")
+      Options(steps=3)
+      >>> parse_arguments(Options, ["--stpes", "3"], command="demo")
+      Traceback (most recent call last):
+      ValueError: Expected options of demo, got '--stpes'. Did you mean --steps?
+    """
+    stderr = io.StringIO()
+    try:
+        # What tyro makes of a wrong value is a box: nothing of its public interface is shorter.
+        with contextlib.redirect_stderr(stderr):
+            parsed, unknown = tyro.cli(
+                kind,
+                prog=f"python -m experiments {command}",
+                description=description,
+                args=arguments,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                return_unknown_args=True,
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        raise ValueError(_first_paragraph(stderr.getvalue())) from None
+    if unknown:
+        option = next((word for word in unknown if word.startswith("-")), unknown[0])
+        option = option.partition("=")[0]
+        hint = did_you_mean(option.replace("_", "-"), _option_names(kind))
+        hint = hint or f" See: python -m experiments {command} --help"
+        raise ValueError(f"Expected options of {command}, got {option!r}.{hint}")
+    return parsed
+
+
+def _option_names(kind: type) -> list[str]:
+    """Name the options that a dataclass is parsed from."""
+    names = []
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            names += _option_names(hint)
+        else:
+            names.append(f"--{name.replace('_', '-')}")
+    return names
+
+
+def _first_paragraph(box: str) -> str:
+    """Take the first paragraph out of a box: below its title, above the next rule or edge."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", box)  # Without colors.
+    _, *lines = (line.strip("│ ") for line in f"{plain}\n".split("\n"))
+    inside = itertools.dropwhile(_is_rule, lines)  # Without letters for edges, the title has one.
+    paragraph = itertools.takewhile(lambda line: not _is_rule(line), inside)
+    return " ".join(paragraph) or " ".join(plain.split())
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-╰╯ ")
 
 
 def kind_of(study: Any) -> type[IOOptions]:

@@ -91,13 +91,13 @@ def figure(columns: int = 1, rows: int = 1, *, width: float = 4.4, height: float
 
 def share_legend(fig: Figure, *, columns: int = 4) -> None:
     """Name the lines of all panels once, below them."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for axes in fig.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    widest = 0.55 + 0.065 * max(map(len, found))  # Inches, about.
+            handles.setdefault(label, handle)
+    widest = 0.55 + 0.065 * max(map(len, handles))  # Inches, about.
     columns = max(1, min(columns, int(fig.get_figwidth() / widest)))
-    fig.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
+    fig.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
 def legend_below(axes: Axes, *, columns: int = 2, points: float = 34) -> None:
@@ -146,8 +146,8 @@ def around(runs: ArrayLike, *, geometric: bool = False) -> Float[np.ndarray, "3 
             return np.nan, np.nan, np.nan
         if geometric and (row <= 0).any():
             return 0.0, 0.0, row.max()
-        found = (estimates.ratio if geometric else estimates.mean)(row)
-        return found[:3] if len(row) >= FEW else (found.value, row.min(), row.max())
+        estimate = (estimates.ratio if geometric else estimates.mean)(row)
+        return estimate[:3] if len(row) >= FEW else (estimate.value, row.min(), row.max())
 
     return np.array([one(row) for row in np.asarray(runs, np.float64)]).T
 
@@ -229,12 +229,12 @@ def log_scale(axes: Axes, which: Literal["x", "y"], *values: ArrayLike) -> None:
     Args:
       values: all that is drawn along it.
     """
-    drawn = np.concatenate([np.ravel(np.asarray(some, np.float64)) for some in values])
-    drawn = drawn[np.isfinite(drawn)]
-    if (drawn > 0).all():
+    flat = np.concatenate([np.ravel(np.asarray(some, np.float64)) for some in values])
+    finite = flat[np.isfinite(flat)]
+    if (finite > 0).all():
         axes.set(**{f"{which}scale": "log"})
         return
-    positive = drawn[drawn > 0]
+    positive = finite[finite > 0]
     least = 10 ** np.floor(np.log10(positive.min(initial=1)))
     axis = axes.xaxis if which == "x" else axes.yaxis
     scale = axes.set_xscale if which == "x" else axes.set_yscale
@@ -286,8 +286,8 @@ def describe_runs(
       >>> describe_runs(2, "Points", "bars")
       'Points: means over 2 seeds; bars: their range.'
     """
-    found = "95 % intervals" if count >= FEW else "their range"
-    return f"{what}: {mean} over {count} {of}; {ends}: {found}."
+    interval = "95 % intervals" if count >= FEW else "their range"
+    return f"{what}: {mean} over {count} {of}; {ends}: {interval}."
 
 
 # ---- Files ---------------------------------------------------------------------------------------

@@ -83,18 +83,18 @@ class Run:
         path = self.path / name
         if not path.exists():
             return
-        kept, reached, damaged = [], -1, 0
+        lines, reached, damaged = [], -1, 0
         for line in path.read_bytes().splitlines(keepends=True):
-            found = (read_row(line) or {}).get("step")
-            if not isinstance(found, int) or found <= reached:
+            row_step = (read_row(line) or {}).get("step")
+            if not isinstance(row_step, int) or row_step <= reached:
                 damaged += line.endswith(b"\n")  # Cut short is how a kill leaves it.
-            elif found <= step:
-                kept.append(line)
-                reached = found
+            elif row_step <= step:
+                lines.append(line)
+                reached = row_step
         if damaged:
             say(f"{path} has damaged rows: {damaged} are left out")
         with replacing(path) as partial:
-            partial.write_bytes(b"".join(kept))
+            partial.write_bytes(b"".join(lines))
 
 
 def say(line: str) -> None:
@@ -300,15 +300,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     content = path.read_bytes()
     try:
-        made = json.loads(content.decode())
+        value = json.loads(content.decode())
     except RecursionError:
         reason = "it is nested too deeply"
     except ValueError as error:  # Not UTF-8, or not JSON.
         reason = str(error) if content else "it is empty"
     else:
-        if isinstance(made, dict):
-            return made
-        reason = f"expected an object, got a {type(made).__name__}"
+        if isinstance(value, dict):
+            return value
+        reason = f"expected an object, got a {type(value).__name__}"
     raise Damaged(f"{path} is damaged: {reason}")
 
 

@@ -7,11 +7,12 @@ summary.json  the numbers, with their intervals, and what figures there are; a s
               finished
 """
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, overload
 
 import matplotlib as mpl
 import numpy as np
@@ -29,6 +30,8 @@ from experiments.tasks.titanic import Passengers
 from experiments.training import hosts
 from experiments.training.loop import Execution
 
+OWNER = "__owner__"  # Beside the arrays of a part: which part it is, and of which config.
+
 
 def load_all(
     needs: Mapping[str, tuple[int, int]], data_dir: Path | None
@@ -43,10 +46,15 @@ def load_all(
     """
     # Two that fall back on the digits would be one: each is then to be itself.
     alone = len(needs) == 1
-    return {
-        name: load(name, data_dir, needed=needed, digits_may_do=alone)
-        for name, needed in needs.items()
-    }
+    loaded, missing = {}, []
+    for name, needed in needs.items():
+        try:
+            loaded[name] = load(name, data_dir, needed=needed, digits_may_do=alone)
+        except FileNotFoundError as error:  # Whoever lacks several is told of all at once.
+            missing.append(str(error))
+    if missing:
+        raise FileNotFoundError(" ".join(missing))
+    return loaded
 
 
 def load(
@@ -70,13 +78,13 @@ def load(
             return titanic.load(data_dir=data_dir)
         if name == "cifar10":
             batches = -(-needed[0] // cifar.IMAGES) or cifar.BATCHES
-            made = cifar.load(train_batches=min(batches, cifar.BATCHES), data_dir=data_dir)
+            dataset = cifar.load(train_batches=min(batches, cifar.BATCHES), data_dir=data_dir)
         elif name in NAMES:
-            made = data.load(name, data_dir=data_dir, needed=needed, digits_may_do=digits_may_do)
+            dataset = data.load(name, data_dir=data_dir, needed=needed, digits_may_do=digits_may_do)
         else:
-            made = own.load(Path(name))
-        data.check_enough(made, needed)
-        return made
+            dataset = own.load(Path(name))
+        data.check_enough(dataset, needed)
+        return dataset
 
     loaded = hosts.run_on_all(read)
     hosts.check_same("examples", loaded.describe()["sha256"])
@@ -92,9 +100,9 @@ class Study:
     Example of a study's `measure.py`:
 
         def measure(config: Config, study: Study) -> None:
-            found = study.part("depth", lambda: gradient_by_depth(config))
-            study.report("sigmoid_factor", estimates.ratio(found["sigmoid"]))
-            study.figure("depth", lambda: plot_depth(found), title="Gradient by depth", alt="...")
+            results = study.part("depth", lambda: gradient_by_depth(config))
+            study.report("sigmoid_factor", estimates.ratio(results["sigmoid"]))
+            study.figure("depth", lambda: plot_depth(results), title="Gradient by depth", alt="...")
     """
 
     def __init__(
@@ -131,26 +139,28 @@ class Study:
     ) -> dict[str, np.ndarray]:
         """Measure a part, named arrays, and keep it; where it is kept already, read it.
 
-        One that is kept but damaged is named, and measured again.
+        One that is kept but damaged, or not what this part of this run kept, is named, and measured
+        again.
         """
         path = self.run.path / "parts" / f"{name}.npz"
+        owner = f"{name} {hashlib.sha256((self.run.path / 'config.json').read_bytes()).hexdigest()}"
         if path.exists():
             try:
-                return _read_part(path)
+                return _KeptArrays(path, _read_part(path, owner))
             except Damaged as error:
                 say(f"{self.name}: {error}; it is measured again")
         say(f"{self.name}: {name} ...")
         began = time.perf_counter()
-        arrays: dict[str, Any] = {key: np.asarray(made) for key, made in measure().items()}
+        arrays: dict[str, Any] = {key: np.asarray(value) for key, value in measure().items()}
         _check_arrays(name, arrays)
         took = round(time.perf_counter() - began, 2)
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as partial:
             with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
+                np.savez(file, allow_pickle=False, **arrays, **{OWNER: np.array(owner)})
             self.run.append("timing.jsonl", {"part": name, "seconds": took})
         say(f"{self.name}: {name} took {took:.1f} s")
-        return _read_part(path)
+        return _read_part(path, owner)
 
     @overload
     def dataset(self, name: Literal["titanic"]) -> Passengers: ...
@@ -267,7 +277,7 @@ class Study:
                     for path in sorted(self.run.path.glob("data_*.json"))
                 },
                 "seconds": self._seconds(),
-                "metrics": {name: to_json(made) for name, made in self.estimates.items()},
+                "metrics": {name: to_json(estimate) for name, estimate in self.estimates.items()},
                 "figures": self.figures,
             },
         )
@@ -289,7 +299,7 @@ class Study:
                 steps.append(row["step"])
                 taken = {key: value for key, value in numbers.items() if key.endswith("_seconds")}
                 loop.update({key.removesuffix("_seconds"): value for key, value in taken.items()})
-        unknown = sorted({kept.stem for kept in self.run.path.glob("parts/*.npz")} - parts.keys())
+        unknown = sorted({path.stem for path in self.run.path.glob("parts/*.npz")} - parts.keys())
         wanted = [row["step"] for row in read_rows(metrics)] if metrics.exists() else [0]
         if steps != wanted:
             unknown.append("training")
@@ -298,6 +308,25 @@ class Study:
         if unknown:
             say(f"{path} lacks rows, or has damaged ones: left out is how long {what} took")
         return {name: round(seconds, 2) for name, seconds in (parts | loop).items()}
+
+
+class _KeptArrays(dict[str, np.ndarray]):
+    """The arrays of a part by name; of one that it lacks, the file is to blame."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]):
+        super().__init__(arrays)
+        self.path = path
+
+    def __missing__(self, name: str) -> NoReturn:
+        """Name the file: the part is measured again once it is gone.
+
+        Raises:
+          Damaged: always.
+        """
+        raise Damaged(
+            f"Expected {name!r} in {self.path}, got {list(self)}: another version kept it. Remove "
+            "it, and resume the run: it is measured again."
+        )
 
 
 def _check_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
@@ -311,18 +340,26 @@ def _check_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
             raise TypeError(f"Expected {key!r} of {name} to hold numbers, got {array.dtype}.")
 
 
-def _read_part(path: Path) -> dict[str, np.ndarray]:
+def _read_part(path: Path, owner: str) -> dict[str, np.ndarray]:
     """Read what a part measured.
+
+    Args:
+      owner: what the part wrote beside its arrays, to tell them from those of any other.
 
     Raises:
       Damaged: it is cut short, or otherwise not what was written.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            arrays = dict(kept)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        of = str(arrays.pop(OWNER, "no run"))
         _check_arrays(path.stem, arrays)
     except Exception as error:  # Of zip, zlib, NumPy's headers: there are a dozen kinds.
         raise Damaged(f"{path} is damaged: {error}") from None
     if not arrays:
         raise Damaged(f"{path} is damaged: it is empty")
+    if of != owner:
+        raise Damaged(
+            f"{path} is damaged: it has {list(arrays)}, which this part of this run did not keep"
+        )
     return arrays

@@ -16,7 +16,7 @@ import tyro
 from experiments import run_dir
 from experiments.checks import did_you_mean
 from experiments.ledger.collect import BadRun, result_of
-from experiments.options import NEWEST, IOOptions, reads_files
+from experiments.options import NEWEST, IOOptions, parse_arguments, reads_files
 
 REFUSED = 2  # Exit status of what cannot run here, as for want of its data.
 
@@ -43,7 +43,18 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
     """
     # A bare --resume, as the other commands have it.
     arguments = [f"--resume={NEWEST}" if word == "--resume" else word for word in arguments]
-    how = tyro.cli(Options, prog="python -m experiments all", args=arguments)
+    try:
+        how = parse_arguments(Options, arguments, command="all")
+    except ValueError as error:
+        print(f"all: {error}", file=sys.stderr)
+        return 2
+    if how.io.resume not in (None, NEWEST):
+        print(
+            f"all: Expected nothing after --resume, for each experiment goes on with its newest "
+            f"run, got {how.io.resume!r}. Resume that one by itself.",
+            file=sys.stderr,
+        )
+        return 2
     if "--only" in arguments and not how.only:
         print(f"all: Expected --only with {', '.join(names)}, got none.", file=sys.stderr)
         return 2

@@ -1,11 +1,13 @@
 """Sessions: from the words of a command line to a run that is ready to go."""
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from experiments import environment, options, run_dir
 from experiments.training import hosts
+from experiments.training.checkpoints import check_path
 from experiments.training.devices import Devices
 from experiments.training.loop import Execution
 from experiments.training.signals import GracefulExit
@@ -23,6 +25,9 @@ class Session(NamedTuple):
 
 def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Session:
     """Parse the options, connect the hosts, load the data, make or reopen the run directory.
+
+    One to go on with is reopened before the data are looked for; one is made only once they are
+    there, so that what is missing, or too small, leaves none behind.
 
     A study whose config.py says `MANY_DEVICES` trains on several devices and hosts. One that has
     data says which, and how many images of each, by its `Config.needs`.
@@ -43,14 +48,20 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
     execution = None
     if isinstance(how, options.ExecutionOptions):
         config, execution = connect(settings, config, how, graceful_exit)
-    # Before there is a run directory: what is missing, or too small, leaves none behind.
-    loaded = load_all(config.needs(), how.data_dir) if hasattr(config, "needs") else {}
+        hosts.on_first(lambda: check_path(how.run or how.runs))
     execution = execution or Execution(graceful_exit=graceful_exit)
-
     where = str(execution.devices)
-    run = hosts.on_first(
-        lambda: open_run(name, config, how, {**environment.describe(), "spread": where})
-    )
+    with contextlib.ExitStack() as stack:
+        run = hosts.on_first(lambda: reopen(name, config, how)) if how.resume is not None else None
+        if run:
+            stack.enter_context(run)
+        loaded = load_all(config.needs(), how.data_dir) if hasattr(config, "needs") else {}
+        if how.resume is None:
+            run = hosts.on_first(lambda: run_dir.create(how.runs, name, config))
+        if run:
+            stack.enter_context(run)
+            run_dir.keep_environment(run, {**environment.describe(), "spread": where})
+        stack.pop_all()  # All is well: it is held for as long as the session takes.
     path = hosts.broadcast_from_first(str(run.path) if run else None)
     study = Study(
         name,
@@ -90,13 +101,12 @@ def connect(
     return run_dir.to_config(settings.Config, of_first), execution
 
 
-def open_run(name: str, config: Any, how: options.IOOptions, ran_on: dict[str, Any]) -> run_dir.Run:
-    """Make a run directory, or reopen the one to go on with."""
+def reopen(name: str, config: Any, how: options.IOOptions) -> run_dir.Run:
+    """Hold the run to go on with: the one that is named, or the newest with these options.
+
+    Raises:
+      ValueError: there is none, or another process is at work in it.
+    """
     if how.run is not None:
-        run = run_dir.open_run(how.run)
-    elif how.resume is not None:
-        run = run_dir.newest_unfinished(how.runs, name, config)
-    else:
-        run = run_dir.create(how.runs, name, config)
-    run_dir.keep_environment(run, ran_on)
-    return run
+        return run_dir.open_run(how.run)
+    return run_dir.newest_unfinished(how.runs, name, config)

@@ -9,6 +9,7 @@ paper; some are known to be false as stated, and stand here as they are made.
 from experiments.stats.rules import Claim
 from experiments.studies.batch_size import claims as batch_size
 from experiments.studies.batches import claims as batches
+from experiments.studies.compare import claims as compare
 from experiments.studies.gradients import claims as gradients
 from experiments.studies.identities import claims as identities
 from experiments.studies.inception import claims as inception
@@ -41,4 +42,5 @@ CLAIMS: tuple[Claim, ...] = (
     *placement.CLAIMS,
     *transfer.CLAIMS,
     *inception.CLAIMS,
+    *compare.CLAIMS,
 )

@@ -65,7 +65,7 @@ class Result(NamedTuple):
     @property
     def estimates(self) -> dict[str, Estimate]:
         """Return its numbers by name."""
-        return {name: estimates.from_json(made) for name, made in self.summary["metrics"].items()}
+        return {name: estimates.from_json(entry) for name, entry in self.summary["metrics"].items()}
 
     @property
     def preset(self) -> str:
@@ -75,10 +75,7 @@ class Result(NamedTuple):
     @property
     def data(self) -> dict[str, Any]:
         """Describe the data sets it was measured on, by the names they were asked for."""
-        if "data" in self.summary:
-            return self.summary["data"]
-        found = self.summary["environment"]["data"]
-        return {found["name"]: found}
+        return self.summary["data"]
 
     @property
     def commit(self) -> str:
@@ -90,17 +87,17 @@ class Result(NamedTuple):
     @property
     def seeds(self) -> int:
         """Count its seeds: those of the number that rests on the fewest; 0 where all are exact."""
-        runs = [made["runs"] for made in self.summary["metrics"].values() if made["runs"]]
+        runs = [entry["runs"] for entry in self.summary["metrics"].values() if entry["runs"]]
         return min(runs, default=0)
 
     @property
     def basis(self) -> str:
         """Say what its numbers rest on: data and how many training examples, preset."""
         parts = [
-            f"{found['name']} ({found['train_examples']:,} training examples)"
-            if "train_examples" in found
-            else found["name"]
-            for found in self.data.values()
+            f"{dataset['name']} ({dataset['train_examples']:,} training examples)"
+            if "train_examples" in dataset
+            else dataset["name"]
+            for dataset in self.data.values()
         ]
         return ", ".join([*parts, f"preset {self.preset}" if self.preset != OWN else OWN])
 
@@ -110,12 +107,12 @@ class Result(NamedTuple):
         name = self.summary["config"].get("experiment", "")
         presets = importlib.import_module(f"experiments.studies.{name}.config").PRESETS
         wanted = run_dir.to_json(presets["quick"])
-        for field in {"dataset", "source", "target"} & set(wanted):
+        for field in {"dataset", "datasets", "source", "target"} & set(wanted):
             if self.summary["config"].get(field) != wanted[field]:
                 return f"measured on {self.summary['config'].get(field)}, not {wanted[field]}"
-        for asked, found in self.data.items():
-            if found["name"] != asked:
-                return f"measured on {found['name']}, not {asked}"
+        for asked, dataset in self.data.items():
+            if dataset["name"] != asked:
+                return f"measured on {dataset['name']}, not {asked}"
         return "a smoke run" if self.preset == "smoke" else ""
 
     @property
@@ -161,12 +158,12 @@ def collect(
         paths = [path for root in folders for path in run_dir.finished(root, name)]
         if (kept / name / "summary.json").is_file():
             paths.append(kept / name)
-        found = named or _read(paths, name, say)
-        if not found:
+        candidates = named or _read(paths, name, say)
+        if not candidates:
             continue
         # Of equals the first one: the newest.
-        results[name] = best = max(found, key=lambda result: result.rank)
-        for other in found:
+        results[name] = best = max(candidates, key=lambda result: result.rank)
+        for other in candidates:
             if other is not best:
                 say(f"{name}: not {other.path} ({_worth(other)}): {best.path} ({_worth(best)})")
     return results
@@ -184,13 +181,13 @@ def _is_of(path: Path, name: str) -> bool:
 
 
 def _read(paths: Sequence[Path], name: str, say: Callable[[str], None]) -> list[Result]:
-    found = []
+    results = []
     for path in paths:
         try:
-            found.append(result_of(path, name))
+            results.append(result_of(path, name))
         except BadRun as error:
             say(f"{name}: left out {path}: {error}")
-    return found
+    return results
 
 
 def result_of(path: Path, name: str) -> Result:
@@ -223,14 +220,15 @@ def _check(summary: Any, path: Path, name: str) -> None:
     Raises:
       BadRun: or any other error, where the types are not what they should be.
     """
-    kinds = {"config": dict, "metrics": dict, "figures": list, "seconds": dict, "preset": str}
+    kinds: dict[str, type] = {"config": dict, "data": dict, "metrics": dict, "figures": list}
+    kinds |= {"seconds": dict, "preset": str}
     for key, kind in kinds.items():
         if not isinstance(summary[key], kind):
             raise BadRun(f"expected `{key}` to be a {kind.__name__}, got {summary[key]!r}"[:300])
     if summary["config"]["experiment"] != name:
         raise BadRun(f"expected a run of {name}, got one of {summary['config']['experiment']}")
-    for metric, made in summary["metrics"].items():
-        estimate = estimates.from_json(made)
+    for metric, entry in summary["metrics"].items():
+        estimate = estimates.from_json(entry)
         numbers = (estimate.value, estimate.low, estimate.high, *estimate.values)
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
             raise BadRun(f"expected finite numbers of {metric}, got {list(numbers)}")
@@ -240,7 +238,7 @@ def _check(summary: Any, path: Path, name: str) -> None:
             or isinstance(estimate.runs, bool)
             or estimate.runs < 0
         ):
-            raise BadRun(f"expected {metric} within its interval, of whole runs, got {made}")
+            raise BadRun(f"expected {metric} within its interval, of whole runs, got {entry}")
     for figure in summary["figures"]:
         file = path / figure["file"]
         if file.resolve().parent != path.resolve() or file.suffix != ".png":
@@ -257,9 +255,9 @@ def _check(summary: Any, path: Path, name: str) -> None:
         isinstance(machine["cores"], int) and isinstance(versions["jax"] + machine["cpu"], str)
     ):
         raise BadRun(f"expected machine and versions, got {machine} and {versions}")
-    for found in Result(path, summary).data.values():
-        if not isinstance(found["name"] + found["sha256"] + found["source"], str):
-            raise BadRun(f"expected data with name, source and checksum, got {found}")
+    for dataset in Result(path, summary).data.values():
+        if not isinstance(dataset["name"] + dataset["sha256"] + dataset["source"], str):
+            raise BadRun(f"expected data with name, source and checksum, got {dataset}")
 
 
 def as_text(result: Result) -> str:

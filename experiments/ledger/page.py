@@ -105,7 +105,7 @@ def write(results: Mapping[str, Result], folder: Path) -> None:
     rows = ledger.rows(results)
     names = list(dict.fromkeys(claim.experiment for claim in CLAIMS))
     figures = {name: figures_of(name, results.get(name)) for name in names}
-    images = {figure["key"]: figure["data"] for made in figures.values() for figure in made}
+    images = {figure["key"]: figure["data"] for of_study in figures.values() for figure in of_study}
     counts = Counter[str](row.verdict for row in rows)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -177,8 +177,8 @@ def language(text: str) -> str:
 
 def paragraphs(text: str) -> list[str]:
     """Cut a docstring into paragraphs, without the command, which stands by itself."""
-    found = (" ".join(lines.split()) for lines in text.split("\n\n"))
-    return [paragraph for paragraph in found if not paragraph.startswith("Command:")]
+    texts = (" ".join(lines.split()) for lines in text.split("\n\n"))
+    return [paragraph for paragraph in texts if not paragraph.startswith("Command:")]
 
 
 def option_texts(name: str) -> dict[str, str]:
@@ -204,14 +204,14 @@ def command(name: str, result: Result | None) -> str:
 
 def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
     """Read the figures of an experiment: file, title, alt, and the image as a data URL."""
-    made: list[dict[str, str]] = []
+    figures: list[dict[str, str]] = []
     if result is None:
-        return made
+        return figures
     for figure in result.summary["figures"]:
         content = (result.path / figure["file"]).read_bytes()
         data = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-        made.append({"caption": "", **figure, "key": f"{name}/{figure['file']}", "data": data})
-    return made
+        figures.append({"caption": "", **figure, "key": f"{name}/{figure['file']}", "data": data})
+    return figures
 
 
 def figure_of(claim: Claim, figures: list[dict[str, str]]) -> dict[str, str] | None:
@@ -230,7 +230,7 @@ def minutes(seconds: Mapping[str, float]) -> str:
 
 def keep(results: Mapping[str, Result], folder: Path) -> dict[str, Result]:
     """Copy summaries and figures to where the project keeps them."""
-    kept = {}
+    copies = {}
     for name, result in results.items():
         target = folder / name
         if result.flaw:
@@ -239,10 +239,10 @@ def keep(results: Mapping[str, Result], folder: Path) -> dict[str, Result]:
         if target != result.path:
             shutil.rmtree(target, ignore_errors=True)
             target.mkdir(parents=True)
-            for file in ["summary.json", *(made["file"] for made in result.summary["figures"])]:
+            for file in ["summary.json", *(figure["file"] for figure in result.summary["figures"])]:
                 shutil.copy(result.path / file, target / file)
-        kept[name] = Result(target, result.summary)
-    return kept
+        copies[name] = Result(target, result.summary)
+    return copies
 
 
 def as_markdown(results: Mapping[str, Result]) -> str:

@@ -48,10 +48,17 @@ SOURCES = {
     "later": Source("later work", "What others found since; named where one work is meant"),
 }
 LATER = {
+    "ba": Source("Ba et al., 2016", "Layer Normalization", "https://arxiv.org/abs/1607.06450"),
     "bjorck": Source(
         "Bjorck et al., 2018",
         "Understanding Batch Normalization",
         "https://arxiv.org/abs/1806.02375",
+    ),
+    "gitman": Source(
+        "Gitman & Ginsburg, 2017",
+        "Comparison of Batch Normalization and Weight Normalization Algorithms for the Large-scale "
+        "Image Classification",
+        "https://arxiv.org/abs/1709.08145",
     ),
     "hoffer": Source(
         "Hoffer et al., 2017",
@@ -63,6 +70,11 @@ LATER = {
         "Ioffe, 2017",
         "Batch Renormalization: Towards Reducing Minibatch Dependence in Batch-Normalized Models",
         "https://arxiv.org/abs/1702.03275",
+    ),
+    "kalamkar": Source(
+        "Kalamkar et al., 2019",
+        "A Study of BFLOAT16 for Deep Learning Training",
+        "https://arxiv.org/abs/1905.12322",
     ),
     "li": Source(
         "Li et al., 2016",
@@ -78,6 +90,11 @@ LATER = {
         "Santurkar et al., 2018",
         "How Does Batch Normalization Help Optimization?",
         "https://arxiv.org/abs/1805.11604",
+    ),
+    "summers": Source(
+        "Summers & Dinneen, 2020",
+        "Four Things Everyone Should Know to Improve Batch Normalization",
+        "https://arxiv.org/abs/1906.03548",
     ),
     "tallec": Source(
         "Tallec & Ollivier, 2018",
@@ -113,6 +130,7 @@ SECTION_OF_STUDY = {
     "saturation": "3",
     "placement": "3.2",
     "inception": "4.2",
+    "compare": "4.2",
 }
 SECTION_OF_CLAIM = {
     "bias-redundant": "3.2",
@@ -140,6 +158,11 @@ LATER_OF_CLAIM = {
     "smoother": "santurkar",
     "renorm-rescues": "ioffe",
     "statistics-transfer": "li",
+    "norms-group": "wu-he",
+    "norms-layer": "ba",
+    "norms-weight": "gitman",
+    "norms-ghost": "summers",
+    "norms-bfloat16": "kalamkar",
 }
 
 
@@ -152,7 +175,7 @@ def citations(claim: Claim) -> list[Citation]:
     Example:
       >>> from experiments.ledger import claims, sources
       >>> claim = next(claim for claim in claims.CLAIMS if claim.id == "renorm-small")
-      >>> [(found.key, found.source.label) for found in sources.citations(claim)]
+      >>> [(citation.key, citation.source.label) for citation in sources.citations(claim)]
       [('later', 'Ioffe, 2017')]
     """
     return [Citation(key, _source(key, claim)) for key in claim.sources]

@@ -42,16 +42,16 @@ def verdict_chart(
         f'patternUnits="userSpaceOnUse">{texture}</pattern>'
         for verdict, texture in zip(marks, TEXTURES, strict=True)
     )
-    drawn, told = [], []
+    elements, summaries = [], []
     for index, (key, source) in enumerate(sources.items()):
-        found = {verdict: counts[key][verdict] for verdict in marks if counts[key][verdict]}
+        totals = {verdict: counts[key][verdict] for verdict in marks if counts[key][verdict]}
         top, left = index * STEP, 0.0
         title = f": {source.title}" if key.isdigit() else ""  # The paper's would not fit.
         numbers = " ".join(
             f'<tspan class="{names[verdict]}">{marks[verdict]} {number}</tspan>'
-            for verdict, number in found.items()
+            for verdict, number in totals.items()
         )
-        drawn.append(
+        elements.append(
             markupsafe.Markup(
                 '<text x="0" y="{y}"><tspan class="name">{label}</tspan>'
                 '<tspan class="wide">{title}</tspan></text>'
@@ -59,25 +59,25 @@ def verdict_chart(
             ).format(y=top + TEXT, label=source.label, title=title)
             + markupsafe.Markup(f"{numbers}</text>")
         )
-        for verdict, number in found.items():
+        for verdict, number in totals.items():
             width = 100 * number / longest
-            drawn.append(
+            elements.append(
                 markupsafe.Markup(
                     f'<rect class="bar {names[verdict]}" x="{left:.2f}%" y="{top + TEXT + 6}" '
                     f'width="{width:.2f}%" height="{BAR}" fill="url(#bar-{names[verdict]})"/>'
                 )
             )
             left += width
-        words = ", ".join(f"{number} {verdict}" for verdict, number in found.items())
-        told.append(f"{source.label}: {words or 'no claims'}")
+        words = ", ".join(f"{number} {verdict}" for verdict, number in totals.items())
+        summaries.append(f"{source.label}: {words or 'no claims'}")
     svg = markupsafe.Markup(
         '<svg class="verdict-chart" width="100%" height="{height}" role="img" '
         'aria-labelledby="chart-title chart-text"><title id="chart-title">Verdicts by source'
-        '</title><desc id="chart-text">{told}.</desc><defs>{patterns}</defs>{drawn}</svg>'
+        '</title><desc id="chart-text">{text}.</desc><defs>{patterns}</defs>{elements}</svg>'
     )
     return svg.format(
         height=len(sources) * STEP,
-        told="; ".join(told),
+        text="; ".join(summaries),
         patterns=markupsafe.Markup(patterns),
-        drawn=markupsafe.Markup("").join(drawn),
+        elements=markupsafe.Markup("").join(elements),
     )

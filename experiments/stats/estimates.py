@@ -40,8 +40,8 @@ def mean(values: ArrayLike) -> Estimate:
 
     Example:
       >>> from experiments.stats import estimates
-      >>> seen = estimates.mean([1.0, 2.0, 3.0])
-      >>> round(seen.value, 3), round(seen.low, 3), round(seen.high, 3)
+      >>> estimate = estimates.mean([1.0, 2.0, 3.0])
+      >>> round(estimate.value, 3), round(estimate.low, 3), round(estimate.high, 3)
       (2.0, -0.484, 4.484)
     """
     x = _finite_runs(values)
@@ -93,8 +93,8 @@ def share(outcomes: ArrayLike) -> Estimate:
 
     Example:
       >>> from experiments.stats import estimates
-      >>> seen = estimates.share([True] * 9 + [False])
-      >>> round(seen.value, 3), round(seen.low, 3), round(seen.high, 3)
+      >>> estimate = estimates.share([True] * 9 + [False])
+      >>> round(estimate.value, 3), round(estimate.low, 3), round(estimate.high, 3)
       (0.9, 0.596, 0.982)
 
     References:
@@ -186,8 +186,8 @@ def format_estimate(estimate: Estimate, bounds: Sequence[float] = ()) -> str:
 
     Example:
       >>> from experiments.stats import estimates
-      >>> seen = estimates.mean([1.0, 2.0, 3.0])
-      >>> estimates.format_estimate(seen), estimates.format_estimate(seen, [-0.5])
+      >>> estimate = estimates.mean([1.0, 2.0, 3.0])
+      >>> estimates.format_estimate(estimate), estimates.format_estimate(estimate, [-0.5])
       ('2.0 (-0.5 to 4.5)', '2.00 (-0.48 to 4.48)')
       >>> estimates.format_estimate(estimates.exact(0.25))
       '0.25'

@@ -29,14 +29,14 @@ def best(
     return x.mean(-1).argmin(-1)
 
 
-def at_best(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def at_best(accuracies: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Keep the setting that is best on the validation images at the last evaluation.
 
     Args:
-      found: accuracies by name, "validation" among them, (settings, seeds, evaluations).
+      accuracies: accuracies by name, "validation" among them, (settings, seeds, evaluations).
     """
-    chosen = best(found["validation"][..., -1], "highest")
-    return {name: values[chosen] for name, values in found.items()}
+    chosen = best(accuracies["validation"][..., -1], "highest")
+    return {name: values[chosen] for name, values in accuracies.items()}
 
 
 def steps_to(

@@ -275,9 +275,9 @@ def load_digits() -> Dataset:
 
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Read scikit-learn's file, or ask it where that is another one: its import takes seconds."""
-    found = importlib.util.find_spec("sklearn")
-    if found and found.origin:
-        path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    spec = importlib.util.find_spec("sklearn")
+    if spec and spec.origin:
+        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
         content = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(content).hexdigest() == DIGITS_SHA256:
             text = gzip.decompress(content).decode()

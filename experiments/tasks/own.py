@@ -7,6 +7,7 @@ their images one in five, drawn once and for all, is for testing.
 
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,12 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
 MODES = ("1", "L", "P", "RGB")  # What becomes 8 bits of gray without a loss but that of color.
 UNREADABLE = 100  # One image in so many may be.
+MOST_BYTES = 4 * 2**30  # Of the arrays of a file: what is packed may be a millionth of what is not.
+OTHERS = {  # What a file that is no .npz begins with.
+    b"\x93NUMPY": "a .npy file, which holds one array",
+    b"PK": "one that is cut short",
+    b"\x80": "a pickle, which is never opened",
+}
 TAKEN = (*SHA256, "digits", "cifar10", "titanic")  # Names that own data may not pass for.
 
 
@@ -69,8 +76,10 @@ def read_npz(path: Path) -> Dataset:
     """
     mend = f"Write {', '.join(ARRAYS)} by np.savez."
     if not zipfile.is_zipfile(path):
-        raise WrongData(f"Expected {path} to be a whole .npz file, got another. {mend}")
+        raise WrongData(f"Expected {path} to be a whole .npz file, got {_kind(path)}. {mend}")
+    part, arrays = "", []
     try:
+        _check_members(path)
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ARRAYS if name not in file]
             if missing:
@@ -78,20 +87,24 @@ def read_npz(path: Path) -> Dataset:
                     f"Expected {', '.join(ARRAYS)} in {path}, got {', '.join(file) or 'none'}: "
                     f"{', '.join(missing)} missing. {mend}"
                 )
-            arrays = [file[name] for name in ARRAYS]
-            if not all(isinstance(array, np.ndarray) for array in arrays):
-                raise ValueError("what is no array")  # NumPy gives its bytes.
-            x_train, y_train, x_test, y_test = arrays
+            for name in ARRAYS:
+                part = f" of {name}"
+                arrays.append(file[name])
+                if not isinstance(arrays[-1], np.ndarray):  # NumPy gives its bytes.
+                    raise ValueError("what is no array")
     except WrongData:
         raise
     except Exception as error:  # Of zip, its packers, NumPy's headers: there are a dozen kinds.
-        raise WrongData(f"Expected plain arrays in {path}, got: {error}. {mend}") from error
+        reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+        raise WrongData(f"Expected plain arrays in {path}, got{part}: {reason}. {mend}") from error
+    x_train, y_train, x_test, y_test = arrays
     for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
         _check_images(f"x_{part} in {path}", images)
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
             raise WrongData(
                 f"Expected y_{part} in {path} with an integer for each of the {len(images):,} "
-                f"images of x_{part}, got {labels.dtype} of shape {labels.shape}."
+                f"images of x_{part}, got {labels.dtype} of shape {labels.shape}. "
+                f"{_mend_labels(labels, len(images))}"
             )
     if x_train.shape[1:] != x_test.shape[1:]:
         raise WrongData(
@@ -101,19 +114,75 @@ def read_npz(path: Path) -> Dataset:
     return _make(path, "own file", x_train, y_train, x_test, y_test)
 
 
+def _kind(path: Path) -> str:
+    """Tell what a file that is no .npz is, by its first bytes."""
+    with path.open("rb") as file:
+        begin = file.read(8)
+    if not begin:
+        return "an empty one"
+    return next((kind for start, kind in OTHERS.items() if begin.startswith(start)), "another")
+
+
+def _check_members(path: Path) -> None:
+    """Refuse an array that is there twice, and more bytes than memory may have, before any is read.
+
+    Raises:
+      WrongData: either.
+      zipfile.BadZipFile: no list of what is in the file.
+    """
+    with zipfile.ZipFile(path) as file:
+        members = [(info.filename.removesuffix(".npy"), info.file_size) for info in file.infolist()]
+    counts = Counter(name for name, _ in members)
+    twice = [name for name in ARRAYS if counts[name] > 1]
+    if twice:
+        raise WrongData(
+            f"Expected each array once in {path}, got {', '.join(twice)} more than once. Write it "
+            "anew by np.savez."
+        )
+    # No more is unpacked than a member says that it has, whatever it holds.
+    size = sum(size for name, size in members if name in ARRAYS)
+    if size > MOST_BYTES:
+        raise WrongData(
+            f"Expected arrays of at most {MOST_BYTES / 2**30:g} GiB in {path}, which are read as a "
+            f"whole, got {size / 2**30:,.1f} GiB. Take fewer or smaller images."
+        )
+
+
 def _check_images(what: str, images: np.ndarray) -> None:
     if images.dtype == np.uint8 and images.ndim == 3 and len(images):
         return
-    span = f", {images.min():g} to {images.max():g}" if _is_numeric(images) else ""
+    span = ""
+    if images.size and images.dtype.kind in "iuf":
+        is_finite = np.isfinite(images).all()
+        span = f", {images.min():g} to {images.max():g}" if is_finite else ", not all finite"
     raise WrongData(
         f"Expected {what} of uint8 gray levels, 0 to 255, and of shape (images, height, width), "
-        f"got {images.dtype} of shape {images.shape}{span}. Of values x from 0 to 1, "
-        "(255 * x).round().astype(np.uint8) makes gray levels."
+        f"got {images.dtype} of shape {images.shape}{span}. {_mend_images(images)}"
     )
 
 
-def _is_numeric(array: np.ndarray) -> bool:
-    return array.size > 0 and array.dtype.kind in "iuf"
+def _mend_images(images: np.ndarray) -> str:
+    if not images.size:
+        return "Add images."
+    if images.ndim == 4:
+        return "Of colors on the last axis, x.mean(-1).round().astype(np.uint8) makes gray levels."
+    if images.ndim != 3:
+        return "x.reshape(-1, height, width) gives each image its rows."
+    if images.dtype.kind in "iu":
+        if images.min() >= 0 and images.max() <= 255:
+            return "x.astype(np.uint8) makes gray levels."
+        return "Of values x to 65,535, (x / 257).round().astype(np.uint8) makes gray levels."
+    return "Of values x from 0 to 1, (255 * x).round().astype(np.uint8) makes gray levels."
+
+
+def _mend_labels(labels: np.ndarray, images: int) -> str:
+    if labels.ndim == 2 and len(labels) == images and labels.shape[1] > 1:
+        return "Of a column for each class, y.argmax(1) makes integers."
+    if labels.shape != (images,):
+        return f"Make it of shape ({images},)."
+    if labels.dtype.kind in "USO":
+        return "np.unique(y, return_inverse=True)[1] numbers names from 0."
+    return "y.astype(int) makes integers of whole numbers."
 
 
 # ---- A folder ------------------------------------------------------------------------------------
@@ -195,6 +264,8 @@ def read_image(path: Path) -> Image.Image:
     Raises:
       OSError, SyntaxError, ValueError, Image.DecompressionBombError: none that can be read.
     """
+    if not path.is_file():  # To open a pipe would wait for ever, and a device may do anything.
+        raise OSError("no regular file")
     with Image.open(path, formats=FORMATS) as image:
         if image.mode not in MODES or "transparency" in image.info:
             mode = f"mode {image.mode}" if image.mode not in MODES else "transparency"
@@ -233,13 +304,13 @@ def _make(
             f"Expected gray levels from 0 to 255 in {path}, got {x_train.min()} to {x_train.max()} "
             "in the images to train on. Stretch them."
         )
-    seen = np.unique(np.concatenate([y_train, y_test]))
-    _check_count(str(path), len(seen))
-    if not np.array_equal(np.unique(y_train), np.arange(len(seen))):
+    classes = np.unique(np.concatenate([y_train, y_test]))
+    _check_count(str(path), len(classes))
+    if not np.array_equal(np.unique(y_train), np.arange(len(classes))):
         raise WrongData(
-            f"Expected labels 0 to {len(seen) - 1} in {path}, each with images to train on, got "
-            f"{', '.join(map(str, np.unique(y_train)))} there and {', '.join(map(str, seen))} in "
-            "all. Number the classes from 0, and give each more images."
+            f"Expected labels 0 to {len(classes) - 1} in {path}, each with images to train on, got "
+            f"{', '.join(map(str, np.unique(y_train)))} there and {', '.join(map(str, classes))} "
+            "in all. Number the classes from 0, and give each more images."
         )
     labels = (labels.astype(np.uint8) for labels in (y_train, y_test))
     y_train, y_test = labels

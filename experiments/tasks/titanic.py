@@ -156,7 +156,7 @@ def raw_and_standardized(
 def stack_folds(passengers: Passengers, splits: list[tuple[np.ndarray, np.ndarray]]) -> Fold:
     """Scale the passengers of every split, and stack the splits."""
     size = max(len(test) for _, test in splits)
-    made = [
+    scaled = [
         Fold(
             raw_and_standardized(passengers.features, train).astype(np.float32),
             np.pad(test, (0, size - len(test))),
@@ -164,4 +164,4 @@ def stack_folds(passengers: Passengers, splits: list[tuple[np.ndarray, np.ndarra
         )
         for train, test in splits
     ]
-    return Fold(*(np.stack(leaves) for leaves in zip(*made, strict=True)))
+    return Fold(*(np.stack(leaves) for leaves in zip(*scaled, strict=True)))

@@ -30,6 +30,30 @@ ROWS = "metrics.jsonl"
 LATE_SECONDS = 0.5  # Orbax's other threads end so much after the first that failed.
 
 
+def check_path(path: Path) -> None:
+    """Refuse the path of a run whose checkpoints orbax could not write.
+
+    Its writers in C++ take UTF-8. Where the locale has not, or the path itself is not UTF-8, Python
+    holds letters beyond ASCII as bytes that have no place there.
+
+    Args:
+      path: of the run, or of the folder of all runs.
+
+    Raises:
+      ValueError: says how to mend it.
+    """
+    whole = path.absolute()
+    try:
+        str(whole).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(whole).decode(errors="replace")
+        mend = "Pass another --runs" if "\N{REPLACEMENT CHARACTER}" in shown else "Set PYTHONUTF8=1"
+        raise ValueError(
+            f"Expected a path that can be written in UTF-8, for the checkpoints, got {shown}. "
+            f"{mend}."
+        ) from None
+
+
 class Checkpoints:
     """The latest states of a run: `with Checkpoints(run) as checkpoints: checkpoints.save(...)`."""
 
@@ -37,7 +61,7 @@ class Checkpoints:
         """Open checkpoints/ of the run; set aside what cannot be used."""
         self.folder = (run.path / "checkpoints").absolute()
         self.owner, self.rows = _sha256(run.path / "config.json"), run.path / ROWS
-        self._set_aside(run.path / "refused")
+        self._set_aside_damaged()
         here = jax.process_index()
         self.manager = ocp.CheckpointManager(
             self.folder,
@@ -72,30 +96,46 @@ class Checkpoints:
             partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     def newest(self, like: Any) -> tuple[int, Any] | None:
-        """Read the newest step and its state, of the shapes of `like`; None where there is none."""
-        step = self.manager.latest_step()
-        if step is None:
-            return None
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.device_get(like))
-        return step, self.manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        """Read the newest step and its state, of the shapes of `like`; None where there is none.
 
-    def _set_aside(self, refused: Path) -> None:
-        """Move what is damaged, or another run's, to `refused`, and say so."""
+        One with other arrays than `like`, as of another version, is set aside, and said.
+        """
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.device_get(like))
+        steps = sorted(self.manager.all_steps())
+        while steps:
+            step = steps.pop()
+            try:
+                state = self.manager.restore(step, args=ocp.args.StandardRestore(shapes))
+                _check_shapes(state, shapes)
+                return step, state
+            except (KeyError, TypeError, ValueError) as error:
+                why = " ".join(str(error).split())[:200]
+                reason = f"it has other arrays than this version takes: {why}"
+                self._set_aside(self.folder / str(step), reason, steps)
+                self.manager.reload()
+        return None
+
+    def _set_aside_damaged(self) -> None:
+        """Set aside what is damaged, or another run's."""
         self.folder.mkdir(exist_ok=True)
-        found = [path for path in self.folder.iterdir() if path.name.isdigit()]
-        reasons = {path: self._reason(path) for path in found}
+        paths = [path for path in self.folder.iterdir() if path.name.isdigit()]
+        reasons = {path: self._reason(path) for path in paths}
         good = [int(path.name) for path, reason in reasons.items() if not reason]
         for path, reason in reasons.items():
-            if not reason:
-                continue
-            refused.mkdir(exist_ok=True)
-            taken = sum(1 for other in refused.iterdir() if other.name.startswith(path.name))
-            path.rename(refused / f"{path.name}.{taken}")
-            earlier = f"that of step {max(good)}" if good else "the beginning"
-            say(
-                f"checkpoint {path} is refused: {reason}. It is now in {refused}; the run goes on "
-                f"from {earlier}."
-            )
+            if reason:
+                self._set_aside(path, reason, good)
+
+    def _set_aside(self, path: Path, reason: str, good: list[int]) -> None:
+        """Move a checkpoint that cannot be used to `refused`, and say so; `good` steps are left."""
+        refused = self.folder.with_name("refused")
+        refused.mkdir(exist_ok=True)
+        taken = sum(1 for other in refused.iterdir() if other.name.startswith(path.name))
+        path.rename(refused / f"{path.name}.{taken}")
+        earlier = f"that of step {max(good)}" if good else "the beginning"
+        say(
+            f"checkpoint {path} is refused: {reason}. It is now in {refused}; the run goes on "
+            f"from {earlier}."
+        )
 
     def _reason(self, path: Path) -> str | None:
         """Say why a checkpoint cannot be used; None if it can."""
@@ -109,11 +149,11 @@ class Checkpoints:
             return f"it has no readable {MANIFEST}, as if its writing was interrupted"
         if owner != self.owner or str(step) != path.name:
             return f"it is step {step} of a run with another config"
-        found = dict(_digests(path))
-        for name in sorted(files.keys() | found.keys()):
-            if files.get(name) != found.get(name):
+        digests = dict(_digests(path))
+        for name in sorted(files.keys() | digests.keys()):
+            if files.get(name) != digests.get(name):
                 what = (
-                    "changed" if name in files.keys() & found.keys() else "missing or not its own"
+                    "changed" if name in files.keys() & digests.keys() else "missing or not its own"
                 )
                 return f"its file {name} is {what}"
         if hashlib.sha256(before).hexdigest() != digest:
@@ -132,6 +172,20 @@ class Checkpoints:
     ) -> None:
         """Close orbax's manager."""
         self.manager.close()
+
+
+def _check_shapes(state: Any, wanted: Any) -> None:
+    """Refuse arrays of other shapes than were asked for: orbax returns what it finds.
+
+    Raises:
+      ValueError: names the first that differs.
+    """
+    for (path, shape), leaf in zip(
+        jax.tree.leaves_with_path(wanted), jax.tree.leaves(state), strict=True
+    ):
+        if leaf.shape != shape.shape:
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"{name} of shape {leaf.shape}, not {shape.shape}")
 
 
 @contextlib.contextmanager
@@ -156,11 +210,11 @@ def _errors_of_the_system(path: Path) -> Generator[None]:
         error.filename = error.filename or str(path)
         raise
     except ValueError as error:
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        if not found:
+        match = re.search(r"os_error_code='(\d+)'", str(error))
+        if not match:
             raise
         time.sleep(LATE_SECONDS)
-        number = int(found[1])
+        number = int(match[1])
         raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         sys.unraisablehook = hook

@@ -83,14 +83,14 @@ def train(
     with contextlib.ExitStack() as stack:
         # ---- Where to begin -------------------------------------------------------------------
         checkpoints = stack.enter_context(Checkpoints(run)) if run else None
-        found = checkpoints.newest(state) if checkpoints else None
+        restored = checkpoints.newest(state) if checkpoints else None
         if run:
             for name in ("metrics.jsonl", "timing.jsonl"):
-                run.rewind(name, found[0] if found else -1)
-            if not found:
+                run.rewind(name, restored[0] if restored else -1)
+            if not restored:
                 _append_metrics(run, {"step": 0, **evaluate(state)})
-        done = hosts.broadcast_from_first(found[0] if found else 0)
-        state = hosts.arrays_of_first(found[1] if found else state)
+        done = hosts.broadcast_from_first(restored[0] if restored else 0)
+        state = hosts.arrays_of_first(restored[1] if restored else state)
         state, examples = devices.replicate(state), devices.replicate(examples)
         evaluated, saved, said = devices.one(state), done, ""
 
@@ -102,11 +102,11 @@ def train(
             until = min(done + evaluate_every, steps)
             for first in range(done, until, longest):
                 last = min(first + longest, until)
-                drawn = [
+                batches = [
                     sampling.batch_indices(seed, first, last, batch_size, num_examples)
                     for seed in range(seeds)
                 ]
-                state = run_steps(state, examples, np.stack(drawn, axis=1))
+                state = run_steps(state, examples, np.stack(batches, axis=1))
                 here = jax.block_until_ready(devices.one(state))
                 signal = hosts.largest(execution.graceful_exit.received)
                 if last == until:

@@ -72,13 +72,13 @@ def train_step(
 
     def objective(params: Any) -> tuple[Array, Any]:
         variables = {"params": params, "batch_stats": network.batch_stats}
-        outputs, moved = model.apply(
+        outputs, updated = model.apply(
             variables, x, training=True, mutable=["batch_stats"], rngs=rngs, **masked
         )
         value = share.mean(loss(outputs, labels))
         if penalty is not None:
             value = value + penalty(params)
-        return value, moved.get("batch_stats", {})
+        return value, updated.get("batch_stats", {})
 
     gradient, batch_stats = share.gradient(objective, network.params)
     updates, opt_state = optimizer.update(gradient, network.opt_state, network.params)
@@ -132,8 +132,8 @@ def fit(
         state, last = chunk(state, (batches, numbers))
         return state, jax.tree.map(lambda a, b: jnp.stack([a, b]), first, last)
     chunks = batches.reshape(-1, every, *batches.shape[1:])
-    state, seen = jax.lax.scan(chunk, state, (chunks, numbers.reshape(-1, every)))
-    return state, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, seen)
+    state, observed = jax.lax.scan(chunk, state, (chunks, numbers.reshape(-1, every)))
+    return state, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, observed)
 
 
 def accuracy(
@@ -152,7 +152,7 @@ def population(model: nn.Module, network: Network, batches: Float[Array, "K N ..
 
     def absorb(batch_stats: Any, x: Array) -> Any:
         variables = {"params": network.params, "batch_stats": batch_stats}
-        _, moved = model.apply(variables, x, training=True, mutable=["batch_stats"])
-        return moved["batch_stats"]
+        _, updated = model.apply(variables, x, training=True, mutable=["batch_stats"])
+        return updated["batch_stats"]
 
     return jbn.population(absorb, network.batch_stats, batches)

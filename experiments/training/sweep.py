@@ -39,8 +39,8 @@ def program(
             return jax.lax.map(lambda setting: every_seed(setting, of_seeds, shared), settings)
         if sequential == "seeds":
             every_setting = jax.vmap(one, (0, None, None))
-            found = jax.lax.map(lambda seed: every_setting(settings, seed, shared), of_seeds)
-            return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), found)
+            results = jax.lax.map(lambda seed: every_setting(settings, seed, shared), of_seeds)
+            return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), results)
         return jax.vmap(jax.vmap(one, (None, 0, None)), (0, None, None))(settings, of_seeds, shared)
 
     return run
@@ -132,25 +132,25 @@ def train(
     # are arguments: captured, they would be constants, which XLA folds at length.
     @jax.jit
     def advance(
-        made: Network, batches: Int[Array, "seeds steps batch"], examples: Examples
+        state: Network, batches: Int[Array, "seeds steps batch"], examples: Examples
     ) -> Network:
         each_seed = jax.vmap(chunk, in_axes=(None, 0, 0, None))
         return jax.lax.map(
-            lambda each: each_seed(each[0], each[1], batches, examples), (settings, made)
+            lambda each: each_seed(each[0], each[1], batches, examples), (settings, state)
         )
 
     @jax.jit
-    def seen(made: Network, split: Split) -> Any:
+    def observe_all(state: Network, split: Split) -> Any:
         each_seed = jax.vmap(probe, in_axes=(None, 0, None))
-        return jax.lax.map(lambda each: each_seed(each[0], each[1], split), (settings, made))
+        return jax.lax.map(lambda each: each_seed(each[0], each[1], split), (settings, state))
 
-    made = jax.jit(jax.vmap(begin))(settings)
-    seeds = jax.tree.leaves(made.params)[0].shape[1]
-    drawn = sampling.all_batches(range(seeds), steps, batch_size, len(split.train[1]))
-    observed = [seen(made, split)] if before else []
-    for batches in np.split(drawn, evaluations, axis=1):
-        made = advance(made, jnp.asarray(batches), split.train)
-        observed.append(seen(made, split))
+    state = jax.jit(jax.vmap(begin))(settings)
+    seeds = jax.tree.leaves(state.params)[0].shape[1]
+    all_batches = sampling.all_batches(range(seeds), steps, batch_size, len(split.train[1]))
+    observed = [observe_all(state, split)] if before else []
+    for batches in np.split(all_batches, evaluations, axis=1):
+        state = advance(state, jnp.asarray(batches), split.train)
+        observed.append(observe_all(state, split))
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=2), *observed)
 
 

@@ -49,10 +49,10 @@ def degenerate_batches() -> dict[str, np.ndarray]:
     )
     params = jbn.BatchNormParams(*random.normal(size=(2, 100, 10)))
     pairs = random.normal(size=(2, 700)) * np.repeat(10.0 ** np.arange(-2, 5), 100)
-    found = {"two": np.asarray(batch_of_two(jnp.asarray(pairs, jnp.float32)))}
+    results = {"two": np.asarray(batch_of_two(jnp.asarray(pairs, jnp.float32)))}
     with jax.enable_x64(True):
         for name, dtype in (("one", np.float64), ("one_float32", np.float32)):
             given = jax.tree.map(operator.methodcaller("astype", dtype), (x, kernel, params, dy))
             output, gradient = map(np.asarray, jax.jit(jax.vmap(batch_of_one))(*given))
-            found |= {f"{name}_output": output, f"{name}_gradient": gradient}
-    return found
+            results |= {f"{name}_output": output, f"{name}_gradient": gradient}
+    return results

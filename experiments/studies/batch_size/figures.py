@@ -17,7 +17,7 @@ from experiments.plotting import (
     share_legend,
 )
 
-Found = dict[str, np.ndarray]
+Accuracies = dict[str, np.ndarray]
 
 
 class Results(NamedTuple):
@@ -29,20 +29,20 @@ class Results(NamedTuple):
       evaluations.
     """
 
-    small: dict[str, Found]
-    huge: dict[str, Found]
-    equal: Found
+    small: dict[str, Accuracies]
+    huge: dict[str, Accuracies]
+    equal: Accuracies
     losses: dict[str, tuple[np.ndarray, int]]
 
 
 def plot_sizes(results: Results, *examples: int) -> Figure:
     """Plot test error, whose logarithm tells .05 from .08, against the size of the batch."""
     fig = figure(2, width=3.9, height=3.4)
-    for axes, sweep, seen in zip(fig.axes, results[:2], examples, strict=True):
-        errors = {method: 1 - np.stack(list(found.values())) for method, found in sweep.items()}
-        for method, found in sweep.items():
-            band(axes, np.array([int(n) for n in found]), errors[method], method)
-        ticks = sorted({int(n) for found in sweep.values() for n in found})
+    for axes, sweep, count in zip(fig.axes, results[:2], examples, strict=True):
+        errors = {method: 1 - np.stack(list(by_size.values())) for method, by_size in sweep.items()}
+        for method, by_size in sweep.items():
+            band(axes, np.array([int(n) for n in by_size]), errors[method], method)
+        ticks = sorted({int(n) for by_size in sweep.values() for n in by_size})
         axes.set(xscale="log", xlabel="examples in a batch", ylabel="test error")
         log_scale(axes, "y", *errors.values())
         axes.set_xticks(ticks, [f"{n}" for n in ticks])
@@ -51,7 +51,7 @@ def plot_sizes(results: Results, *examples: int) -> Figure:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_title(f"{seen:,} examples seen")
+        axes.set_title(f"{count:,} examples seen")
     share_legend(fig)
     return fig
 
@@ -78,8 +78,8 @@ def plot_huge(results: Results, target: float) -> Figure:
     for kind, (losses, each) in results.losses.items():
         style = METHODS[{"mini": "batch", "full": "none"}[kind]]
         label = {"mini": f"batches of {first}", "full": "full batch"}[kind]
-        seen = np.arange(1, losses.shape[1]) * each
-        band(descent, seen, losses[:, 1:].T, style._replace(label=label))
+        examples = np.arange(1, losses.shape[1]) * each
+        band(descent, examples, losses[:, 1:].T, style._replace(label=label))
     descent.axhline(target, color=BLACK, linestyle=":", linewidth=1, label="loss to reach")
     descent.set(title="Mini-batches and full batches, without BN")
     descent.set(ylim=(0, 2.5), xlabel="examples seen", ylabel="training loss")

@@ -17,7 +17,7 @@ from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.batch_size.config import Config
 from experiments.studies.batch_size.degenerate_batches import degenerate_batches
-from experiments.studies.batch_size.figures import Found, Results, plot_huge, plot_sizes
+from experiments.studies.batch_size.figures import Accuracies, Results, plot_huge, plot_sizes
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
 from experiments.tasks.split import Examples, Split, sample_splits
@@ -121,8 +121,8 @@ def with_population(
 ) -> networks.Network:
     """Give the networks of all seeds the statistics of Algorithm 2."""
     batches = x.astype(jnp.float32)
-    found = jax.vmap(functools.partial(networks.population, model))(network, batches)
-    return network._replace(batch_stats=found)
+    batch_stats = jax.vmap(functools.partial(networks.population, model))(network, batches)
+    return network._replace(batch_stats=batch_stats)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -136,13 +136,12 @@ def accuracies(
     """
 
     def one(network: networks.Network, validation: Examples) -> dict[str, Array]:
-        (seen, labels), (x, truth) = validation, test
-        seen, x = seen.astype(jnp.float32), x.astype(jnp.float32)
-        apply = functools.partial(model.apply, network.variables, seen, mutable=["batch_stats"])
+        x, x_test = (images.astype(jnp.float32) for images, _ in (validation, test))
+        apply = functools.partial(model.apply, network.variables, x, mutable=["batch_stats"])
         (trained, _), (outputs, _) = (apply(training=training) for training in (True, False))
         return {
-            "validation": jnp.mean(outputs.argmax(-1) == labels),
-            "test": networks.accuracy(model, network.variables, x, truth),
+            "validation": jnp.mean(outputs.argmax(-1) == validation[1]),
+            "test": networks.accuracy(model, network.variables, x_test, test[1]),
             "modes": jnp.abs(trained - outputs).max(),
         }
 
@@ -159,8 +158,8 @@ def examples_until(
 
     All of them where it is never reached; NaN does not reach it.
     """
-    seen = np.arange(losses.shape[-1]) * each
-    return selection.steps_to(target, losses, seen, falling=True)
+    examples = np.arange(losses.shape[-1]) * each
+    return selection.steps_to(target, losses, examples, falling=True)
 
 
 def measure(config: Config, study: Study) -> None:
@@ -176,8 +175,8 @@ def measure(config: Config, study: Study) -> None:
             make_model(config, method), config.seeds, jnp.zeros((1, images.shape[-1]))
         )
 
-    def accuracy(method: str, size: int, steps: int, rates: Sequence[float]) -> Found:
-        rows, found = sampling.all_batches(seeds, steps, size, config.train), []
+    def accuracy(method: str, size: int, steps: int, rates: Sequence[float]) -> Accuracies:
+        rows, metrics = sampling.all_batches(seeds, steps, size, config.train), []
         model = make_model(config, method, steps if method == "renorm" else None)
         trained, _ = train(model, rates, started(method), training, rows)
         for i in range(len(rates)):
@@ -186,22 +185,24 @@ def measure(config: Config, study: Study) -> None:
                 count = max(config.population // size, 1)
                 some = images[:, : count * size].reshape(config.seeds, count, size, -1)
                 network = with_population(model, network, some)
-            found.append(accuracies(make_model(config, method), network, validation, test))
-        return {name: np.stack([one[name] for one in found]) for name in found[0]}
+            metrics.append(accuracies(make_model(config, method), network, validation, test))
+        return {name: np.stack([one[name] for one in metrics]) for name in metrics[0]}
 
     def choose(
         name: str, method: str, size: int, examples: int, rates: Sequence[float]
-    ) -> tuple[float, Found]:
+    ) -> tuple[float, Accuracies]:
         part = functools.partial(accuracy, method, size, examples // size, rates)
-        found = study.part(f"{name}_{method}", part)
-        best = int(selection.best(found["validation"], "highest"))
-        return rates[best], {key: values[best] for key, values in found.items()}
+        metrics = study.part(f"{name}_{method}", part)
+        best = int(selection.best(metrics["validation"], "highest"))
+        return rates[best], {key: values[best] for key, values in metrics.items()}
 
-    def by_size(name: str, method: str, sizes: Sequence[int], examples: int, top: float) -> Found:
+    def by_size(
+        name: str, method: str, sizes: Sequence[int], examples: int, top: float
+    ) -> Accuracies:
         least = {"batch": 2, "renorm": 2, "ghost": config.ghost + 1}.get(method, 1)
         rates = {n: min(base[method] * n / 32, top) for n in sizes if n >= least}
 
-        def train_each() -> Found:
+        def train_each() -> Accuracies:
             return {
                 f"{n}": accuracy(method, n, examples // n, [rate])["test"][0]
                 for n, rate in rates.items()
@@ -212,19 +213,19 @@ def measure(config: Config, study: Study) -> None:
 
     base, small, huge = {}, {}, {}
     for method in config.small_methods:
-        base[method], found = choose("rates", method, 32, config.small_examples, config.rates)
-        seen = by_size("small", method, config.small, config.small_examples, np.inf)
-        small[method] = {**seen, "32": found["test"]}
+        base[method], metrics = choose("rates", method, 32, config.small_examples, config.rates)
+        others = by_size("small", method, config.small, config.small_examples, np.inf)
+        small[method] = {**others, "32": metrics["test"]}
         if method in ("layer", "weight"):
-            study.report(f"{method}_modes", estimates.exact(found["modes"].max()))
+            study.report(f"{method}_modes", estimates.exact(metrics["modes"].max()))
     base["ghost"] = base["batch"]  # The same at batches of 32.
     *sizes, largest = config.huge
     for method in config.huge_methods:
-        top, found = choose("top", method, largest, config.huge_examples, config.top_rates)
-        seen = by_size("huge", method, sizes, config.huge_examples, top)
-        huge[method] = {**seen, f"{largest}": found["test"]}
+        top, metrics = choose("top", method, largest, config.huge_examples, config.top_rates)
+        others = by_size("huge", method, sizes, config.huge_examples, top)
+        huge[method] = {**others, f"{largest}": metrics["test"]}
 
-    def at_equal_steps() -> Found:
+    def at_equal_steps() -> Accuracies:
         rate, steps = [base["batch"]], config.equal_steps
         return {f"{n}": accuracy("batch", n, steps, rate)["test"][0] for n in (sizes[0], largest)}
 
@@ -237,16 +238,16 @@ def measure(config: Config, study: Study) -> None:
     equal = study.part("equal_steps", at_equal_steps)
     kinds = {"mini": (sizes[0], config.descent // sizes[0] // 2), "full": (config.descent, 1)}
     losses = study.part("descent", lambda: {kind: descend(*how) for kind, how in kinds.items()})
-    fastest, seen = {}, {}
+    fastest, examples = {}, {}
     for kind, (size, every) in kinds.items():
         counts = examples_until(losses[kind], config.descent_loss, size * every)
         best = selection.best(counts, "lowest")
-        fastest[kind], seen[kind] = (losses[kind][best], size * every), counts[best]
+        fastest[kind], examples[kind] = (losses[kind][best], size * every), counts[best]
 
     results = Results(small, huge, equal, fastest)
     data = describe_data(study.dataset(config.dataset).name)
     about = f"{data}, {describe_layers(config.hidden, 'ReLUs')}."
-    study.report("examples_ratio", estimates.ratio(seen["mini"] / seen["full"]))
+    study.report("examples_ratio", estimates.ratio(examples["mini"] / examples["full"]))
     report(config, study, few, results)
     study.figure(
         "sizes",
@@ -269,7 +270,7 @@ def measure(config: Config, study: Study) -> None:
     )
 
 
-def report(config: Config, study: Study, few: Found, results: Results) -> None:
+def report(config: Config, study: Study, few: Accuracies, results: Results) -> None:
     """Report the numbers that the claims are about."""
     small, huge, equal, _ = results
     bn, none = small["batch"], small["none"]

@@ -14,7 +14,7 @@ def plot_orders(of: dict[str, Any]) -> Figure:
     """Plot the error of every run, and the means."""
     fig = plotting.figure(height=3.4)
     (panel,) = fig.axes
-    drawn = []
+    errors = []
     for i, (name, by_order) in enumerate(of.items()):
         style = plotting.METHODS[name]
         at = np.arange(len(ORDERS)) + 0.24 * (i - 1)
@@ -22,10 +22,10 @@ def plot_orders(of: dict[str, Any]) -> Figure:
         points = {"color": style.color, "marker": style.marker, "linestyle": "none"}
         panel.plot(at + 0.07, y, **points, alpha=0.35, markersize=3)
         plotting.bars(panel, at, y, style, markersize=6)
-        drawn.append(y)
+        errors.append(y)
     panel.set_xticks(range(len(ORDERS)), list(ORDERS.values()))
     panel.set_xlabel("training batches")
-    plotting.log_scale(panel, "y", *drawn)
+    plotting.log_scale(panel, "y", *errors)
     panel.set_yticks((5, 10, 20, 50, 100), ("5", "10", "20", "50", "100"))
     panel.minorticks_off()
     panel.set_ylabel("test error (%)")

@@ -144,8 +144,8 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
       networks with BN and shuffled batches.
     """
     labels, seeds = dataset.train_labels, range(config.seeds)
-    drawn = [sample_batches(config, labels, seed) for seed in seeds]
-    batches = np.stack([np.stack([of[name] for name in ORDERS]) for of in drawn])
+    samples = [sample_batches(config, labels, seed) for seed in seeds]
+    batches = np.stack([np.stack([of[name] for name in ORDERS]) for of in samples])
     mixed = np.stack([sample_population_batches(config, labels, seed) for seed in seeds])
     data = jax.device_put((gray(dataset.train_images), labels))
     test = jax.device_put((gray(dataset.test_images), dataset.test_labels))
@@ -168,12 +168,12 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     of_seeds, numbers = (sampling.keys(seeds, "weights"), batches, mixed), np.arange(len(ORDERS))
     accuracy, variables = {}, {}
     for name, model in make_models(config).items():
-        reached, made = sweep.each(
+        reached, trained = sweep.each(
             functools.partial(one, model), numbers, of_seeds, (data, test), sequential="settings"
         )
         accuracy[name] = dict(zip(ORDERS, reached, strict=True))
         if name == "batch":
-            variables = jax.tree.map(lambda leaf: leaf[list(ORDERS).index("shuffled")], made)
+            variables = jax.tree.map(lambda leaf: leaf[list(ORDERS).index("shuffled")], trained)
     return {"accuracy": accuracy, "variables": variables}
 
 

@@ -27,14 +27,14 @@ def backpropagate(
     References:
       Ioffe, Szegedy, "Batch Normalization", 2015, section 3, for BN's.
     """
-    n, depth, kept = len(x), sum(name.startswith("dense") for name in params), []
+    n, depth, cache = len(x), sum(name.startswith("dense") for name in params), []
     for i in range(depth):
         u = x @ params[f"dense_{i}"]["kernel"]
         std = np.sqrt(u.var(0, keepdims=True) + epsilon)
         xhat = (u - u.mean(0, keepdims=True)) / std
         norm = params[f"norm_{i}"]
         y = 1 / (1 + np.exp(-(norm["scale"][None] * xhat + norm["bias"][None])))
-        kept.append((x, std, xhat, y))
+        cache.append((x, std, xhat, y))
         x = y
     logits = x @ params["output"]["kernel"] + params["output"]["bias"][None]
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
@@ -44,7 +44,7 @@ def backpropagate(
     gradient: dict[str, Any] = {"output": {"kernel": x.T @ upstream, "bias": upstream.sum(0)}}
     upstream = upstream @ params["output"]["kernel"].T
     for i in reversed(range(depth)):
-        x, std, xhat, y = kept[i]
+        x, std, xhat, y = cache[i]
         upstream = upstream * y * (1 - y)  # The sigmoid's local gradient.
         scale, bias = (upstream * xhat).sum(0), upstream.sum(0)
         gradient[f"norm_{i}"] = {"scale": scale, "bias": bias}

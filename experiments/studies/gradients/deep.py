@@ -80,20 +80,20 @@ def by_preactivation(
     """
 
     def objective(perturbations: Any) -> tuple[Array, Any]:
-        outputs, made = model.apply(
+        outputs, updated = model.apply(
             {**variables, "perturbations": perturbations},
             x,
             training=True,
             mutable=["batch_stats", "intermediates"],
         )
-        return loss(outputs), made["intermediates"]
+        return loss(outputs), updated["intermediates"]
 
-    gradient, made = jax.grad(objective, has_aux=True)(variables["perturbations"])
+    gradient, sown = jax.grad(objective, has_aux=True)(variables["perturbations"])
 
     def all_layers(first: Array, others: Array) -> Array:
         return jnp.concatenate([first[None], others])
 
-    (first,), (others,) = made["preactivation"], made["blocks"]["preactivation"]
+    (first,), (others,) = sown["preactivation"], sown["blocks"]["preactivation"]
     by_first, by_others = gradient["preactivation"], gradient["blocks"]["preactivation"]
     return all_layers(first, others), all_layers(by_first, by_others)
 
@@ -129,7 +129,7 @@ def profiles(
       "relu_batch_gradient", the L2 norm of the cross-entropy's gradient by the
       pre-activations of each layer, "relu_batch_square", their mean square, and so on.
     """
-    kinds, found = list(kinds), {}
+    kinds, results = list(kinds), {}
     x = sampling.rng(0, "inputs").normal(size=(batch_size, width))
     labels = sampling.rng(0, "labels").integers(0, 10, batch_size)
     gains = np.array([0.01 * width**0.5 if gain is None else gain for gain in GAINS.values()])
@@ -154,9 +154,9 @@ def profiles(
             )
             for i, (activation, architecture) in enumerate(here):
                 of_kind = slice(i * len(gains), (i + 1) * len(gains))
-                found[f"{activation}_{architecture}_gradient"] = gradients[of_kind]
-                found[f"{activation}_{architecture}_square"] = squares[of_kind]
-    return found
+                results[f"{activation}_{architecture}_gradient"] = gradients[of_kind]
+                results[f"{activation}_{architecture}_square"] = squares[of_kind]
+    return results
 
 
 def _profile(

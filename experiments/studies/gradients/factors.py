@@ -6,14 +6,14 @@ from jaxtyping import ArrayLike, Float
 from experiments.studies.gradients.config import INITS
 
 
-def of_init(found: np.ndarray, init: str) -> np.ndarray:
+def of_init(values: np.ndarray, init: str) -> np.ndarray:
     """Take the networks with these initial weights: (seeds, L)."""
-    return found[INITS.index(init)]
+    return values[INITS.index(init)]
 
 
-def layers_between(found: np.ndarray) -> int:
+def layers_between(values: np.ndarray) -> int:
     """Count the layers from the first pre-activations to the last: blocks are two."""
-    return 2 * (found.shape[-1] - 1)
+    return 2 * (values.shape[-1] - 1)
 
 
 def factor(first: ArrayLike, last: ArrayLike, layers: int) -> np.ndarray:

@@ -187,9 +187,9 @@ def report_residual(
     study: Study, shallow: Parts, deeper: Parts, skipped: Parts, config: Config
 ) -> None:
     """Report residual networks against plain ones, of the same weights."""
-    for name, found in {"20": shallow, "56": deeper}.items():
+    for name, profile in {"20": shallow, "56": deeper}.items():
         ends = [
-            of_init(found[f"relu_{of}_gradient"], "Xavier")[:, 0] for of in ("residual", "none")
+            of_init(profile[f"relu_{of}_gradient"], "Xavier")[:, 0] for of in ("residual", "none")
         ]
         study.report(f"residual_gain_{name}", estimates.ratio(ends[0] / ends[1]))
     depths = {"20": config.depth, "56": config.residual_depth}

@@ -34,14 +34,14 @@ Make = Callable[[Any, Any], tuple[nn.Module, optax.GradientTransformation, Any]]
 
 def sample_examples(config: Training, study: Study) -> Split:
     """Sample binary images, one row each: to train on, to choose the rate by, to test."""
-    drawn = sample_split(
+    split = sample_split(
         study.dataset(config.dataset),
         binary,
         validation=config.test_examples,
         train=config.train_examples,
         test=config.test_examples,
     )
-    return jax.device_put(drawn)
+    return jax.device_put(split)
 
 
 def train(
@@ -58,8 +58,8 @@ def train(
     """Train a network for each setting and seed, all at once.
 
     Args:
-      probe: `(model, network, data, seen)` -> what to keep; `seen` is what `observe` gave after
-        each step.
+      probe: `(model, network, data, history)` -> what to keep; `history` is what `observe` gave
+        after each step.
 
     Returns:
       what `probe` gave, NumPy, with leading axes of settings and seeds. A seed has the same
@@ -68,12 +68,12 @@ def train(
     x, _ = data.train
     batches = sampling.all_batches(range(seeds), steps, batch_size, len(x))
     model, _, _ = make(jax.tree.map(lambda leaf: leaf[0], settings), {"blocks": {}})
-    drawn = jax.tree.map(np.float32, stack(sample_weights(model, x[:1], range(seeds))))
+    starts = jax.tree.map(np.float32, stack(sample_weights(model, x[:1], range(seeds))))
 
     def one(setting: Any, of_seed: tuple[Any, Array], data: Split) -> Any:
         variables, rows = of_seed
         model, optimizer, params = make(setting, variables["params"])
-        network, seen = networks.fit(
+        network, history = networks.fit(
             lambda network, batch, i: networks.train_step(model, optimizer, network, *batch),
             Network(params, variables.get("batch_stats", {}), optimizer.init(params)),
             data.train,
@@ -81,9 +81,9 @@ def train(
             observe=observe or (lambda network: ()),
             every=1 if observe else None,
         )
-        return probe(model, network, data, jax.tree.map(lambda leaf: leaf[1:], seen))
+        return probe(model, network, data, jax.tree.map(lambda leaf: leaf[1:], history))
 
-    return sweep.each(one, settings, (drawn, batches), data)
+    return sweep.each(one, settings, (starts, batches), data)
 
 
 def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
@@ -129,17 +129,17 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
         moved = optax.tree.get(network.opt_state, "moved") / by_layer(network.params)
         return moved, optax.tree.get(network.opt_state, "norm")
 
-    def probe(model: nn.Module, network: Network, data: Split, seen: Any) -> dict[str, Array]:
+    def probe(model: nn.Module, network: Network, data: Split, history: Any) -> dict[str, Array]:
         outputs: Any = model.apply(network.variables, data.train[0], training=False)
         loss = networks.cross_entropy(outputs, data.train[1]).mean()
         return {
-            "updates": seen[0].mean(0),
-            "norms": seen[1],
+            "updates": history[0].mean(0),
+            "norms": history[1],
             "diverged": ~jnp.isfinite(loss),
             "accuracy": networks.accuracy(model, network.variables, *data.test),
         }
 
-    made = train(
+    results = train(
         make,
         settings,
         config.seeds,
@@ -151,7 +151,7 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
     )
     return {
         f"{kind}_{what}": part
-        for what, values in made.items()
+        for what, values in results.items()
         for kind, part in zip(kinds, values, strict=True)
     }
 
@@ -175,13 +175,13 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
         model = MLP(hidden=(config.width,) * 3, activation=activation)
         return model, optax.sgd(rate), jax.tree.map(lambda leaf: leaf * GAINS["He"], params)
 
-    def probe(model: nn.Module, network: Network, data: Split, seen: Any) -> dict[str, Array]:
+    def probe(model: nn.Module, network: Network, data: Split, history: Any) -> dict[str, Array]:
         images = jnp.concatenate([data.train[0], data.test[0]])
-        outputs, made = model.apply(
+        outputs, sown = model.apply(
             network.variables, images, training=False, mutable=["intermediates"]
         )
         # Where a network is no longer finite its units are not dead: they have no slope at all.
-        inputs = [jnp.nan_to_num(x, nan=1.0) for (x,) in made["intermediates"].values()]
+        inputs = [jnp.nan_to_num(x, nan=1.0) for (x,) in sown["intermediates"].values()]
         return {
             "dead": jnp.stack([diagnostics.dead_units(x, model.activation) for x in inputs]).mean(),
             # Of a network that is not finite: one class for all images, so chance.
@@ -189,7 +189,7 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
             "finite": jnp.all(jnp.isfinite(outputs)),
         }
 
-    made = train(
+    results = train(
         make,
         settings,
         config.seeds,
@@ -200,7 +200,7 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
     )
     return {
         f"{name}_{what}": part
-        for what, values in made.items()
+        for what, values in results.items()
         for name, part in zip(slopes, np.split(values, 2), strict=True)
     }
 
@@ -212,7 +212,7 @@ def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
       accuracy on the validation and on the test images, (rates, seeds, 2), by `name_of`. A
       network that is not finite names one class for all images, so has that of chance.
     """
-    found = {}
+    results = {}
     settings = [
         np.array(values).ravel()
         for values in np.meshgrid([0.0, 1.0], config.residual_rates, indexing="ij")
@@ -230,7 +230,7 @@ def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
                 model = of_depth(depth, config.residual_width, norm=norm, skip=skip)
                 return model, optax.sgd(rate), params
 
-            def probe(model: nn.Module, network: Network, data: Split, seen: Any) -> Array:
+            def probe(model: nn.Module, network: Network, data: Split, history: Any) -> Array:
                 if network.batch_stats:
                     stats = networks.population(model, network, data.train[0][steady])
                     network = network._replace(batch_stats=stats)
@@ -241,7 +241,7 @@ def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
                     ]
                 )
 
-            made = train(
+            accuracy = train(
                 make,
                 settings,
                 config.residual_seeds,
@@ -250,9 +250,9 @@ def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
                 data,
                 probe,
             )
-            plain, skipping = np.split(made, 2)
-            found |= {name_of(depth, norm, False): plain, name_of(depth, norm, True): skipping}
-    return found
+            plain, skipping = np.split(accuracy, 2)
+            results |= {name_of(depth, norm, False): plain, name_of(depth, norm, True): skipping}
+    return results
 
 
 def at_best_rate(accuracy: Float[np.ndarray, "rates seeds 2"]) -> Float[np.ndarray, "seeds"]:

@@ -37,12 +37,12 @@ def measure(config: Config, study: Study) -> None:
     for m in (2, 60):
         study.report(f"corrected_{m}", estimates.mean(bessel[f"corrected_{m}"]))
     study.report("uncorrected_2", estimates.mean(bessel["uncorrected_2"]))
-    drawn = study.part(
+    variances = study.part(
         "initial", lambda: over_draws(config, "weights", lambda key: initial_variances(config, key))
     )
     for name in ("glorot_normal", "glorot_uniform", "he_normal"):
-        study.report(name, estimates.mean(drawn[name]))
-    difference = estimates.paired(drawn["glorot_uniform"], drawn["glorot_normal"])
+        study.report(name, estimates.mean(variances[name]))
+    difference = estimates.paired(variances["glorot_uniform"], variances["glorot_normal"])
     study.report("variance_difference", difference)
 
     equalities = {**layer, **single}
@@ -221,13 +221,13 @@ def arithmetic() -> dict[str, Any]:
 
 def batch_variances(config: Config, key: Array) -> dict[str, Array]:
     """Average the variance of batches of each size over many, corrected and not; 1 is true."""
-    found = {}
+    variances = {}
     for m in BATCH_SIZES:
         x = jax.random.normal(jax.random.fold_in(key, m), (config.batches * 2 // m, m, 1))
         biased = jnp.mean(jax.vmap(lambda batch: jbn.moments(batch).var)(x))
-        found[f"uncorrected_{m}"] = biased
-        found[f"corrected_{m}"] = biased * m / (m - 1)
-    return found
+        variances[f"uncorrected_{m}"] = biased
+        variances[f"corrected_{m}"] = biased * m / (m - 1)
+    return variances
 
 
 def initial_variances(config: Config, key: Array) -> dict[str, Array]:

@@ -70,8 +70,8 @@ def make_variants(config: Config) -> dict[str, Variant]:
 
 def sample_batches(variant: Variant, config: Config, seed: int) -> Int32[np.ndarray, "steps batch"]:
     """Draw the batches: of the first epoch over and over, or of every epoch anew."""
-    drawn = config.steps if variant.shuffled else config.train_examples // config.batch_size
-    batches = sampling.batch_indices(seed, 0, drawn, config.batch_size, config.train_examples)
+    count = config.steps if variant.shuffled else config.train_examples // config.batch_size
+    batches = sampling.batch_indices(seed, 0, count, config.batch_size, config.train_examples)
     return np.resize(batches, (config.steps, config.batch_size))  # Repeats the first ones.
 
 
@@ -202,11 +202,11 @@ def measure(config: Config, study: Study) -> None:
         name: study.part(name, functools.partial(train_seeds, variant))["accuracy"]
         for name, variant in variants.items()
     }
-    best = {name: seen.max(1) for name, seen in accuracy.items()}
+    best = {name: runs.max(1) for name, runs in accuracy.items()}
     evaluations = np.arange(config.watch_every, config.steps + 1, config.watch_every)
     steps = {  # The one before the first step does not count.
-        name: selection.steps_to(best["inception"], seen[:, 1:], evaluations)
-        for name, seen in accuracy.items()
+        name: selection.steps_to(best["inception"], runs[:, 1:], evaluations)
+        for name, runs in accuracy.items()
     }
     for name in ("baseline", "x5"):
         study.report(f"{name}_steps", estimates.ratio(steps[name] / steps["inception"]))

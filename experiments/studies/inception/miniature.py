@@ -77,8 +77,8 @@ class Miniature(nn.Module):
                 x = jnp.concatenate(paths, -1)
         x = jnp.mean(x, (1, 2))
         if training:
-            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
-            x = jnp.where(kept, x / (1 - self.dropout), 0)
+            mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, x.shape)
+            x = jnp.where(mask, x / (1 - self.dropout), 0)
         return nn.Dense(10, kernel_init=nn.initializers.he_normal(), name="output")(x)
 
 

@@ -29,7 +29,7 @@ MOMENTA: dict[str, float | Schedule] = {
 
 
 class State(NamedTuple):
-    """A network in training, and what is averaged: see `seen`."""
+    """A network in training, and what is averaged: see `tracked_values`."""
 
     network: Network
     averages: dict[str, Any]  # By the names in `MOMENTA`.
@@ -41,7 +41,7 @@ def make_model(config: Config) -> MLP:
     return MLP(config.hidden, norm=functools.partial(BatchNorm, momentum=0.0, unbiased=True))
 
 
-def seen(network: Network) -> dict[str, Any]:
+def tracked_values(network: Network) -> dict[str, Any]:
     """Take what is averaged: statistics, and the normalizing layers' parameters."""
     affine = {name: layer for name, layer in network.params.items() if "scale" in layer}
     return {"statistics": network.batch_stats, "affine": affine}
@@ -49,14 +49,14 @@ def seen(network: Network) -> dict[str, Any]:
 
 def begin(network: Network) -> State:
     """Begin all averages where a layer does: mean 0, var 1, and the initial gamma and beta."""
-    now = seen(network)
+    now = tracked_values(network)
     ring = jax.tree.map(lambda leaf: jnp.zeros((WINDOW, *leaf.shape)), now)
     return State(network, dict.fromkeys(MOMENTA, now), ring)
 
 
 def follow(state: State, network: Network, i: Int[Array, ""]) -> State:
     """Let every average absorb what step i gave."""
-    now = seen(network)
+    now = tracked_values(network)
     averages = {}
     for name, momentum in MOMENTA.items():
         weight = momentum(i) if callable(momentum) else momentum

@@ -19,13 +19,13 @@ TEST_BATCHES = 2, 8, 32, 500  # Or as many examples as there are.
 class Data(NamedTuple):
     """Images as rows of gray levels from 0 to 1, and which of them make up a batch.
 
-    - drawn: training batches for population statistics, other ones for each seed.
+    - population_rows: training batches for population statistics, other ones for each seed.
     - test_batches: name -> batches of test images, mixed or of a single class each.
     - shifted: name -> all test images, shifted.
     """
 
     train: Float[Array, "N features"]
-    drawn: Int[Array, "seeds K batch"]
+    population_rows: Int[Array, "seeds K batch"]
     test: Float[Array, "M features"]
     labels: UInt8[Array, "M"]
     test_batches: dict[str, Int[Array, "K size"]]
@@ -36,7 +36,7 @@ def prepare(config: Config, dataset: Dataset) -> Data:
     """Draw all batches, and shift the test images."""
     train, test = (x.astype(np.float32) / 255 for x in (dataset.train_images, dataset.test_images))
     shape = (max(population_batches(config).values()), config.batch_size, len(train))
-    drawn = [
+    population_rows = [
         sampling.batch_indices(seed, 0, *shape, purpose="population")
         for seed in range(config.seeds)
     ]
@@ -47,7 +47,7 @@ def prepare(config: Config, dataset: Dataset) -> Data:
     }
     arrays: Any = {
         "train": train.reshape(len(train), -1),
-        "drawn": np.stack(drawn),
+        "population_rows": np.stack(population_rows),
         "test": test.reshape(len(test), -1),
         "labels": dataset.test_labels,
         "test_batches": cut_test_batches(dataset.test_labels),

@@ -21,7 +21,12 @@ from experiments.studies.inference.data import (
     population_batches,
     prepare,
 )
-from experiments.studies.inference.figures import plot_shift, plot_statistics, plot_test_batches
+from experiments.studies.inference.figures import (
+    DIFFERENCES,
+    plot_shift,
+    plot_statistics,
+    plot_test_batches,
+)
 from experiments.study import Study
 from experiments.training import networks
 from experiments.training.networks import Network
@@ -30,9 +35,9 @@ from jbn.diagnostics import effective_batches, train_eval_gap
 # ---- What is measured of one network -------------------------------------------------------------
 
 
-def variables_of(kept: dict[str, Any]) -> dict[str, Any]:
+def variables_of(trained: dict[str, Any]) -> dict[str, Any]:
     """Put together what `model.apply` takes: the last weights and the population statistics."""
-    return {"params": kept["params"], "batch_stats": kept["population"]}
+    return {"params": trained["params"], "batch_stats": trained["population"]}
 
 
 def estimated(config: Config, variables: dict[str, Any], batches: Float[Array, "K N F"]) -> Any:
@@ -49,19 +54,23 @@ def over_variants(one: Callable[[Any], Any], variants: dict[str, Any]) -> dict[s
     return {name: jax.tree.map(itemgetter(i), measured) for i, name in enumerate(variants)}
 
 
-def compare_statistics(config: Config, kept: Any, drawn: Array, data: Data) -> dict[str, Any]:
+def compare_statistics(
+    config: Config, trained: Any, population_rows: Array, data: Data
+) -> dict[str, Any]:
     """Compare all kinds of statistics with those of the population.
 
     Returns:
       name -> their error, that of the worst mean of all units, in true standard deviations,
       and test accuracy.
     """
-    truth = variables_of(kept)
+    truth = variables_of(trained)
     candidates = {"population": truth}
-    for name, average in kept["averages"].items():
+    for name, average in trained["averages"].items():
         candidates[name] = {**truth, "batch_stats": average["statistics"]}
     for size, count in population_batches(config).items():
-        candidates[f"population_{size}"] = estimated(config, truth, data.train[drawn[:count]])
+        candidates[f"population_{size}"] = estimated(
+            config, truth, data.train[population_rows[:count]]
+        )
 
     def compare(variables: dict[str, Any]) -> dict[str, Array]:
         gaps = train_eval_gap(variables["batch_stats"], truth["batch_stats"]).values()
@@ -71,11 +80,13 @@ def compare_statistics(config: Config, kept: Any, drawn: Array, data: Data) -> d
     return over_variants(compare, candidates)
 
 
-def vary_batch(config: Config, kept: Any, drawn: Array, data: Data) -> dict[str, Any]:
+def vary_batch(config: Config, trained: Any, population_rows: Array, data: Data) -> dict[str, Any]:
     """Measure by how much an image's outputs depend on the images beside it."""
     size = config.batch_size
     batch, others = data.test[:size], data.test[size : 2 * size - 1]
-    apply = functools.partial(make_model(config).apply, variables_of(kept), mutable="batch_stats")
+    apply = functools.partial(
+        make_model(config).apply, variables_of(trained), mutable="batch_stats"
+    )
 
     def difference(training: bool) -> Array:
         beside = (batch, jnp.concatenate([batch[:1], others]))
@@ -92,7 +103,7 @@ def vary_batch(config: Config, kept: Any, drawn: Array, data: Data) -> dict[str,
 
 
 def accuracies_on_test_batches(
-    config: Config, kept: Any, drawn: Array, data: Data
+    config: Config, trained: Any, population_rows: Array, data: Data
 ) -> dict[str, Any]:
     """Measure test accuracy by the statistics of test batches.
 
@@ -100,46 +111,50 @@ def accuracies_on_test_batches(
       name -> accuracy by the batches, and on the same images by the population; "alone" ->
       image by image, by the formula.
     """
-    model, variables = make_model(config), variables_of(kept)
+    model, variables = make_model(config), variables_of(trained)
     outputs: Any = model.apply(variables, data.test, training=False)
-    right, found = outputs.argmax(-1) == data.labels, {}
+    right, results = outputs.argmax(-1) == data.labels, {}
     for name, rows in data.test_batches.items():
         accuracy = functools.partial(networks.accuracy, model, variables, training=True)
         by_batch = jax.vmap(accuracy)(data.test[rows], data.labels[rows])
-        found[name] = {"batch": by_batch.mean(), "population": right[rows].mean()}
+        results[name] = {"batch": by_batch.mean(), "population": right[rows].mean()}
 
     def alone(image: Array) -> Array:
         # Under a mask jbn takes one value for a batch, of variance 0; else it refuses.
         mode: Any = {"training": True, "mask": jnp.ones(1, bool), "mutable": "batch_stats"}
         return model.apply(variables, image[None], **mode)[0][0].argmax()
 
-    return {**found, "alone": jnp.mean(jax.vmap(alone)(data.test) == data.labels)}
+    return {**results, "alone": jnp.mean(jax.vmap(alone)(data.test) == data.labels)}
 
 
-def average_affine(config: Config, kept: Any, drawn: Array, data: Data) -> dict[str, Any]:
+def average_affine(
+    config: Config, trained: Any, population_rows: Array, data: Data
+) -> dict[str, Any]:
     """Measure test accuracy with the last gamma and beta and with averaged ones.
 
     All other weights are the last; population statistics are made for each, of the same examples.
     """
-    last = variables_of(kept)
-    affines = {name: average["affine"] for name, average in kept["averages"].items()}
+    last = variables_of(trained)
+    affines = {name: average["affine"] for name, average in trained["averages"].items()}
     params = {"last": last["params"], **{k: last["params"] | v for k, v in affines.items()}}
 
     def accuracy(params: Any) -> Array:
-        variables = estimated(config, {**last, "params": params}, data.train[drawn])
+        variables = estimated(config, {**last, "params": params}, data.train[population_rows])
         return networks.accuracy(make_model(config), variables, data.test, data.labels)
 
     return over_variants(accuracy, params)
 
 
-def accuracies_on_shifted(config: Config, kept: Any, drawn: Array, data: Data) -> dict[str, Any]:
+def accuracies_on_shifted(
+    config: Config, trained: Any, population_rows: Array, data: Data
+) -> dict[str, Any]:
     """Measure accuracy on every other test image, shifted.
 
     Returns:
       shift -> accuracy by statistics of training images, and by those of the images between,
       shifted alike, whose labels are not used.
     """
-    trained, size = variables_of(kept), config.batch_size
+    variables, size = variables_of(trained), config.batch_size
 
     def accuracies(images: Array) -> dict[str, Array]:
         between = images[1::2]
@@ -147,8 +162,8 @@ def accuracies_on_shifted(config: Config, kept: Any, drawn: Array, data: Data) -
         accuracy = functools.partial(
             networks.accuracy, make_model(config), x=images[::2], labels=data.labels[::2]
         )
-        adapted = estimated(config, trained, batches)
-        return {"trained": accuracy(trained), "estimated": accuracy(adapted)}
+        adapted = estimated(config, variables, batches)
+        return {"trained": accuracy(variables), "estimated": accuracy(adapted)}
 
     return over_variants(accuracies, data.shifted)
 
@@ -178,12 +193,12 @@ def measure(config: Config, study: Study) -> None:
     def over_seeds(one: Callable[..., Any]) -> Any:
         # One after the other: the data are large, and inference is then as users run it.
         run = jax.jit(lambda seeds, data: jax.lax.map(lambda s: one(config, *s, data), seeds))
-        return run((kept, data.drawn), data)
+        return run((trained, data.population_rows), data)
 
-    kept = part("training", lambda: train(config, dataset, data))
-    found = {name: part(name, lambda one=one: over_seeds(one)) for name, one in PARTS.items()}
-    report(config, found, study)
-    report_figures(config, found, study)
+    trained = part("training", lambda: train(config, dataset, data))
+    results = {name: part(name, lambda one=one: over_seeds(one)) for name, one in PARTS.items()}
+    report(config, results, study)
+    report_figures(config, results, study)
 
 
 def examples_behind(config: Config) -> dict[str, float]:
@@ -191,15 +206,16 @@ def examples_behind(config: Config) -> dict[str, float]:
     decays = {name: decay for name, decay in MOMENTA.items() if not callable(decay)}
     batches = {name: effective_batches(config.steps, decay) for name, decay in decays.items()}
     batches |= {"window": WINDOW, "cumulative": config.steps}
+    batches["debiased"] = batches["exponential_0.99"]  # Its start weighs nothing any more.
     batches |= {f"population_{size}": count for size, count in population_batches(config).items()}
     return {name: float(count) * config.batch_size for name, count in batches.items()}
 
 
-def report(config: Config, found: dict[str, Any], study: Study) -> None:
+def report(config: Config, results: dict[str, Any], study: Study) -> None:
     """Report the numbers; every difference is paired by seed."""
-    for name, differences in found["modes"].items():
+    for name, differences in results["modes"].items():
         study.report(name, estimates.mean(differences))
-    batches, by = found["test_batches"], found["statistics"]
+    batches, by = results["test_batches"], results["statistics"]
     named = {f"batch_{size}": f"mixed_{size}" for size in TEST_BATCHES}
     for metric, name in {**named, "batch_sorted": "sorted_32"}.items():
         study.report(metric, estimates.paired(batches[name]["batch"], batches[name]["population"]))
@@ -213,42 +229,48 @@ def report(config: Config, found: dict[str, Any], study: Study) -> None:
     for size in POPULATION_EXAMPLES[:-1]:
         accuracy = by[f"population_{size}"]["accuracy"]
         study.report(f"population_{size}", estimates.paired(accuracy, most))
-    affine = found["affine"]
+    affine = results["affine"]
     study.report("averaged", estimates.paired(affine["cumulative"], affine["last"]))
     study.report("averaged_exponential", estimates.paired(affine["debiased"], affine["last"]))
 
-    shift = found["shift"]
+    shift = results["shift"]
     for name in ("contrast", "rotation"):
         trained, adapted = shift[name]["trained"], shift[name]["estimated"]
         study.report(f"{name}_loss", estimates.paired(trained, shift["unchanged"]["trained"]))
         study.report(f"{name}_recovered", estimates.paired(adapted, trained))
 
 
-def report_figures(config: Config, found: dict[str, Any], study: Study) -> None:
+def report_figures(config: Config, results: dict[str, Any], study: Study) -> None:
     """Plot means over seeds with their intervals."""
     data = describe_data(study.dataset(config.dataset).name)
     about = f"{data}, {describe_layers(config.hidden, 'sigmoids')} with BN."
     points = describe_runs(config.seeds, "Points", "bars")
     study.figure(
         "statistics",
-        lambda: plot_statistics(found["statistics"], examples_behind(config)),
+        lambda: plot_statistics(results["statistics"], examples_behind(config), results["affine"]),
         title="What statistics for inference rest on, and how good they are",
-        caption=f"{about} Right: differences to the mean accuracy. {points}",
+        caption=f"{about} Middle: differences to the mean accuracy; right: seed by seed. {points}",
         alt="Error of the worst mean, and test accuracy, of each kind of running average and of "
         "population statistics, against the number of examples that they rest on. More examples "
-        "help as long as they were seen by the last weights.",
+        "help as long as they were seen by the last weights. Right: test accuracy by gamma and "
+        "beta averaged in these ways - by the last ones, population statistics made for each; "
+        f"averaged over all steps {estimates.format_estimate(study.estimates['averaged'])}.",
     )
     study.figure(
         "test_batches",
-        lambda: plot_test_batches(found["test_batches"], TEST_BATCHES),
+        lambda: plot_test_batches(results["test_batches"], TEST_BATCHES, results["modes"]),
         title="Normalized by their own batch, test images depend on its size and mixture",
         caption=f"{about} {points}",
-        alt="Test accuracy against the size of test batches, of mixed classes and of one class "
-        "each, beside that by population statistics. A batch of one is at chance.",
+        alt="Left: test accuracy against the size of test batches, of mixed classes and of one "
+        "class each, beside that by population statistics. A batch of one is at chance. Right: the "
+        "largest difference of an image's outputs between two batches in training mode, between "
+        "the same in inference, and between alone and in a batch in inference: "
+        + ", ".join(estimates.format_estimate(study.estimates[name]) for name in DIFFERENCES)
+        + ".",
     )
     study.figure(
         "shift",
-        lambda: plot_shift(found["shift"]),
+        lambda: plot_shift(results["shift"]),
         title="Shifted test images, by the statistics of training and by their own",
         caption=f"{about} {describe_runs(config.seeds, 'Columns', 'bars')}",
         alt="Bars of test accuracy on images unchanged, of lower contrast and higher brightness, "

@@ -75,20 +75,20 @@ def measure(config: Config, study: Study) -> None:
         name: str, *arguments: Any, seeds: int = config.seeds, **options: Any
     ) -> dict[str, np.ndarray]:
         def start() -> dict[str, np.ndarray]:
-            found = fit(*arguments, seeds=seeds, **options)
-            return {"validation": found["validation"], "test": found["test"]}
+            results = fit(*arguments, seeds=seeds, **options)
+            return {"validation": results["validation"], "test": results["test"]}
 
         return study.part(name, start)
 
     def from_zero() -> dict[str, np.ndarray]:
         settings = [Setting(LOW, 0.0)]
-        found = fit("sigmoid", "none", settings, config.short_steps, seeds=config.seeds)
+        results = fit("sigmoid", "none", settings, config.short_steps, seeds=config.seeds)
         alike = [
-            likeness(jax.tree.map(lambda leaf, seed=seed: leaf[0, seed], found["params"]))
+            likeness(jax.tree.map(lambda leaf, seed=seed: leaf[0, seed], results["params"]))
             for seed in range(config.seeds)
         ]
         difference, rank = np.transpose(alike)
-        return {"test": found["test"][0, :, -1], "difference": difference, "rank": rank}
+        return {"test": results["test"][0, :, -1], "difference": difference, "rank": rank}
 
     grid(config, study, run)
     speed(config, study, run)
@@ -154,19 +154,21 @@ def speed(config: Config, study: Study, run: Callable[..., Any]) -> None:
     rates = [Setting(rate, 0.1) for rate in config.fast_rates]
     decays = [Setting(HIGH, 0.1, factor * config.half_life) for factor in DECAYS]
     low, high = (config.fast_rates.index(rate) for rate in (LOW, HIGH))
-    looked = functools.partial(run, every=config.fast_every)
+    run_fast = functools.partial(run, every=config.fast_every)
     evaluations = evaluation_steps(config.fast_steps, config.fast_every)
     steps, best = {}, {}
     for method in METHODS:
-        seen = looked(f"speed_sigmoid_{method}", "sigmoid", method, rates, config.fast_steps)
+        accuracies = run_fast(
+            f"speed_sigmoid_{method}", "sigmoid", method, rates, config.fast_steps
+        )
         validation, steps[method] = (
-            selection.steps_to(REACHED, seen[images], evaluations)
+            selection.steps_to(REACHED, accuracies[images], evaluations)
             for images in ("validation", "test")
         )
         best[method] = steps[method][selection.best(validation, "lowest")]
     # The plateau with BN is short and goes along; with as many settings as rates, nothing compiles.
-    seen = looked("decay", "sigmoid", "batch", [*decays, slow], config.fast_steps)["test"]
-    learning, decayed = seen[-1], seen[:-1, :, -1]
+    accuracy = run_fast("decay", "sigmoid", "batch", [*decays, slow], config.fast_steps)["test"]
+    learning, decayed = accuracy[-1], accuracy[:-1, :, -1]
     study.report("chance_with", estimates.mean(selection.steps_to(CHANCE, learning, evaluations)))
     for name, batch, none in (
         ("steps_ratio_low", steps["batch"][low], steps["none"][low]),

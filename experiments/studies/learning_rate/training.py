@@ -40,12 +40,12 @@ class Examples(NamedTuple):
 
 def sample_examples(dataset: Dataset, *, validation: int, population_batches: int) -> Examples:
     """Draw images to train and to choose on, and batches for population statistics."""
-    made = sample_split(dataset, binary, validation=validation, dtype=np.uint8)
-    images, labels = made.train
+    split = sample_split(dataset, binary, validation=validation, dtype=np.uint8)
+    images, labels = split.train
     rows = sampling.batch_indices(
         0, 0, population_batches, BATCH_SIZE, len(labels), purpose="population"
     )
-    return Examples(made, images[rows])
+    return Examples(split, images[rows])
 
 
 def floats(images: Array) -> Array:
@@ -130,9 +130,9 @@ def train(
         few = examples.split._replace(test=(images[some], labels[some]))
         examples = examples._replace(split=few)
     count = len(examples.split.train[1])
-    drawn = sampling.all_batches(range(seeds), steps, BATCH_SIZE, count)
-    batches = drawn.reshape(seeds, -1, every, BATCH_SIZE)
+    rows = sampling.all_batches(range(seeds), steps, BATCH_SIZE, count)
+    batches = rows.reshape(seeds, -1, every, BATCH_SIZE)
     table = Setting(*(np.array(column, np.float32) for column in zip(*settings, strict=True)))
     keys = sampling.keys(range(seeds), "weights")
-    found = trainer(hidden, activation, method)(table, (keys, batches), examples)
-    return jax.tree.map(np.asarray, found)
+    results = trainer(hidden, activation, method)(table, (keys, batches), examples)
+    return jax.tree.map(np.asarray, results)

@@ -44,8 +44,8 @@ def read_metrics(run: Run) -> Metrics:
 
 def report(config: Config, study: Study) -> None:
     """Report the numbers of a run that the paper's figure is about, and plot it."""
-    found = read_metrics(study.run)
-    for name, number in estimate(found).items():
+    metrics = read_metrics(study.run)
+    for name, number in estimate(metrics).items():
         study.report(name, number)
     data = study.datasets[config.dataset].name
     study.table(table(config, data, study.estimates))
@@ -54,7 +54,7 @@ def report(config: Config, study: Study) -> None:
 
     study.figure(
         "fig1",
-        lambda: figures.plot_fig1(found, data),
+        lambda: figures.plot_fig1(metrics, data),
         title="Fig. 1: test accuracy, and the input to a typical sigmoid",
         caption=f"{describe_data(data)}, {describe_layers(config.hidden, 'sigmoids')}. Accuracy: "
         f"{describe_runs(config.seeds, 'lines')} Inputs: 15th, 50th and 85th percentile over test "
@@ -63,48 +63,48 @@ def report(config: Config, study: Study) -> None:
         "sooner and ends higher; the percentiles of the input to a sigmoid of the last layer drift "
         "without it and stay with it.",
     )
-    for name, panel in figures.panels(found, data).items():
+    for name, panel in figures.panels(metrics, data).items():
         study.figure(
             name, functools.partial(figures.plot_panel, panel), title=name, alt="", listed=False
         )
 
 
-def estimate(found: Metrics) -> dict[str, Estimate]:
+def estimate(metrics: Metrics) -> dict[str, Estimate]:
     """Estimate the numbers over seeds.
 
     Once it has settled, per unit, then as mean over units. Drift of the median: how far it comes
     from where it was then; range: largest - smallest. Spread: largest / smallest (p85 - p15).
     """
-    steps, accuracy, inputs = found
+    steps, accuracy, inputs = metrics
     last = steps[-1]
 
     def at(name: str, step: int) -> np.ndarray:
         return accuracy[name][np.argmin(np.abs(steps - step))]
 
-    made = {
+    results = {
         f"accuracy_{name}_{step}": estimates.mean(at(name, step))
         for name in CURVES
         for step in milestones(steps)
     }
     best = at("without", last)
     share = selection.steps_to(best, accuracy["with_population"].T, steps) / last
-    made |= {
+    results |= {
         "accuracy_gain_early": estimates.paired(at("with_population", 1000), at("without", 1000)),
         "accuracy_gain_last": estimates.paired(at("with_population", last), best),
         "share_of_steps": estimates.mean(share),
     }
-    settled, drift = steps >= settled_from(last), drifts(found)
+    settled, drift = steps >= settled_from(last), drifts(metrics)
     for name, values in inputs.items():
         p15, p50, p85 = np.moveaxis(values[settled], 2, 0)
         spread = p85 - p15
         ratio = spread.max(0) / np.maximum(spread.min(0), 1e-4)  # As finely as recorded.
-        made |= {
+        results |= {
             f"drift_{name}": estimates.mean(drift[name].mean(-1)),
             f"range_{name}": estimates.mean((p50.max(0) - p50.min(0)).mean(-1)),
             f"spread_{name}": estimates.mean(ratio.mean(-1)),
         }
     means = (drift[name].mean(-1) for name in ("without", "with"))
-    return {**made, "drift_difference": estimates.paired(*means)}
+    return {**results, "drift_difference": estimates.paired(*means)}
 
 
 def milestones(steps: Int[np.ndarray, "T"]) -> list[int]:
@@ -112,17 +112,17 @@ def milestones(steps: Int[np.ndarray, "T"]) -> list[int]:
     return sorted({*MILESTONES, int(steps[-1])} & set(steps.tolist()))
 
 
-def drifts(found: Metrics) -> dict[str, Float[np.ndarray, "seeds units"]]:
+def drifts(metrics: Metrics) -> dict[str, Float[np.ndarray, "seeds units"]]:
     """Compute how far each unit's median comes from where it was once training had settled."""
-    settled = found.steps >= settled_from(found.steps[-1])
-    medians = {name: values[settled][:, :, 1] for name, values in found.percentiles.items()}
+    settled = metrics.steps >= settled_from(metrics.steps[-1])
+    medians = {name: values[settled][:, :, 1] for name, values in metrics.percentiles.items()}
     return {name: np.abs(median - median[0]).max(0) for name, median in medians.items()}
 
 
-def typical_unit(found: Metrics) -> int:
+def typical_unit(metrics: Metrics) -> int:
     """Choose the unit of the first seed whose drift has the middle rank, in both networks."""
     # Twice the rank, less 1, with equals sharing theirs; scipy.stats takes a second to import.
-    drift = [values[0] for values in drifts(found).values()]
+    drift = [values[0] for values in drifts(metrics).values()]
     ranks = [(x <= x[:, None]).sum(1) + (x < x[:, None]).sum(1) for x in drift]
     distance = [np.abs(rank - len(rank)) for rank in ranks]
     return int(np.sum(distance, axis=0).argmin())

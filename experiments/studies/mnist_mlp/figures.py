@@ -15,10 +15,10 @@ from experiments.studies.mnist_mlp.fig1 import CURVES, Metrics, typical_unit
 Panel = Callable[[Axes], None]
 
 
-def plot_fig1(found: Metrics, data: str) -> Figure:
+def plot_fig1(metrics: Metrics, data: str) -> Figure:
     """Plot Fig. 1a, 1b and 1c in a row."""
     row = plotting.figure(3, width=3.5, height=3.2)
-    for axes, (name, panel) in zip(row.axes, panels(found, data).items(), strict=True):
+    for axes, (name, panel) in zip(row.axes, panels(metrics, data).items(), strict=True):
         panel(axes)
         axes.set_title(f"{name[-1]}) {axes.get_title()}")
     return row
@@ -31,10 +31,10 @@ def plot_panel(panel: Panel) -> Figure:
     return fig
 
 
-def panels(found: Metrics, data: str) -> dict[str, Panel]:
+def panels(metrics: Metrics, data: str) -> dict[str, Panel]:
     """Make what plots each of Fig. 1a, 1b and 1c; `data` is the name of the data set."""
-    steps, accuracy, inputs = found
-    unit = typical_unit(found)
+    steps, accuracy, inputs = metrics
+    unit = typical_unit(metrics)
     shown = {name: values[:, 0, :, unit] for name, values in inputs.items()}
     high = max(np.abs(values[steps > 0]).max() for values in shown.values()) * 1.05
     return {
@@ -52,7 +52,10 @@ def plot_accuracy(
     for name, label in CURVES.items():
         style = plotting.METHODS[styles[name]]._replace(label=label)
         plotting.band(axes, steps, accuracy[name], style)
-    axes.set_title(f"Test accuracy, {plotting.describe_data(data)}")
+    # One's own data may have a name too long, of letters that the font lacks, or of a formula.
+    axes.set_title(
+        f"Test accuracy, {plotting.DATA[data]}" if data in plotting.DATA else "Test accuracy"
+    )
     axes.set_ylabel("share of test images")
     learned = min(values[-1].mean() for values in accuracy.values()) > 0.9
     axes.set_ylim(0.7 if learned else 0, 1)  # As in the paper, where all there is to see is above.

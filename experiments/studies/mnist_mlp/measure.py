@@ -71,7 +71,7 @@ def make_evaluate(
     test: tuple[UInt8[Array, "N features"], UInt8[Array, "N"]],
 ) -> Callable[[dict[str, Network]], dict[str, Any]]:
     """Make the function from the state of all seeds to a row of metrics."""
-    made = models(config)
+    mlps = models(config)
     last = f"activation_input_{len(config.hidden) - 1}"
 
     def measure(state: dict[str, Network], population: Array, test: tuple[Array, Array]) -> Any:
@@ -80,7 +80,7 @@ def make_evaluate(
 
         def apply(name: str, batch_stats: Any) -> tuple[Array, Array]:
             variables = {"params": state[name].params, "batch_stats": batch_stats}
-            logits, sown = made[name].apply(variables, x, training=False, mutable=["intermediates"])
+            logits, sown = mlps[name].apply(variables, x, training=False, mutable=["intermediates"])
             (inputs,) = sown["intermediates"][last]
             return jnp.mean(logits.argmax(-1) == labels), inputs
 
@@ -88,7 +88,7 @@ def make_evaluate(
         batches = population.astype(jnp.float32)
         both = jax.tree.map(
             lambda *leaves: jnp.stack(leaves),
-            networks.population(made["with"], state["with"], batches),
+            networks.population(mlps["with"], state["with"], batches),
             exponential,
         )
         without, inputs_without = apply("without", {})
@@ -138,7 +138,7 @@ def measure(config: Config, study: Study) -> None:
     examples = binary(dataset.train_images), dataset.train_labels
     test = jax.device_put((binary(dataset.test_images), dataset.test_labels))
     shape = config.population_batches, config.batch_size, len(examples[1])
-    drawn = sampling.batch_indices(0, 0, *shape, purpose="population")
+    rows = sampling.batch_indices(0, 0, *shape, purpose="population")
     keys = sampling.keys(range(config.seeds), "weights")
     state = jax.jit(jax.vmap(lambda key: init(config, key, examples[0].shape[1])))(keys)
 
@@ -150,7 +150,7 @@ def measure(config: Config, study: Study) -> None:
         study.run if study.has_run else None,
         state,
         step=make_step(config),
-        evaluate=make_evaluate(config, jax.device_put(examples[0][drawn]), test),
+        evaluate=make_evaluate(config, jax.device_put(examples[0][rows]), test),
         examples=examples,
         seeds=config.seeds,
         steps=config.steps,

@@ -56,9 +56,9 @@ def dense(config: Config, split: Split, placement: Placement) -> dict[str, np.nd
 
     kinds, rates = [0.0, 1.0] if held else [1.0], config.learning_rates
     settings = sweep.grid(activation=range(len(ACTIVATIONS)), learned=kinds, rate=rates)
-    seen = train(config, build, settings, split, config.steps)
+    accuracies = train(config, build, settings, split, config.steps)
     shape = len(ACTIVATIONS), len(kinds), len(rates)
-    return {name: values.reshape(*shape, *values.shape[1:]) for name, values in seen.items()}
+    return {name: values.reshape(*shape, *values.shape[1:]) for name, values in accuracies.items()}
 
 
 def is_hidden_bias(params: Any) -> Any:
@@ -105,16 +105,17 @@ def convolutional(config: Config, split: Split, norm: Norm) -> dict[str, np.ndar
         return SmallCNN(config.widths, norm, activation), optax.adam(setting["rate"])
 
     settings = sweep.grid(lrn=[0, 1], rate=config.conv_learning_rates)
-    seen = train(config, build, settings, split, config.conv_steps)
-    return {name: values.reshape(2, -1, *values.shape[1:]) for name, values in seen.items()}
+    accuracies = train(config, build, settings, split, config.conv_steps)
+    return {name: values.reshape(2, -1, *values.shape[1:]) for name, values in accuracies.items()}
 
 
 # ---- The experiment ------------------------------------------------------------------------------
 
 
-def tested(found: dict[str, np.ndarray], *kind: int) -> Float[np.ndarray, "seeds"]:
+def tested(accuracies: dict[str, np.ndarray], *kind: int) -> Float[np.ndarray, "seeds"]:
     """Take the last test accuracy of one kind of network at its best rate."""
-    return selection.at_best({name: values[kind] for name, values in found.items()})["test"][:, -1]
+    best = selection.at_best({name: values[kind] for name, values in accuracies.items()})
+    return best["test"][:, -1]
 
 
 def measure(config: Config, study: Study) -> None:
@@ -123,36 +124,40 @@ def measure(config: Config, study: Study) -> None:
     binary = jax.device_put(sample_split(dataset, data.binary, validation=config.validation))
 
     # ---- Before and after
-    found = {
+    results = {
         "before": study.part("before", lambda: dense(config, binary, "before")),
         "after": study.part("after", lambda: dense(config, binary, "after")),
     }
-    gains = []
+    gains = {}
     for i, activation in enumerate(ACTIVATIONS):
         before, biased, after = (
-            tested(found[order], i, kind)
+            tested(results[order], i, kind)
             for order, kind in (("before", 0), ("before", 1), ("after", 0))
         )
         study.report(f"before_{activation}", estimates.paired(before, after))
-        gains.append(biased - before)
-    study.report("bias_gain", estimates.mean(np.mean(gains, axis=0)))  # One number a seed.
+        gains[activation] = biased - before
+    # One number a seed.
+    study.report("bias_gain", estimates.mean(np.mean(list(gains.values()), axis=0)))
     accuracy = {  # Without a bias before BN.
-        order: dict(zip(ACTIVATIONS, seen["test"][:, 0, ..., -1], strict=True))
-        for order, seen in found.items()
+        order: dict(zip(ACTIVATIONS, accuracies["test"][:, 0, ..., -1], strict=True))
+        for order, accuracies in results.items()
     }
     images = describe_data(dataset.name)
     study.figure(
         "order",
-        functools.partial(plot_order, config, accuracy),
-        title="Test accuracy against the rate, BN before or after the nonlinearity",
-        caption=f"{images}, {describe_layers(config.hidden)}. {describe_runs(config.seeds)}",
+        functools.partial(plot_order, config, accuracy, gains),
+        title="BN before or after the nonlinearity, by the rate, and a bias before BN",
+        caption=f"{images}, {describe_layers(config.hidden)}. Right: each at its best rate, "
+        "differences seed by seed. "
+        + describe_runs(config.seeds, "Lines and points", "bands and bars"),
         alt="For sigmoid, tanh and ReLU, the mean of test accuracy over seeds "
         "against the learning rate. Before - after, each at its best rate: "
         + ", ".join(
             f"{estimates.format_estimate(study.estimates[f'before_{activation}'])} for {activation}"
             for activation in ACTIVATIONS
         )
-        + ".",
+        + ". Right: what a bias before BN gains, for each and on average, "
+        + f"{estimates.format_estimate(study.estimates['bias_gain'])}.",
     )
 
     # ---- Local response normalization
@@ -164,7 +169,9 @@ def measure(config: Config, study: Study) -> None:
         "none": study.part("conv_none", lambda: convolutional(config, gray, None)),
         "batch": study.part("conv_batch", lambda: convolutional(config, gray, "batch")),
     }
-    responses = {norm: [tested(seen, lrn) for lrn in (0, 1)] for norm, seen in networks.items()}
+    responses = {
+        norm: [tested(accuracies, lrn) for lrn in (0, 1)] for norm, accuracies in networks.items()
+    }
     for metric, norm in (("lrn_gain", "none"), ("lrn_gain_bn", "batch")):
         without, with_lrn = responses[norm]
         study.report(metric, estimates.paired(with_lrn, without))

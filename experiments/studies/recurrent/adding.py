@@ -35,8 +35,8 @@ def sample_sequences(
 ) -> tuple[Any, Any, Int[np.ndarray, "steps batch"]]:
     """Sample for every seed its examples, each seen once, and held-out ones; and the batches."""
     count = steps * config.batch_size
-    drawn = [sample_adding(seed, count + 2 * config.held_out, length) for seed in range(seeds)]
-    x, y = (np.stack(arrays) for arrays in zip(*drawn, strict=True))
+    sequences = [sample_adding(seed, count + 2 * config.held_out, length) for seed in range(seeds)]
+    x, y = (np.stack(arrays) for arrays in zip(*sequences, strict=True))
     batches = np.arange(count, dtype=np.int32).reshape(steps, -1)
     return (x[:, :count], y[:, :count]), (x[:, count:], y[:, count:]), batches
 

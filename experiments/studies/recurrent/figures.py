@@ -34,16 +34,16 @@ def lines(axes: Axes, x: ArrayLike, logs: Float[np.ndarray, "runs X"], style: Li
     plotting.band(axes, x, np.exp(logs.T.astype(np.float64)), style, geometric=True)
 
 
-def plot_memory(found: dict[str, np.ndarray]) -> Figure:
+def plot_memory(log_norms: dict[str, np.ndarray]) -> Figure:
     """Plot the Jacobian against T: by cell, and for LSTMs by forget bias."""
     fig = plotting.figure(2, width=4.0, height=3.3)
-    runs = {**found, "state": found["state"][FORGET_BIASES.index(1)]}
+    runs = {**log_norms, "state": log_norms["state"][FORGET_BIASES.index(1)]}
     cells, biases = fig.axes
     steps = np.arange(0, STEPS_BACK + 1, EVALUATE_EVERY)
     for method, key in (("lstm", "state"), ("gru", "gru"), ("rnn", "rnn")):
         lines(cells, steps, runs[key], METHODS[method])
     cells.set(title="Whole state, forget bias of the LSTM 1", ylabel="|d state$_T$ / d state$_0$|")
-    for (bias, style), logs in zip(BIASES.items(), found["memory"], strict=True):
+    for (bias, style), logs in zip(BIASES.items(), log_norms["memory"], strict=True):
         lines(biases, steps, logs, style)
         theory = {"color": plotting.BLACK, "linestyle": (0, (1, 2)), "linewidth": 0.9}
         biases.plot(steps, expit(float(bias)) ** steps, **theory)
@@ -55,15 +55,15 @@ def plot_memory(found: dict[str, np.ndarray]) -> Figure:
     return fig
 
 
-def plot_adding(config: Config, found: dict[tuple[str, int], np.ndarray]) -> Figure:
+def plot_adding(config: Config, errors: dict[tuple[str, int], np.ndarray]) -> Figure:
     """Plot the error over training, a panel for each length."""
     fig = plotting.figure(len(LENGTHS), width=3.3)
     steps = np.linspace(0, config.steps, config.looks + 1)
     for axes, length in zip(fig.axes, LENGTHS, strict=True):
         axes.axhline(CHANCE, color=plotting.BLACK, linestyle=":", linewidth=1, label="chance")
         for kind, style in KINDS.items():
-            if (kind, length) in found:
-                lines(axes, steps, np.log(found[kind, length]), style)
+            if (kind, length) in errors:
+                lines(axes, steps, np.log(errors[kind, length]), style)
         axes.set(title=f"T = {length}", xlabel="training steps", yscale="log", ylim=(2e-4, 3))
     fig.axes[0].set_ylabel("mean squared error")
     plotting.share_legend(fig)

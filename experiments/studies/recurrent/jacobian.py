@@ -43,8 +43,8 @@ def jacobian(
         return state, product / norm, log + jnp.log(norm)
 
     begin, rows = (start, jnp.eye(len(start)), jnp.zeros(())), np.arange(len(inputs))[:, None]
-    _, seen = networks.fit(step, begin, inputs, rows, observe=lambda at: at[:0:-1], every=every)
-    return seen
+    _, history = networks.fit(step, begin, inputs, rows, observe=lambda at: at[:0:-1], every=every)
+    return history
 
 
 def log_norms(

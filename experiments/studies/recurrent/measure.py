@@ -17,9 +17,9 @@ from experiments.study import Study
 def measure(config: Config, study: Study) -> None:
     """Measure, report and draw."""
     # ---- What a state remembers
-    found = study.part("jacobian", lambda: jacobians(config))
+    log_norms = study.part("jacobian", lambda: jacobians(config))
     at = 100 // EVALUATE_EVERY
-    rnn, state, memory = (found[name][..., at] for name in ("rnn", "state", "memory"))
+    rnn, state, memory = (log_norms[name][..., at] for name in ("rnn", "state", "memory"))
     one, five = FORGET_BIASES.index(1), FORGET_BIASES.index(5)
     study.report("rnn_factor", estimates.ratio(np.exp(rnn / 100)))
     study.report("rnn_gradient_100", estimates.ratio(np.exp(rnn)))
@@ -30,7 +30,7 @@ def measure(config: Config, study: Study) -> None:
         study.report(f"memory_bias_{bias}", estimates.ratio(np.exp(logs)))
     study.figure(
         "memory",
-        lambda: plot_memory(found),
+        lambda: plot_memory(log_norms),
         title="A plain RNN forgets; what an LSTM keeps hangs on its forget bias",
         caption=f"Gaussian inputs, untrained networks of {config.jacobian_hidden} units. "
         + describe_runs(config.jacobian_seeds, mean="geometric means"),

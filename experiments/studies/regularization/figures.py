@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments.plotting import METHODS, bars, figure, share_legend
 
-Found = dict[str, np.ndarray]
+Results = dict[str, np.ndarray]
 X_LABELS = {
     "dropout": "share of units dropped",
     "l1": "strength of L1",
@@ -33,29 +33,29 @@ class Line(NamedTuple):
     """What was found at each of some values, as a line of a figure."""
 
     values: tuple[float, ...]
-    found: Found
+    results: Results
     label: str
 
 
-def gap(found: Found) -> np.ndarray:
+def gap(results: Results) -> np.ndarray:
     """Compute training - test accuracy."""
-    return found["train"] - found["test"]
+    return results["train"] - results["test"]
 
 
 def plot_lines(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
     """Plot test accuracy and gap against what is swept, a column for each."""
     fig = figure(len(whats), 2, width=3.1, height=2.5)
     rows = {"test accuracy": fig.axes[: len(whats)], "training - test": fig.axes[len(whats) :]}
-    for (what, method), (values, found, label) in lines.items():
+    for (what, method), (values, results, label) in lines.items():
         if what not in whats:
             continue
         # At equal distances: 0 has its place beside powers of ten.
         every = sorted({x for (of, _), line in lines.items() if of == what for x in line.values})
         side = {"none": -0.06, "batch": 0.06}.get(method, 0)  # Bars beside each other.
         at = [every.index(x) + side for x in values]
-        for (name, panels), seen in zip(rows.items(), (found["test"], gap(found)), strict=True):
+        for (name, panels), runs in zip(rows.items(), (results["test"], gap(results)), strict=True):
             axes = panels[whats.index(what)]
-            bars(axes, at, seen, METHODS[method]._replace(label=label), joined=True)
+            bars(axes, at, runs, METHODS[method]._replace(label=label), joined=True)
             axes.set_xticks(range(len(every)), [f"{x:g}" for x in every])
             axes.set(title=f"{TITLES[what]}: {name}", xlabel=X_LABELS[what])
             panels[0].set_ylabel(name)
@@ -63,12 +63,12 @@ def plot_lines(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figu
     return fig
 
 
-def plot_combined(names: Sequence[str], found: dict[str, Found]) -> Figure:
+def plot_combined(names: Sequence[str], results: dict[str, Results]) -> Figure:
     """Plot test accuracy and gap of every combination of regularizers, without and with BN."""
     fig = figure(2, width=3.8, height=3.3)
     kinds = {"test accuracy": lambda rows: rows["test"], "training - test accuracy": gap}
     for axes, (label, kind) in zip(fig.axes, kinds.items(), strict=True):
-        for shift, (method, rows) in zip((-0.12, 0.12), found.items(), strict=True):
+        for shift, (method, rows) in zip((-0.12, 0.12), results.items(), strict=True):
             bars(axes, np.arange(len(names)) + shift, kind(rows), method, horizontal=True)
         axes.set_yticks(range(len(names)), names if axes is fig.axes[0] else [""] * len(names))
         axes.set(title=label.capitalize(), xlabel=label)

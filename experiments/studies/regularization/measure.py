@@ -16,7 +16,7 @@ from experiments import sampling
 from experiments.plotting import METHODS, describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.regularization.config import Config
-from experiments.studies.regularization.figures import Found, Line, gap, plot_combined, plot_lines
+from experiments.studies.regularization.figures import Line, Results, gap, plot_combined, plot_lines
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
 from experiments.tasks.split import Examples, sample_splits
@@ -96,8 +96,8 @@ class Dropout(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Drop each value by itself and scale up the others."""
-        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
-        return jnp.where(kept, x / (1 - self.rate), 0)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+        return jnp.where(mask, x / (1 - self.rate), 0)
 
 
 def kernels(params: Any) -> Float[Array, "weights"]:
@@ -193,7 +193,7 @@ def learn(
     }
 
 
-Trainer = Callable[[Sequence[Kind], Sequence[Setting]], Found]
+Trainer = Callable[[Sequence[Kind], Sequence[Setting]], Results]
 
 
 def make_trainer(config: Config, dataset: Dataset) -> Trainer:
@@ -212,7 +212,7 @@ def make_trainer(config: Config, dataset: Dataset) -> Trainer:
         jitted = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, 0, None)))
         return lambda setting: jitted(setting, initial, images, rows, dropout, test)
 
-    def train(kinds: Sequence[Kind], settings: Sequence[Setting]) -> Found:
+    def train(kinds: Sequence[Kind], settings: Sequence[Setting]) -> Results:
         rows = [compiled(kind)(setting) for kind in kinds for setting in settings]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
@@ -222,30 +222,30 @@ def make_trainer(config: Config, dataset: Dataset) -> Trainer:
 # ---- The measurement -----------------------------------------------------------------------------
 
 
-def at(found: Found, i: int) -> Found:
+def at(results: Results, i: int) -> Results:
     """Take one setting."""
-    return {name: rows[i] for name, rows in found.items()}
+    return {name: rows[i] for name, rows in results.items()}
 
 
 def measure(config: Config, study: Study) -> None:
     """Train, report, plot."""
     train = make_trainer(config, study.dataset(config.dataset))
 
-    def part(name: str, kinds: Sequence[Kind], *settings: Setting) -> Found:
+    def part(name: str, kinds: Sequence[Kind], *settings: Setting) -> Results:
         return study.part(name, lambda: train(kinds, settings))
 
     plain = Kind(config.width, config.batch_size, config.steps, None)
     kinds = {"none": plain, "batch": plain._replace(statistics=config.batch_size)}
     rates, lines = {}, {}
     for method, kind in kinds.items():
-        found = part(f"rates_{method}", [kind], *map(Setting, config.rates))
-        chosen = int(selection.best(found["validation"], "highest"))
+        results = part(f"rates_{method}", [kind], *map(Setting, config.rates))
+        chosen = int(selection.best(results["validation"], "highest"))
         rates[method] = config.rates[chosen]
         for what in ("dropout", "l1", "l2", "flips"):
             values = getattr(config, what)
             settings = [Setting(rates[method], **{what: value}) for value in values]
             more = part(f"{what}_{method}", [kind], *settings)
-            both = {key: np.vstack([found[key][chosen][None], more[key]]) for key in more}
+            both = {key: np.vstack([results[key][chosen][None], more[key]]) for key in more}
             lines[what, method] = Line((0.0, *values), both, METHODS[method].label)
 
     widths = [plain._replace(width=width) for width in config.widths]
@@ -255,9 +255,9 @@ def measure(config: Config, study: Study) -> None:
     groups = (*config.ghosts, config.large_batch)
     for method, kind, sizes in (("ghost", large, groups), ("batch", plain, (config.batch_size,))):
         statistics = [kind._replace(statistics=n) for n in (*sizes, "all")]
-        found = part(f"statistics_{method}", statistics, Setting(rates["batch"]))
+        results = part(f"statistics_{method}", statistics, Setting(rates["batch"]))
         label = f"BN, batches of {kind.batch_size}"
-        lines["statistics", method] = Line((*sizes, config.train), found, label)
+        lines["statistics", method] = Line((*sizes, config.train), results, label)
 
     chosen = list(itertools.product(*((0.0, value) for value in config.combined)))
     combined = {
@@ -267,7 +267,7 @@ def measure(config: Config, study: Study) -> None:
     regularizers = np.array(["dropout", "L1", "L2"])
     names = [" + ".join(regularizers[np.array(on) > 0]) or "none" for on in chosen]
 
-    report(config, study, {key: line.found for key, line in lines.items()})
+    report(config, study, {key: line.results for key, line in lines.items()})
     for i, name in enumerate(names):
         gained = estimates.paired(combined["batch"]["test"][i], combined["none"]["test"][i])
         study.report(f"test_gain_bn_with_{name.lower().replace(' + ', '_')}", gained)
@@ -302,19 +302,19 @@ def measure(config: Config, study: Study) -> None:
     )
 
 
-def report(config: Config, study: Study, found: dict[tuple[str, str], Found]) -> None:
+def report(config: Config, study: Study, results: dict[tuple[str, str], Results]) -> None:
     """Report the numbers that the claims are about."""
 
-    def chosen(what: str, method: str) -> Found:  # The best strength, not counting none at all.
-        strengths = {name: rows[1:] for name, rows in found[what, method].items()}
+    def chosen(what: str, method: str) -> Results:  # The best strength, not counting none at all.
+        strengths = {name: rows[1:] for name, rows in results[what, method].items()}
         return at(strengths, int(selection.best(strengths["validation"], "highest")))
 
-    none, batch = at(found["dropout", "none"], 0), at(found["dropout", "batch"], 0)
+    none, batch = at(results["dropout", "none"], 0), at(results["dropout", "batch"], 0)
     dropout, l1, l2 = (chosen(what, "none") for what in ("dropout", "l1", "l2"))
-    flipped = at(found["flips", "none"], 1 + config.flips.index(0.4))
-    narrow, wide = (at(found["width", "none"], i) for i in (0, -1))
-    ghost, whole = (at(found["statistics", "ghost"], i) for i in (0, -2))
-    noisy, free = (at(found["statistics", "batch"], i) for i in (0, 1))
+    flipped = at(results["flips", "none"], 1 + config.flips.index(0.4))
+    narrow, wide = (at(results["width", "none"], i) for i in (0, -1))
+    ghost, whole = (at(results["statistics", "ghost"], i) for i in (0, -2))
+    noisy, free = (at(results["statistics", "batch"], i) for i in (0, 1))
     differences = {
         "gap_bn": (gap(batch), gap(none)),
         "test_gain_bn": (batch["test"], none["test"]),

@@ -12,7 +12,7 @@ from experiments.studies.saturation.config import Config
 from experiments.studies.saturation.sigmoid import FLAT, ZONE, best_line, flat_from, saturated_share
 
 # By kind of network, then by what was measured: (seeds, evaluations, ...).
-Found = dict[str, dict[str, np.ndarray]]
+Results = dict[str, dict[str, np.ndarray]]
 
 
 def plot_zone() -> Figure:
@@ -52,14 +52,14 @@ def plot_zone() -> Figure:
     return fig
 
 
-def plot_saturated(config: Config, found: Found) -> Figure:
+def plot_saturated(config: Config, results: Results) -> Figure:
     """Draw the share saturated, and accuracy, over training from large initial weights."""
     fig = plotting.figure(2, width=3.8)
     steps = np.linspace(0, config.steps, config.looks + 1)
     labels = {"saturated": "share of units with slope below .01", "test": "test accuracy"}
     for axes, (name, label) in zip(fig.axes, labels.items(), strict=True):
-        for norm, seen in found.items():
-            plotting.band(axes, steps, seen[name].T, norm)
+        for norm, history in results.items():
+            plotting.band(axes, steps, history[name].T, norm)
         axes.set(xlabel="training step", ylabel=label, ylim=(-0.03, 1))
     fig.axes[0].set_title("Saturated units")
     fig.axes[1].set_title("Accuracy")
@@ -67,26 +67,30 @@ def plot_saturated(config: Config, found: Found) -> Figure:
     return fig
 
 
-def plot_learned(found: Found, gaussian: Float[np.ndarray, "seeds units"]) -> Figure:
+def plot_learned(results: Results, gaussian: Float[np.ndarray, "seeds units"]) -> Figure:
     """Draw histograms of learned gamma and beta, and the active share of every ReLU; all seeds.
 
     Args:
-      found: of each nonlinearity at its best rate.
+      results: of each nonlinearity at its best rate.
       gaussian: each ReLU's share of inputs above 0, were they Gaussian before gamma and beta.
     """
     fig = plotting.figure(3, width=3.4, height=3.4)
     starts = {"scale": ("gamma", 1.0), "bias": ("beta", 0.0)}
     for axes, (name, (greek, start)) in zip(fig.axes[:2], starts.items(), strict=True):
-        ends = [bound(seen[name][:, -1]) for seen in found.values() for bound in (np.min, np.max)]
+        ends = [
+            bound(history[name][:, -1])
+            for history in results.values()
+            for bound in (np.min, np.max)
+        ]
         bins = np.linspace(min(ends), max(ends), 40).tolist()
-        for activation, seen in found.items():
+        for activation, history in results.items():
             style = METHODS[activation]
             line = {"color": style.color, "linestyle": style.linestyle, "label": style.label}
-            axes.hist(seen[name][:, -1].ravel(), bins, histtype="step", density=True, **line)
+            axes.hist(history[name][:, -1].ravel(), bins, histtype="step", density=True, **line)
         axes.axvline(start, color=plotting.BLACK, linewidth=1, label="at the start")
         axes.set(title=f"Learned {greek}", xlabel=greek, ylabel="density over units")
         plotting.legend_below(axes)
-    axes, relu = fig.axes[2], found["relu"]
+    axes, relu = fig.axes[2], results["relu"]
     axes.plot([0, 1], [0, 1], "--", color=plotting.GRAY, label="Gaussian inputs")
     color = METHODS["relu"].color
     axes.scatter(gaussian, relu["active"][:, -1], s=5, alpha=0.4, color=color, label="a ReLU")

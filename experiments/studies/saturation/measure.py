@@ -47,15 +47,15 @@ def normalized(x: Float[Array, "N C"]) -> Float[Array, "N C"]:
 
 def shapes(config: Config) -> dict[str, Any]:
     """Normalize Gaussian and exponential values; measure the latter's shape before and after."""
-    found: dict[str, list[Any]] = {"outside_one": [], "before": [], "after": []}
+    results: dict[str, list[Any]] = {"outside_one": [], "before": [], "after": []}
     for seed in range(config.seeds):
         rng = sampling.rng(seed, "values")
         gaussian = rng.normal(size=(config.sample, 1)).astype(np.float32)
         exponential = rng.exponential(size=(config.sample, 1)).astype(np.float32)
-        found["outside_one"].append(np.mean(np.abs(normalized(jnp.asarray(gaussian))) > 1))
-        found["before"].append(shape(exponential))
-        found["after"].append(shape(np.asarray(normalized(jnp.asarray(exponential)))))
-    return found
+        results["outside_one"].append(np.mean(np.abs(normalized(jnp.asarray(gaussian))) > 1))
+        results["before"].append(shape(exponential))
+        results["after"].append(shape(np.asarray(normalized(jnp.asarray(exponential)))))
+    return results
 
 
 def shape(x: Float[np.ndarray, "N 1"]) -> tuple[float, float, float, float]:
@@ -77,15 +77,15 @@ def probe(config: Config, model: nn.Module, network: Network, split: Split) -> d
     x = split.test[0][: config.looked_at]
     _, sown = model.apply(network.variables, x, training=True, mutable=collections)
     inputs = side_by_side(sown["intermediates"], "activation_input_{}", 0)
-    seen = {
+    metrics = {
         **sweep.accuracies(model, network, split, statistics=config.statistics),
         "saturated": diagnostics.saturation(inputs, nn.sigmoid, threshold=sigmoid.FLAT),
         "active": jnp.mean(inputs > 0, axis=0),
         "bend": 1 - r2(inputs, nn.sigmoid(inputs)),
     }
     for name in ("scale", "bias") if network.batch_stats else ():
-        seen[name] = side_by_side(network.params, "norm_{}", name)
-    return seen
+        metrics[name] = side_by_side(network.params, "norm_{}", name)
+    return metrics
 
 
 def side_by_side(tree: Any, name: str, leaf: Any) -> Array:
@@ -103,7 +103,7 @@ def r2(x: Float[Array, "N units"], y: Float[Array, "N units"]) -> Float[Array, "
 def large_weights(config: Config, split: Split, norm: str) -> dict[str, np.ndarray]:
     """Train sigmoids from large initial weights: (seeds, 1 + evaluations)."""
     model = MLP(config.hidden, kernel_init=nn.initializers.normal(config.large_sigma), norm=norm)
-    seen = sweep.train(
+    history = sweep.train(
         lambda rate: (model, optax.sgd(rate)),
         jnp.array([config.large_learning_rate]),
         split,
@@ -114,7 +114,7 @@ def large_weights(config: Config, split: Split, norm: str) -> dict[str, np.ndarr
         evaluations=config.looks,
         before=True,
     )
-    return {name: seen[name][0] for name in ("saturated", "test")}
+    return {name: history[name][0] for name in ("saturated", "test")}
 
 
 def ablation(config: Config, split: Split) -> dict[str, np.ndarray]:
@@ -133,7 +133,7 @@ def ablation(config: Config, split: Split) -> dict[str, np.ndarray]:
         return MLP(config.hidden, 10, activation, kernel_init, norm="batch"), optimizer
 
     rates = config.learning_rates
-    seen = sweep.train(
+    history = sweep.train(
         build,
         sweep.grid(activation=range(len(ACTIVATIONS)), learned=[1.0, 0.0], rate=rates),
         split,
@@ -146,12 +146,12 @@ def ablation(config: Config, split: Split) -> dict[str, np.ndarray]:
         before=True,
     )
     shape = len(ACTIVATIONS), 2, len(rates)
-    return {name: values.reshape(*shape, *values.shape[1:]) for name, values in seen.items()}
+    return {name: values.reshape(*shape, *values.shape[1:]) for name, values in history.items()}
 
 
-def gaussian_share(seen: dict[str, np.ndarray]) -> np.ndarray:
+def gaussian_share(history: dict[str, np.ndarray]) -> np.ndarray:
     """Compute what share of inputs would be above 0 at the end, were they Gaussian before."""
-    return stats.norm.cdf(seen["bias"][:, -1] / np.abs(seen["scale"][:, -1]))
+    return stats.norm.cdf(history["bias"][:, -1] / np.abs(history["scale"][:, -1]))
 
 
 # ---- The experiment ------------------------------------------------------------------------------
@@ -166,8 +166,8 @@ def measure(config: Config, study: Study) -> None:
     images = describe_data(study.dataset(config.dataset).name)
 
     # ---- Exact, and by sampling
-    made = study.part("shapes", lambda: shapes(config))
-    means, stds, skews, kurtoses = made["after"].T
+    moments = study.part("shapes", lambda: shapes(config))
+    means, stds, skews, kurtoses = moments["after"].T
     exact = {
         "within_196": 2 * stats.norm.cdf(sigmoid.ZONE) - 1,
         "line_r2": sigmoid.best_line(sigmoid.ZONE)[1],
@@ -179,11 +179,11 @@ def measure(config: Config, study: Study) -> None:
         "moment_error": np.max([np.abs(means), np.abs(stds - 1)]),
     }
     sampled = {
-        "outside_one": made["outside_one"],
+        "outside_one": moments["outside_one"],
         "skew_after": skews,
         "kurtosis_after": kurtoses,
-        "skew_change": skews - made["before"][:, 2],
-        "kurtosis_change": kurtoses - made["before"][:, 3],
+        "skew_change": skews - moments["before"][:, 2],
+        "kurtosis_change": kurtoses - moments["before"][:, 3],
     }
     for metric, value in exact.items():
         study.report(metric, estimates.exact(value))
@@ -219,10 +219,12 @@ def measure(config: Config, study: Study) -> None:
     )
 
     # ---- Gamma and beta, learned or held
-    found = study.part("ablation", lambda: ablation(config, split))
+    results = study.part("ablation", lambda: ablation(config, split))
     learned, held = (
         {
-            activation: selection.at_best({name: values[i, kind] for name, values in found.items()})
+            activation: selection.at_best(
+                {name: values[i, kind] for name, values in results.items()}
+            )
             for i, activation in enumerate(ACTIVATIONS)
         }
         for kind in (0, 1)

@@ -24,7 +24,7 @@ class Data(NamedTuple):
 
 def prepare(dataset: Dataset, config: Config) -> Data:
     """Draw images; the first ones to train on, which come at random, give population statistics."""
-    drawn = sample_split(
+    split = sample_split(
         dataset,
         binary,
         validation=config.test_examples,
@@ -33,8 +33,8 @@ def prepare(dataset: Dataset, config: Config) -> Data:
         dtype=np.uint8,
     )
     batches = min(config.train_examples // config.batch_size, 20)
-    population = drawn.train[0][: batches * config.batch_size]
-    return jax.device_put(Data(drawn, population.reshape(batches, config.batch_size, -1)))
+    population = split.train[0][: batches * config.batch_size]
+    return jax.device_put(Data(split, population.reshape(batches, config.batch_size, -1)))
 
 
 def accuracies(model: nn.Module, network: Network, data: Data) -> tuple[Array, Array]:

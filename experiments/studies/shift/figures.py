@@ -33,11 +33,11 @@ def describe_means(by_name: Mapping[str, ArrayLike]) -> str:
     return ", ".join(f"{STYLES[name].label} {mean}" for name, mean in means.items())
 
 
-def plot_shift(seen: Parts, medians: Settled, every: int) -> Figure:
+def plot_shift(parts: Parts, medians: Settled, every: int) -> Figure:
     """Plot both measures of shift over training, and the first for two sizes of batch.
 
     Args:
-      seen: while the network trained on all examples.
+      parts: while the network trained on all examples.
       medians: of the last hidden layer's inputs, of that training and of the one on few examples.
       every: steps between evaluations.
     """
@@ -45,24 +45,24 @@ def plot_shift(seen: Parts, medians: Settled, every: int) -> Figure:
     drift, gradient, cause = fig.axes
     for name, (steps, settled) in medians.items():
         away = np.abs(settled - settled[:, :1]).mean(-1)
-        band(drift if name in seen else cause, steps, away.T, STYLES[name])
+        band(drift if name in parts else cause, steps, away.T, STYLES[name])
     for axes in (drift, cause):
         axes.set(ylabel="distance of the median", ylim=(0, None))
     drift.set_title("Inputs of the last hidden layer")
     cause.set_title("Without BN, few examples")
-    over_training(gradient, seen, "gradient_shift", every)
+    over_training(gradient, parts, "gradient_shift", every)
     gradient.set(title="Gradients, as the layers before move", ylabel="relative change")
     label_steps(fig)
     return fig
 
 
-def plot_landscape(seen: Parts, every: int) -> Figure:
+def plot_landscape(parts: Parts, every: int) -> Figure:
     """Plot how loss and gradient vary along a step, over training."""
     fig = plotting.figure(2, width=3.8, height=3.2)
     loss, gradient = fig.axes
-    over_training(loss, seen, "loss_range", every)
+    over_training(loss, parts, "loss_range", every)
     loss.set(title="Loss along a step", ylabel="range (nats)")
-    over_training(gradient, seen, "gradient_change", every)
+    over_training(gradient, parts, "gradient_change", every)
     gradient.set(title="Gradient along a step", ylabel="largest relative change")
     gradient.set(yscale="linear", ylim=(0, None))
     label_steps(fig)
@@ -82,7 +82,7 @@ def plot_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Fig
     return fig
 
 
-def plot_untrained(seen: Parts) -> Figure:
+def plot_untrained(parts: Parts) -> Figure:
     """Plot against the layer what became of three changes of the weights."""
     fig = plotting.figure(3, width=3.3)
     titles = {
@@ -91,20 +91,20 @@ def plot_untrained(seen: Parts) -> Figure:
         "large": ("All weights 1.5 times He's", "deviation of the inputs"),
     }
     for axes, (change, (title, label)) in zip(fig.axes, titles.items(), strict=True):
-        for norm, found in seen.items():
-            runs = found[change].T
+        for norm, part in parts.items():
+            runs = part[change].T
             band(axes, np.arange(1, len(runs) + 1), runs, STYLES[norm], geometric=True)
         axes.set(title=title, xlabel="layer", ylabel=label, yscale="log")
     plotting.share_legend(fig)
     return fig
 
 
-def over_training(axes: Axes, seen: Parts, measure: str, every: int) -> None:
+def over_training(axes: Axes, parts: Parts, measure: str, every: int) -> None:
     """Plot a measure of a step against the number of steps taken."""
-    for name, found in seen.items():
-        runs = found[measure].T
+    for name, part in parts.items():
+        runs = part[measure].T
         band(axes, every * np.arange(len(runs)), runs, STYLES[name], geometric=True)
-    plotting.log_scale(axes, "y", *(found[measure] for found in seen.values()))
+    plotting.log_scale(axes, "y", *(part[measure] for part in parts.values()))
 
 
 def label_steps(fig: Figure) -> None:

@@ -67,7 +67,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
             gradients=gradients,
         )
 
-    seen = {
+    parts = {
         norm: study.part(
             f"training_{norm}",
             lambda norm=norm: train(norm, data, config.steps, config.batch_size, True),
@@ -84,16 +84,16 @@ def report_training(config: Config, study: Study, data: Data) -> None:
         for name, size in (("full", config.subset), ("mini", config.batch_size))
     }
 
-    percentiles = {name: found["percentiles"] for name, found in (seen | descent).items()}
+    percentiles = {name: part["percentiles"] for name, part in (parts | descent).items()}
     drift = {name: drifts(of, every) for name, of in percentiles.items()}
     study.report("drift", estimates.paired(drift["batch"], drift["none"]))
     study.report("noisy_drift", estimates.paired(drift["noisy"], drift["none"]))
     study.report("full_batch_drift", estimates.ratio(drift["full"] / drift["mini"]))
-    gain = estimates.paired(seen["noisy"]["accuracy"], seen["none"]["accuracy"])
+    gain = estimates.paired(parts["noisy"]["accuracy"], parts["none"]["accuracy"])
     study.report("noisy_gain", gain)
 
     mean = {
-        name: {norm: seen[norm][name].mean(1) for norm in NORMS}
+        name: {norm: parts[norm][name].mean(1) for norm in NORMS}
         for name in ("gradient_shift", "loss_range", "gradient_change")
     }
     shift = mean["gradient_shift"]
@@ -107,7 +107,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
     about += describe_runs(config.seeds)
     study.figure(
         "shift",
-        functools.partial(plot_shift, seen, medians, every),
+        functools.partial(plot_shift, parts, medians, every),
         title="Internal covariate shift by two measures, and in mini-batches or not",
         caption=f"{about} The means of the gradients are geometric. Right: {config.subset:,} "
         "images.",
@@ -121,7 +121,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
     )
     study.figure(
         "landscape",
-        functools.partial(plot_landscape, seen, every),
+        functools.partial(plot_landscape, parts, every),
         title="How loss and gradient vary along a step",
         caption=f"{about} The means are geometric.",
         alt="Two panels against training steps, for networks without BN, with BN, with noisy BN: "
@@ -135,7 +135,7 @@ def report_depth(config: Config, study: Study, data: Data) -> None:
     """Measure how accuracy after equal steps depends on depth."""
 
     def train(name: str) -> dict[str, np.ndarray]:
-        found = [
+        results = [
             accuracy_at_best_rate(
                 VARIANTS[name],
                 depth,
@@ -148,10 +148,10 @@ def report_depth(config: Config, study: Study, data: Data) -> None:
             )
             for depth in config.depths
         ]
-        return {key: np.stack([one[key] for one in found]) for key in found[0]}
+        return {key: np.stack([one[key] for one in results]) for key in results[0]}
 
-    found = {name: study.part(f"depth_{name}", lambda name=name: train(name)) for name in VARIANTS}
-    accuracy = {name: by_depth["accuracy"] for name, by_depth in found.items()}
+    parts = {name: study.part(f"depth_{name}", lambda name=name: train(name)) for name in VARIANTS}
+    accuracy = {name: by_depth["accuracy"] for name, by_depth in parts.items()}
     last = {name: by_depth[-1] for name, by_depth in accuracy.items()}
     study.report("sigmoid_depth", estimates.paired(last["sigmoid"], accuracy["sigmoid"][0]))
     study.report("bn_over_relu", estimates.paired(last["sigmoid_bn"], last["relu"]))
@@ -183,11 +183,11 @@ def report_untrained(config: Config, study: Study, data: Data) -> None:
         x = data.split.train[0][:PROBE_EXAMPLES].astype(jnp.float32)
         return changes_by_depth(DeepMLP(LAYERS, WIDTH, norm=NORMS[norm]), x, config.untrained)
 
-    seen = {
+    parts = {
         norm: study.part(f"untrained_{norm}", lambda norm=norm: run(norm))
         for norm in ("none", "batch")
     }
-    none, batch = seen["none"], seen["batch"]
+    none, batch = parts["none"], parts["batch"]
     nudged = none["nudged"]
     study.report("amplification", estimates.ratio(nudged[:, -1] / nudged[:, 1]))
     study.report("amplification_bn", estimates.ratio(batch["nudged"][:, -1] / nudged[:, -1]))
@@ -197,7 +197,7 @@ def report_untrained(config: Config, study: Study, data: Data) -> None:
     study.report("growth_with", estimates.ratio(growth(batch["large"])))
     study.figure(
         "untrained",
-        functools.partial(plot_untrained, seen),
+        functools.partial(plot_untrained, parts),
         title="What a change becomes on its way through an untrained ReLU network",
         caption=f"{describe_data(study.dataset(config.dataset).name)}, {LAYERS} layers of {WIDTH} "
         f"ReLUs, untrained. {describe_runs(config.untrained, mean='geometric means')}",
@@ -206,7 +206,7 @@ def report_untrained(config: Config, study: Study, data: Data) -> None:
         "inputs to the nonlinearity with a hundredth of all weights ten times as large, relative "
         "to that without; and that deviation with all weights 1.5 times He's. At the last layer: "
         + "; ".join(
-            describe_means({norm: found[name][:, -1] for norm, found in seen.items()})
+            describe_means({norm: part[name][:, -1] for norm, part in parts.items()})
             for name in ("nudged", "outliers", "large")
         )
         + ".",

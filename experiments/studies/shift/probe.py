@@ -66,22 +66,22 @@ def train_and_probe(
         rngs = {"noise": key}
         x = train[0][:PROBE_EXAMPLES].astype(jnp.float32)
         inputs = last_inputs(model, network, x, rngs)
-        seen = {"percentiles": diagnostics.percentiles(inputs, PERCENTILES)}
+        results = {"percentiles": diagnostics.percentiles(inputs, PERCENTILES)}
         if gradients:
             batch = jax.tree.map(lambda leaf: leaf[rows], train)
             loss = loss_on(model, network, batch, rngs)
-            seen |= probe_step(loss, network.params, rate)
-        return seen
+            results |= probe_step(loss, network.params, rate)
+        return results
 
     def probe_all(at: tuple[Network, PRNGKeyArray, Array]) -> dict[str, Array]:
-        kept, key, rows = at
+        history, key, rows = at
         following = rows[::every]
         later = jax.random.split(jax.random.fold_in(key, len(rows)), len(following))
-        return jax.lax.map(probe, (kept, later, following))
+        return jax.lax.map(probe, (history, later, following))
 
-    last, kept = jax.vmap(fit)(start, keys, batches)
+    last, history = jax.vmap(fit)(start, keys, batches)
     _, accuracy = jax.vmap(lambda network: accuracies(model, network, data))(last)
-    return {"accuracy": accuracy, **jax.lax.map(probe_all, (kept, keys, batches))}
+    return {"accuracy": accuracy, **jax.lax.map(probe_all, (history, keys, batches))}
 
 
 def last_inputs(model: MLP, network: Network, x: Array, rngs: Any) -> Float[Array, "N units"]:
@@ -123,11 +123,11 @@ def probe_step(loss: Callable[[Any], Array], params: Any, rate: float) -> dict[s
     layers = by_layer(params)
     shifts = diagnostics.gradient_shift(loss_by_layer, layers, by_layer(moved), list(layers))
     relative = jnp.stack([shift.relative for shift in shifts.values()])
-    seen = diagnostics.landscape(loss, params, rate * ALONG)
+    landscape = diagnostics.landscape(loss, params, rate * ALONG)
     return {
         "gradient_shift": jnp.mean(relative[1:]),
-        "loss_range": jnp.max(seen.loss) - jnp.min(seen.loss),
-        "gradient_change": jnp.max(seen.gradient_change) / optax.tree.norm(gradient),
+        "loss_range": jnp.max(landscape.loss) - jnp.min(landscape.loss),
+        "gradient_change": jnp.max(landscape.gradient_change) / optax.tree.norm(gradient),
     }
 
 

@@ -41,12 +41,12 @@ def sample_networks(
             return jax.device_put(np.full(shape, name in ("scale", "var"), leaf.dtype))
         place, scale = next(places), deviation(*leaf.shape[-2:])
         rngs = [sampling.rng(seed, f"weights {place}") for seed in seeds]
-        drawn = [rng.normal(0, scale, shape[1:]) for rng in rngs]
-        return jax.device_put(np.stack(drawn).astype(leaf.dtype))
+        kernels = [rng.normal(0, scale, shape[1:]) for rng in rngs]
+        return jax.device_put(np.stack(kernels).astype(leaf.dtype))
 
-    made = jax.tree_util.tree_map_with_path(fill, shapes)
-    params = made["params"]
-    return Network(params, made.get("batch_stats", {}), jax.vmap(optimizer.init)(params))
+    variables = jax.tree_util.tree_map_with_path(fill, shapes)
+    params = variables["params"]
+    return Network(params, variables.get("batch_stats", {}), jax.vmap(optimizer.init)(params))
 
 
 def glorot(inputs: int, outputs: int) -> float:

@@ -36,8 +36,8 @@ def plot_intervals(
 ) -> None:
     """Plot mean and interval of each method, setting by setting."""
     for shift, method in ((-0.12, "none"), (0.12, "batch")):
-        seen = scale * np.stack([by_method[method] for by_method in runs.values()])
-        plotting.bars(axes, np.arange(len(runs)) + shift, seen, method)
+        scaled = scale * np.stack([by_method[method] for by_method in runs.values()])
+        plotting.bars(axes, np.arange(len(runs)) + shift, scaled, method)
     axes.set_xticks(range(len(runs)), [label(name) for name in runs])
 
 

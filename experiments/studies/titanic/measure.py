@@ -87,21 +87,23 @@ def curves(
 
     def go_on(state: Any, x: Array, test: Array, weight: Array, batches: Array) -> Any:
         def observe(state: dict[str, Network]) -> dict[str, Array]:
-            seen = {}
+            accuracy = {}
             for name, model in models.items():
                 outputs: Any = model.apply(state[name].variables, x[test], training=False)
-                seen[name] = jnp.sum(weight * correct(outputs, labels[test])) / jnp.sum(weight)
-            return seen
+                accuracy[name] = jnp.sum(weight * correct(outputs, labels[test])) / jnp.sum(weight)
+            return accuracy
 
-        state, seen = networks.fit(step, state, (x, labels), batches, observe=observe, every=steps)
-        return state, {name: accuracy[1:] for name, accuracy in seen.items()}
+        state, history = networks.fit(
+            step, state, (x, labels), batches, observe=observe, every=steps
+        )
+        return state, {name: accuracy[1:] for name, accuracy in history.items()}
 
     # All folds of all seeds, and both scalings of each, train at once.
     init_all = jax.jit(jax.vmap(jax.vmap(init, (None, 0))))
     go_on_all = jax.jit(jax.vmap(jax.vmap(go_on, (0, 0, None, None, None))))
     split = jax.device_put(titanic_data.stack_folds(passengers, splits))
     state = init_all(sampling.keys(range(len(splits)), "weights"), split.x)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in models}
+    pieces: dict[str, list[np.ndarray]] = {name: [] for name in models}
     trained = [train.astype(np.int16) for train, _ in splits]
     for epoch in range(0, config.more, config.epochs):  # Piecewise: the batches take much memory.
         span = epoch * steps, (epoch + config.epochs) * steps
@@ -111,11 +113,11 @@ def curves(
                 for i, rows in enumerate(trained)
             ]
         )
-        state, seen = go_on_all(state, *split, batches)
-        for name, accuracy in seen.items():
-            found[name].append(np.asarray(accuracy))
+        state, accuracies = go_on_all(state, *split, batches)
+        for name, accuracy in accuracies.items():
+            pieces[name].append(np.asarray(accuracy))
     shape = config.seeds, config.folds, len(SCALINGS), config.more
-    return {name: np.concatenate(parts, -1).reshape(shape) for name, parts in found.items()}
+    return {name: np.concatenate(parts, -1).reshape(shape) for name, parts in pieces.items()}
 
 
 def references(config: Config, passengers: Passengers) -> dict[str, np.ndarray]:
@@ -135,9 +137,9 @@ def references(config: Config, passengers: Passengers) -> dict[str, np.ndarray]:
 # ---- Numbers -------------------------------------------------------------------------------------
 
 
-def summarize(config: Config, found: Mapping[str, np.ndarray], scaling: int) -> Results:
+def summarize(config: Config, accuracies: Mapping[str, np.ndarray], scaling: int) -> Results:
     """Take the numbers of one scaling out of the curves of one nonlinearity."""
-    every = {name: found[name][:, :, scaling] for name in METHODS}
+    every = {name: accuracies[name][:, :, scaling] for name in METHODS}
     last = slice(config.epochs - config.watched, config.epochs)
     return Results(
         {name: curve[..., config.epochs - 1].mean(1) for name, curve in every.items()},
@@ -166,12 +168,14 @@ def measure(config: Config, study: Study) -> None:
     study.report("majority", estimates.exact(known["majority"]))
     by_setting, one = {}, {}
     for activation in ACTIVATIONS:
-        found = study.part(activation, functools.partial(curves, config, activation, passengers))
+        accuracies = study.part(
+            activation, functools.partial(curves, config, activation, passengers)
+        )
         for i, scaling in enumerate(SCALINGS):
             name = f"{scaling}_{activation}"
             if name == "raw_relu":
-                one = {method: found[method][0, 0, i] for method in METHODS}
-            results = by_setting[name] = summarize(config, found, i)
+                one = {method: accuracies[method][0, 0, i] for method in METHODS}
+            results = by_setting[name] = summarize(config, accuracies, i)
             none, batch = results.accuracy["none"], results.accuracy["batch"]
             study.report(f"accuracy_without_{name}", estimates.mean(none))
             study.report(f"accuracy_with_{name}", estimates.mean(batch))

@@ -80,7 +80,7 @@ def pretrain(config: Config, source: Split) -> dict[str, np.ndarray]:
             "test": networks.accuracy(model, ready.variables, *source.test),
         }
 
-    seen = sweep.train(
+    history = sweep.train(
         lambda rate: (model, optax.sgd(rate)),
         jnp.array([config.pretraining_rate]),
         source,
@@ -89,7 +89,7 @@ def pretrain(config: Config, source: Split) -> dict[str, np.ndarray]:
         batch_size=config.batch_size,
         observe=observe,
     )
-    last: dict[str, Any] = jax.tree.map(lambda x: x[0, :, -1], seen)
+    last: dict[str, Any] = jax.tree.map(lambda x: x[0, :, -1], history)
     flat: dict[str, Any] = dict(traverse_util.flatten_dict(last, sep="/"))
     return flat
 
@@ -141,7 +141,7 @@ def take(
             sweep.scaled("norm", scale_bias[way]),
         )
 
-    seen = sweep.train(
+    history = sweep.train(
         build,
         sweep.grid(way=range(len(ways)), rate=config.learning_rates),
         target,
@@ -151,7 +151,7 @@ def take(
         observe=observe,
         evaluations=evaluations,
     )
-    return {name: x.reshape(len(ways), -1, *x.shape[1:]) for name, x in seen.items()}
+    return {name: x.reshape(len(ways), -1, *x.shape[1:]) for name, x in history.items()}
 
 
 # ---- The experiment ------------------------------------------------------------------------------
@@ -201,10 +201,10 @@ def measure(config: Config, study: Study) -> None:
         ("all", ("scratch", "pretrained", "scale_bias")),
         ("last_layer", ("frozen", "reestimated")),
     ):
-        found = study.part(part, functools.partial(adapt, config, ways, target, begin))
+        results = study.part(part, functools.partial(adapt, config, ways, target, begin))
         for i, name in enumerate(ways):
-            seen = selection.at_best({key: values[i] for key, values in found.items()})
-            tested[name] = seen["test"][:, -1]
+            best = selection.at_best({key: values[i] for key, values in results.items()})
+            tested[name] = best["test"][:, -1]
     tested = {name: tested[name] for name in WAYS}
     for metric, ours, theirs in (
         ("last_gain", "pretrained", "scratch"),

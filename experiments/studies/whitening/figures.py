@@ -24,7 +24,7 @@ def plot_time(config: Config, taken: dict[str, np.ndarray]) -> Figure:
     return fig
 
 
-def plot_outside(found: dict[str, np.ndarray]) -> Figure:
+def plot_outside(results: dict[str, np.ndarray]) -> Figure:
     """Draw b, |W| and the loss over training."""
     fig = plotting.figure(3, width=3.3)
     panels = {
@@ -38,7 +38,7 @@ def plot_outside(found: dict[str, np.ndarray]) -> Figure:
     }
     for axes, (title, (key, column, label)) in zip(fig.axes, panels.items(), strict=True):
         for name, style in styles.items():
-            runs = found[f"{key}_{name}"][..., column].T
+            runs = results[f"{key}_{name}"][..., column].T
             plotting.band(axes, np.arange(len(runs)), runs, style)
         axes.set(title=title, xlabel="steps", ylabel=label)
     plotting.share_legend(fig)

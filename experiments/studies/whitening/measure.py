@@ -60,8 +60,12 @@ def standardize(x: Float[ArrayLike, "N d"]) -> Float[Array, "N d"]:
 
 def transform(x: Float[Array, "seeds N d"], kind: str) -> Float[Array, "seeds N d"]:
     """Make one of `INPUTS` of every subset."""
-    made = {"raw": lambda x: x, "standardized": standardize, "whitened": lambda x: jbn.whiten(x)[0]}
-    return jax.vmap(made[kind])(x)
+    transforms = {
+        "raw": lambda x: x,
+        "standardized": standardize,
+        "whitened": lambda x: jbn.whiten(x)[0],
+    }
+    return jax.vmap(transforms[kind])(x)
 
 
 # ---- Decorrelation -------------------------------------------------------------------------------
@@ -69,21 +73,25 @@ def transform(x: Float[Array, "seeds N d"], kind: str) -> Float[Array, "seeds N 
 
 def decorrelation(x: Float[Array, "seeds N d"]) -> dict[str, ArrayLike]:
     """Whiten each subset in float64, normalize it by BN; and whiten a batch of d / 2 examples."""
-    found: dict[str, list[float]] = collections.defaultdict(list)
+    results: dict[str, list[float]] = collections.defaultdict(list)
     for subset in np.asarray(x, np.float64):
         d, few = subset.shape[1], subset[: subset.shape[1] // 2]
         with jax.enable_x64(True):
-            made = jbn.whiten(subset, epsilon=0.0)[0], standardize(subset), jbn.whiten(few)[0]
-        whitened, normalized, of_few = (np.cov(np.asarray(x).T, bias=True) for x in made)
+            transformed = (
+                jbn.whiten(subset, epsilon=0.0)[0],
+                standardize(subset),
+                jbn.whiten(few)[0],
+            )
+        whitened, normalized, of_few = (np.cov(np.asarray(x).T, bias=True) for x in transformed)
         eigenvalues, left = map(np.linalg.eigvalsh, (np.cov(few.T, bias=True), of_few))
-        found["zca"].append(np.abs(whitened - np.eye(d)).max())
-        found["bn"].append(np.abs(np.triu(normalized, 1)).max())
-        found["smallest"].append(max(eigenvalues[0], 0) / eigenvalues[-1])
+        results["zca"].append(np.abs(whitened - np.eye(d)).max())
+        results["bn"].append(np.abs(np.triu(normalized, 1)).max())
+        results["smallest"].append(max(eigenvalues[0], 0) / eigenvalues[-1])
         # A direction that the batch has keeps a variance of lambda / (lambda + epsilon), near 1.
-        found["lost"].append(float(np.mean(left < 0.01)))
+        results["lost"].append(float(np.mean(left < 0.01)))
         # Of E[xx^T], standardized / raw; that of x is its root.
-        found["condition"].append((np.linalg.cond(made[1]) / np.linalg.cond(subset)) ** 2)
-    return {name: np.array(runs) for name, runs in found.items()}
+        results["condition"].append((np.linalg.cond(transformed[1]) / np.linalg.cond(subset)) ** 2)
+    return {name: np.array(runs) for name, runs in results.items()}
 
 
 # ---- Time ----------------------------------------------------------------------------------------
@@ -159,8 +167,8 @@ def outside(config: Config) -> dict[str, ArrayLike]:
         sampling.rng(0, use).normal(size=(config.seeds, 10)) for use in ("weights", "teacher")
     )
     with jax.enable_x64(True):
-        found = jax.jit(jax.vmap(one))(u, start, teacher)
-        return {name: np.asarray(runs) for name, runs in found.items()}
+        results = jax.jit(jax.vmap(one))(u, start, teacher)
+        return {name: np.asarray(runs) for name, runs in results.items()}
 
 
 # ---- Raw, standardized and whitened inputs -------------------------------------------------------
@@ -204,12 +212,12 @@ def measure(config: Config, study: Study) -> None:
     # ---- Decorrelation
     x, labels = sample_subsets(config, study, config.seeds)
     choosing, own = slice(config.choosing_seeds), slice(config.choosing_seeds, None)
-    found = study.part("decorrelation", lambda: decorrelation(x[own]))
-    study.report("covariance_error", estimates.exact(found["zca"].max()))
-    study.report("covariance_bn", estimates.mean(found["bn"]))
-    study.report("smallest_eigenvalue", estimates.mean(found["smallest"]))
-    study.report("lost_directions", estimates.mean(found["lost"]))
-    study.report("condition_ratio", estimates.ratio(found["condition"]))
+    results = study.part("decorrelation", lambda: decorrelation(x[own]))
+    study.report("covariance_error", estimates.exact(results["zca"].max()))
+    study.report("covariance_bn", estimates.mean(results["bn"]))
+    study.report("smallest_eigenvalue", estimates.mean(results["smallest"]))
+    study.report("lost_directions", estimates.mean(results["lost"]))
+    study.report("condition_ratio", estimates.ratio(results["condition"]))
 
     # ---- Time
     taken = study.part("time", lambda: timing(config))

@@ -1,0 +1,136 @@
+"""Options and presets of the study `compare`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.checks import check
+from experiments.datasets import check_sizes
+
+Model = Literal["mlp", "cnn", "resnet20"]
+Norm = Literal[
+    "none", "batch", "batch_bfloat16", "ghost", "renorm", "layer", "group", "instance", "weight",
+]  # fmt: skip
+DatasetName = Literal["mnist", "fashion_mnist", "cifar10", "digits"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the comparison depends on, and nothing else."""
+
+    models: tuple[Model, ...] = ("mlp", "cnn", "resnet20")
+    """which networks"""
+    norms: tuple[Norm, ...] = (
+        "none", "batch", "batch_bfloat16", "ghost", "renorm", "layer", "group", "instance",
+        "weight",
+    )  # fmt: skip
+    """which norms; all networks are float32 but those of batch_bfloat16"""
+    datasets: tuple[DatasetName, ...] = ("mnist", "fashion_mnist", "cifar10")
+    """which data sets; digits are the small ones inside scikit-learn"""
+    seeds: int = 3
+    """how many seeds"""
+    choosing: int = 1
+    """by how many of the seeds, the first ones, the rate is chosen"""
+    batch_sizes: tuple[int, ...] = (8, 128)
+    """ascending; claims compare the first and the last"""
+    train: int = 10_240
+    """training images"""
+    validation: int = 1_000
+    """training images, drawn at random, to choose the rate on"""
+    test: int = 1_000
+    """test images, spread over all; as many as for validation take one program less"""
+    examples: int = 10_240
+    """seen by each network, whatever the size of its batches"""
+    evaluations: int = 10
+    """times that the test accuracy is looked at"""
+    rates: tuple[float, ...] = (0.004, 0.016, 0.064, 0.256)
+    """first learning rates to choose from at batches of 128; at another size times the square root
+    of size / 128"""
+    shrink: int = 4
+    """how many pixels of a side of 32 are averaged into one"""
+    hidden: tuple[int, ...] = (128, 128, 128)
+    """width of each hidden layer of the MLP"""
+    cnn_widths: tuple[int, ...] = (16, 32)
+    """features of each stage of the CNN, of two convolutions each"""
+    resnet_widths: tuple[int, ...] = (8, 16, 32)
+    """features of each stage of ResNet-20"""
+    resnet_blocks: int = 3
+    """of each of its stages, of two convolutions each; three stages of 3 make 20 layers"""
+    groups: int = 4
+    """of group norm, a divisor of all widths"""
+    ghost: int = 32
+    """examples that share statistics in ghost batch norm"""
+    memory: int = 1_280
+    """examples that running averages remember, about"""
+    rounds: int = 5
+    """how often steps of all norms are timed by turns"""
+    timed_examples: int = 1_280
+    """seen by each norm in a round"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared."""
+        check(self, batch_sizes="[2, inf)")
+        if self.choosing > self.seeds:
+            raise ValueError(
+                f"Expected `choosing` of at most {self.seeds}, the seeds, got {self.choosing}."
+            )
+        if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
+            raise ValueError(f"Expected `batch_sizes` ascending, got {self.batch_sizes}.")
+        if self.shrink not in (1, 2, 4):
+            raise ValueError(f"Expected `shrink` of 1, 2 or 4, got {self.shrink}.")
+        for size in self.batch_sizes:
+            if self.examples % (size * self.evaluations):
+                raise ValueError(
+                    f"Expected `examples` a multiple of {size * self.evaluations}, batches of "
+                    f"{size} at each of {self.evaluations} evaluations, got {self.examples}."
+                )
+        wrong = [
+            n for n in (*self.hidden, *self.cnn_widths, *self.resnet_widths) if n % self.groups
+        ]
+        if "group" in self.norms and wrong:
+            raise ValueError(f"Expected `groups` to divide all widths, {wrong}, got {self.groups}.")
+
+    def needs(self) -> dict[str, tuple[int, int]]:
+        """Say how many training and test images of which data set this takes.
+
+        Raises:
+          ValueError: batches of more images than there are to train on.
+        """
+        check_sizes(self.train, batch_sizes=max(self.batch_sizes))
+        return dict.fromkeys(self.datasets, (self.train + self.validation, self.test))
+
+
+PRESETS = {
+    "smoke": Config(  # Most of its time is XLA's, compiling: one size of batches, a stage each.
+        norms=("none", "batch", "batch_bfloat16", "ghost", "layer", "group", "weight"),
+        datasets=("digits",),
+        seeds=2,
+        batch_sizes=(32,),
+        train=320,
+        validation=100,
+        test=100,
+        examples=320,
+        evaluations=2,
+        rates=(0.1,),
+        hidden=(16,),
+        cnn_widths=(4,),
+        resnet_widths=(4,),
+        resnet_blocks=1,
+        ghost=16,
+        rounds=1,
+        timed_examples=64,
+    ),
+    "quick": Config(),
+    "paper": Config(
+        choosing=3,
+        train=45_000,
+        validation=5_000,
+        test=10_000,
+        examples=1_351_680,
+        evaluations=30,
+        shrink=1,
+        cnn_widths=(32, 64, 128),
+        resnet_widths=(16, 32, 64),
+        groups=8,
+        memory=12_800,
+    ),
+}

@@ -1,0 +1,246 @@
+"""How a network of the study `compare` is trained, judged and timed.
+
+On a CPU one step a program: in a loop of XLA's, the gradients of convolutions take ten times as
+long there. Elsewhere all steps between two evaluations are one program.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, UInt8
+
+from experiments import sampling
+from experiments.stats import selection
+from experiments.studies.compare.config import Config
+from experiments.studies.compare.models import make_model
+from experiments.tasks.data import Dataset
+from experiments.tasks.split import Examples, Split, sample_split
+from experiments.training import networks, sweep
+from experiments.training.networks import Network
+
+SIDE = 32  # Pixels of the images of CIFAR-10; digits get a margin.
+Found = dict[str, np.ndarray]
+
+
+# ---- Images --------------------------------------------------------------------------------------
+
+
+def colors(images: UInt8[np.ndarray, "N ..."], shrink: int) -> Float[np.ndarray, "N H W 3"]:
+    """Give all images one shape: a margin to a side of 32, three colors, squares averaged."""
+    images = images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
+    missing = SIDE - images.shape[1]
+    margin = missing // 2, missing - missing // 2
+    padded = np.pad(images, ((0, 0), margin, margin, (0, 0))).astype(np.float32)
+    side = SIDE // shrink
+    return padded.reshape(len(images), side, shrink, side, shrink, 3).mean((2, 4))
+
+
+def sample_images(config: Config, dataset: Dataset) -> Split:
+    """Draw images to train on, to choose by, and to test on, standardized by those to train on."""
+    split = sample_split(
+        dataset,
+        functools.partial(colors, shrink=config.shrink),
+        validation=config.validation,
+        train=config.train,
+        test=config.test,
+    )
+    mean, std = split.train[0].mean(), split.train[0].std()
+    return Split(*(((images - mean) / std, labels) for images, labels in split))
+
+
+def for_model(model: str, split: Split) -> Split:
+    """Put images on the device, such as a network takes them: an MLP in one row each."""
+    rows = (
+        (images.reshape(len(images), -1) if model == "mlp" else images, labels)
+        for images, labels in split
+    )
+    return jax.device_put(Split(*rows))
+
+
+# ---- Programs ------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def advance(
+    model: nn.Module,
+    network: Network,
+    batches: Int[Array, "steps batch"],
+    rates: Float[Array, "steps"],
+    examples: Examples,
+) -> Network:
+    """Take one step for each row of `batches`, each at its own rate."""
+
+    def step(network: Network, at: tuple[Array, Array]) -> tuple[Network, None]:
+        rows, rate = at
+        x, labels = (part[rows] for part in examples)
+        return networks.train_step(model, make_optimizer(rate), network, x, labels), None
+
+    if len(batches) == 1:
+        return step(network, (batches[0], rates[0]))[0]
+    return jax.lax.scan(step, network, (batches, rates))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def judge(model: nn.Module, variables: Any, examples: Examples) -> Array:
+    """Compute the accuracy; of weights that diverged to NaN that of one constant answer."""
+    return networks.accuracy(model, variables, *examples)
+
+
+def make_optimizer(rate: Any) -> optax.GradientTransformation:
+    """Make the optimizer of all networks."""
+    return optax.sgd(rate, momentum=0.9)
+
+
+def steps_at_once(config: Config, size: int) -> int:
+    """Count the steps that one program takes."""
+    between = config.examples // size // config.evaluations
+    return 1 if jax.default_backend() == "cpu" else between
+
+
+def decay(rate: float, steps: int) -> Float[np.ndarray, "steps"]:
+    """Let the rate fall to 0 by a cosine."""
+    return (rate * np.cos(np.pi / 2 * np.arange(steps) / steps) ** 2).astype(np.float32)
+
+
+# ---- A network -----------------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """A network, its batches of one size, and the images of all data sets: what is trained."""
+
+    config: Config
+    name: str
+    size: int
+    splits: Mapping[str, Split]
+
+    @property
+    def steps(self) -> int:
+        """Count the steps of training."""
+        return self.config.examples // self.size
+
+    @property
+    def rates(self) -> list[float]:
+        """List the first rates to choose from."""
+        return [rate * (self.size / 128) ** 0.5 for rate in self.config.rates]
+
+    def model(self, norm: str) -> nn.Module:
+        """Make it with a norm."""
+        return make_model(self.config, self.name, norm, self.size)
+
+    def judged(self, norm: str) -> nn.Module:
+        """Make it with a norm, to be judged: the same for all sizes, compiled once."""
+        return make_model(self.config, self.name, norm, self.config.batch_sizes[0])
+
+    def start(self, norm: str) -> list[Network]:
+        """Initialize it, one for each seed."""
+        (images, _), *_ = next(iter(self.splits.values()))
+        made = sweep.start(self.judged(norm), self.config.seeds, images)
+        optimizer = make_optimizer(0.0)
+        each = [jax.tree.map(lambda leaf, i=i: leaf[i], made) for i in range(self.config.seeds)]
+        return [one._replace(opt_state=optimizer.init(one.params)) for one in each]
+
+    def warm_up(self, norm: str) -> None:
+        """Compile what it takes to train it and to judge it."""
+        split, network = next(iter(self.splits.values())), self.start(norm)[0]
+        batches = np.zeros((steps_at_once(self.config, self.size), self.size), np.int32)
+        rates = np.zeros(len(batches), np.float32)
+        jax.block_until_ready(advance(self.model(norm), network, batches, rates, split.train))
+        for examples in split[1:]:
+            jax.block_until_ready(judge(self.judged(norm), network.variables, examples))
+
+    def train(
+        self, norm: str, network: Network, seed: int, rate: float, examples: Examples
+    ) -> list[dict[str, Any]]:
+        """Train it: its variables at each evaluation."""
+        config, model = self.config, self.model(norm)
+        batches = sampling.batch_indices(seed, 0, self.steps, self.size, config.train)
+        rates, once = decay(rate, self.steps), steps_at_once(config, self.size)
+        between, seen = self.steps // config.evaluations, []
+        for i in range(0, self.steps, once):
+            network = advance(model, network, batches[i : i + once], rates[i : i + once], examples)
+            if (i + once) % between == 0:
+                seen.append(jax.block_until_ready(network.variables))
+        return seen
+
+
+def at_best_rate(trained: Trained, norm: str) -> Found:
+    """Train with a norm on every data set, at the rate that is best there.
+
+    Returns:
+      for each data set test accuracies, (seeds, evaluations); validation accuracies at the end,
+      (rates, seeds that choose); the rate.
+    """
+    config, starts, judged = trained.config, trained.start(norm), trained.judged(norm)
+
+    def train(dataset: str, seed: int, rate: float) -> list[dict[str, Any]]:
+        return trained.train(norm, starts[seed], seed, rate, trained.splits[dataset].train)
+
+    def tested(dataset: str, seen: list[dict[str, Any]]) -> list[float]:
+        return [float(judge(judged, each, trained.splits[dataset].test)) for each in seen]
+
+    choosing = [
+        (dataset, seed, rate)
+        for dataset in trained.splits
+        for rate in trained.rates
+        for seed in range(config.choosing)
+    ]
+    swept = dict(zip(choosing, side_by_side(lambda run: train(*run), choosing), strict=True))
+    found: Found = {}
+    for dataset, split in trained.splits.items():
+        scores = np.array(
+            [
+                [
+                    float(judge(judged, swept[dataset, seed, rate][-1], split.validation))
+                    for seed in range(config.choosing)
+                ]
+                for rate in trained.rates
+            ]
+        )
+        found[f"{dataset}_validation"] = scores
+        found[f"{dataset}_rate"] = np.array(trained.rates[selection.best(scores, "highest")])
+    every = [
+        (dataset, seed, float(found[f"{dataset}_rate"]))
+        for dataset in trained.splits
+        for seed in range(config.seeds)
+    ]
+    seen = side_by_side(lambda run: tested(run[0], swept.get(run) or train(*run)), every)
+    for dataset in trained.splits:
+        rows = [row for run, row in zip(every, seen, strict=True) if run[0] == dataset]
+        found[f"{dataset}_test"] = np.array(rows)
+    return found
+
+
+def step_seconds(trained: Trained, norms: Iterable[str]) -> Found:
+    """Time a step with every norm, by turns: seconds, (rounds,), nothing else being under way."""
+    config, once = trained.config, steps_at_once(trained.config, trained.size)
+    examples = next(iter(trained.splits.values())).train
+    steps = max(1, config.timed_examples // (trained.size * once)) * once
+    batches = sampling.batch_indices(0, 0, steps, trained.size, config.train)
+    rates = np.zeros(steps, np.float32)
+    networks_of = {norm: trained.start(norm)[0] for norm in norms}
+    seconds: dict[str, list[float]] = {norm: [] for norm in networks_of}
+    for _ in range(config.rounds):
+        for norm, network in networks_of.items():
+            model, began = trained.model(norm), time.perf_counter()
+            for i in range(0, steps, once):
+                network = advance(
+                    model, network, batches[i : i + once], rates[i : i + once], examples
+                )
+            jax.block_until_ready(network)
+            seconds[norm].append((time.perf_counter() - began) / steps)
+    return {norm: np.array(taken) for norm, taken in seconds.items()}
+
+
+def side_by_side(do: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Do for all: one small network does not keep the cores of a CPU busy, but an accelerator."""
+    cores = os.cpu_count() if jax.default_backend() == "cpu" else 1
+    with ThreadPoolExecutor(cores) as pool:
+        return list(pool.map(do, items))
