@@ -73,6 +73,7 @@ bench: .venv/.peers  ## jbn against its peers on this machine
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.eager
 	$(BIN)/python -m benchmarks.fuzz
+	$(BIN)/python -m benchmarks.folded
 
 compiled: .venv/.experiments .venv/.tpu  ## what a TPU's compiler makes of jbn and Flax, minutes; no TPU needed
 	PYTHONPATH=.venv/tpu $(BIN)/python -m benchmarks.compiled

@@ -60,8 +60,9 @@ def whiten(
       of "zca" are not.
 
     Raises:
-      TypeError: x not floating. ValueError: groups that do not divide C; epsilon negative, or
-        0 with no more values than features in a group; another method; one value per feature.
+      TypeError: x not floating.
+      ValueError: groups that do not divide C; epsilon negative, or 0 with no more values than
+        features in a group; another method; one value per feature.
 
     Example:
       >>> import jax, jax.numpy as jnp, jbn
@@ -144,7 +145,8 @@ def apply_whitening(
       y, of x's shape and dtype; computed in float32 at least.
 
     Raises:
-      TypeError: x not floating. ValueError: another number of features.
+      TypeError: x not floating.
+      ValueError: another number of features.
 
     Example:
       >>> import jax.numpy as jnp, jbn

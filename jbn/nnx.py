@@ -247,7 +247,8 @@ def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: A
       so does every BatchStat that is neither mean, var nor an integer count.
 
     Raises:
-      TypeError: arguments in another order; batches that are neither arrays nor an iterable.
+      TypeError: arguments in another order; batches that are neither arrays nor an iterable; a
+        linen model inside `nnx.bridge.ToNNX`.
       ValueError: no batches; leading axes that differ; one batch x without an axis of batches,
         x[None] or [x]; statistics without `momentum`.
 
@@ -284,8 +285,18 @@ def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: A
 
 
 def _check_model(model: Any) -> None:
-    """Reject what holds no module, such as a model's state."""
+    """Reject what holds no module, such as a model's state, and linen's modules inside one."""
     if isinstance(model, nnx.Module):
+        for path, module in nnx.iter_modules(model):
+            if isinstance(module, nnx.bridge.ToNNX) and jax.tree.leaves(
+                nnx.state(module, nnx.BatchStat)
+            ):
+                where = ".".join(map(str, path)) or "the model"
+                raise TypeError(
+                    f"Expected layers of nnx in the model, got one of linen: {where} is an "
+                    "nnx.bridge.ToNNX. Average its statistics with jbn.linen.population, as "
+                    "docs/nnx.md shows."
+                )
         return
     is_tree = not isinstance(model, type) and not isinstance(model, nnx.State | nnx.GraphDef)
     if not is_tree or not any(isinstance(node, nnx.Module) for _, node in nnx.iter_graph(model)):

@@ -85,14 +85,8 @@ def _fold(
     var: Array,
     epsilon: ArrayLike,
 ) -> tuple[Array, Array]:
-    # NumPy's rule, as JAX has none under strict promotion; for floats they agree.
-    dtype = wide_dtype(kernel.dtype)
-    if jnp.issubdtype(var.dtype, jnp.floating):
-        dtype = promote_types(dtype, var.dtype)
-    real = jnp.finfo(dtype).dtype
-    a = jax.lax.rsqrt(var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
-    if params.scale is not None:
-        a = a * params.scale.astype(dtype)
+    dtype = computation_dtype(kernel, var)
+    a = scale_by_rstd(params.scale, var, epsilon, dtype)
     shift = -mean.astype(dtype)
     if bias is not None:
         shift = bias.astype(dtype) + shift
@@ -101,6 +95,20 @@ def _fold(
         new_bias = new_bias + params.bias.astype(dtype)
     new_kernel = kernel.astype(dtype) * a.reshape((1,) * (kernel.ndim - 1) + a.shape)
     return new_kernel.astype(kernel.dtype), new_bias.astype(kernel.dtype)
+
+
+def computation_dtype(kernel: Array, var: Array) -> Any:
+    """Return the dtype that a kernel and statistics are folded in: float32 at least."""
+    # NumPy's rule, as JAX has none under strict promotion; for floats they agree.
+    dtype = wide_dtype(kernel.dtype)
+    return promote_types(dtype, var.dtype) if jnp.issubdtype(var.dtype, jnp.floating) else dtype
+
+
+def scale_by_rstd(scale: Array | None, var: Array, epsilon: ArrayLike, dtype: Any) -> Array:
+    """Compute scale / sqrt(var + epsilon); a scale of None is 1."""
+    real = jnp.finfo(dtype).dtype
+    a = jax.lax.rsqrt(var.astype(real) + jnp.asarray(epsilon, real)).astype(dtype)
+    return a if scale is None else a * scale.astype(dtype)
 
 
 def _as_kernel(kernel: Any) -> Array:

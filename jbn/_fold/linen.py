@@ -10,23 +10,32 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
+from jbn._fold import kernels
 from jbn._fold.pairs import (
     CHANGED,
+    NO_BIAS,
     OWN_CALL,
     SEVERAL_AXES,
     TRAINING,
     Interceptor,
     LayerCall,
+    Pair,
     calls_as_written,
     find_pairs,
-    fold_pair,
     is_last_axis,
+    split_input,
 )
 from jbn._inputs import describe
 from jbn._types import BatchNormParams, BatchNormState
 
 # Exactly these: a subclass may do more than multiply and add.
-_LINEAR = (nn.Dense, nn.Conv, nn.ConvTranspose)
+_LINEAR = {
+    nn.Dense: kernels.dense,
+    nn.Conv: kernels.conv,
+    nn.ConvTranspose: kernels.conv_transpose,
+    nn.DenseGeneral: kernels.dense_general,
+    nn.Einsum: kernels.einsum,
+}
 _INPUTS = ("x", "inputs", "lhs")
 
 
@@ -53,24 +62,37 @@ def fold_linen(
             is_norm = _is_norm(module)
             if not is_norm and type(module) not in _LINEAR:
                 other = LayerCall(name, is_norm, other=type(module).__name__)
-                return hook(other, lambda: next_fun(*args, **kwargs), None)
-            x = args[0] if args else next(kwargs[k] for k in _INPUTS if k in kwargs)
-            if is_norm:
-                problem = _norm_problem(module, x, args[1:], kwargs)
-            else:
-                kernel = module.variables.get("params", {}).get("kernel")
-                mine = _at(variables["params"], (*module.path, "kernel"))
-                problem = None if kernel is mine else CHANGED
+                return hook(other, lambda _: next_fun(*args, **kwargs), None)
+            x, with_input, rest, options = split_input(args, kwargs, _INPUTS)
+
+            def call_next(x: Any) -> Any:
+                args, kwargs = with_input(x)
+                return next_fun(*args, **kwargs)
+
             modules[name] = module
-            return hook(LayerCall(name, is_norm, problem), lambda: next_fun(*args, **kwargs), x)
+            if is_norm:
+                problem = _norm_problem(module, x, rest, options)
+                return hook(LayerCall(name, is_norm, problem), call_next, x)
+            kernel = module.variables.get("params", {}).get("kernel")
+            mine = _at(variables["params"], (*module.path, "kernel"))
+            problem = None if kernel is not None and kernel is mine else CHANGED
+            call = LayerCall(name, is_norm, problem)
+            if problem is None:
+                layout = _LINEAR[type(module)](module, x, kernel.shape, rest, options)
+                if keep_norms and not module.use_bias:
+                    layout = layout._replace(not_before=NO_BIAS)
+                call = call._replace(kernel=layout)
+            return hook(call, call_next, x)
 
         with nn.intercept_methods(intercept):
             return model.apply(variables, *args, **kwargs)
 
-    pairs = find_pairs(run, variables, args, kwargs, layers, collections=True, foldable=_LINEAR)
+    pairs = find_pairs(
+        run, variables, args, kwargs, layers, collections=True, foldable=tuple(_LINEAR)
+    )
     for pair in pairs:
         layer, norm = modules[pair.layer], modules[pair.norm]
-        _fold_pair(flat, layer, norm, keep_norms)
+        _fold_pair(flat, pair, layer, norm, keep_norms)
     return unflatten_dict(flat)
 
 
@@ -99,18 +121,19 @@ def _check_variables(variables: Any) -> None:
             )
 
 
-def _fold_pair(flat: dict, layer: Any, norm: Any, keep_norm: bool) -> None:
+def _fold_pair(flat: dict, pair: Pair, layer: Any, norm: Any, keep_norm: bool) -> None:
     """Fold one pair in flat variables, in place."""
     here, there = ("params", *layer.path), ("params", *norm.path)
     stats = ("batch_stats", *norm.path)
     mean, var = flat[(*stats, "mean")], flat[(*stats, "var")]
-    kernel, bias = fold_pair(
+    fold = kernels.fold_before if pair.norm_first else kernels.fold_after
+    kernel, bias = fold(
+        pair.kernel,
         flat[(*here, "kernel")],
         flat.get((*here, "bias")),
         BatchNormParams(flat.get((*there, "scale")), flat.get((*there, "bias"))),
         BatchNormState(mean, var, jnp.zeros((), jnp.int32)),
         epsilon=norm.epsilon,
-        transposed=getattr(layer, "transpose_kernel", False),
     )
     flat[(*here, "kernel")] = kernel
     if not keep_norm:
@@ -122,7 +145,7 @@ def _fold_pair(flat: dict, layer: Any, norm: Any, keep_norm: bool) -> None:
     if (*here, "bias") in flat:
         flat[(*here, "bias")], shift = bias, jnp.zeros_like(mean)
     else:  # (x - mean) / sqrt(var + epsilon) is a shift, too.
-        shift = -bias.astype(mean.dtype)
+        shift = -bias.reshape(-1)[: mean.size].astype(mean.dtype)
     flat[(*stats, "mean")], flat[(*stats, "var")] = shift, jnp.full_like(var, 1 - norm.epsilon)
     for name, neutral in (("scale", jnp.ones_like), ("bias", jnp.zeros_like)):
         if (*there, name) in flat:

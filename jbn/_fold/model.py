@@ -1,4 +1,4 @@
-"""Fold every batch norm of a Flax model into the dense or convolutional layer before it."""
+"""Fold every batch norm of a Flax model into the dense or convolutional layer beside it."""
 
 from __future__ import annotations
 
@@ -46,9 +46,14 @@ def fold_model(
 ) -> Any:
     """Fold the batch norms of a Flax model into its dense and convolutional layers.
 
-    For linen (`Dense`, `Conv`, `ConvTranspose`) and nnx (`Linear`, `Conv`, `ConvTranspose`), any
-    groups. A batch norm is any layer with statistics mean, var and an epsilon: Flax's and jbn's.
-    The folded model equals the model in inference, up to rounding; see `fold` for the formula.
+    For linen (`Dense`, `Conv`, `ConvTranspose`, `DenseGeneral`, `Einsum` of one contraction) and
+    nnx (`Linear`, `Conv`, `ConvTranspose`, `LinearGeneral`, `Einsum`), any groups. A batch norm is
+    any layer with statistics mean, var and an epsilon: Flax's and jbn's. The folded model equals
+    the model in inference, up to rounding; see `fold` for the formula.
+
+    A batch norm is folded into the layer before it, or else into the layer after it, unless that is
+    a `ConvTranspose` or pads its input with zeros. Between the two may be reshapes and averages
+    over space, `nn.avg_pool` and means: with zeros of padding only if they do not count.
 
     Args:
       model: linen module, or nnx module, which stays as it is.
@@ -60,18 +65,20 @@ def fold_model(
         applies. Otherwise they go.
 
     Returns:
-      linen: variables without those of the folded batch norms, where each layer before one has a
+      linen: variables without those of the folded batch norms, where each layer folded into has a
       bias. They fit the model built without norms and with biases (such as `MLP(norm=None)`). With
-      `keep_norms`, of the same structure; the shift of a layer without bias is then in the mean.
+      `keep_norms`, of the same structure; the shift of a layer without bias is then in the mean of
+      the batch norm after it.
       nnx: a model whose folded batch norms are `Identity` layers, ready to be called.
 
     Raises:
       ValueError: names every batch norm that cannot be folded, and why: an activation, another
-        kind of layer or anything else before it, an output, parameter or layer used twice, training
+        kind of layer or anything else on both sides, an output, parameter or layer used twice,
+        zeros around the input of the layer after it, features that are not the layer's, training
         mode, a `__call__` of its own, another feature axis, lifted transforms (`nn.scan`,
         `nn.remat`) that change its kernel on the way. Or variables lack a collection.
-      TypeError: a model neither linen's nor nnx's, linen without `variables`, or `layers` that are
-        no list of names.
+      TypeError: a model neither linen's nor nnx's, linen's inside `nnx.bridge.ToNNX`, linen without
+        `variables`, or `layers` that are no list of names.
       ImportError: Flax is not installed.
 
     Example:
@@ -106,6 +113,12 @@ def fold_model(
                 "or training: fold_model(model, x, variables=variables)."
             )
         return fold_linen(model, variables, args, kwargs, layers, keep_norms)
+    if isinstance(model, nnx.bridge.ToNNX):
+        raise TypeError(
+            "Expected a model of flax.linen or flax.nnx, got one of linen inside nnx.bridge.ToNNX, "
+            "which hides its layers. Fold the linen model, with variables={'params': ..., "
+            "'batch_stats': ...}."
+        )
     if isinstance(model, nnx.Module):
         from jbn._fold.nnx import fold_nnx
 

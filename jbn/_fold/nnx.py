@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
+from jbn._fold import kernels
 from jbn._fold.pairs import (
     CHANGED,
     OWN_CALL,
@@ -17,13 +18,19 @@ from jbn._fold.pairs import (
     Run,
     calls_as_written,
     find_pairs,
-    fold_pair,
     is_last_axis,
+    split_input,
 )
 from jbn._types import BatchNormParams, BatchNormState
 
 # Exactly these: a subclass may do more than multiply and add.
-_LINEAR = (nnx.Linear, nnx.Conv, nnx.ConvTranspose)
+_LINEAR = {
+    nnx.Linear: kernels.dense,
+    nnx.Conv: kernels.conv,
+    nnx.ConvTranspose: kernels.conv_transpose,
+    nnx.LinearGeneral: kernels.dense_general,
+    nnx.Einsum: kernels.einsum,
+}
 _INPUTS = ("x", "inputs")
 
 
@@ -47,18 +54,19 @@ def fold_nnx(
     modules = _modules(model)
     graphdef, state = nnx.split(model)
     run = _runner(graphdef, modules)
-    pairs = find_pairs(run, state, args, kwargs, layers, collections=False, foldable=_LINEAR)
+    pairs = find_pairs(run, state, args, kwargs, layers, collections=False, foldable=tuple(_LINEAR))
     for pair in pairs:
         layer, norm = modules[pair.layer], modules[pair.norm]
         mean, var = norm.mean[...], norm.var[...]
         scale, shift = _value(norm, "scale"), _value(norm, "bias")
-        kernel, bias = fold_pair(
+        fold = kernels.fold_before if pair.norm_first else kernels.fold_after
+        kernel, bias = fold(
+            pair.kernel,
             layer.kernel[...],
             _value(layer, "bias"),
             BatchNormParams(scale, shift),
             BatchNormState(mean, var, jnp.zeros((), jnp.int32)),
             epsilon=norm.epsilon,
-            transposed=getattr(layer, "transpose_kernel", False),
         )
         layer.kernel[...] = kernel
         if layer.bias is None:
@@ -105,20 +113,24 @@ def _reporter(hook: Interceptor, name: str, module: Any, original: Any, is_share
     calls_own = not calls_as_written(module)
 
     def report(self: Any, args: Any, kwargs: Any) -> Any:
-        def call_next() -> Any:
+        if not is_norm and kind not in _LINEAR:
+            other = LayerCall(name, is_norm, other=kind.__name__)
+            return hook(other, lambda _: kind.__call__(self, *args, **kwargs), None)
+        x, with_input, rest, options = split_input(args, kwargs, _INPUTS)
+
+        def call_next(x: Any) -> Any:
+            args, kwargs = with_input(x)
             return kind.__call__(self, *args, **kwargs)
 
-        if not is_norm and kind not in _LINEAR:
-            return hook(LayerCall(name, is_norm, other=kind.__name__), call_next, None)
-        x = args[0] if args else next(kwargs[k] for k in _INPUTS if k in kwargs)
-        if is_shared:
-            problem = "shares a parameter with another layer."
-        elif is_norm:
-            problem = OWN_CALL if calls_own else _norm_problem(self, x, args[1:], kwargs)
-        else:
-            # Inside nnx.vmap or nnx.scan a layer is a slice of the one that the model holds.
-            problem = None if self.kernel.shape == original.kernel.shape else CHANGED
-        return hook(LayerCall(name, is_norm, problem), call_next, x)
+        problem = "shares a parameter with another layer." if is_shared else None
+        if is_norm:
+            problem = problem or (OWN_CALL if calls_own else _norm_problem(self, x, rest, options))
+            return hook(LayerCall(name, is_norm, problem), call_next, x)
+        # Inside nnx.vmap or nnx.scan a layer is a slice of the one that the model holds.
+        if self.kernel.shape != original.kernel.shape:
+            problem = problem or CHANGED
+        layout = _LINEAR[kind](self, x, original.kernel.shape, rest, options)
+        return hook(LayerCall(name, is_norm, problem, kernel=layout), call_next, x)
 
     return report
 

@@ -1,24 +1,25 @@
-"""Which layer feeds which batch norm of a Flax model, and nothing else: what can be folded.
+"""Which layer is before or after which batch norm of a Flax model: what can be folded.
 
 A tree of parameters does not say which layer feeds which batch norm, nor what happens in between.
 The model does: it is traced, on shapes alone, and a batch norm is folded only if
 
-- its input *is* the output of a dense or convolutional layer, the very same array, and
-- nothing of the pair, neither that output nor a parameter, reaches the model's output otherwise.
+- its input is the output of a dense or convolutional layer, or its output the input of one, but for
+  reshapes and means over space (`jbn._fold.paths`), and
+- nothing of the pair, neither what goes from one to the other nor a parameter, reaches the model's
+  output otherwise.
 
 The second is proved on the jaxpr of the model, with each batch norm cut out of it: whatever the
 result still depends on is used elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike
 
-from jbn._fold.layer import fold
-from jbn._types import BatchNormParams, BatchNormState
+from jbn._fold.kernels import Kernel
+from jbn._fold.paths import Path, dependencies, find_paths, mark_input, mark_output
 
 TRAINING = "is called in training mode. Call the model with running statistics."
 SEVERAL_AXES = "its feature axis is not the last one. Fold it by jbn.fold."
@@ -26,6 +27,10 @@ OWN_CALL = "has a __call__ of its own, which may do more than normalize. Fold it
 CHANGED = (
     "has its kernel changed or copied on the way, by a lifted transform such as nn.scan, nn.remat "
     "or WeightNorm. Trace the model without it."
+)
+NO_BIAS = (
+    "has no bias to take the shift that keep_norms leaves to it. Give it one by use_bias=True, or "
+    "leave out keep_norms."
 )
 
 
@@ -36,6 +41,12 @@ class LayerCall(NamedTuple):
     is_norm: bool
     problem: str | None = None  # Why this call cannot be folded, whatever is around it.
     other: str | None = None  # The type of a layer that is neither a norm nor can be folded into.
+    kernel: Kernel = Kernel((), (), ())  # Of a layer that can be folded into.
+
+    @property
+    def is_linear(self) -> bool:
+        """Tell whether it is of a type that can be folded into."""
+        return not self.is_norm and self.other is None
 
 
 class _Call(NamedTuple):
@@ -45,15 +56,27 @@ class _Call(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Names of a layer and of the batch norm that it is folded with."""
+    """A batch norm and the layer that it is folded into."""
 
     layer: str
     norm: str
+    kernel: Kernel
+    norm_first: bool
+
+    @property
+    def first(self) -> str:
+        """Name of the one that feeds the other."""
+        return self.norm if self.norm_first else self.layer
+
+    @property
+    def second(self) -> str:
+        """Name of the one that the other feeds."""
+        return self.layer if self.norm_first else self.norm
 
 
-# An adapter runs the model with `hook(site, call_next, x)` in place of every layer's call:
-# `run(hook, variables, args, kwargs) -> outputs`.
-Interceptor = Callable[[LayerCall, Callable[[], Any], Any], Any]
+# An adapter runs the model with `hook(site, call_next, x)` in place of every layer's call, where
+# `call_next` takes the layer's input: `run(hook, variables, args, kwargs) -> outputs`.
+Interceptor = Callable[[LayerCall, Callable[[Any], Any], Any], Any]
 Run = Callable[[Interceptor, Any, tuple, dict], Any]
 
 
@@ -67,7 +90,9 @@ def find_pairs(
     collections: bool,
     foldable: Sequence[type],
 ) -> list[Pair]:
-    """Find the layer before each batch norm, or raise with everything that is in the way.
+    """Find the layer to fold each batch norm into, or raise with everything that is in the way.
+
+    That is the layer before it, or else the layer after it.
 
     `variables` are nested by the names of layers, below those of `collections` if there are any;
     `foldable` are the types of layers that can be folded into.
@@ -75,75 +100,144 @@ def find_pairs(
     inputs, rebuild = _split_arrays((args, kwargs))
     calls: list[_Call] = []
 
-    def record(site: LayerCall, call_next: Callable[[], Any], x: Any) -> Any:
-        y = _called(site, call_next, x)
-        calls.append(_Call(site, x, y))
+    def record(site: LayerCall, call_next: Callable[[Any], Any], x: Any) -> Any:
+        if site.other:
+            y = call_next(x)
+            calls.append(_Call(site, x, y))
+            return y
+        number = len(calls)
+        calls.append(_Call(site, x, None))  # Before those that it makes itself.
+        y = mark_output(_called(site, call_next, mark_input(x, number)), number)
+        calls[number] = _Call(site, x, y)
         return y
 
     def traced(variables: Any, inputs: list) -> Any:
         args, kwargs = rebuild(inputs)
         return run(record, variables, args, kwargs)
 
-    jax.eval_shape(traced, variables, inputs)
-    pairs, shapes, problems = _match(calls, layers, [kind.__name__ for kind in foldable])
-    problems += _used_elsewhere(run, variables, inputs, rebuild, pairs, shapes, collections)
+    paths = find_paths(jax.make_jaxpr(traced)(variables, inputs).jaxpr)
+    names = list(dict.fromkeys(call.site.name for call in calls if call.site.is_norm))
+    wanted = names if layers is None else list(dict.fromkeys(layers))
+    problems: dict[str, str] = {}
+    pairs: dict[str, Pair] = {}
+
+    def prove(found: dict[str, Pair]) -> None:
+        """Keep what nothing else in the model uses."""
+        used = _used_elsewhere(
+            run, variables, inputs, rebuild, [*found.values()], calls, collections
+        )
+        for name in found.keys() - used.keys():
+            pairs[name] = found[name]
+            problems.pop(name, None)
+        for name, problem in used.items():
+            pairs.pop(name, None)
+            problems[name] = f"{problems[name]} {problem}" if name in problems else problem
+
+    found: dict[str, Pair] = {}
+    for name in wanted:
+        pair = _layer_before(name, names, calls, paths, [kind.__name__ for kind in foldable])
+        if isinstance(pair, Pair):
+            found[name] = pair
+        else:
+            problems[name] = pair
+    prove(found)
+    found = {}
+    for name in problems:
+        pair = _layer_after(name, calls, paths)
+        if isinstance(pair, Pair):
+            found[name] = pair
+        elif pair:
+            problems[name] += f" {pair}"
+    if found:
+        prove(pairs | found)
     if problems:
-        lines = "".join(f"\n  - {problem}" for problem in problems)
+        lines = "".join(f"\n  - {name}: {problems[name]}" for name in wanted if name in problems)
         raise ValueError(
             f"Cannot fold every batch norm of the model; in the way:{lines}\nName those that can "
             "be folded in `layers`, or change the model."
         )
-    return pairs
+    return [pairs[name] for name in wanted]
 
 
-def _called(site: LayerCall, call_next: Callable[[], Any], x: Any) -> Any:
+def _called(site: LayerCall, call_next: Callable[[Any], Any], x: Any) -> Any:
     """Call the layer; but in training mode a norm would move statistics, which are frozen here."""
-    return x if site.problem == TRAINING else call_next()
+    return x if site.problem == TRAINING else call_next(x)
 
 
-def _match(
-    calls: list[_Call], layers: Sequence[str] | None, foldable: list[str]
-) -> tuple[list[Pair], dict[str, Any], list[str]]:
-    """Pair each batch norm with the layer whose output is its input."""
-    norms = [call for call in calls if call.site.is_norm]
-    names = list(dict.fromkeys(call.site.name for call in norms))
-    pairs, shapes, problems = [], {}, []
-    wanted = names if layers is None else list(dict.fromkeys(layers))
-    for name in wanted:
-        mine = [call for call in norms if call.site.name == name]
-        if not mine:
-            there = ", ".join(names) or "none"
-            problems.append(f"{name}: the model calls no such batch norm, only {there}.")
-            continue
-        norm = mine[0]
-        before = [c for c in calls[: calls.index(norm)] if not c.site.is_norm and not c.site.other]
-        feeding = [c for c in before if c.y is norm.x]
-        if norm.site.problem:
-            problems.append(f"{name}: {norm.site.problem}")
-        elif len(mine) > 1:
-            problems.append(f"{name}: is called {len(mine)} times, expected once.")
-        elif not feeding:
-            others = [c for c in calls[: calls.index(norm)] if c.site.other]
-            problems.append(f"{name}: {_what_feeds(norm, before, others, foldable)}")
-        else:
-            layer = feeding[-1].site
-            times = sum(c.site.name == layer.name for c in calls)
-            readers = [c.site.name for c in norms if c.x is norm.x]
-            if times > 1:
-                problems.append(
-                    f"{name}: {layer.name} before it is called {times} times, expected once."
-                )
-            elif len(readers) > 1:
-                problems.append(
-                    f"{name}: {layer.name} before it feeds {' and '.join(readers)}, expected one."
-                )
-            elif layer.problem:
-                problems.append(f"{name}: {layer.name} before it {layer.problem}")
-            else:
-                pairs.append(Pair(layer.name, name))
-                shapes[layer.name] = jax.ShapeDtypeStruct(norm.x.shape, norm.x.dtype)
-                shapes[name] = jax.ShapeDtypeStruct(norm.y.shape, norm.y.dtype)
-    return pairs, shapes, problems
+def _norm_call(name: str, calls: list[_Call]) -> _Call | str:
+    """Find the call of a batch norm, or say why it cannot be folded into any layer."""
+    mine = [call for call in calls if call.site.is_norm and call.site.name == name]
+    if mine[0].site.problem:
+        return mine[0].site.problem
+    return mine[0] if len(mine) == 1 else f"is called {len(mine)} times, expected once."
+
+
+def _layer_before(
+    name: str, names: list[str], calls: list[_Call], paths: dict[int, Path], foldable: list[str]
+) -> Pair | str:
+    """Pair a batch norm with the layer whose output is its input, or say why there is none."""
+    if name not in names:
+        return f"the model calls no such batch norm, only {', '.join(names) or 'none'}."
+    norm = _norm_call(name, calls)
+    if isinstance(norm, str):
+        return norm
+    earlier = calls[: calls.index(norm)]
+    before = [call for call in earlier if call.site.is_linear]
+    feeding = [call for call in before if call.y is norm.x]
+    path, features = paths.get(calls.index(norm)), norm.x.shape[-1]
+    if not feeding and path and calls[path.output].site.is_linear and path.keeps(features):
+        feeding = [calls[path.output]]
+    if not feeding:
+        others = [call for call in earlier if call.site.other]
+        return _what_feeds(norm, before, others, foldable)
+    layer = feeding[-1].site
+    readers = [call.site.name for call in calls if call.site.is_norm and call.x is norm.x]
+    if (problem := _not_once(layer, calls)) is not None:
+        return f"{layer.name} before it {problem}"
+    if len(readers) > 1:
+        return f"{layer.name} before it feeds {' and '.join(readers)}, expected one."
+    if layer.problem or layer.kernel.not_after:
+        return f"{layer.name} before it {layer.problem or layer.kernel.not_after}"
+    if layer.kernel.output_size % features:
+        return (
+            f"it has {features} features, between which {layer.name} before it, with "
+            f"{layer.kernel.output_size}, does not tell."
+        )
+    return Pair(layer.name, name, layer.kernel, norm_first=False)
+
+
+def _layer_after(name: str, calls: list[_Call], paths: dict[int, Path]) -> Pair | str | None:
+    """Pair a batch norm with the layer that its output feeds, or say why not; None: no layer."""
+    if not any(call.site.is_norm and call.site.name == name for call in calls):
+        return None
+    norm = _norm_call(name, calls)
+    if isinstance(norm, str):
+        return None
+    features = norm.y.shape[-1]
+    fed = [
+        calls[number].site
+        for number, path in paths.items()
+        if calls[path.output] is norm and calls[number].site.is_linear and path.keeps(features)
+    ]
+    if not fed:
+        return None
+    layer = fed[0]
+    problem = layer.problem or layer.kernel.not_before or _not_once(layer, calls)
+    if problem is not None:
+        return f"{layer.name} after it {problem}"
+    if len(fed) > 1:
+        return f"It feeds {' and '.join(site.name for site in fed)}, expected one."
+    if layer.kernel.input_size % features:
+        return (
+            f"It has {features} features, between which {layer.name} after it, with "
+            f"{layer.kernel.input_size} inputs, does not tell."
+        )
+    return Pair(layer.name, name, layer.kernel, norm_first=True)
+
+
+def _not_once(site: LayerCall, calls: list[_Call]) -> str | None:
+    times = sum(call.site.name == site.name for call in calls)
+    return None if times == 1 else f"is called {times} times, expected once."
 
 
 def _what_feeds(norm: _Call, before: list[_Call], others: list[_Call], foldable: list[str]) -> str:
@@ -169,27 +263,35 @@ def _used_elsewhere(
     inputs: list,
     rebuild: Callable[[list], tuple[tuple, dict]],
     pairs: list[Pair],
-    shapes: dict[str, Any],
+    calls: list[_Call],
     collections: bool,
-) -> list[str]:
-    """Tell which parts of the pairs reach the output other than through their batch norm.
+) -> dict[str, str]:
+    """Tell which parts of the pairs reach the output other than from the first to the second.
 
-    The layer returns a probe; its batch norm, instead of reading it, returns something that depends
-    on the layer's input alone. Then the output must depend on no probe and on no variable of them.
+    The first of a pair returns a probe; the second, instead of reading it, returns something that
+    depends on the first's input alone. Then the output must depend on no probe and on no variable
+    of them.
     """
-    norm_of = {pair.layer: pair.norm for pair in pairs}
-    probes = {pair.layer: shapes[pair.layer] for pair in pairs}
+    second_of = {pair.first: pair.second for pair in pairs}
+    shapes = {
+        call.site.name: jax.ShapeDtypeStruct(call.y.shape, call.y.dtype)
+        for call in calls
+        if not call.site.other
+    }
+    probes = {pair.first: shapes[pair.first] for pair in pairs}
 
     def cut(variables: Any, probes: dict[str, Any], inputs: list) -> Any:
         fed: dict[str, Any] = {}
 
-        def replace(site: LayerCall, call_next: Callable[[], Any], x: Any) -> Any:
-            if site.name in norm_of:
-                fed[norm_of[site.name]] = x
+        def replace(site: LayerCall, call_next: Callable[[Any], Any], x: Any) -> Any:
+            is_second = site.name in fed
+            source = fed[site.name] if is_second else x
+            if site.name in second_of:
+                fed[second_of[site.name]] = source
                 return probes[site.name]
-            if site.name in fed:
+            if is_second:
                 y = shapes[site.name]
-                return jnp.zeros(y.shape, y.dtype) + (0 * jnp.sum(fed[site.name])).astype(y.dtype)
+                return jnp.zeros(y.shape, y.dtype) + (0 * jnp.sum(source)).astype(y.dtype)
             return _called(site, call_next, x)
 
         args, kwargs = rebuild(inputs)
@@ -202,35 +304,19 @@ def _used_elsewhere(
         sources.append(("/".join(owner), part))
     # Dicts flatten in the order of their keys.
     sources += [(name, "") for name in sorted(probes)] + [("", "")] * len(inputs)
-    reaching = [sources[i] for i in sorted(_dependencies(jaxpr))]
-    problems = []
+    reaching = [sources[i] for i in sorted(dependencies(jaxpr))]
+    problems: dict[str, str] = {}
     for pair in pairs:
-        for name in pair:
-            parts = list(dict.fromkeys(part for owner, part in reaching if owner == name))
-            for part in parts:
-                what = f"the {part} of {name}" if part else f"the output of {name}"
-                problems.append(f"{pair.norm}: {what} is used elsewhere in the model, too.")
+        parts = [
+            f"the {part} of {owner}" if part else f"the output of {owner}"
+            for name in (pair.layer, pair.norm)
+            for owner, part in dict.fromkeys(reaching)
+            if owner == name
+        ]
+        if parts:
+            verb = "is" if len(parts) == 1 else "are"
+            problems[pair.norm] = f"{' and '.join(parts)} {verb} used elsewhere in the model, too."
     return problems
-
-
-def _dependencies(jaxpr: Any) -> set[int]:
-    """Return the indices of the inputs that a jaxpr's outputs depend on.
-
-    An equation's outputs depend on all of its inputs, also where it holds another jaxpr: that may
-    find a use where there is none, never the reverse.
-    """
-    depends: dict[Any, set[int]] = {var: {i} for i, var in enumerate(jaxpr.invars)}
-
-    def of(variables: Sequence[Any]) -> set[int]:
-        # Literals are not hashable, and depend on nothing.
-        known = [depends[v] for v in variables if not hasattr(v, "val") and v in depends]
-        return set().union(*known)
-
-    for equation in jaxpr.eqns:
-        found = of(equation.invars)
-        for var in equation.outvars:
-            depends[var] = found
-    return of(jaxpr.outvars)
 
 
 def _split_arrays(tree: Any) -> tuple[list, Callable[[list], Any]]:
@@ -247,25 +333,20 @@ def _split_arrays(tree: Any) -> tuple[list, Callable[[list], Any]]:
     return [leaf for a, leaf in zip(is_array, leaves, strict=True) if a], rebuild
 
 
-def fold_pair(
-    kernel: Array,
-    bias: Array | None,
-    params: BatchNormParams,
-    state: BatchNormState,
-    *,
-    epsilon: ArrayLike,
-    transposed: bool,
-) -> tuple[Array, Array]:
-    """Fold like `fold`; a `transposed` kernel has its output features on the last axis but one."""
-    if transposed:
-        kernel = jnp.swapaxes(kernel, -1, -2)
-    kernel, bias = fold(kernel, bias, params, state, epsilon=epsilon)
-    return (jnp.swapaxes(kernel, -1, -2) if transposed else kernel), bias
-
-
 def calls_as_written(layer: Any) -> bool:
     """Tell whether a batch norm's `__call__` is Flax's or jbn's: another may do anything."""
     return type(layer).__call__.__module__.split(".")[0] in ("flax", "jbn")
+
+
+def split_input(
+    args: tuple, kwargs: Mapping[str, Any], names: Sequence[str]
+) -> tuple[Any, Callable[[Any], tuple[tuple, dict]], tuple, dict]:
+    """Split what a layer is called with into its input, how to put another there, and the rest."""
+    if args:
+        return args[0], lambda x: ((x, *args[1:]), dict(kwargs)), args[1:], dict(kwargs)
+    name = next(name for name in names if name in kwargs)
+    rest = {key: value for key, value in kwargs.items() if key != name}
+    return kwargs[name], lambda x: ((), {**rest, name: x}), (), rest
 
 
 def is_last_axis(axis: Any, ndim: int) -> bool:
