@@ -33,7 +33,13 @@ class Results(NamedTuple):
 
     def gain(self, ours: Key, theirs: Key) -> Float[np.ndarray, "seeds"]:
         """Subtract last test accuracies, and average over the data sets."""
-        return np.mean([seen[ours][:, -1] - seen[theirs][:, -1] for seen in self.tests.values()], 0)
+        return np.mean(
+            [
+                accuracies[ours][:, -1] - accuracies[theirs][:, -1]
+                for accuracies in self.tests.values()
+            ],
+            0,
+        )
 
     def share_of_steps(self, ours: Key, theirs: Key) -> Float[np.ndarray, "seeds"]:
         """Count steps until the last accuracy of the other, of all; geometric mean of data sets.
@@ -41,10 +47,12 @@ class Results(NamedTuple):
         All where it is never reached.
         """
         shares = []
-        for seen in self.tests.values():
-            count = seen[ours].shape[1]
+        for accuracies in self.tests.values():
+            count = accuracies[ours].shape[1]
             steps = np.arange(1, count + 1)
-            shares.append(selection.steps_to(seen[theirs][:, -1], seen[ours], steps) / count)
+            shares.append(
+                selection.steps_to(accuracies[theirs][:, -1], accuracies[ours], steps) / count
+            )
         return np.exp(np.mean(np.log(shares), axis=0))
 
 
@@ -54,8 +62,8 @@ def report(config: Config, results: Results, tell: Callable[[str, Estimate], Non
     Args:
       tell: of a name and an estimate.
     """
-    for dataset, seen in results.tests.items():
-        for (model, norm, size), accuracy in seen.items():
+    for dataset, accuracies in results.tests.items():
+        for (model, norm, size), accuracy in accuracies.items():
             last = estimates.mean(accuracy[:, -1])
             tell(f"accuracy_{model}_{norm}_{size}_{dataset}", last)
     small, large = config.batch_sizes[0], config.batch_sizes[-1]
@@ -85,9 +93,9 @@ def table(config: Config, results: Results) -> str:
         return f"{cells[0]:32}" + "".join(f"{cell:>24}" for cell in cells[1:])
 
     def cell(dataset: str, key: Key) -> str:
-        found = estimates.mean(results.tests[dataset][key][:, -1])
-        half = (found.high - found.low) / 2
-        accuracy = f"{found.value:.3f}" + f" ± {half:.3f}" * (found.runs > 1)
+        estimate = estimates.mean(results.tests[dataset][key][:, -1])
+        half = (estimate.high - estimate.low) / 2
+        accuracy = f"{estimate.value:.3f}" + f" ± {half:.3f}" * (estimate.runs > 1)
         return f"{accuracy} at {results.rates[dataset][key]:.3g}"
 
     def rows(keys: Iterable[Key]) -> Iterable[str]:

@@ -55,14 +55,14 @@ def plot_curves(
             steps = np.arange(1, config.evaluations + 1) * between
             norms = [norm for of, norm, at in curves if (of, at) == (model, size)]
             for k, norm in enumerate(norms, 1):
-                seen, taken = curves[model, norm, size], steps * seconds[model, norm, size]
+                accuracies, taken = curves[model, norm, size], steps * seconds[model, norm, size]
                 line = STYLES[norm]._replace(marker="")
                 point = STYLES[norm]._replace(linestyle="none", label="")
                 for axes, x in ((by_steps, steps), (by_seconds, taken)):
-                    axes.plot(x, seen.mean(0), **line._asdict())
+                    axes.plot(x, accuracies.mean(0), **line._asdict())
                 beside = steps[-1] * (1 + 0.035 * k)  # All end at one step: a place for each.
-                plotting.bars(by_steps, [beside], seen[:, -1:].T, point)
-                plotting.bars(by_seconds, taken[-1:], seen[:, -1:].T, point)
+                plotting.bars(by_steps, [beside], accuracies[:, -1:].T, point)
+                plotting.bars(by_seconds, taken[-1:], accuracies[:, -1:].T, point)
             by_seconds.sharey(by_steps)
             for axes, label in ((by_steps, "steps"), (by_seconds, "seconds")):
                 axes.set(title=f"{name_of(config, model)}, batches of {size}", xlabel=label)
@@ -86,12 +86,12 @@ def plot_last(
     norms = list(dict.fromkeys(config.norms))
     for row, size in zip(panels, sizes, strict=True):
         for axes, model in zip(row, config.models, strict=True):
-            for i, (dataset, found) in enumerate(last.items()):
-                drawn = [norm for norm in norms if (model, norm, size) in found]
+            for i, (dataset, series) in enumerate(last.items()):
+                drawn = [norm for norm in norms if (model, norm, size) in series]
                 at = np.array([norms.index(norm) for norm in drawn]) + 0.16 * (
                     i - (len(last) - 1) / 2
                 )
-                runs = np.stack([found[model, norm, size] for norm in drawn])
+                runs = np.stack([series[model, norm, size] for norm in drawn])
                 plotting.bars(axes, at, runs, DATASETS[dataset])
             axes.set_xticks(
                 range(len(norms)), [STYLES[norm].label for norm in norms], rotation=40, ha="right"

@@ -12,7 +12,7 @@ from experiments.studies.compare.config import Config
 from experiments.studies.compare.figures import Curves, name_of, plot_curves, plot_last
 from experiments.studies.compare.models import applies
 from experiments.studies.compare.training import (
-    Found,
+    Arrays,
     Trained,
     at_best_rate,
     for_model,
@@ -48,8 +48,8 @@ def measure(config: Config, study: Study) -> None:
         lambda: plot_last(
             config,
             {
-                dataset: {key: test[:, -1] for key, test in seen.items()}
-                for dataset, seen in results.tests.items()
+                dataset: {key: test[:, -1] for key, test in accuracies.items()}
+                for dataset, accuracies in results.tests.items()
             },
         ),
         title="Test accuracy of every norm, by network, data set and size of the batch",
@@ -58,7 +58,7 @@ def measure(config: Config, study: Study) -> None:
         "of points for each data set.",
     )
     means = {  # Over data sets.
-        key: np.mean([seen[key] for seen in results.tests.values()], axis=0)
+        key: np.mean([accuracies[key] for accuracies in results.tests.values()], axis=0)
         for key in results.seconds
     }
 
@@ -81,10 +81,10 @@ def measure(config: Config, study: Study) -> None:
         caption=f"{', '.join(data.values())}; {about} {lines}",
         alt=alt,
     )
-    for dataset, seen in results.tests.items():
+    for dataset, accuracies in results.tests.items():
         study.figure(
             f"curves_{dataset}",
-            plot(seen),
+            plot(accuracies),
             title=f"Test accuracy against steps and against seconds, {data[dataset]}",
             caption=f"{data[dataset]}; {about} {lines}",
             alt=alt,
@@ -103,33 +103,33 @@ def train_all(config: Config, study: Study) -> Results:
         images: dict[str, Split] = {name: for_model(model, split) for name, split in splits.items()}
         for size in config.batch_sizes:
             norms = [norm for norm in config.norms if applies(config, model, norm, size)]
-            found, timed = train_each(study, Trained(config, model, size, images), norms)
+            parts, timed = train_each(study, Trained(config, model, size, images), norms)
             for norm in norms:
                 key = model, norm, size
                 seconds[key] = float(np.median(timed[norm]))
                 for name in splits:
-                    tests[name][key] = found[norm][f"{name}_test"]
-                    rates[name][key] = float(found[norm][f"{name}_rate"])
+                    tests[name][key] = parts[norm][f"{name}_test"]
+                    rates[name][key] = float(parts[norm][f"{name}_rate"])
     return Results(tests, rates, seconds)
 
 
 def train_each(
     study: Study, trained: Trained, norms: Sequence[str]
-) -> tuple[dict[str, Found], Found]:
+) -> tuple[dict[str, Arrays], Arrays]:
     """Train one network at one size with every norm, a part each; then time them all."""
 
     @functools.cache
     def compile_all() -> None:  # Of parts that are all kept already nothing is compiled.
         side_by_side(trained.warm_up, norms)
 
-    def train(norm: str) -> Found:
+    def train(norm: str) -> Arrays:
         compile_all()
         return at_best_rate(trained, norm)
 
-    def time_steps() -> Found:
+    def time_steps() -> Arrays:
         compile_all()
         return step_seconds(trained, norms)
 
     name = f"{trained.name}_{trained.size}"
-    found = {norm: study.part(f"{name}_{norm}", functools.partial(train, norm)) for norm in norms}
-    return found, study.part(f"{name}_seconds", time_steps)
+    parts = {norm: study.part(f"{name}_{norm}", functools.partial(train, norm)) for norm in norms}
+    return parts, study.part(f"{name}_seconds", time_steps)

@@ -1,4 +1,4 @@
-"""How a network of the study `compare` is trained, judged and timed.
+"""How a network of the study `compare` is trained, evaluated and timed.
 
 On a CPU one step a program: in a loop of XLA's, the gradients of convolutions take ten times as
 long there. Elsewhere all steps between two evaluations are one program.
@@ -27,7 +27,7 @@ from experiments.training import networks, sweep
 from experiments.training.networks import Network
 
 SIDE = 32  # Pixels of the images of CIFAR-10; digits get a margin.
-Found = dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
 # ---- Images --------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def advance(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def judge(model: nn.Module, variables: Any, examples: Examples) -> Array:
+def evaluate(model: nn.Module, variables: Any, examples: Examples) -> Array:
     """Compute the accuracy; of weights that diverged to NaN that of one constant answer."""
     return networks.accuracy(model, variables, *examples)
 
@@ -135,26 +135,26 @@ class Trained(NamedTuple):
         """Make it with a norm."""
         return make_model(self.config, self.name, norm, self.size)
 
-    def judged(self, norm: str) -> nn.Module:
-        """Make it with a norm, to be judged: the same for all sizes, compiled once."""
+    def evaluated(self, norm: str) -> nn.Module:
+        """Make it with a norm, to be evaluated: the same for all sizes, compiled once."""
         return make_model(self.config, self.name, norm, self.config.batch_sizes[0])
 
     def start(self, norm: str) -> list[Network]:
         """Initialize it, one for each seed."""
         (images, _), *_ = next(iter(self.splits.values()))
-        made = sweep.start(self.judged(norm), self.config.seeds, images)
+        stacked = sweep.start(self.evaluated(norm), self.config.seeds, images)
         optimizer = make_optimizer(0.0)
-        each = [jax.tree.map(lambda leaf, i=i: leaf[i], made) for i in range(self.config.seeds)]
+        each = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(self.config.seeds)]
         return [one._replace(opt_state=optimizer.init(one.params)) for one in each]
 
     def warm_up(self, norm: str) -> None:
-        """Compile what it takes to train it and to judge it."""
+        """Compile what it takes to train it and to evaluate it."""
         split, network = next(iter(self.splits.values())), self.start(norm)[0]
         batches = np.zeros((steps_at_once(self.config, self.size), self.size), np.int32)
         rates = np.zeros(len(batches), np.float32)
         jax.block_until_ready(advance(self.model(norm), network, batches, rates, split.train))
         for examples in split[1:]:
-            jax.block_until_ready(judge(self.judged(norm), network.variables, examples))
+            jax.block_until_ready(evaluate(self.evaluated(norm), network.variables, examples))
 
     def train(
         self, norm: str, network: Network, seed: int, rate: float, examples: Examples
@@ -163,28 +163,30 @@ class Trained(NamedTuple):
         config, model = self.config, self.model(norm)
         batches = sampling.batch_indices(seed, 0, self.steps, self.size, config.train)
         rates, once = decay(rate, self.steps), steps_at_once(config, self.size)
-        between, seen = self.steps // config.evaluations, []
+        between, snapshots = self.steps // config.evaluations, []
         for i in range(0, self.steps, once):
             network = advance(model, network, batches[i : i + once], rates[i : i + once], examples)
             if (i + once) % between == 0:
-                seen.append(jax.block_until_ready(network.variables))
-        return seen
+                snapshots.append(jax.block_until_ready(network.variables))
+        return snapshots
 
 
-def at_best_rate(trained: Trained, norm: str) -> Found:
+def at_best_rate(trained: Trained, norm: str) -> Arrays:
     """Train with a norm on every data set, at the rate that is best there.
 
     Returns:
       for each data set test accuracies, (seeds, evaluations); validation accuracies at the end,
       (rates, seeds that choose); the rate.
     """
-    config, starts, judged = trained.config, trained.start(norm), trained.judged(norm)
+    config, starts, evaluated = trained.config, trained.start(norm), trained.evaluated(norm)
 
     def train(dataset: str, seed: int, rate: float) -> list[dict[str, Any]]:
         return trained.train(norm, starts[seed], seed, rate, trained.splits[dataset].train)
 
-    def tested(dataset: str, seen: list[dict[str, Any]]) -> list[float]:
-        return [float(judge(judged, each, trained.splits[dataset].test)) for each in seen]
+    def tested(dataset: str, snapshots: list[dict[str, Any]]) -> list[float]:
+        return [
+            float(evaluate(evaluated, each, trained.splits[dataset].test)) for each in snapshots
+        ]
 
     choosing = [
         (dataset, seed, rate)
@@ -193,32 +195,32 @@ def at_best_rate(trained: Trained, norm: str) -> Found:
         for seed in range(config.choosing)
     ]
     swept = dict(zip(choosing, side_by_side(lambda run: train(*run), choosing), strict=True))
-    found: Found = {}
+    results: Arrays = {}
     for dataset, split in trained.splits.items():
         scores = np.array(
             [
                 [
-                    float(judge(judged, swept[dataset, seed, rate][-1], split.validation))
+                    float(evaluate(evaluated, swept[dataset, seed, rate][-1], split.validation))
                     for seed in range(config.choosing)
                 ]
                 for rate in trained.rates
             ]
         )
-        found[f"{dataset}_validation"] = scores
-        found[f"{dataset}_rate"] = np.array(trained.rates[selection.best(scores, "highest")])
+        results[f"{dataset}_validation"] = scores
+        results[f"{dataset}_rate"] = np.array(trained.rates[selection.best(scores, "highest")])
     every = [
-        (dataset, seed, float(found[f"{dataset}_rate"]))
+        (dataset, seed, float(results[f"{dataset}_rate"]))
         for dataset in trained.splits
         for seed in range(config.seeds)
     ]
-    seen = side_by_side(lambda run: tested(run[0], swept.get(run) or train(*run)), every)
+    tests = side_by_side(lambda run: tested(run[0], swept.get(run) or train(*run)), every)
     for dataset in trained.splits:
-        rows = [row for run, row in zip(every, seen, strict=True) if run[0] == dataset]
-        found[f"{dataset}_test"] = np.array(rows)
-    return found
+        rows = [row for run, row in zip(every, tests, strict=True) if run[0] == dataset]
+        results[f"{dataset}_test"] = np.array(rows)
+    return results
 
 
-def step_seconds(trained: Trained, norms: Iterable[str]) -> Found:
+def step_seconds(trained: Trained, norms: Iterable[str]) -> Arrays:
     """Time a step with every norm, by turns: seconds, (rounds,), nothing else being under way."""
     config, once = trained.config, steps_at_once(trained.config, trained.size)
     examples = next(iter(trained.splits.values())).train
