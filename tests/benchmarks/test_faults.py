@@ -19,7 +19,7 @@ from experiments.training.checkpoints import Checkpoints
 def finished(tmp_path_factory):
     """A short run, in this process."""
     root = tmp_path_factory.mktemp("runs")
-    options = ["--preset", "smoke", "--dataset", "digits", "--steps", "40", "--runs", str(root)]
+    options = ["--preset", "smoke", "--steps", "40", "--runs", str(root)]
     assert main(["mnist_mlp", *options]) == 0
     return faults.look(root).path
 
@@ -57,7 +57,7 @@ def test_one_changed_bit_of_the_state_is_a_difference(finished, copy):
     folder = copy / "checkpoints" / "40"
     config = PRESETS["smoke"]
     keys = jax.random.split(jax.random.key(0), config.seeds)
-    like = jax.vmap(lambda key: mnist_mlp.init(config, key, 64))(keys)
+    like = jax.vmap(lambda key: mnist_mlp.init(config, key, 784))(keys)
     with run_dir.open_run(copy) as run, Checkpoints(run) as checkpoints:
         state = jax.tree.map(np.array, checkpoints.newest(like)[1])
     jax.tree.leaves(state)[0].view(np.uint32).flat[7] ^= 1
