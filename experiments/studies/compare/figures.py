@@ -97,7 +97,9 @@ def plot_last(
                 range(len(norms)), [STYLES[norm].label for norm in norms], rotation=40, ha="right"
             )
             axes.set(
-                title=f"{name_of(config, model)}, batches of {size}", xlim=(-0.6, len(norms) - 0.4)
+                title=f"{name_of(config, model)}, batches of {size}",
+                xlim=(-0.6, len(norms) - 0.4),
+                ylim=(0, 1),  # An interval of three seeds may reach beyond what there can be.
             )
         row[0].set_ylabel("test accuracy")
     low, high = np.transpose([axes.get_ylim() for axes in fig.axes])
