@@ -2,7 +2,11 @@
 
     python docs/examples/finetune.py --weights resnet18.safetensors --statistics train
 
-RESULTS
+CIFAR-10 from random weights, all defaults, 10 min 38 s on two cores beside other work, test accuracy:
+
+    last weights .462    averaged weights .477    folded and exported, run by predict.py .478
+
+One seed. No file of ImageNet's weights was at hand: `frozen` and `population` are only tested.
 """
 
 import functools
@@ -28,8 +32,8 @@ def main(
     data: str = "cifar10",  # or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg
     statistics: Literal["train", "frozen", "population"] = "train",  # batch; file; new images
     dtype: Literal["bfloat16", "float32"] = "bfloat16",  # of computation; what stays is float32
-    size: int = 64,  # pixels of a side, after resizing
-    steps: int = 300,
+    size: int = 32,  # pixels of a side, after resizing
+    steps: int = 200,
     batch_size: int = 128,  # a multiple of the number of devices
     rate: float = 0.02,  # the highest, after a warmup
     out: Path = Path("finetuned"),  # the checkpoints and the exported model

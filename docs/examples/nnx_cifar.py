@@ -2,7 +2,7 @@
 
     python docs/examples/nnx_cifar.py
 
-RESULTS
+Tested in small; no run of the defaults is kept. 20 steps at --width 8: accuracy .20.
 """
 
 from functools import partial
