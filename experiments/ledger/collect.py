@@ -107,9 +107,12 @@ class Result(NamedTuple):
         name = self.summary["config"].get("experiment", "")
         presets = importlib.import_module(f"experiments.studies.{name}.config").PRESETS
         wanted = run_dir.to_json(presets["quick"])
-        for field in {"dataset", "datasets", "source", "target"} & set(wanted):
-            if self.summary["config"].get(field) != wanted[field]:
-                return f"measured on {self.summary['config'].get(field)}, not {wanted[field]}"
+        # The last two are in the words of claims: batches of 8, ghost batches of 32.
+        for field in ("dataset", "datasets", "source", "target", "batch_sizes", "ghost"):
+            got = self.summary["config"].get(field)
+            if field in wanted and got != wanted[field]:
+                how = f"with {field}" if field in ("batch_sizes", "ghost") else "on"
+                return f"measured {how} {got}, not {wanted[field]}"
         for asked, dataset in self.data.items():
             if dataset["name"] != asked:
                 return f"measured on {dataset['name']}, not {asked}"

@@ -134,7 +134,7 @@ def _stand_in(name: str, failure: str, needed: tuple[int, int], digits_may_do: b
             file=sys.stderr,
         )
         return digits
-    short = "cannot stand in for one of two data sets"
+    short = "cannot stand in for one of several data sets"
     if digits_may_do:
         short = f"have {has[0]:,} training and {has[1]:,} test images of the {needed[0]:,} and "
         short += f"{needed[1]:,} that the options ask for"

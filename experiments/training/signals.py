@@ -3,10 +3,12 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Generator
-from types import FrameType, TracebackType
+from types import TracebackType
 
 # Reads what would be the last message, and prints it when the other end of the pipe is gone.
 WATCHDOG = """
@@ -31,10 +33,11 @@ class Stopped(Exception):
 class GracefulExit:
     """Tells how to go on when the run is stopped: `graceful_exit.say("...")`, within a `with`.
 
-    Ctrl-C or SIGTERM end the process at once. Within `deferred` the first one only sets `received`,
-    to the signal's number, so that a training loop can finish the steps that it is at and write a
-    checkpoint. A KeyboardInterrupt, by contrast, gets lost where it strikes inside a callback of
-    XLA.
+    Ctrl-C or SIGTERM end the process at once, whatever it is at: a thread hears them, for Python's
+    own handlers wait until a program of XLA has come to its end, which may take minutes. Within
+    `deferred` the first one only sets `received`, to the signal's number, so that a training loop
+    can finish the steps that it is at and write a checkpoint. A KeyboardInterrupt, by contrast,
+    gets lost where it strikes inside a callback of XLA.
     """
 
     def __init__(self) -> None:
@@ -71,7 +74,14 @@ class GracefulExit:
         finally:
             self.patient = False
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _listen(self, signals: socket.socket) -> None:
+        """Read the numbers of signals, until the other end is closed."""
+        with signals:
+            while received := signals.recv(1):
+                if received[0] in (signal.SIGINT, signal.SIGTERM):
+                    self._on_signal(received[0])
+
+    def _on_signal(self, number: int) -> None:
         if self.patient and not self.received:
             self.received = number
             os.write(2, b"\nstopping within seconds; again, to stop at once\n")
@@ -89,10 +99,15 @@ class GracefulExit:
 
     def __enter__(self) -> "GracefulExit":
         """Take the signals."""
+        # A signal without a handler of Python's would end the process, and wake nobody.
         self.before = {
-            number: signal.signal(number, self._on_signal)
+            number: signal.signal(number, lambda number, frame: None)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
+        ours, self.signals = socket.socketpair()
+        self.signals.setblocking(False)
+        self.wakeup = signal.set_wakeup_fd(self.signals.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, args=(ours,), daemon=True).start()
         return self
 
     def __exit__(
@@ -102,6 +117,8 @@ class GracefulExit:
         trace: TracebackType | None,
     ) -> None:
         """Give the signals back."""
+        signal.set_wakeup_fd(self.wakeup)
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        self.signals.close()
         self._dismiss_watchdog()

@@ -7,13 +7,14 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.ledger import collect
 from experiments.run_dir import to_config, to_json
 from experiments.stats import estimates
 from experiments.studies.compare import training
 from experiments.studies.compare.comparisons import Results, report, table
-from experiments.studies.compare.config import PRESETS, Config
+from experiments.studies.compare.config import PRESETS, Config, applies
 from experiments.studies.compare.figures import plot_last
-from experiments.studies.compare.models import applies, make_model
+from experiments.studies.compare.models import make_model
 from experiments.tasks import data
 
 SMOKE = PRESETS["smoke"]
@@ -39,6 +40,11 @@ def trained():
         ({"examples": 12_801}, "`examples` a multiple of 80"),
         ({"groups": 5}, "`groups` to divide all widths"),
         ({"norms": ("bath",)}, "`norms` of type"),
+        ({"models": ("mlp", "mlp")}, "each of `models` once"),
+        ({"norms": ("none", "none")}, "each of `norms` once"),
+        ({"datasets": ("digits", "digits")}, "each of `datasets` once"),
+        ({"models": ("cnn", "mlp"), "norms": ("instance",)}, "in mlp, batches of 8"),
+        ({"models": ("cnn",), "norms": ("ghost",)}, "in cnn, batches of 8"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, message):
@@ -213,3 +219,11 @@ def test_every_panel_shows_all_of_its_points():
         low, high = axes.get_ylim()
         assert low < 0.1
         assert high > 0.9
+
+
+def test_other_batches_than_the_claims_name_give_no_verdict():
+    kept = collect.result_of(collect.KEPT / "compare", "compare")
+    assert kept.flaw == ""
+    config = {**kept.summary["config"], "batch_sizes": [32]}
+    other = kept._replace(summary={**kept.summary, "config": config})
+    assert other.flaw == "measured with batch_sizes [32], not [8, 128]"

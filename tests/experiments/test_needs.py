@@ -84,7 +84,9 @@ def test_without_a_network_a_study_takes_the_digits_or_says_what_to_do(
 @pytest.mark.parametrize("source", ["mnist", "digits"])
 def test_the_digits_are_not_both_source_and_target(prepare, tmp_path, capsys, source):
     few = ["--validation", "300", "--statistics", "300", "--race-images", "300"]
-    with pytest.raises(FileNotFoundError, match=r"cannot stand in for one of two .* --data-dir"):
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot stand in for one of several .* --data-dir"
+    ):
         prepare("transfer", "--source", source, *few)
     assert capsys.readouterr().err == ""
     assert not (tmp_path / "runs").exists()

@@ -21,6 +21,10 @@ with GracefulExit() as graceful_exit:
             while not graceful_exit.received or "deaf" in sys.argv:
                 time.sleep(0.01)
         print(f"told {graceful_exit.received}", flush=True)
+    elif "busy" in sys.argv:
+        import hashlib
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # A minute in C, as a program of XLA.
     elif "done" in sys.argv:
         print("ready", flush=True)
     else:
@@ -50,6 +54,13 @@ def run(*words, signals=()):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_process_with_the_last_words(number):
     code, _, error = run(signals=[number])
+    assert code == 128 + number
+    assert error.strip() == "go on with: this"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_while_python_waits_for_a_long_program(number):
+    code, _, error = run("busy", signals=[number])
     assert code == 128 + number
     assert error.strip() == "go on with: this"
 

@@ -1,5 +1,6 @@
 """Options and presets of the study `compare`."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,18 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what cannot be compared."""
         check(self, batch_sizes="[2, inf)")
+        for name in ("models", "norms", "datasets"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"Expected each of `{name}` once, got {' '.join(values)}.")
+        for model, size in itertools.product(self.models, self.batch_sizes):
+            if not any(applies(self, model, norm, size) for norm in self.norms):
+                raise ValueError(
+                    f"Expected a norm that does something in {model}, batches of {size}, got "
+                    f"{' '.join(self.norms)}: instance norm has one value for each feature in an "
+                    f"MLP, and ghost batches of {self.ghost} are no parts of a batch below "
+                    f"{2 * self.ghost}. Name another norm, too."
+                )
         if self.choosing > self.seeds:
             raise ValueError(
                 f"Expected `choosing` of at most {self.seeds}, the seeds, got {self.choosing}."
@@ -97,6 +110,13 @@ class Config:
         """
         check_sizes(self.train, batch_sizes=max(self.batch_sizes))
         return dict.fromkeys(self.datasets, (self.train + self.validation, self.test))
+
+
+def applies(config: Config, model: str, norm: str, size: int) -> bool:
+    """Tell whether a norm is a thing of its own in a network, at a size of the batch."""
+    if norm == "instance":
+        return model != "mlp"  # One value for each feature of an example: its variance is 0.
+    return norm != "ghost" or size >= 2 * config.ghost
 
 
 PRESETS = {

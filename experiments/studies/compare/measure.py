@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 
 from experiments.plotting import describe_data, describe_layers, describe_runs
 from experiments.studies.compare.comparisons import Key, Results, report, table
-from experiments.studies.compare.config import Config
+from experiments.studies.compare.config import Config, applies
 from experiments.studies.compare.figures import Curves, name_of, plot_curves, plot_last
-from experiments.studies.compare.models import applies
 from experiments.studies.compare.training import (
     Arrays,
     Trained,

@@ -17,13 +17,6 @@ from jbn.models import CNN, MLP, ResNet
 BFLOAT16 = "batch_bfloat16"
 
 
-def applies(config: Config, model: str, norm: str, size: int) -> bool:
-    """Tell whether a norm is a thing of its own in a network, at a size of the batch."""
-    if norm == "instance":
-        return model != "mlp"  # One value for each feature of an example: its variance is 0.
-    return norm != "ghost" or size >= 2 * config.ghost
-
-
 @functools.cache
 def make_model(config: Config, model: str, norm: str, size: int) -> nn.Module:
     """Make a network; kept, so that it is compiled once.
