@@ -82,6 +82,12 @@ def fold_nnx(
                 norm.bias[...] = jnp.zeros_like(shift)
         else:
             _replace(model, norm, Identity())
+            if any(module is norm for _, module in nnx.iter_modules(model)):
+                raise ValueError(
+                    f"Expected {pair.norm} as an attribute of a module, or in an nnx.List or "
+                    "nnx.Dict, to be replaced, got it in another container, such as nnx.data of a "
+                    "list. Hold it in an nnx.List, or pass keep_norms=True."
+                )
     return model
 
 
