@@ -20,7 +20,7 @@ from experiments.studies.regularization.figures import Line, Results, gap, plot_
 from experiments.study import Study
 from experiments.tasks.data import Dataset, binary
 from experiments.tasks.split import Examples, sample_splits
-from experiments.training import networks
+from experiments.training import networks, sweep
 from jbn.linen import GhostBatchNorm
 from jbn.models import MLP
 
@@ -158,17 +158,20 @@ def make_step(
     return step
 
 
+class OfSeed(NamedTuple):
+    """What one network starts from and learns from; the key is that of dropout."""
+
+    start: networks.Network
+    images: Images
+    batches: Int[Array, "steps batch"]
+    key: PRNGKeyArray
+
+
 def learn(
-    config: Config,
-    kind: Kind,
-    setting: Setting,
-    network: networks.Network,
-    images: Images,
-    batches: Int[Array, "steps batch"],
-    key: PRNGKeyArray,
-    test: Examples,
+    config: Config, kind: Kind, setting: Setting, of_seed: OfSeed, test: Examples
 ) -> dict[str, Array]:
-    """Train one network of one seed, and evaluate it; the key is that of dropout."""
+    """Train one network of one seed, and evaluate it."""
+    network, images, batches, key = of_seed
     model, step = make_model(config, kind), make_step(config, kind, setting, images, key)
     network, _ = networks.fit(step, network, jnp.arange(config.train), batches)
     if kind.statistics is not None:
@@ -203,18 +206,23 @@ def make_trainer(config: Config, dataset: Dataset) -> Trainer:
     weights, dropout = (sampling.keys(seeds, purpose) for purpose in ("weights", "dropout"))
 
     @functools.cache
-    def compiled(kind: Kind) -> Callable[[Setting], dict[str, Array]]:
+    def compiled(kind: Kind) -> Callable[[Setting], Results]:
         # From one start for all kinds of BN: their variables are the same.
         like = Kind(kind.width, 0, 0, kind.statistics and "all")
         initial = start(make_model(config, like), weights, test[0][:1])
         rows = sampling.all_batches(seeds, kind.steps, kind.batch_size, config.train)
-        one = functools.partial(learn, config, kind)
-        jitted = jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0, 0, None)))
-        return lambda setting: jitted(setting, initial, images, rows, dropout, test)
+        of_seeds = OfSeed(initial, images, jnp.asarray(rows), dropout)
+        run = sweep.program(functools.partial(learn, config, kind))
+
+        def train_with(setting: Setting) -> Results:
+            # One at a time: each number of settings would be a program of its own.
+            return run(jax.tree.map(lambda value: np.array([value]), setting), of_seeds, test)
+
+        return train_with
 
     def train(kinds: Sequence[Kind], settings: Sequence[Setting]) -> Results:
         rows = [compiled(kind)(setting) for kind in kinds for setting in settings]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
     return train
 

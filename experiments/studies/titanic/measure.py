@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -26,8 +25,8 @@ from experiments.studies.titanic.figures import (
 )
 from experiments.study import Study
 from experiments.tasks import titanic as titanic_data
-from experiments.tasks.titanic import Passengers
-from experiments.training import networks
+from experiments.tasks.titanic import Fold, Passengers
+from experiments.training import networks, sweep
 from experiments.training.networks import Network
 from jbn.models import MLP
 
@@ -76,48 +75,41 @@ def curves(
         for name, norm in METHODS.items()
     }
 
-    def init(key: PRNGKeyArray, x: Array) -> dict[str, Network]:
-        return {name: networks.init(m, optimizer, key, x[:1]) for name, m in models.items()}
-
     def step(state: dict[str, Network], batch: tuple[Array, Array], i: Array) -> Any:
         return {
             name: networks.train_step(model, optimizer, state[name], *batch, loss=loss)
             for name, model in models.items()
         }
 
-    def go_on(state: Any, x: Array, test: Array, weight: Array, batches: Array) -> Any:
+    def one(scaling: Array, of_fold: tuple[PRNGKeyArray, Fold, Array], shared: Any) -> Any:
+        key, fold, batches = of_fold
+        x, tested = fold.x[scaling], labels[fold.test]
+
         def observe(state: dict[str, Network]) -> dict[str, Array]:
-            accuracy = {}
-            for name, model in models.items():
-                outputs: Any = model.apply(state[name].variables, x[test], training=False)
-                accuracy[name] = jnp.sum(weight * correct(outputs, labels[test])) / jnp.sum(weight)
-            return accuracy
+            outputs: dict[str, Any] = {
+                name: model.apply(state[name].variables, x[fold.test], training=False)
+                for name, model in models.items()
+            }
+            return {
+                name: jnp.sum(fold.weight * correct(of, tested)) / jnp.sum(fold.weight)
+                for name, of in outputs.items()
+            }
 
-        state, history = networks.fit(
-            step, state, (x, labels), batches, observe=observe, every=steps
-        )
-        return state, {name: accuracy[1:] for name, accuracy in history.items()}
+        start = {name: networks.init(m, optimizer, key, x[:1]) for name, m in models.items()}
+        _, history = networks.fit(step, start, (x, labels), batches, observe=observe, every=steps)
+        return {name: accuracy[1:] for name, accuracy in history.items()}
 
-    # All folds of all seeds, and both scalings of each, train at once.
-    init_all = jax.jit(jax.vmap(jax.vmap(init, (None, 0))))
-    go_on_all = jax.jit(jax.vmap(jax.vmap(go_on, (0, 0, None, None, None))))
-    split = jax.device_put(titanic_data.stack_folds(passengers, splits))
-    state = init_all(sampling.keys(range(len(splits)), "weights"), split.x)
-    pieces: dict[str, list[np.ndarray]] = {name: [] for name in models}
-    trained = [train.astype(np.int16) for train, _ in splits]
-    for epoch in range(0, config.more, config.epochs):  # Piecewise: the batches take much memory.
-        span = epoch * steps, (epoch + config.epochs) * steps
-        batches = np.stack(
-            [
-                rows[sampling.batch_indices(i, *span, config.batch_size, len(rows))]
-                for i, rows in enumerate(trained)
-            ]
-        )
-        state, accuracies = go_on_all(state, *split, batches)
-        for name, accuracy in accuracies.items():
-            pieces[name].append(np.asarray(accuracy))
-    shape = config.seeds, config.folds, len(SCALINGS), config.more
-    return {name: np.concatenate(parts, -1).reshape(shape) for name, parts in pieces.items()}
+    batches = [
+        train.astype(np.int16)[
+            sampling.batch_indices(i, 0, config.more * steps, config.batch_size, len(train))
+        ]
+        for i, (train, _) in enumerate(splits)
+    ]
+    keys = sampling.keys(range(len(splits)), "weights")
+    of_folds = keys, titanic_data.stack_folds(passengers, splits), np.stack(batches)
+    accuracies = sweep.each(one, np.arange(len(SCALINGS)), of_folds)
+    shape = len(SCALINGS), config.seeds, config.folds, config.more
+    return {name: np.moveaxis(of.reshape(shape), 0, 2) for name, of in accuracies.items()}
 
 
 def references(config: Config, passengers: Passengers) -> dict[str, np.ndarray]:
