@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from experiments import sampling
-from experiments.stats import selection
 from experiments.studies.shift.data import Data, accuracies
 from experiments.studies.shift.weights import glorot, he, sample_networks
 from experiments.tasks.split import Examples
-from experiments.training import networks
+from experiments.training import networks, sweep
 from experiments.training.deep_mlp import DeepMLP
 from experiments.training.networks import Network
 from jbn.linen import BatchNorm
@@ -145,23 +144,34 @@ VARIANTS = {
 }
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def accuracy_after(
-    model: DeepMLP,
-    start: Network,
-    rates: Float[Array, "runs"],
-    l2: float,
-    keys: PRNGKeyArray,
-    batches: Int[Array, "runs steps batch"],
+def train(
+    variant: Variant,
+    depth: int,
+    width: int,
     data: Data,
-) -> tuple[Float[Array, "runs"], Float[Array, "runs"]]:
-    """Train networks by momentum .9; return their accuracy on validation and test set."""
+    *,
+    rates: Sequence[float],
+    seeds: int,
+    steps: int,
+    batch_size: int,
+) -> dict[str, Float[np.ndarray, "rates seeds"]]:
+    """Train every seed with every rate, by momentum .9; measure accuracy.
 
-    def one(network: Network, rate: Array, key: PRNGKeyArray, rows: Array) -> tuple[Array, Array]:
-        optimizer = momentum(rate)
+    Returns:
+      accuracy on the images of `validation` and `test`.
+    """
+    model = DeepMLP(
+        depth, width, activation=variant.activation, norm=variant.norm, dropout=variant.dropout
+    )
+
+    def one(
+        rate: Array, of_seed: tuple[Network, PRNGKeyArray, Array], data: Data
+    ) -> dict[str, Array]:
+        optimizer = optax.sgd(rate, momentum=0.9)
+        start, key, rows = of_seed
 
         def penalty(params: Any) -> Array:
-            return l2 / 2 * optax.tree.norm(params, squared=True)
+            return variant.l2 / 2 * optax.tree.norm(params, squared=True)
 
         def step(network: Network, batch: Examples, i: Array) -> Network:
             rngs = {"dropout": jax.random.fold_in(key, i)}
@@ -176,50 +186,14 @@ def accuracy_after(
                 rngs=rngs,
             )
 
-        network, _ = networks.fit(step, network, data.split.train, rows)
-        return accuracies(model, network, data)
+        start = start._replace(opt_state=optimizer.init(start.params))
+        network, _ = networks.fit(step, start, data.split.train, rows)
+        validation, test = accuracies(model, network, data)
+        return {"validation": validation, "test": test}
 
-    return jax.vmap(one)(start, rates, keys, batches)
-
-
-def momentum(rate: Any) -> optax.GradientTransformation:
-    """Make the optimizer."""
-    return optax.sgd(rate, momentum=0.9)
-
-
-def accuracy_at_best_rate(
-    variant: Variant,
-    depth: int,
-    width: int,
-    data: Data,
-    *,
-    rates: Sequence[float],
-    seeds: int,
-    steps: int,
-    batch_size: int,
-) -> dict[str, ArrayLike]:
-    """Train one seed with every rate, then all others with the best.
-
-    Returns:
-      `accuracy` on the test set, `(seeds,)`; `rate`, the best on the validation set.
-    """
-    model = DeepMLP(
-        depth,
-        width,
-        activation=variant.activation,
-        norm=variant.norm,
-        dropout=variant.dropout,
-    )
-
-    def train(runs: Sequence[int], rates: np.ndarray) -> tuple[Array, Array]:
-        x, labels = data.split.train
-        start = sample_networks(model, momentum(0.0), runs, x.shape[1], variant.deviation)
-        keys = sampling.keys(runs, "dropout")
-        batches = sampling.all_batches(runs, steps, batch_size, len(labels))
-        return accuracy_after(model, start, rates, variant.l2, keys, batches, data)
-
-    grid = np.asarray(rates, np.float32)
-    validation, _ = train([seeds] * len(rates), grid)
-    best = grid[selection.best(np.asarray(validation)[:, None], "highest")]
-    _, accuracy = train(range(seeds), np.full(seeds, best))
-    return {"accuracy": accuracy, "rate": best}
+    x, labels = data.split.train
+    start = sample_networks(model, optax.identity(), range(seeds), x.shape[1], variant.deviation)
+    keys = sampling.keys(range(seeds), "dropout")
+    batches = sampling.all_batches(range(seeds), steps, batch_size, len(labels))
+    settings = np.asarray(rates, np.float32)
+    return sweep.each(one, settings, (start, keys, batches), data, sequential="settings")

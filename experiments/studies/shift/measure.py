@@ -9,14 +9,14 @@ from jaxtyping import Array
 
 from experiments import sampling
 from experiments.plotting import describe_data, describe_layers, describe_runs
-from experiments.stats import estimates
+from experiments.stats import estimates, selection
 from experiments.studies.shift.config import Config
 from experiments.studies.shift.data import Data, prepare
 from experiments.studies.shift.deep import (
     VARIANTS,
-    accuracy_at_best_rate,
     changes_by_depth,
     growth,
+    train,
 )
 from experiments.studies.shift.figures import (
     describe_means,
@@ -49,7 +49,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
     """Measure the shift, and the landscape, while Fig. 1's network trains."""
     every = config.look_every
 
-    def train(
+    def train_with(
         norm: str, data: Data, steps: int, batch_size: int, gradients: bool
     ) -> dict[str, Array]:
         model, seeds = MLP(config.hidden, norm=NORMS[norm]), range(config.seeds)
@@ -70,7 +70,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
     parts = {
         norm: study.part(
             f"training_{norm}",
-            lambda norm=norm: train(norm, data, config.steps, config.batch_size, True),
+            lambda norm=norm: train_with(norm, data, config.steps, config.batch_size, True),
         )
         for norm in NORMS
     }
@@ -79,7 +79,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
     descent = {
         name: study.part(
             f"descent_{name}",
-            lambda size=size: train("none", subset, config.subset_steps, size, False),
+            lambda size=size: train_with("none", subset, config.subset_steps, size, False),
         )
         for name, size in (("full", config.subset), ("mini", config.batch_size))
     }
@@ -134,9 +134,9 @@ def report_training(config: Config, study: Study, data: Data) -> None:
 def report_depth(config: Config, study: Study, data: Data) -> None:
     """Measure how accuracy after equal steps depends on depth."""
 
-    def train(name: str) -> dict[str, np.ndarray]:
+    def train_all(name: str) -> dict[str, np.ndarray]:
         results = [
-            accuracy_at_best_rate(
+            train(
                 VARIANTS[name],
                 depth,
                 config.width,
@@ -150,8 +150,13 @@ def report_depth(config: Config, study: Study, data: Data) -> None:
         ]
         return {key: np.stack([one[key] for one in results]) for key in results[0]}
 
-    parts = {name: study.part(f"depth_{name}", lambda name=name: train(name)) for name in VARIANTS}
-    accuracy = {name: by_depth["accuracy"] for name, by_depth in parts.items()}
+    parts = {
+        name: study.part(f"rates_{name}", lambda name=name: train_all(name)) for name in VARIANTS
+    }
+    accuracy = {}
+    for name, of in parts.items():  # (depths, rates, seeds)
+        chosen = selection.best(of["validation"], "highest")
+        accuracy[name] = of["test"][np.arange(len(chosen)), chosen]
     last = {name: by_depth[-1] for name, by_depth in accuracy.items()}
     study.report("sigmoid_depth", estimates.paired(last["sigmoid"], accuracy["sigmoid"][0]))
     study.report("bn_over_relu", estimates.paired(last["sigmoid_bn"], last["relu"]))
