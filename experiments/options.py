@@ -9,11 +9,11 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 
-from experiments import run_dir
+from experiments import option_errors, run_dir
 from experiments.checks import did_you_mean
 from experiments.docstrings import docstring
 
@@ -87,6 +87,7 @@ def parse(
     Raises:
       ValueError: says in one line which option or value cannot be.
     """
+    option_errors.refuse_empty(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset", nargs="?", const="")
     first.add_argument("--resume", nargs="?", const=NEWEST)
@@ -169,6 +170,7 @@ def parse_arguments(
       ValueError: Expected options of demo, got '--stpes'. Did you mean --steps?
     """
     stderr = io.StringIO()
+    option_errors.refuse_empty(arguments)
     try:
         # What tyro makes of a wrong value is a box: nothing of its public interface is shorter.
         with contextlib.redirect_stderr(stderr):
@@ -183,25 +185,15 @@ def parse_arguments(
     except SystemExit as ended:
         if not ended.code:
             raise
-        raise ValueError(_first_paragraph(stderr.getvalue())) from None
+        line = option_errors.explain(arguments, kind) or _first_paragraph(stderr.getvalue())
+        raise ValueError(line) from None
     if unknown:
         option = next((word for word in unknown if word.startswith("-")), unknown[0])
         option = option.partition("=")[0]
-        hint = did_you_mean(option.replace("_", "-"), _option_names(kind))
+        hint = did_you_mean(option.replace("_", "-"), option_errors.options_of(kind))
         hint = hint or f" See: python -m experiments {command} --help"
         raise ValueError(f"Expected options of {command}, got {option!r}.{hint}")
     return parsed
-
-
-def _option_names(kind: type) -> list[str]:
-    """Name the options that a dataclass is parsed from."""
-    names = []
-    for name, hint in get_type_hints(kind).items():
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            names += _option_names(hint)
-        else:
-            names.append(f"--{name.replace('_', '-')}")
-    return names
 
 
 def _first_paragraph(box: str) -> str:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2] / "experiments"
 ORDER = (
     {"checks"},
     {"datasets"},
-    {"stats", "sampling", "docstrings", "run_dir", "environment"},
+    {"stats", "sampling", "docstrings", "run_dir", "environment", "option_errors"},
     {"tasks", "options", "plotting"},
     {"training"},
     {"study"},

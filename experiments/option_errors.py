@@ -1,0 +1,145 @@
+"""What is wrong with the words of a command line, and how they are typed.
+
+Standard library alone, and no more than types: what a parser makes of a wrong value is in its own
+words, and those of Python.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from experiments.checks import did_you_mean
+
+KINDS = {int: "a whole number", float: "a number"}
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an option with an empty value, which as a path would be the current folder.
+
+    Raises:
+      ValueError: names the option, and how it is typed.
+
+    Example:
+      >>> from experiments.option_errors import refuse_empty
+      >>> refuse_empty(["--runs", "runs"])
+      >>> refuse_empty(["--runs", ""])
+      Traceback (most recent call last):
+      ValueError: Expected --runs with a value, got an empty one. Type one, or leave --runs out.
+    """
+    for option, values in _given(arguments):
+        if "" in values and option == "--resume":
+            raise ValueError(
+                "Expected --resume alone or with a run, got an empty name. Type --resume alone to "
+                "go on with the newest run that has these options."
+            )
+        if "" in values:
+            raise ValueError(
+                f"Expected {option} with a value, got an empty one. Type one, or leave {option} "
+                "out."
+            )
+
+
+def explain(arguments: Sequence[str], kind: type) -> str:
+    """Say in one line which value cannot be; nothing where none is seen.
+
+    Args:
+      arguments: the words after the command.
+      kind: a dataclass whose fields are the options, or dataclasses of further ones.
+
+    Example:
+      >>> import dataclasses
+      >>> from experiments.option_errors import explain
+      >>> @dataclasses.dataclass
+      ... class Options:
+      ...     sizes: tuple[int, ...] = (2, 8)
+      >>> explain(["--sizes", "x"], Options)
+      "Expected --sizes to be a whole number, got 'x'."
+      >>> explain(["--sizes", "2, 8"], Options)
+      "Expected each value of --sizes as a word of its own, got '2, 8'. Type: --sizes 2 8"
+    """
+    hints = options_of(kind)
+    for option, values in _given(arguments):
+        if option in hints:
+            # What comes after the value of an option that takes one is none of its own.
+            for value in values if get_origin(hints[option]) is tuple else values[:1]:
+                if line := _wrong(option, value, hints[option]):
+                    return line
+    return ""
+
+
+def options_of(kind: type) -> dict[str, Any]:
+    """Name the options that a dataclass is parsed from, with their types."""
+    options = {}
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint) and isinstance(hint, type):
+            options |= options_of(hint)
+        else:
+            options[f"--{name.replace('_', '-')}"] = hint
+    return options
+
+
+def apart(option: str, value: str) -> str:
+    """Say how several values in one word are typed; nothing where it is but one.
+
+    Example:
+      >>> from experiments.option_errors import apart
+      >>> apart("--only", "titanic batches")
+      "Expected each value of --only as a word of its own, got 'titanic batches'. Type: --only ..."
+    """
+    values = [each for each in re.split(r"[\s,;\[\]()]+", value) if each]
+    if not values or values == [value]:
+        return ""
+    typed = shlex.join([option, *values])
+    return f"Expected each value of {option} as a word of its own, got {value!r}. Type: {typed}"
+
+
+def _given(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the options that are given, each with the words after it."""
+    option, values = "", []
+    for word in arguments:
+        if word.startswith("--"):
+            if option:
+                yield option, values
+            name, equals, value = word.partition("=")
+            option, values = name.replace("_", "-"), [value] if equals else []
+        else:
+            values.append(word)
+    if option:
+        yield option, values
+
+
+def _wrong(option: str, value: str, hint: Any) -> str:
+    """Say what is wrong with one value; nothing where it can be."""
+    is_one = get_origin(hint) in (None, Literal)
+    kinds = {hint} if is_one else set(get_args(hint)) - {Ellipsis}
+    if NoneType in kinds and value == "None":
+        return ""
+    kind, *others = kinds - {NoneType}
+    expected = "" if others else _expected(kind)
+    if not expected or _can_be(value, kind):
+        return ""
+    split = apart(option, value) if get_origin(hint) is tuple else ""
+    hint_at = did_you_mean(value, map(str, get_args(kind)))
+    return split or f"Expected {option} to be {expected}, got {value!r}.{hint_at}"
+
+
+def _expected(kind: Any) -> str:
+    """Write in words what values there are; nothing where any word is one."""
+    if get_origin(kind) is not Literal:
+        kinds: Mapping[Any, str] = KINDS
+        return kinds.get(kind, "")
+    *names, last = map(str, get_args(kind))
+    return f"{', '.join(names)} or {last}" if names else last
+
+
+def _can_be(value: str, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in map(str, get_args(kind))
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
