@@ -83,9 +83,10 @@ def carry_out_command(arguments: list[str]) -> int:
         with hosts.end_with_the_others():
             if name == "all":
                 return run_all.carry_out(
+                stopped = f"stopped; go on with: {run_all.to_go_on(rest)}"
                     EXPERIMENTS,
                     rest,
-                    lambda name, arguments: carry_out(name, arguments, graceful_exit),
+                    lambda name, arguments: carry_out(name, arguments, graceful_exit, stopped),
                 )
             return carry_out(name, rest, graceful_exit)
 
@@ -116,8 +117,14 @@ def refuse(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> int:
-    """Run one experiment; return the exit status."""
+def carry_out(
+    name: str, arguments: list[str], graceful_exit: GracefulExit, stopped: str = ""
+) -> int:
+    """Run one experiment; return the exit status.
+
+    Args:
+      stopped: what is said where a signal ends it; empty for the command that resumes this run.
+    """
     from experiments.cli import session  # Slow to import.
     from experiments.run_dir import Damaged
     from experiments.tasks import data
@@ -130,13 +137,13 @@ def carry_out(name: str, arguments: list[str], graceful_exit: GracefulExit) -> i
     except OSError as error:
         return end_alone(tell(name, error), hosts.count())
     with ready.run or contextlib.nullcontext():
-        graceful_exit.say(f"stopped; go on with: {ready.resume_command}")
+        graceful_exit.say(stopped or f"stopped; go on with: {ready.resume_command}")
         print(f"run: {ready.path} ({ready.where})", file=sys.stderr)
         try:
             results = ready.work()
-        except Stopped as stopped:
+        except Stopped as signal:
             print(f"\n{graceful_exit.message}", file=sys.stderr)
-            return 128 + stopped.number
+            return 128 + signal.number
         except data.WrongData as error:  # A study may load its data late.
             return tell(name, error)
         except (OSError, Damaged, FloatingPointError) as error:

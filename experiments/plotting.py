@@ -274,10 +274,24 @@ def describe_layers(hidden: Sequence[int], units: str = "units") -> str:
     return f"{len(hidden)} hidden layer{'s' * (len(hidden) > 1)} of {hidden[0]} {units}"
 
 
+def counted(count: int, what: str) -> str:
+    """Write how many there are of something, by its name in the singular.
+
+    Example:
+      >>> from experiments.plotting import counted
+      >>> counted(1, "round"), counted(10_000, "step")
+      ('1 round', '10,000 steps')
+    """
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def describe_runs(
-    count: int, what: str = "Lines", ends: str = "bands", *, of: str = "seeds", mean: str = "means"
+    count: int, what: str = "Lines", ends: str = "bands", *, of: str = "seed", mean: str = "means"
 ) -> str:
     """Say what lines and bands are, or points and bars, of so many runs.
+
+    Args:
+      of: what a run is, in the singular.
 
     Example:
       >>> from experiments.plotting import describe_runs
@@ -286,8 +300,10 @@ def describe_runs(
       >>> describe_runs(2, "Points", "bars")
       'Points: means over 2 seeds; bars: their range.'
     """
+    if count == 1:
+        return f"{what}: {counted(count, of)}."
     interval = "95 % intervals" if count >= FEW else "their range"
-    return f"{what}: {mean} over {count} {of}; {ends}: {interval}."
+    return f"{what}: {mean} over {counted(count, of)}; {ends}: {interval}."
 
 
 # ---- Files ---------------------------------------------------------------------------------------

@@ -201,7 +201,8 @@ def newest_finished(root: Path, experiment: str, config: Any) -> Path | None:
 def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
     """Hold the newest run of this experiment and config that neither finished nor is running.
 
-    What is damaged is named, and passed over; a run with a damaged summary has not finished.
+    What is damaged or running is named, and passed over; a run with a damaged summary has not
+    finished.
 
     Raises:
       ValueError: there is none.
@@ -217,7 +218,7 @@ def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
         try:
             return Run(path, _lock(path))
         except BlockingIOError:
-            continue
+            say(f"{path} is passed over: a process is at work in it")
     hint = f" There is {others[0]} with others: pass it to --resume." if others else ""
     raise ValueError(
         f"Expected an unfinished run of {experiment} with these options in {root}, got none.{hint}"

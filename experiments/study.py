@@ -50,10 +50,10 @@ def load_all(
     for name, needed in needs.items():
         try:
             loaded[name] = load(name, data_dir, needed=needed, digits_may_do=alone)
-        except FileNotFoundError as error:  # Whoever lacks several is told of all at once.
-            missing.append(str(error))
+        except data.MissingData as error:  # Whoever lacks several is told of all at once.
+            missing.append(error)
     if missing:
-        raise FileNotFoundError(" ".join(missing))
+        raise data.all_missing(missing)
     return loaded
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 import time
 import traceback
@@ -16,11 +17,25 @@ import tyro
 from experiments import run_dir
 from experiments.checks import did_you_mean
 from experiments.ledger.collect import BadRun, result_of
+from experiments.option_errors import apart
 from experiments.options import NEWEST, IOOptions, parse_arguments, reads_files
+from experiments.plotting import counted
 
 REFUSED = 2  # Exit status of what cannot run here, as for want of its data.
 
 CarryOut = Callable[[str, list[str]], int]
+
+
+def to_go_on(arguments: Sequence[str]) -> str:
+    """Write the command that goes on with all of them: what was typed, and --resume.
+
+    Example:
+      >>> from experiments.cli.run_all import to_go_on
+      >>> to_go_on(["--preset", "smoke"])
+      'python -m experiments all --preset smoke --resume'
+    """
+    resume = [] if "--resume" in arguments else ["--resume"]
+    return shlex.join(["python", "-m", "experiments", "all", *arguments, *resume])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +75,9 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
         return 2
     for name in how.only:
         if name not in names:
-            expected, hint = ", ".join(names), did_you_mean(name, names)
-            print(f"all: Expected --only with {expected}, got {name!r}.{hint}", file=sys.stderr)
+            wrong = f"Expected --only with {', '.join(names)}, got {name!r}."
+            wrong = apart("--only", name) or wrong + did_you_mean(name, names)
+            print(f"all: {wrong}", file=sys.stderr)
             return 2
     if how.io.data_dir and not any(
         reads_files(_config(name, how.preset)) for name in how.only or names
@@ -83,7 +99,8 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
     skipped = [name for name, status in statuses.items() if status == REFUSED]
     failed = [name for name, status in statuses.items() if status not in (0, REFUSED)]
-    print(f"{len(statuses) - len(skipped)} experiments, {minutes} min {seconds} s")
+    count = counted(len(statuses) - len(skipped), "experiment")
+    print(f"{count}, {minutes} min {seconds} s")
     for what, names in (("skipped", skipped), ("failed", failed)):
         if names:
             print(f"{what}: {', '.join(names)}; the reasons stand above", file=sys.stderr)
@@ -127,9 +144,12 @@ def _one(name: str, how: Options, one: CarryOut) -> int:
             if path and _is_whole(path, name):
                 print(f"{name}: finished in {path}", file=sys.stderr)
                 return 0
-            with contextlib.suppress(ValueError):  # Not begun.
-                run_dir.newest_unfinished(io.runs, name, config).__exit__()
-                arguments += ["--resume"]
+            if path:  # Its parts are kept: what is made of them is made again.
+                arguments += [f"--resume={path}"]
+            else:
+                with contextlib.suppress(ValueError):  # Not begun.
+                    run_dir.newest_unfinished(io.runs, name, config).__exit__()
+                    arguments += ["--resume"]
         print(f"== {name}", file=sys.stderr)
         return one(name, arguments)
     except OSError as error:

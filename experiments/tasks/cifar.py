@@ -18,7 +18,7 @@ import numpy as np
 import pooch
 from jaxtyping import UInt8
 
-from experiments.tasks.data import DOWNLOAD_TIMEOUT, Dataset, how_to_give
+from experiments.tasks.data import DOWNLOAD_TIMEOUT, Dataset, MissingData, how_to_give
 
 OFFICIAL = "cifar-10-python.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{OFFICIAL}"
@@ -111,9 +111,11 @@ def _from_folder(folder: Path) -> Path:
     for name in ARCHIVES:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(
+    raise MissingData(
         f"Expected {' or '.join(ARCHIVES)} in {folder}, found neither. Download {URL} there, or "
-        "give no folder (neither --data-dir nor JBN_DATA) to have it downloaded."
+        "give no folder (neither --data-dir nor JBN_DATA) to have it downloaded.",
+        name=folder.name,
+        files=[str(folder / OFFICIAL)],
     )
 
 
@@ -131,7 +133,10 @@ def _download() -> Path:
             )
         )
     except (OSError, ValueError) as error:  # No connection, or not the official file.
-        raise FileNotFoundError(
-            f"Expected to download {URL}, got {type(error).__name__}. "
-            f"{how_to_give(f'cifar10/{OFFICIAL}')}"
+        file = f"cifar10/{OFFICIAL}"
+        raise MissingData(
+            f"Expected to download {URL}, got {type(error).__name__}. {how_to_give(file)}",
+            name="cifar10",
+            files=[file],
+            failure=type(error).__name__,
         ) from error

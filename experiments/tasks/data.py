@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,28 @@ MIRRORS = {
     "fashion_mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
 }
 
+PUT_THERE = "Put them there, or give no folder (neither --data-dir nor JBN_DATA) to download them."
 DOWNLOAD_TIMEOUT = 5.0  # Seconds to connect and between bytes: without a network we soon know.
 
 
 class WrongData(ValueError):
     """A file is not the official one, or the examples are not those that a run began with."""
+
+
+class MissingData(FileNotFoundError):
+    """A data set that is not there.
+
+    Attributes:
+      name: of the data set.
+      files: which files to put in a folder, by their paths; as `how_to_give` takes them where no
+        folder was given.
+      failure: of the download, in a word; empty where a folder was given.
+    """
+
+    def __init__(self, message: str, *, name: str, files: Sequence[str], failure: str = ""):
+        """Say in `message` what was expected of this one data set, what came, how to mend it."""
+        super().__init__(message)
+        self.name, self.files, self.failure = name, tuple(files), failure
 
 
 @dataclass(frozen=True)
@@ -138,9 +155,13 @@ def _stand_in(name: str, failure: str, needed: tuple[int, int], digits_may_do: b
     if digits_may_do:
         short = f"have {has[0]:,} training and {has[1]:,} test images of the {needed[0]:,} and "
         short += f"{needed[1]:,} that the options ask for"
-    raise FileNotFoundError(
+    files = [f"{name}/{file}" for file in ROLES.values()]
+    raise MissingData(
         f"Expected {name}, which could not be downloaded ({failure}), and the digits inside "
-        f"scikit-learn {short}. {how_to_give(*(f'{name}/{file}' for file in ROLES.values()))}"
+        f"scikit-learn {short}. {how_to_give(*files)}",
+        name=name,
+        files=files,
+        failure=failure,
     )
 
 
@@ -149,6 +170,24 @@ def how_to_give(*files: str) -> str:
     return (
         f"Fetch {', '.join(f'DIR/{file}' for file in files)} elsewhere and pass --data-dir DIR, or "
         "pass --preset smoke, which needs no files."
+    )
+
+
+def all_missing(missing: Sequence[MissingData]) -> FileNotFoundError:
+    """Make one error of those of several data sets: each file once, and what to do once."""
+    if len(missing) == 1:
+        return missing[0]
+    files = [file for error in missing for file in error.files]
+    failures = sorted({error.failure for error in missing})
+    if failures == [""]:
+        return FileNotFoundError(
+            f"Expected the data files {', '.join(files)}, found none there. {PUT_THERE}"
+        )
+    names = [error.name for error in missing]
+    return FileNotFoundError(
+        f"Expected {', '.join(names[:-1])} and {names[-1]}, which could not be downloaded "
+        f"({', '.join(failures)}), and the digits inside scikit-learn cannot stand in for one of "
+        f"several data sets. {how_to_give(*files)}"
     )
 
 
@@ -171,9 +210,10 @@ def _from_folder(folder: Path, sha256: Mapping[str, str]) -> dict[str, Path]:
     paths = {role: folder / file for role, file in ROLES.items()}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
-        raise FileNotFoundError(
-            f"Expected the data files {', '.join(missing)}, found none there. Put them there, or "
-            "give no folder (neither --data-dir nor JBN_DATA) to download them."
+        raise MissingData(
+            f"Expected the data files {', '.join(missing)}, found none there. {PUT_THERE}",
+            name=folder.name,
+            files=missing,
         )
     for role, path in paths.items():
         check_sha256(path, sha256[role])

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from experiments.cli import run_all, session
 from experiments.studies.identities import config as identities
 from experiments.studies.mnist_mlp import config as mnist_mlp
 from experiments.study import Study
-from experiments.training.signals import GracefulExit
+from experiments.training.signals import GracefulExit, Stopped
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,13 +43,14 @@ ROOT = Path(__file__).parents[2]
         ("mnist_mlp --presett smoke", "Did you mean --preset?"),
         ("mnist_mlp --preset smok", "smoke, quick, paper, got smok. Did you mean smoke?"),
         ("mnist_mlp --preset", "Expected --preset with one of smoke, quick, paper, got none."),
-        ("mnist_mlp --steps x", "Error parsing --steps: invalid literal for int() with base 10"),
+        ("mnist_mlp --steps x", "Expected --steps to be a whole number, got 'x'."),
         ("mnist_mlp --steps", "Missing value for argument '--steps'"),
-        ("mnist_mlp --parallel x", "'--parallel'. Expected one of ('shard_map', 'pmap')"),
+        ("mnist_mlp --parallel pmpa", "or pmap, got 'pmpa'. Did you mean pmap?"),
         ("mnist_mlp x", "got 'x'. See: python -m experiments mnist_mlp --help"),
         ("mnist_mlp --resume a x", "got 'x'"),
         ("all --ony titanic", "Expected options of all, got '--ony'. Did you mean --only?"),
-        ("all --preset smok", "invalid choice 'smok' for argument '--preset'"),
+        ("all --preset smok", "smoke, quick or paper, got 'smok'. Did you mean smoke?"),
+        ("titanic --source x", "Expected --source to be titanic or synthetic, got 'x'."),
         ("all x", "Expected options of all, got 'x'"),
         ("all --resume=x", "Expected nothing after --resume"),
         ("report --rusn x", "Expected options of report, got '--rusn'. Did you mean --runs?"),
@@ -70,10 +72,9 @@ def test_wrong_values_are_told_in_one_line_on_any_terminal(terminal, capsys, mon
     if terminal == "ascii":
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal == "colors")
-    assert main(["mnist_mlp", "--parallel", "x"]) == 2
+    assert main(["titanic", "--source", "x"]) == 2
     assert capsys.readouterr().err == (
-        "mnist_mlp: invalid choice 'x' for argument '--parallel'. Expected one of "
-        "('shard_map', 'pmap').\n"
+        "titanic: Expected --source to be titanic or synthetic, got 'x'.\n"
     )
 
 
@@ -201,3 +202,23 @@ def test_the_command_to_go_on_works_as_typed(tmp_path, monkeypatch, runs):
         assert getattr(again.execution, name) == getattr(how, name)
     with contextlib.closing(run_dir.open_run(again.execution.run).lock):
         pass
+
+
+def test_all_that_is_stopped_names_the_command_that_goes_on_with_all(tmp_path, capsys, monkeypatch):
+    prepare = session.prepare
+
+    def stop():
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(session, "prepare", lambda *words: prepare(*words)._replace(work=stop))
+    words = ["--preset", "smoke", "--runs", str(tmp_path / "my runs"), "--only", "identities"]
+    assert main(["all", *words]) == 128 + signal.SIGINT
+    told = capsys.readouterr().err.splitlines()[-1].removeprefix("stopped; go on with: ")
+    python, *again = shlex.split(told)
+    assert [python, *again] == ["python", "-m", "experiments", "all", *words, "--resume"]
+    asked = []
+    one = lambda name, words: asked.append((name, words)) or 0  # noqa: E731
+    assert run_all.carry_out(EXPERIMENTS, again[3:], one) == 0
+    ((name, words),) = asked
+    assert (name, words[-1]) == ("identities", "--resume")
+    assert run_all.to_go_on(again[3:]) == told

@@ -15,7 +15,7 @@ from experiments.datasets import check_dataset
 from experiments.studies.batches.config import Config as Batches
 from experiments.studies.batches.measure import sample_batches, sample_sorted_epoch
 from experiments.study import load, load_all
-from experiments.tasks import data
+from experiments.tasks import cifar, data
 from experiments.training.signals import GracefulExit
 
 
@@ -100,11 +100,25 @@ def test_who_needs_two_data_sets_is_told_of_both_at_once(prepare, tmp_path, monk
         prepare("transfer", *words)
     message = str(refused.value)
     for name in ("mnist", "fashion_mnist"):
-        assert all(f"DIR/{name}/{file}" in message for file in data.ROLES.values())
+        assert all(message.count(f"DIR/{name}/{file}") == 1 for file in data.ROLES.values())
+    assert message.count("Expected") == message.count("--data-dir") == 1
     assert "\n" not in message
     with pytest.raises(FileNotFoundError) as refused:
         prepare("placement", *words)  # Of one data set.
     assert "DIR/mnist/" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("folder", [None, "DIR"])
+def test_an_archive_is_missing_as_files_are(tmp_path, folder):
+    needs = dict.fromkeys(("mnist", "fashion_mnist", "cifar10"), (100, 100))
+    with pytest.raises(FileNotFoundError) as refused:
+        load_all(needs, folder and tmp_path / folder)
+    message = str(refused.value)
+    assert message.count(f"DIR/cifar10/{cifar.OFFICIAL}") == 1
+    assert message.count("Expected") == message.count("--data-dir") == 1
+    begins = {None: "Expected mnist, fashion_mnist and cifar10, which could not be downloaded"}
+    assert message.startswith(begins.get(folder, f"Expected the data files {tmp_path}/DIR/mnist/"))
 
 
 @pytest.mark.usefixtures("offline")
