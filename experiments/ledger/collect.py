@@ -1,5 +1,6 @@
 """The ledger: every claim with what was measured and the verdict that follows."""
 
+import contextlib
 import importlib
 import json
 import math
@@ -8,14 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from experiments import run_dir
 from experiments.ledger.claims import CLAIMS
 from experiments.options import OWN
+from experiments.plotting import counted
 from experiments.stats import estimates, rules
 from experiments.stats.estimates import Estimate
 from experiments.stats.rules import Check, Claim, Outcome, Verdict
 
+MOST, LONGEST = 3, 60  # Options that are named, and letters of each.
 KEPT = Path(__file__).parents[2] / "docs" / "results" / "ledger"
+
+
+# What is measured is kept in parts; figures are made of them.
+REDRAW = "Resume the run by its path: its figures are made again, and nothing is measured again."
 
 
 class Finding(NamedTuple):
@@ -69,8 +78,43 @@ class Result(NamedTuple):
 
     @property
     def preset(self) -> str:
-        """Name the preset of its config, "own options" where it is none."""
-        return self.summary.get("preset", OWN)
+        """Name the preset that its config is, whatever it says of itself.
+
+        Where it is none: "own options"; of a run that was called by a preset, what is changed, as
+        where another version had other options.
+        """
+        said, presets = self.summary["preset"], _presets(self.summary["config"]["experiment"])
+        for name, of_preset in presets.items():
+            if not _changed(self.config, of_preset):
+                return name
+        if said not in presets:
+            return OWN
+        changed = _changed(self.config, presets[said])
+        shown = [f"{key}={typed(value)}"[:LONGEST] for key, value in changed.items()]
+        rest = [f"{len(shown) - MOST} more"] if len(shown) > MOST else []
+        return f"{said}, changed: {', '.join([*shown[:MOST], *rest])}"
+
+    @property
+    def options(self) -> list[str]:
+        """Return the words of a command line that ask for its config: a preset, then the others."""
+        experiment = self.summary["config"]["experiment"]
+        presets, name = _presets(experiment), self.preset.partition(",")[0]
+        words = ["--preset", name] if name in presets else []
+        of_preset = presets[name if words else _usual(experiment)]
+        for key, value in _changed(self.config, of_preset).items():
+            if key not in of_preset or key not in self.config:
+                continue  # Of this version alone, or of that.
+            option = key.replace("_", "-")
+            if isinstance(value, bool):
+                words += [f"--{option}" if value else f"--no-{option}"]
+            else:
+                words += [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+        return words
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return what it was asked for, as JSON has it."""
+        return {key: of for key, of in self.summary["config"].items() if key != "experiment"}
 
     @property
     def data(self) -> dict[str, Any]:
@@ -105,8 +149,7 @@ class Result(NamedTuple):
     def flaw(self) -> str:
         """Say why no verdict may rest on it: a trial, or other data than the claims are about."""
         name = self.summary["config"].get("experiment", "")
-        presets = importlib.import_module(f"experiments.studies.{name}.config").PRESETS
-        wanted = run_dir.to_json(presets["quick"])
+        wanted = _presets(name)[_usual(name)]
         # The last two are in the words of claims: batches of 8, ghost batches of 32.
         for field in ("dataset", "datasets", "source", "target", "batch_sizes", "ghost"):
             got = self.summary["config"].get(field)
@@ -116,13 +159,43 @@ class Result(NamedTuple):
         for asked, dataset in self.data.items():
             if dataset["name"] != asked:
                 return f"measured on {dataset['name']}, not {asked}"
-        return "a smoke run" if self.preset == "smoke" else ""
+        return "a smoke run" if self.preset.startswith("smoke") else ""
 
     @property
-    def rank(self) -> tuple[bool, int, int]:
-        """Order runs by what their numbers are worth: a verdict, the preset, the seeds."""
-        order = {"paper": 3, "quick": 2, OWN: 1}
-        return not self.flaw, order.get(self.preset, 0), self.seeds
+    def rank(self) -> tuple[bool, int, int, int]:
+        """Order runs by what their numbers are worth: a verdict, preset, completeness, seeds."""
+        order = {"paper": 3, "quick": 2, "smoke": 0}
+        return not self.flaw, order.get(self.preset, 1), -len(self.lacks), self.seeds
+
+    @property
+    def lacks(self) -> list[str]:
+        """Name the numbers that claims are about, and that it lacks: of another version, maybe."""
+        name, metrics = self.summary["config"]["experiment"], self.summary["metrics"]
+        wanted = {c.metric: None for of in CLAIMS if of.experiment == name for c in of.checks}
+        return [metric for metric in wanted if metric not in metrics]
+
+
+def _presets(name: str) -> dict[str, dict[str, Any]]:
+    """Return the options of an experiment's presets, as JSON has them."""
+    presets = importlib.import_module(f"experiments.studies.{name}.config").PRESETS
+    return {preset: run_dir.to_json(config) for preset, config in presets.items()}
+
+
+def _usual(name: str) -> str:
+    """Name the preset that an experiment has where none is asked for."""
+    settings = importlib.import_module(f"experiments.studies.{name}.config")
+    return getattr(settings, "DEFAULT_PRESET", "quick")
+
+
+def _changed(config: Mapping[str, Any], of_preset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that differ from a preset's; what a config lacks is "unknown"."""
+    options = {key: config.get(key, "unknown") for key in [*of_preset, *config]}
+    return {key: of for key, of in options.items() if key not in of_preset or of != of_preset[key]}
+
+
+def typed(value: Any) -> str:
+    """Write the value of an option as one types it."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def judge(claim: Claim, measured: Mapping[str, Estimate]) -> Row:
@@ -173,7 +246,8 @@ def collect(
 
 
 def _worth(result: Result) -> str:
-    return result.flaw or f"{result.preset}, {result.seeds or 'no'} seeds"
+    seeds = counted(result.seeds, "seed") if result.seeds else "no seeds"
+    return result.flaw or f"{result.preset}, {seeds}"
 
 
 def _is_of(path: Path, name: str) -> bool:
@@ -217,6 +291,16 @@ def result_of(path: Path, name: str) -> Result:
     return result
 
 
+def _is_png(file: Path) -> bool:
+    """Tell whether an image is a PNG, whole by its own checksums."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            image.verify()
+    except Exception:  # Of any type, as files are damaged in any way.
+        return False
+    return True
+
+
 def _check(summary: Any, path: Path, name: str) -> None:
     """Refuse what is not the summary of a run of this experiment.
 
@@ -230,6 +314,11 @@ def _check(summary: Any, path: Path, name: str) -> None:
             raise BadRun(f"expected `{key}` to be a {kind.__name__}, got {summary[key]!r}"[:300])
     if summary["config"]["experiment"] != name:
         raise BadRun(f"expected a run of {name}, got one of {summary['config']['experiment']}")
+    begun = summary["config"]
+    with contextlib.suppress(OSError, run_dir.Damaged):  # What the project keeps has none.
+        begun = run_dir.read_json(path / "config.json")
+    if begun != summary["config"]:
+        raise BadRun("expected the options in summary.json to be those in config.json")
     for metric, entry in summary["metrics"].items():
         estimate = estimates.from_json(entry)
         numbers = (estimate.value, estimate.low, estimate.high, *estimate.values)
@@ -247,7 +336,9 @@ def _check(summary: Any, path: Path, name: str) -> None:
         if file.resolve().parent != path.resolve() or file.suffix != ".png":
             raise BadRun(f"expected a figure in its folder, got {figure['file']!r}")
         if not file.is_file():
-            raise BadRun(f"expected the figure {figure['file']}, found none")
+            raise BadRun(f"expected the figure {figure['file']}, found none. {REDRAW}")
+        if not _is_png(file):
+            raise BadRun(f"expected the figure {figure['file']} to be a whole PNG. {REDRAW}")
         if not isinstance(figure["title"] + figure["alt"] + figure.get("caption", ""), str):
             raise BadRun(f"expected a title and a text for {figure['file']}, got {figure}")
     for seconds in summary["seconds"].values():

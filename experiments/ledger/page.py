@@ -9,6 +9,7 @@ import ast
 import base64
 import dataclasses
 import re
+import shlex
 import shutil
 import sys
 from collections import Counter
@@ -20,6 +21,7 @@ import jinja2
 import markupsafe
 import tyro
 
+from experiments import run_dir
 from experiments.docstrings import STUDIES, docstring, summary_line
 from experiments.ledger import collect as ledger
 from experiments.ledger import korean, sources
@@ -27,7 +29,6 @@ from experiments.ledger.claims import CLAIMS
 from experiments.ledger.collect import Result, Row
 from experiments.ledger.interval_plot import interval_plot
 from experiments.ledger.verdict_chart import verdict_chart
-from experiments.options import OWN
 from experiments.stats import estimates, rules
 from experiments.stats.rules import Claim
 
@@ -73,8 +74,18 @@ def main(arguments: list[str]) -> int:
     """Write the report; return the exit status."""
     how = tyro.cli(Options, prog="python -m experiments report", args=arguments)
     for path in how.runs:
-        if not path.is_dir() or not any(path.iterdir()):
-            print(f"{path} has no runs: shown is what the project keeps", file=sys.stderr)
+        if path.is_file():
+            print(
+                f"report: Expected --runs with folders, got {path}, which is a file. Pass the "
+                f"folder of a run, or of all runs.",
+                file=sys.stderr,
+            )
+            return 2
+    without = [path for path in how.runs if not has_runs(path)]
+    shown = ": shown is what the project keeps" if len(without) == len(how.runs) else ""
+    for path in without:
+        what = "finished runs" if path.is_dir() and any(path.iterdir()) else "runs"
+        print(f"{path} has no {what}{shown}", file=sys.stderr)
     results = ledger.collect(how.runs, say=lambda line: print(line, file=sys.stderr))
     if not results:
         where = ", ".join(map(str, how.runs))
@@ -84,6 +95,10 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    for name, result in results.items():
+        if result.lacks and not result.flaw:
+            lacks = ", ".join(result.lacks)
+            print(f"{name}: {result.path} lacks {lacks}: not measured", file=sys.stderr)
     if how.keep:
         results = keep(results, ledger.KEPT)
         page = ledger.KEPT.parent / "LEDGER.md"
@@ -94,6 +109,12 @@ def main(arguments: list[str]) -> int:
     print(", ".join(f"{counts[verdict]} {verdict}" for verdict in MARKS if counts[verdict]))
     print(f"report: {how.to / 'index.html'}")
     return 0
+
+
+def has_runs(folder: Path) -> bool:
+    """Tell whether a folder is a finished run, or has one of any experiment."""
+    names = {claim.experiment for claim in CLAIMS}
+    return (folder / "config.json").exists() or any(run_dir.finished(folder, n) for n in names)
 
 
 # ---- Pages ---------------------------------------------------------------------------------------
@@ -154,6 +175,7 @@ def write(results: Mapping[str, Result], folder: Path) -> None:
             result=results.get(name),
             rows=[row for row in rows if row.claim.experiment == name],
             figures=figures[name],
+            numbers_of=lambda figure, name=name: numbers_of(figure, name, results[name]),
             labels={
                 check.metric: check.label
                 for claim in CLAIMS
@@ -198,8 +220,8 @@ def option_texts(name: str) -> dict[str, str]:
 
 def command(name: str, result: Result | None) -> str:
     """Write the command that measures an experiment, as it was measured."""
-    preset = result.preset if result else "quick"
-    return f"python -m experiments {name}" + f" --preset {preset}" * (preset != OWN)
+    options = result.options if result else ["--preset", "quick"]
+    return shlex.join(["python", "-m", "experiments", name, *options])
 
 
 def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
@@ -217,6 +239,12 @@ def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
 def figure_of(claim: Claim, figures: list[dict[str, str]]) -> dict[str, str] | None:
     """Find the figure that a claim names; what takes none, its interval plots show."""
     return next((figure for figure in figures if figure["file"] == f"{claim.figure}.png"), None)
+
+
+def numbers_of(figure: Mapping[str, str], name: str, result: Result) -> list[Row]:
+    """Find the claims that name a figure, with what was measured of them in the same run."""
+    rows = [ledger.judge(claim, result.estimates) for claim in CLAIMS if claim.experiment == name]
+    return [row for row in rows if figure["file"] == f"{row.claim.figure}.png"]
 
 
 def minutes(seconds: Mapping[str, float]) -> str:
@@ -237,10 +265,14 @@ def keep(results: Mapping[str, Result], folder: Path) -> dict[str, Result]:
             print(f"{name}: not kept, {result.flaw}", file=sys.stderr)
             continue
         if target != result.path:
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir(parents=True)
+            # What is kept stays until all that takes its place is there.
+            made = target.with_name(f"{name}.partial")
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir(parents=True)
             for file in ["summary.json", *(figure["file"] for figure in result.summary["figures"])]:
-                shutil.copy(result.path / file, target / file)
+                shutil.copy(result.path / file, made / file)
+            shutil.rmtree(target, ignore_errors=True)
+            made.rename(target)
         copies[name] = Result(target, result.summary)
     return copies
 

@@ -104,6 +104,11 @@ def test_a_study_keeps_png_and_svg_and_a_caption(tmp_path):
         assert image.width == round(200 * 2 * 4.4)
 
 
+def test_one_is_told_in_the_singular():
+    assert plotting.describe_runs(1, "Points", "bars") == "Points: 1 seed."
+    assert plotting.describe_runs(2, of="draw") == "Lines: means over 2 draws; bands: their range."
+
+
 def test_few_runs_are_drawn_by_their_range_more_by_an_interval():
     two, three = plotting.around([[1.0, 3.0]]), plotting.around([[1.0, 2.0, 3.0]])
     np.testing.assert_allclose(two, [[2], [1], [3]])

@@ -212,3 +212,20 @@ def test_korean_stands_beside_english(pages):
     for verdict in ("holds", "does not hold"):
         pair = f'{verdict} </span><wbr><span class="ko" lang="ko">{korean.VERDICTS[verdict]}</span>'
         assert pair in index
+
+
+def test_the_numbers_of_a_claim_stand_by_its_figure(tmp_path):
+    """Value and interval of every number that its rule is about, on the page of its experiment."""
+    results = ledger.collect([ledger.KEPT / "no runs"])
+    report.write(results, tmp_path)
+    for claim in CLAIMS:
+        page = (tmp_path / f"{claim.experiment}.html").read_text()
+        result = results[claim.experiment]
+        for figure in result.summary["figures"]:
+            by_figure = page[page.index(f"<figcaption>{escape(figure['title'])} <small>") :]
+            by_figure = by_figure.partition("</figure>")[0]
+            told = f'<dt><a href="#{claim.id}">' in by_figure
+            assert told == (figure["file"] == f"{claim.figure}.png"), claim.id
+            for finding in ledger.judge(claim, result.estimates).findings if told else ():
+                number = f"<dd>{escape(finding.check.label)}: <b>{finding.number}</b></dd>"
+                assert number in by_figure, claim.id

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from experiments.plotting import counted
 from experiments.stats import estimates, selection
 from experiments.stats.estimates import Estimate
 from experiments.studies.compare.config import Config
@@ -114,5 +115,5 @@ def table(config: Config, results: Results) -> str:
             lines += rows(key for key in results.seconds if (key[0], key[2]) == (model, size))
             lines.append("")
     ends = "half the width of its 95 % interval"
-    about = f"test accuracy, mean ± {ends}, {config.seeds} seeds, at the best first rate"
+    about = f"test accuracy, mean ± {ends}, {counted(config.seeds, 'seed')}, at the best first rate"
     return "\n".join([*lines, about])

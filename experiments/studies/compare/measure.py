@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.plotting import describe_data, describe_layers, describe_runs
+from experiments.plotting import counted, describe_data, describe_layers, describe_runs
 from experiments.studies.compare.comparisons import Key, Results, report, table
 from experiments.studies.compare.config import Config, applies
 from experiments.studies.compare.figures import Curves, name_of, plot_curves, plot_last
@@ -65,9 +65,9 @@ def measure(config: Config, study: Study) -> None:
         return lambda: plot_curves(config, curves, results.seconds)
 
     lines = (
-        f"Lines: means over {config.seeds} seeds. At the end, side by side, {runs[0].lower()}"
-        f"{runs[1:]} Seconds: steps times the time of a step, of one network alone, median of "
-        f"{config.rounds} rounds by turns, all compiled."
+        f"Lines: means over {counted(config.seeds, 'seed')}. At the end, side by side, "
+        f"{runs[0].lower()}{runs[1:]} Seconds: steps times the time of a step, of one network "
+        f"alone, median of {counted(config.rounds, 'round')} by turns, all compiled."
     )
     alt = (
         "Test accuracy against steps and against seconds, a row of panels for each of "

@@ -98,7 +98,7 @@ def plot_dying(config: Config, dead: Parts) -> Figure:
     """Plot dead units and accuracy against the rate."""
     fig = plotting.figure(2, width=3.8)
     labels = {"dead": "share of dead units", "accuracy": "test accuracy"}
-    titles = f"Dead after {config.dying_steps:,} steps", "Test accuracy"
+    titles = f"Dead after {plotting.counted(config.dying_steps, 'step')}", "Test accuracy"
     for axes, title, (what, label) in zip(fig.axes, titles, labels.items(), strict=True):
         for method in ("relu", "leaky"):
             plotting.band(axes, np.array(config.dying_rates), dead[f"{method}_{what}"], method)

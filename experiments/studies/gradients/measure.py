@@ -7,7 +7,7 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Float
 
-from experiments.plotting import describe_data, describe_layers, describe_runs
+from experiments.plotting import counted, describe_data, describe_layers, describe_runs
 from experiments.stats import estimates
 from experiments.studies.gradients import deep, training
 from experiments.studies.gradients.backprop import backprop_errors
@@ -83,8 +83,8 @@ def measure(config: Config, study: Study) -> None:
         "layers",
         lambda: plot_layers(shallow),
         title="Only some initial weights keep the gradient, unless BN or a sum does",
-        caption=f"Gaussian inputs, random labels; {units}; colors: means over {config.seeds} "
-        "seeds. White: a gradient of 0.",
+        caption=f"Gaussian inputs, random labels; {units}; colors: means over "
+        f"{counted(config.seeds, 'seed')}. White: a gradient of 0.",
         alt="Three heat maps, without BN, with BN and residual, of networks of "
         f"{config.depth} layers before training: the norm of the gradient by layer, for five "
         "nonlinearities with five kinds of initial weights each. Without BN most rows fade towards "
@@ -116,7 +116,7 @@ def measure(config: Config, study: Study) -> None:
         lambda: plot_residual(config, skipped),
         title="Plain networks cease to learn as they get deeper, residual ones go on",
         caption=f"{images}, hidden layers of {config.residual_width} ReLUs, after "
-        f"{config.residual_steps:,} steps. {few}",
+        f"{counted(config.residual_steps, 'step')}. {few}",
         alt="Test accuracy against the learning rate after equally many steps, of plain and "
         f"residual networks of {config.depth} and {config.residual_depth} layers, without BN and "
         "with.",

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 import jbn
 from experiments import sampling
-from experiments.plotting import describe_runs
+from experiments.plotting import counted, describe_runs
 from experiments.stats import estimates
 from experiments.studies.identities.config import BATCH_SIZES, Config
 from experiments.studies.identities.figures import EQUALITIES, plot_bessel, plot_errors
@@ -51,8 +51,9 @@ def measure(config: Config, study: Study) -> None:
         "errors",
         lambda: plot_errors({name: np.max(errors) for name, errors in equalities.items()}),
         title="What should be equal, and by how much it is not",
-        caption=f"One layer on Gaussian inputs: the largest error over {config.draws} draws; in "
-        "float64, but for those of input and output, which are in float32.",
+        caption="One layer on Gaussian inputs: the largest error over "
+        f"{counted(config.draws, 'draw')}; in float64, but for those of input and output, "
+        "which are in float32.",
         alt="The largest error of each equality over all draws, on a logarithmic scale: "
         + "; ".join(f"{EQUALITIES[name]}: {np.max(of):.0e}" for name, of in equalities.items())
         + ".",
@@ -62,7 +63,7 @@ def measure(config: Config, study: Study) -> None:
         lambda: plot_bessel(bessel),
         title="The batch variance, corrected and not, against the true one (Bessel's correction)",
         caption="Gaussian values, no network. "
-        + describe_runs(config.draws, "Points", "bars", of="draws"),
+        + describe_runs(config.draws, "Points", "bars", of="draw"),
         alt="Mean of the batch variance over the true variance, against the size of the batch: "
         "uncorrected it is (m - 1) / m, half at batches of 2; corrected it is 1 throughout.",
     )

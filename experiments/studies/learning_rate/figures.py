@@ -28,7 +28,7 @@ def plot_grid(config: Config, last: Mapping[tuple[str, str], np.ndarray]) -> Fig
         axes.set_yticks(range(len(config.sigmas)), [f"{sigma:g}" for sigma in config.sigmas])
         axes.set(xlabel="learning rate", ylabel="sigma")
         axes.grid(visible=False)
-    label = f"test accuracy after {config.grid_steps:,} steps / %"
+    label = f"test accuracy after {plotting.counted(config.grid_steps, 'step')} / %"
     fig.colorbar(image, ax=fig.axes, label=label)
     return fig
 
@@ -55,7 +55,7 @@ def plot_plateau(
     right.errorbar(config.exploding_rates, y, ends, capsize=2.5, **style._asdict())
     right.set(
         xlabel="learning rate",
-        ylabel=f"share that fails in {config.short_steps} steps / %",
+        ylabel=f"share that fails in {plotting.counted(config.short_steps, 'step')} / %",
         title="ReLU, sigma .5",
         xscale="log",
         ylim=(-4, 104),
@@ -82,7 +82,7 @@ def plot_speed(
     last = "last test error / %"
     left.set(ylabel="steps to 90 %", yscale="log", title="Sigmoid, speed")
     middle.set(ylabel=last, yscale="log", ylim=(1, 100))
-    middle.set_title(f"ReLU, after {config.fast_steps:,} steps")
+    middle.set_title(f"ReLU, after {plotting.counted(config.fast_steps, 'step')}")
     right.set(ylabel=last, title=f"Sigmoid, rate falling from {HIGH:g}")
     for axes in fig.axes:
         axes.set(xscale="log", xlabel="learning rate")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from experiments.plotting import describe_data, describe_layers, describe_runs
+from experiments.plotting import counted, describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.learning_rate.config import DECAYS, HIGH, LOW, Config
 from experiments.studies.learning_rate.figures import plot_grid, plot_plateau, plot_speed
@@ -126,7 +126,7 @@ def grid(config: Config, study: Study, run: Callable[..., Any]) -> None:
         lambda: plot_grid(config, last),
         title="Where networks train: learning rate and initial weights",
         caption=f"{data}, {describe_layers(config.hidden)}. Colors and numbers: means over "
-        f"{config.seeds} seeds.",
+        f"{counted(config.seeds, 'seed')}.",
         alt="Four heat maps of the last test accuracy over learning rate and sigma: sigmoid and "
         "ReLU, without and with BN; each cell is the mean over seeds.",
     )
@@ -195,8 +195,8 @@ def speed(config: Config, study: Study, run: Callable[..., Any]) -> None:
         "plateau",
         lambda: plot_plateau(config, stalled["test"][0], learning, failed),
         title="Too small a step, and too large a one",
-        caption=f"{about} {describe_runs(config.seeds)} Points: shares of {config.exploding_seeds} "
-        "seeds; bars: 95 % intervals (Wilson).",
+        caption=f"{about} {describe_runs(config.seeds)} Points: shares of "
+        f"{counted(config.exploding_seeds, 'seed')}; bars: 95 % intervals (Wilson).",
         alt="Left: test accuracy over steps at sigma .05 and rate .01, sigmoid, without and with "
         "BN. Right: share of ReLU networks with large weights that fail, by learning rate.",
     )

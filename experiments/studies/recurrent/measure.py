@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from scipy.special import expit
 
-from experiments.plotting import describe_runs
+from experiments.plotting import counted, describe_runs
 from experiments.stats import estimates
 from experiments.studies.recurrent.adding import at_best_rate, clipping, learn
 from experiments.studies.recurrent.config import EVALUATE_EVERY, FORGET_BIASES, LENGTHS, Config
@@ -70,7 +70,8 @@ def measure(config: Config, study: Study) -> None:
         lambda: plot_clipping(config, ends),
         title="RNNs with large weights, without clipping of the gradient and with",
         caption=f"The adding problem, T = {config.clip_length}, RNNs of {config.hidden} units, "
-        f"{config.clip_seeds} seeds. Right: share of runs; bars: 95 % intervals (Wilson).",
+        f"{counted(config.clip_seeds, 'seed')}. Right: share of runs; bars: 95 % intervals "
+        "(Wilson).",
         alt="Left: the last error of every run on held-out sequences, on a logarithmic axis, with "
         "a line above which a run has diverged. Right: the share that diverged, "
         f"{diverged['unclipped'].mean():.2f} without clipping, {diverged['clipped'].mean():.2f} "

@@ -14,7 +14,7 @@ from scipy import stats
 
 import jbn
 from experiments import sampling
-from experiments.plotting import describe_data, describe_layers, describe_runs
+from experiments.plotting import counted, describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.saturation import sigmoid
 from experiments.studies.saturation.config import Config
@@ -252,7 +252,7 @@ def measure(config: Config, study: Study) -> None:
         functools.partial(plot_learned, learned, gaussian),
         title="The distributions that gamma and beta chose, and how many ReLUs they leave active",
         caption=f"{images}, {describe_layers(config.hidden)}. Units of all layers and of all "
-        f"{config.seeds} seeds.",
+        f"{counted(config.seeds, 'seed')}.",
         alt="Histograms of the learned gammas and betas of all units, for sigmoid and ReLU, with a "
         "line where all of them started; and each ReLU's share of inputs above 0 after training "
         "against that of a Gaussian input. On average "

@@ -51,7 +51,10 @@ def plot_accuracy(
     reference = {"color": plotting.BLACK, "linewidth": 1}
     left.axhline(100 * logistic, linestyle="-.", label="logistic regression", **reference)
     left.axhline(100 * majority, linestyle=":", label="the majority for all", **reference)
-    left.set(ylabel="test accuracy / %", title=f"Accuracy after {config.epochs:,} epochs")
+    left.set(
+        ylabel="test accuracy / %",
+        title=f"Accuracy after {plotting.counted(config.epochs, 'epoch')}",
+    )
     plotting.legend_below(left, points=32)
     spans = (
         (-0.12, "accuracy", config.epochs, plotting.METHODS["batch"]),
@@ -63,7 +66,7 @@ def plot_accuracy(
             100 * (getattr(results, when)["batch"] - getattr(results, when)["none"])
             for results in by_setting.values()
         ]
-        style = style._replace(label=f"after {epochs:,} epochs")
+        style = style._replace(label=f"after {plotting.counted(epochs, 'epoch')}")
         plotting.bars(right, np.arange(len(gains)) + shift, gains, style)
     right.set_xticks(range(len(by_setting)), [label(name) for name in by_setting])
     right.set(ylabel="accuracy gained / points", title="With BN - without, paired by seed")
@@ -81,7 +84,7 @@ def plot_epochs(config: Config, by_setting: dict[str, Results]) -> Figure:
         for method, curve in results.every.items():
             plotting.band(axes, np.arange(config.more) + 1, 100 * curve, method)
         line = {"color": plotting.BLACK, "linewidth": 1, "linestyle": ":"}
-        axes.axvline(config.epochs, **line, label=f"{config.epochs:,} epochs")
+        axes.axvline(config.epochs, **line, label=plotting.counted(config.epochs, "epoch"))
         axes.set(xlabel="epochs", title=label(name).replace("\n", ", "))
         axes.set_ylim(100 * low - 1, 100 * high + 1)
     fig.axes[0].set_ylabel("test accuracy, mean of folds / %")
@@ -109,7 +112,7 @@ def plot_steadiness(
     plot_intervals(right, {name: results.deviation for name, results in by_setting.items()}, 100)
     right.set(
         ylabel="standard deviation / points",
-        title=f"Over the last {config.watched} of {config.epochs} epochs",
+        title=f"Over the last {config.watched} of {plotting.counted(config.epochs, 'epoch')}",
     )
     right.set_ylim(0, None)
     plotting.share_legend(fig)

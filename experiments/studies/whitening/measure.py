@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 
 import jbn
 from experiments import sampling
-from experiments.plotting import describe_data, describe_layers, describe_runs
+from experiments.plotting import counted, describe_data, describe_layers, describe_runs
 from experiments.stats import estimates, selection
 from experiments.studies.whitening.config import BATCH, Config
 from experiments.studies.whitening.figures import plot_descent, plot_outside, plot_time
@@ -230,7 +230,7 @@ def measure(config: Config, study: Study) -> None:
         lambda: plot_time(config, taken),
         title="Whitening takes longer than BN, and the more so the more features",
         caption=f"Gaussian inputs, {TIMED_EXAMPLES:,} examples, LAPACK on one thread. "
-        + describe_runs(len(taken["zca"]), of="repetitions", mean="geometric means"),
+        + describe_runs(len(taken["zca"]), of="repetition", mean="geometric means"),
         alt=f"Time of ZCA and of BN on {TIMED_EXAMPLES} examples against the number of features.",
     )
 
@@ -289,10 +289,11 @@ def measure(config: Config, study: Study) -> None:
         "descent",
         lambda: plot_descent(curves, config.target_loss, last, bound),
         title="Descent on raw, standardized and whitened pixels, each at its best rate",
-        caption=f"{config.examples:,} images of {describe_data(study.dataset(config.dataset).name)}"
-        f". Left: {describe_runs(config.seeds, 'lines', mean='geometric means')} Others: "
-        f"{describe_layers(HIDDEN, 'sigmoids')}, {config.stuck_seeds} seeds; share of runs, bars: "
-        "95 % intervals (Wilson).",
+        caption=f"{counted(config.examples, 'image')} of "
+        f"{describe_data(study.dataset(config.dataset).name)}. Left: "
+        f"{describe_runs(config.seeds, 'lines', mean='geometric means')} Others: "
+        f"{describe_layers(HIDDEN, 'sigmoids')}, {counted(config.stuck_seeds, 'seed')}; share of "
+        "runs, bars: 95 % intervals (Wilson).",
         alt="Left: training loss of logistic regression over the steps; the loss to reach is "
         f"dotted. Middle: the last training loss of every small network; {MARGIN:g} nats above the "
         "lowest it counts as stuck. Right: what share is stuck, "
