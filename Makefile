@@ -30,7 +30,7 @@ demo-devices: .venv/.experiments  ## the same numbers from one device and from e
 	$(BIN)/python -m experiments mnist_mlp --preset smoke
 	$(BIN)/python -m experiments mnist_mlp --preset smoke --devices 8
 
-ledger: .venv/.experiments  ## every claim measured: 115 minutes on two cores with other work beside; stopped, it goes on
+ledger: .venv/.experiments  ## every claim measured: 122 minutes on two cores with other work beside; stopped, it goes on
 	$(BIN)/python -m experiments all --preset quick --resume
 	$(BIN)/python -m experiments report
 

@@ -43,7 +43,7 @@ class Options:
     """Run every experiment, or those that are named."""
 
     preset: Literal["smoke", "quick", "paper"] = "quick"
-    """smoke: does everything run; quick: every verdict, 115 minutes on two cores with other work
+    """smoke: does everything run; quick: every verdict, 122 minutes on two cores with other work
     beside it; paper: more seeds and steps"""
     only: tuple[str, ...] = ()
     """these alone, by name"""
