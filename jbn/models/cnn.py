@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jbn._dtypes import wide_dtype
+from jbn.models.attributes import check_shared, check_sizes
 from jbn.models.units import (
     Activation,
     Initializer,
@@ -52,6 +53,12 @@ class CNN(nn.Module):
     use_bias: bool | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        check_shared(self)
+        check_sizes("widths", self.widths)
+        super().__post_init__()
 
     @nn.compact
     def __call__(

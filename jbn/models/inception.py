@@ -2,21 +2,27 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from jbn._arguments import check_flag, check_size
 from jbn._dtypes import wide_dtype
+from jbn._inputs import describe
+from jbn.models.attributes import check_choice, check_share, check_shared
 from jbn.models.units import (
     Activation,
     Initializer,
     Norm,
     Placement,
+    cancels_bias,
     check_call,
     logits,
+    make_norm,
     unit,
 )
 
@@ -57,6 +63,57 @@ def plan(pool_of_4cd: int = 128) -> tuple[Block, ...]:
     )
 
 
+def check_blocks(blocks: Any, width: int) -> None:
+    """Check the rows of a plan, whose numbers of features are divided by `width`.
+
+    Raises:
+      TypeError: no sequence of `Block`.
+      ValueError: a pool that there is not; a layer that `width` leaves without a feature.
+    """
+    if not isinstance(blocks, Sequence) or not all(isinstance(row, Block) for row in blocks):
+        raise TypeError(
+            f"Expected `blocks` as a sequence of rows as of Fig. 5, got {describe(blocks)}. Take "
+            "them from jbn.models.BNInception().blocks."
+        )
+    for row in blocks:
+        check_choice(f"pool of block {row.name}", row.pool, ("average", "max"))
+        layers = (row.reduce_3, row.three, row.reduce_double, row.double)
+        optional = tuple(features for features in (row.one, row.projection) if features)
+        if min(layers + optional) < width:
+            raise ValueError(
+                f"Expected `width` to leave each layer of block {row.name} a feature, got "
+                f"width={width} for {row}. Pass at most {min(layers + optional)}."
+            )
+
+
+def per_activation_norm(norm: Norm) -> Norm:
+    """Make of a normalization over examples and space one over examples alone.
+
+    Raises:
+      ValueError: no normalization that has such an axis.
+    """
+    if not cancels_bias(norm):
+        raise ValueError(
+            f"Expected batch normalization with `per_activation`, got norm={norm!r}. Pass "
+            "norm='batch', or no `per_activation`."
+        )
+    return functools.partial(cast(Any, make_norm(norm)), axis=(-3, -2, -1))
+
+
+def check_per_activation(names: Any, blocks: Sequence[Block]) -> None:
+    """Check that these are names of blocks.
+
+    Raises:
+      ValueError: anything else.
+    """
+    known = [block.name for block in blocks]
+    if isinstance(names, str) or not set(names) <= set(known):
+        raise ValueError(
+            f"Expected `per_activation` with names of blocks, {', '.join(known)}, got {names!r}. "
+            "Pass a tuple of them, such as ('5a', '5b')."
+        )
+
+
 class InceptionNet(nn.Module):
     """A stem, the blocks, the mean over space, dropout, one dense layer.
 
@@ -66,9 +123,13 @@ class InceptionNet(nn.Module):
         color, then 1x1, as in the paper; "small", one 3x3 convolution, for images of 32x32.
       width: what every number of features is divided by.
       outputs: number of outputs.
-      local_response: normalize responses locally around the second convolution, as the original.
+      local_response: normalize responses locally around the second convolution, as the original;
+        with the small stem, after that.
+      local_response_alpha: of `local_response_norm`; its 2e-5 is made for pixels of deviation 58.
       dropout: share of the last features that is dropped in training, which needs a `dropout` rng.
       norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
+      per_activation: names of blocks, such as "5b", whose normalization has statistics, scale and
+        bias for every activation and not every feature, as dense layers have (section 4.2.3).
       kernel_init: initializer of every kernel.
       use_bias: have a bias in every convolution; None drops it where the normalization cancels it.
       dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
@@ -87,6 +148,13 @@ class InceptionNet(nn.Module):
       >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
       11285224
 
+    Raises:
+      TypeError: blocks that are no rows of a plan, outputs or a width that are no ints, a norm that
+        is no name and makes no layer, an activation that is no function, a dtype that is not
+        floating.
+      ValueError: a stem, placement or padding that there is not; a width that leaves a layer no
+        feature; a dropout outside [0, 1).
+
     References:
       Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2 and Fig. 5.
     """
@@ -96,8 +164,10 @@ class InceptionNet(nn.Module):
     width: int = 1
     outputs: int = 1000
     local_response: bool = False
+    local_response_alpha: float = 2e-5
     dropout: float = 0.0
     norm: Norm = None
+    per_activation: Sequence[str] = ()
     activation: Activation = nn.relu
     placement: Placement = "before"
     kernel_init: Initializer = nn.initializers.he_normal()
@@ -105,6 +175,18 @@ class InceptionNet(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     padding: Literal["same", "symmetric"] = "same"
+
+    def __post_init__(self) -> None:
+        """Check the attributes; one that is misspelled would build another network."""
+        check_shared(self)
+        check_choice("stem", self.stem, ("full", "separable", "small"))
+        check_choice("padding", self.padding, ("same", "symmetric"))
+        check_flag("local_response", self.local_response)
+        check_share("dropout", self.dropout)
+        check_size("width", self.width, "Pass what every number of features is divided by.")
+        check_blocks(self.blocks, self.width)
+        check_per_activation(self.per_activation, self.blocks)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -115,12 +197,12 @@ class InceptionNet(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which images count for the statistics."""
-        if self.padding not in ("same", "symmetric"):
-            raise ValueError(f"Expected `padding` 'same' or 'symmetric', got {self.padding!r}.")
         x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
 
-        def conv(x: Array, features: int, size: int, name: str, stride: int = 1) -> Array:
+        def conv(
+            x: Array, features: int, size: int, name: str, stride: int = 1, norm: Norm = self.norm
+        ) -> Array:
             layer = functools.partial(
                 nn.Conv,
                 features // self.width,
@@ -134,7 +216,7 @@ class InceptionNet(nn.Module):
                 x,
                 training=training,
                 name=name,
-                norm=self.norm,
+                norm=norm,
                 norm_name=f"{name}_norm",
                 activation=self.activation,
                 placement=self.placement,
@@ -144,8 +226,13 @@ class InceptionNet(nn.Module):
                 param_dtype=self.param_dtype,
             )
 
+        def lrn(x: Array) -> Array:
+            if not self.local_response:
+                return x
+            return local_response_norm(x, alpha=self.local_response_alpha)
+
         if self.stem == "small":
-            x = conv(x, 192, 3, "stem")
+            x = lrn(conv(x, 192, 3, "stem"))
         else:
             if self.stem == "separable":
                 colors = x.shape[-1]
@@ -165,23 +252,26 @@ class InceptionNet(nn.Module):
             else:
                 x = conv(x, 64, 7, "stem", stride=2)
             x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
-            x = local_response_norm(x) if self.local_response else x
-            x = conv(conv(x, 64, 1, "reduce"), 192, 3, "conv")
-            x = local_response_norm(x) if self.local_response else x
+            x = lrn(x)
+            x = lrn(conv(conv(x, 64, 1, "reduce"), 192, 3, "conv"))
             x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
 
         for block in self.blocks:
-            name, stride = f"block_{block.name}", block.stride
-            paths = [conv(x, block.one, 1, f"{name}_one")] if block.one else []
-            h = conv(x, block.reduce_3, 1, f"{name}_reduce_3")
-            paths.append(conv(h, block.three, 3, f"{name}_three", stride))
-            h = conv(x, block.reduce_double, 1, f"{name}_reduce_double")
-            h = conv(h, block.double, 3, f"{name}_double_0")
-            paths.append(conv(h, block.double, 3, f"{name}_double_1", stride))
+            name, stride, norm = f"block_{block.name}", block.stride, self.norm
+            if block.name in self.per_activation:
+                norm = per_activation_norm(norm)
+            paths = [conv(x, block.one, 1, f"{name}_one", norm=norm)] if block.one else []
+            h = conv(x, block.reduce_3, 1, f"{name}_reduce_3", norm=norm)
+            paths.append(conv(h, block.three, 3, f"{name}_three", stride, norm))
+            h = conv(x, block.reduce_double, 1, f"{name}_reduce_double", norm=norm)
+            h = conv(h, block.double, 3, f"{name}_double_0", norm=norm)
+            paths.append(conv(h, block.double, 3, f"{name}_double_1", stride, norm))
             pool = nn.max_pool if block.pool == "max" else avg_pool
             h = pool(x, (3, 3), (stride, stride), padding="SAME")
-            paths.append(conv(h, block.projection, 1, f"{name}_pool") if block.projection else h)
-            x = jnp.concatenate(paths, -1)
+            if block.projection:
+                h = conv(h, block.projection, 1, f"{name}_pool", norm=norm)
+            # A name that a policy of `jax.checkpoint` can keep: what leaves a block.
+            x = checkpoint_name(jnp.concatenate([*paths, h], -1), "block")
         x = jnp.mean(x, (1, 2), dtype=wide_dtype(x.dtype))
         x = nn.Dropout(self.dropout, deterministic=not training)(x) if self.dropout else x
         return logits(

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jbn.models.attributes import check_shared, check_sizes
 from jbn.models.units import (
     Activation,
     Initializer,
@@ -61,6 +62,12 @@ class MLP(nn.Module):
     use_bias: bool | None = None
     dtype: Any = None
     param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        check_shared(self)
+        check_sizes("hidden", self.hidden)
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from jbn._arguments import check_size
 from jbn._dtypes import wide_dtype
+from jbn.models.attributes import check_choice, check_function, check_shared
 from jbn.models.units import (
     Activation,
     Initializer,
@@ -77,6 +79,14 @@ class Recurrent(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
+    def __post_init__(self) -> None:
+        """Check the attributes."""
+        check_shared(self)
+        check_choice("cell", self.cell, tuple(GATES))
+        check_function("activation", self.activation, "jax.nn.tanh", optional=False)
+        check_size("hidden", self.hidden, "Pass the width of the state.")
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -86,8 +96,6 @@ class Recurrent(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which sequences count for the statistics."""
-        if self.cell not in GATES:
-            raise ValueError(f"Expected `cell` 'rnn', 'gru' or 'lstm', got {self.cell!r}.")
         x, mask = check_call(x, "N T F", training=training, mask=mask)
         size, gates = self.hidden, GATES[self.cell]
         sequences = None if mask is None else mask[:, None, None]

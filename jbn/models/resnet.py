@@ -1,4 +1,4 @@
-"""Residual networks, with skip connections or without, of CIFAR's depths and of ImageNet's."""
+"""Residual networks, with skip connections or without, of any depth."""
 
 import functools
 from collections.abc import Sequence
@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jbn._arguments import check_flag
 from jbn._dtypes import wide_dtype
+from jbn.models.attributes import check_choice, check_function, check_shared, check_sizes
 from jbn.models.units import (
     Activation,
     Initializer,
@@ -58,6 +60,12 @@ class ResNet(nn.Module):
       >>> sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
       269722
 
+    Raises:
+      TypeError: blocks or widths that are no sequences, outputs that are no int, a norm that is no
+        name and makes no layer, an activation that is no function, a dtype that is not floating.
+      ValueError: a stem, shortcut, placement or padding that there is not; not as many widths as
+        blocks; `zero_init_last` without `skip`.
+
     References:
       He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, sections 3.3, 4.1 and 4.2. Goyal et al.,
       "Accurate, Large Minibatch SGD", 2017, section 5.1 (`zero_init_last`).
@@ -82,6 +90,20 @@ class ResNet(nn.Module):
     stem_padding: Literal["symmetric", "same"] = "symmetric"
     stride_in_1x1: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the attributes; one that is misspelled would build another network."""
+        check_shared(self)
+        check_function("activation", self.activation, "jax.nn.relu", optional=False)
+        check_choice("stem", self.stem, ("cifar", "imagenet"))
+        check_choice("shortcut", self.shortcut, ("pad", "project"))
+        for name in ("padding", "stem_padding"):
+            check_choice(name, getattr(self, name), ("symmetric", "same"))
+        for name in ("bottleneck", "skip", "zero_init_last", "stride_in_1x1"):
+            check_flag(name, getattr(self, name))
+        check_sizes("blocks", self.blocks)
+        check_sizes("widths", self.widths)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -91,17 +113,16 @@ class ResNet(nn.Module):
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
         """Compute the outputs; `mask` tells which images count for the statistics."""
+        if not len(self.blocks) == len(self.widths) > 0:
+            raise ValueError(
+                f"Expected as many `widths` as `blocks`, one for each stage, got blocks="
+                f"{tuple(self.blocks)} and widths={tuple(self.widths)}."
+            )
         if self.zero_init_last and not self.skip:
             raise ValueError(
                 "Expected `skip` with `zero_init_last`, got skip=False: blocks that start at 0 "
                 "pass neither values nor gradients on. Leave one of the two out."
             )
-        for attribute in ("padding", "stem_padding"):
-            if getattr(self, attribute) not in ("symmetric", "same"):
-                raise ValueError(
-                    f"Expected `{attribute}` 'symmetric' or 'same', got "
-                    f"{getattr(self, attribute)!r}."
-                )
         x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
 
@@ -181,217 +202,3 @@ def pad(x: Float[Array, "N H W in"], like: Float[Array, "N H W out"]) -> Float[A
     """Give x the features of `like`, half of the zeros on either side."""
     missing = like.shape[-1] - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
-
-
-def _imagenet(blocks: Sequence[int], bottleneck: bool, attributes: dict[str, Any]) -> ResNet:
-    defaults: dict[str, Any] = {
-        "blocks": blocks,
-        "widths": (64, 128, 256, 512),
-        "bottleneck": bottleneck,
-        "stem": "imagenet",
-        "shortcut": "project",
-        "outputs": 1000,
-    }
-    return ResNet(**defaults | attributes)
-
-
-def _cifar(depth: int, attributes: dict[str, Any]) -> ResNet:
-    defaults: dict[str, Any] = {"blocks": ((depth - 2) // 6,) * 3, "widths": (16, 32, 64)}
-    return ResNet(**defaults | attributes)
-
-
-def resnet20(**attributes: Any) -> ResNet:
-    """Make the ResNet of 20 layers for CIFAR-10: 269,722 parameters with batch normalization.
-
-    Three stages of 3 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
-    zeros. 10 outputs, no normalization unless one is given.
-
-    Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
-
-    Returns:
-      the model.
-
-    Example:
-      >>> from jbn.models import resnet20
-      >>> resnet20(norm="batch").blocks
-      (3, 3, 3)
-
-    References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, section 4.2.
-    """
-    return _cifar(20, attributes)
-
-
-def resnet56(**attributes: Any) -> ResNet:
-    """Make the ResNet of 56 layers for CIFAR-10: 853,018 parameters with batch normalization.
-
-    Three stages of 9 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
-    zeros. 10 outputs, no normalization unless one is given.
-
-    Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
-
-    Returns:
-      the model.
-
-    Example:
-      >>> from jbn.models import resnet56
-      >>> resnet56(norm="batch").blocks
-      (9, 9, 9)
-
-    References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, section 4.2.
-    """
-    return _cifar(56, attributes)
-
-
-def resnet110(**attributes: Any) -> ResNet:
-    """Make the ResNet of 110 layers for CIFAR-10: 1,727,962 parameters with batch normalization.
-
-    Three stages of 18 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
-    zeros. 10 outputs, no normalization unless one is given.
-
-    Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
-
-    Returns:
-      the model.
-
-    Example:
-      >>> from jbn.models import resnet110
-      >>> resnet110(norm="batch").blocks
-      (18, 18, 18)
-
-    References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, section 4.2.
-    """
-    return _cifar(110, attributes)
-
-
-def resnet18(**attributes: Any) -> ResNet:
-    """Make the ResNet of 18 layers for ImageNet: 11,689,512 parameters with batch normalization.
-
-    Stages of 2, 2, 2 and 2 blocks of two 3x3 convolutions, of 64, 128, 256 and 512 features;
-    shortcuts are projected where the shape changes. 1000 outputs, no normalization unless one is
-    given.
-
-    Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
-
-    Returns:
-      the model.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jbn.models import resnet18
-      >>> resnet18(norm="batch", dtype=jnp.bfloat16).blocks
-      (2, 2, 2, 2)
-
-    References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
-    """
-    return _imagenet((2, 2, 2, 2), False, attributes)
-
-
-def resnet34(**attributes: Any) -> ResNet:
-    """Make the ResNet of 34 layers for ImageNet: 21,797,672 parameters with batch normalization.
-
-    Stages of 3, 4, 6 and 3 blocks of two 3x3 convolutions, of 64, 128, 256 and 512 features;
-    shortcuts are projected where the shape changes. 1000 outputs, no normalization unless one is
-    given.
-
-    Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
-
-    Returns:
-      the model.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jbn.models import resnet34
-      >>> resnet34(norm="batch", dtype=jnp.bfloat16).blocks
-      (3, 4, 6, 3)
-
-    References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
-    """
-    return _imagenet((3, 4, 6, 3), False, attributes)
-
-
-def resnet50(**attributes: Any) -> ResNet:
-    """Make the ResNet of 50 layers for ImageNet: 25,557,032 parameters with batch normalization.
-
-    Stages of 3, 4, 6 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
-    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
-    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
-    no normalization unless one is given.
-
-    Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
-
-    Returns:
-      the model.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jbn.models import resnet50
-      >>> resnet50(norm="batch", dtype=jnp.bfloat16).blocks
-      (3, 4, 6, 3)
-
-    References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
-    """
-    return _imagenet((3, 4, 6, 3), True, attributes)
-
-
-def resnet101(**attributes: Any) -> ResNet:
-    """Make the ResNet of 101 layers for ImageNet: 44,549,160 parameters with batch normalization.
-
-    Stages of 3, 4, 23 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
-    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
-    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
-    no normalization unless one is given.
-
-    Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
-
-    Returns:
-      the model.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jbn.models import resnet101
-      >>> resnet101(norm="batch", dtype=jnp.bfloat16).blocks
-      (3, 4, 23, 3)
-
-    References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
-    """
-    return _imagenet((3, 4, 23, 3), True, attributes)
-
-
-def resnet152(**attributes: Any) -> ResNet:
-    """Make the ResNet of 152 layers for ImageNet: 60,192,808 parameters with batch normalization.
-
-    Stages of 3, 8, 36 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
-    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
-    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
-    no normalization unless one is given.
-
-    Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
-
-    Returns:
-      the model.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jbn.models import resnet152
-      >>> resnet152(norm="batch", dtype=jnp.bfloat16).blocks
-      (3, 8, 36, 3)
-
-    References:
-      He, Zhang, Ren, Sun, "Deep Residual Learning", 2016, Table 1.
-    """
-    return _imagenet((3, 8, 36, 3), True, attributes)

@@ -13,6 +13,7 @@ from jbn._arguments import check_flag
 from jbn._dtypes import wide_dtype
 from jbn._inputs import as_array
 from jbn.linen import BatchNorm
+from jbn.models.attributes import check_choice, check_norm, did_you_mean
 
 Activation = Callable[[Array], Array]
 Initializer = Callable[..., Array]
@@ -37,14 +38,19 @@ def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
 
     Raises:
       ValueError: a name that there is not.
+      TypeError: neither a name nor what makes a layer of linen.
     """
+    check_norm(norm)
     if norm is None or norm in ("none", WEIGHT):
         return None
     if not isinstance(norm, str):
         return norm
     if norm not in NORMS:
         names = ", ".join([*NORMS, WEIGHT, "none"])
-        raise ValueError(f"Expected `norm` to be one of {names}, or a function, got {norm!r}.")
+        raise ValueError(
+            f"Expected `norm` to be one of {names}, or a function, got {norm!r}."
+            f"{did_you_mean(norm, [*NORMS, WEIGHT])}"
+        )
     return NORMS[norm]
 
 
@@ -140,8 +146,7 @@ def unit(
     Raises:
       ValueError: a norm or placement that there is not; `zero_scale` of a norm without a scale.
     """
-    if placement not in ("before", "after"):
-        raise ValueError(f"Expected `placement` 'before' or 'after', got {placement!r}.")
+    check_choice("placement", placement, ("before", "after"))
     if use_bias is None:
         use_bias = not (placement == "before" and cancels_bias(norm))
     given = {"dtype": dtype, "param_dtype": param_dtype}
