@@ -1,17 +1,20 @@
-"""What converters of whole networks share: a model's variables, their places in the source."""
+"""What converters of whole networks share: a model beside a source, and what does not fit."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jbn._arguments import check_epsilon, check_flag
 from jbn._inputs import describe
-from jbn.convert.common import ConversionError, CountError, Reader, as_count
+from jbn.convert._arrays import CountError, as_count
+from jbn.convert._originals import Original, computes_the_same, other_epsilons
+from jbn.convert._resnet_names import ResNetNames
+from jbn.convert.common import ConversionError
 
 Path = tuple[str, ...]
 
@@ -20,13 +23,37 @@ class Format(NamedTuple):
     """How the keys of a source end, by our names of the arrays.
 
     `affine` is of convolutions and dense layers, `norm` of batch norms; `outputs_first` says that
-    kernels are laid out as in torch.
+    kernels are laid out as in torch; `epsilon` is that of the original's batch norms.
     """
 
     where: str
     affine: Mapping[str, str]
     norm: Mapping[str, str]
     outputs_first: bool = False
+    epsilon: float = 1e-5
+
+
+class Source(NamedTuple):
+    """The names of a source's layers, and with which attributes a model computes what it does.
+
+    `names` maps our layers to the source's. `table` and `root` made them, if it is a ResNet.
+    """
+
+    form: Format
+    names: Mapping[str, str]
+    attributes: Mapping[str, Any]
+    table: ResNetNames | None = None
+    root: str = ""
+    original: Original = Original()
+
+
+class Options(NamedTuple):
+    """What a caller says of a source; see the converters."""
+
+    head: bool = True
+    count: int | None = None
+    epsilon: float | None = None
+    activation: Callable[..., Any] | None = None
 
 
 class Place(NamedTuple):
@@ -51,61 +78,149 @@ def model_kind(where: str, model: Any, *wanted: str) -> str:
     for name in wanted:
         if isinstance(model, getattr(models, name)):
             return name
+    is_source = isinstance(model, Mapping) or hasattr(model, "state_dict")
+    hint = " The model comes first, the source after it." if is_source else ""
     raise TypeError(
         f"{where}: expected `model` as a {' or '.join(wanted)} of jbn.models, got "
-        f"{describe(model)}. Make one, such as jbn.models.resnet50(norm='batch')."
+        f"{describe(model)}. Make one, such as jbn.models.resnet50(norm='batch').{hint}"
     )
+
+
+# In the order of a message, which lists so many of each kind.
+_KINDS = ("", "missing", "unexpected", "misshapen")
+_MOST = 10
 
 
 class Network:
     """A model beside a source: where its variables are there, and what does not fit.
 
-    `names` maps our layers to the source's; `attributes` are those with which the model computes
-    what the source's network does; without `head`, the last dense layer is left out.
+    Without `head`, the last dense layer is left out.
 
     Raises:
-      ConversionError: a model without batch norm.
+      ConversionError: a model without batch norm, or a count that is none.
+      TypeError: options of other types.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        names: Mapping[str, str],
-        form: Format,
-        attributes: Mapping[str, Any],
-        *,
-        channels: int,
-        head: bool,
-    ):
+    def __init__(self, model: Any, source: Source, options: Options, *, channels: int):
+        from flax import linen
         from flax.traverse_util import flatten_dict
 
-        self.names, self.form, self.head = names, form, head
+        self.model, self.source, self.form = model, source, source.form
+        self.names, self.head = source.names, check_flag("head", options.head)
+        self.problems: dict[str, list[str]] = {}  # By kind.
+        self._check_options(options)
         # Small, yet every stage has a pixel; the variables do not depend on it.
         images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-        init = functools.partial(model.init, training=False)
-        self.target = flatten_dict(jax.eval_shape(init, jax.random.key(0), images))
-        self.problems: list[str] = []
+        modules: dict[tuple[str, ...], Any] = {}
+
+        def see(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            modules[context.module.path] = context.module
+            return call(*args, **kwargs)
+
+        with linen.intercept_methods(see):
+            init = functools.partial(model.init, training=False)
+            self.target = flatten_dict(jax.eval_shape(init, jax.random.key(0), images))
         if not any(path[-1] == "mean" for path in self.target):
             self.problem(f"the model has norm={model.norm!r}, expected 'batch'. Make it so.")
             self.finish()
-        for name, want in attributes.items():
-            if name == "stride_in_1x1" and not model.bottleneck:
+        self._check_attributes(options)
+        self._check_epsilons(options, modules)
+        self._check_convolutions(modules)
+
+    def _check_options(self, options: Options) -> None:
+        if options.epsilon is not None:
+            check_epsilon(options.epsilon)
+        if not (options.activation is None or callable(options.activation)):
+            raise TypeError(
+                f"Expected `activation` as the source's nonlinearity, a function, got "
+                f"{describe(options.activation)}. Pass one such as jax.nn.relu, or leave it out."
+            )
+        if options.count is not None:
+            try:
+                as_count(options.count)
+            except CountError as error:
+                self.problem(f"`count` is {error} Pass the number of batches absorbed.")
+                self.finish()
+
+    def _check_attributes(self, options: Options) -> None:
+        for name, want in self.source.attributes.items():
+            if name == "stride_in_1x1" and not self.model.bottleneck:
                 continue
-            got = getattr(model, name)
+            got = getattr(self.model, name)
             if got != want:
                 self.problem(
                     f"the model has {name}={got!r}, expected {want!r}, as the source's network "
                     f"computes. Make it with {name}={want!r}."
                 )
+        others = self.source.original.activations if options.activation is None else ()
+        if others:
+            self.problem(
+                f"the source's network has {' and '.join(others)}, expected relu. Make the model "
+                "with that activation, and pass it as activation=, too."
+            )
+        elif not computes_the_same(self.model.activation, options.activation or jax.nn.relu):
+            function = self.model.activation
+            got = getattr(function, "__name__", repr(function))
+            want = getattr(options.activation, "__name__", "relu")
+            self.problem(
+                f"the model has activation={got}, expected {want}, as the source's network "
+                f"computes. Make it with that, or pass activation={got} if the source has it."
+            )
 
-    def problem(self, text: str) -> None:
-        """Keep what does not fit."""
-        self.problems.append(f"{self.form.where}: {text}")
+    def _check_epsilons(self, options: Options, modules: Mapping[Path, Any]) -> None:
+        ours = {
+            path[-2]: float(modules[path[1:-1]].epsilon)
+            for path in self.target
+            if path[-1] == "mean" and hasattr(modules.get(path[1:-1]), "epsilon")
+        }
+        original, usual = self.source.original, self.form.epsilon
+        for got, want, is_known in other_epsilons(
+            ours, original, self.names, usual, options.epsilon
+        ):
+            say = "" if is_known else f", or pass epsilon={got} if the source's have that"
+            self.problem(
+                f"the model's batch norms have epsilon={got}, expected {want}, as the source's "
+                f"network computes. Make it with norm=functools.partial(jbn.linen.BatchNorm, "
+                f"epsilon={want}){say}."
+            )
 
-    def finish(self) -> None:
-        """Raise if anything did not fit."""
-        if self.problems:
-            raise ConversionError(self.problems, "network")
+    def _check_convolutions(self, modules: Mapping[Path, Any]) -> None:
+        original = self.source.original
+        if original.dilated:
+            self.problem(
+                f"the source's {original.dilated[0]!r} is dilated, the model's convolutions are "
+                "not. Pass a network without dilations."
+            )
+        if any("stride_in_1x1=" in text for texts in self.problems.values() for text in texts):
+            return  # Every stage would be named.
+        for path, module in modules.items():
+            theirs = self.names.get(path[-1] if path else "", "")
+            got = original.strides.get(theirs)
+            if got is not None and tuple(got) != tuple(module.strides):
+                self.problem(
+                    f"the source's {theirs!r} has stride {tuple(got)}, expected "
+                    f"{tuple(module.strides)}, that of the model's {path[-1]!r}. Make the model "
+                    "with the source's stem and stride_in_1x1."
+                )
+
+    def problem(self, text: str, kind: str = "") -> None:
+        """Keep what does not fit: something "missing", "unexpected", "misshapen", or else ""."""
+        self.problems.setdefault(kind, []).append(f"{self.form.where}: {text}")
+
+    def finish(self, cause: str = "") -> None:
+        """Raise if anything did not fit; the message begins with what is the likely cause."""
+        if not self.problems:
+            return
+        shown = [f"{self.form.where}, the likely cause: {cause}"] if cause else []
+        problems: list[str] = []
+        for kind in _KINDS:
+            texts = self.problems.get(kind, [])
+            problems += texts
+            shown += texts[:_MOST]
+            if len(texts) > _MOST:
+                of_kind = f" {kind}" if kind else ""
+                shown.append(f"{self.form.where}: and {len(texts) - _MOST} more{of_kind}.")
+        raise ConversionError(problems, "network", shown=shown)
 
     def places(self) -> Iterator[Place]:
         """Find the source's key for every variable; one that has none there is a problem."""
@@ -126,113 +241,3 @@ class Network:
             mean = ("batch_stats", f"{module}_norm", "mean")
             if mean in self.target and ("params", module, "bias") not in self.target:
                 yield theirs + self.form.affine["bias"], mean
-
-
-def read_network(
-    model: Any,
-    arrays: Mapping[str, Any],
-    names: Mapping[str, str],
-    form: Format,
-    attributes: Mapping[str, Any],
-    *,
-    head: bool,
-    count: int | None = None,
-    ignored: frozenset[str] = frozenset(),
-) -> dict[str, Any]:
-    """Make the model's variables of the source's arrays.
-
-    The bias of a convolution that has none in the model, and whose batch norm follows, goes into
-    the running mean.
-
-    Args:
-      model: a `ResNet` or `InceptionNet`.
-      arrays: of the source, by its keys.
-      names, form, attributes: of the source, see `Network`.
-      head: read the last dense layer; if False, the variables lack it.
-      count: batches absorbed, where the source does not say.
-      ignored: keys that mean nothing here.
-
-    Returns:
-      `{"params": ..., "batch_stats": ...}`, arrays of the model's dtypes.
-
-    Raises:
-      ConversionError: with everything that does not fit.
-    """
-    from flax.traverse_util import unflatten_dict
-
-    stem = np.shape(arrays.get(names["stem"] + form.affine["kernel"], ()))
-    channels = stem[1 if form.outputs_first else 2] if len(stem) == 4 else 3
-    network = Network(model, names, form, attributes, channels=channels, head=head)
-    used, variables = set(ignored), {}
-    for place in network.places():
-        used.add(place.key)
-        value = arrays.get(place.key)
-        if place.leaf == "count":
-            variables[place.path] = _count(network, place.key, value, count)
-        elif value is None:
-            shape = _their_shape(place.like.shape, form)
-            network.problem(f"no {place.key!r}, expected {shape} for the model's {place.module!r}.")
-        else:
-            variables[place.path] = _read(network, place.key, value, place.like, place.module)
-    for key, mean in network.biases():
-        if arrays.get(key) is not None:
-            used.add(key)
-            bias = _read(network, key, arrays[key], network.target[mean], mean[1])
-            if bias is not None and variables.get(mean) is not None:
-                exact = variables[mean].astype(np.float64) - bias.astype(np.float64)
-                variables[mean] = exact.astype(bias.dtype)
-    if "count" in form.norm:
-        used |= {theirs + form.norm["count"] for theirs in names.values()}
-    if not head:
-        used |= {names["output"] + end for end in form.affine.values()}
-    for key in arrays:
-        if key not in used:
-            network.problem(f"{key!r} has no place in the model.")
-    network.finish()
-    return unflatten_dict({path: jnp.asarray(value) for path, value in variables.items()})
-
-
-def _read(network: Network, key: str, value: Any, like: Any, module: str) -> np.ndarray | None:
-    """Lay an array out as the model has it, in its dtype; None, and a problem, if it cannot be.
-
-    Caffe's and Haiku's vectors have axes of length 1 before, or around, the features.
-    """
-    reader = Reader(network.form.where, {key: key})
-    reader.read({key: value}, key)
-    network.problems += reader.problems
-    if key not in reader.arrays:
-        return None
-    array = np.asarray(reader.arrays[key])
-    if len(like.shape) == 1 and array.size == max(array.shape, default=0):
-        array = array.reshape(-1)
-    theirs = array.shape
-    if network.form.outputs_first and array.ndim > 1:
-        array = array.transpose(*range(2, array.ndim), 1, 0)
-    if array.shape == like.shape:
-        return array.astype(like.dtype)
-    hint = " Pass head=False to leave it out." if module == "output" else ""
-    network.problem(
-        f"{key!r} has shape {theirs}, expected {_their_shape(like.shape, network.form)}, that of "
-        f"the model's {module!r}.{hint}"
-    )
-    return None
-
-
-def _their_shape(shape: tuple[int, ...], form: Format) -> tuple[int, ...]:
-    return (*shape[:-3:-1], *shape[:-2]) if form.outputs_first and len(shape) > 1 else shape
-
-
-def _count(network: Network, key: str, value: Any, count: int | None) -> Any:
-    """Take the source's count, or else the caller's: a schedule would read a 0 as such."""
-    if value is None and count is None:
-        network.problem(
-            f"no count of batches for {key!r}, expected one: the model's momentum is a schedule. "
-            "Pass count=."
-        )
-        return None
-    try:
-        return as_count(count if value is None else value)
-    except CountError as error:
-        what = "`count`" if value is None else repr(key)
-        network.problem(f"{what} is {error} Pass the number of batches absorbed.")
-        return None

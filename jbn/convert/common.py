@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from jbn._dtypes import wide_dtype
@@ -17,6 +16,7 @@ from jbn._inputs import describe
 from jbn._layer_trees import as_arrays, as_params, as_state
 from jbn._schedules import Schedule
 from jbn._types import BatchNormParams, BatchNormState
+from jbn.convert._arrays import CountError, as_array, as_count, how_to_read
 
 
 class Options(NamedTuple):
@@ -40,11 +40,14 @@ class Converted(NamedTuple):
 
 
 class ConversionError(ValueError):
-    """Everything that keeps `what` from being converted, in `problems` and in the message."""
+    """Everything that keeps `what` from being converted, in `problems`; the message shows it."""
 
-    def __init__(self, problems: Sequence[str], what: str = "batch norm"):
+    def __init__(
+        self, problems: Sequence[str], what: str = "batch norm", *, shown: Sequence[str] = ()
+    ):
+        """Make the message of `problems`, or of the lines `shown` where those are too many."""
         self.problems = tuple(problems)
-        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        lines = "".join(f"\n  - {problem}" for problem in shown or self.problems)
         super().__init__(f"Cannot convert {what}; {len(self.problems)} to mend:{lines}")
 
 
@@ -137,8 +140,7 @@ class Reader:
         except (TypeError, ValueError, RuntimeError):
             self.problems.append(
                 f"{self.where}: {key!r} is of type {type(value).__name__}, without values that can "
-                "be read, expected an array. Run one batch through a layer that makes its arrays "
-                "only then."
+                f"be read, expected an array. {how_to_read(value)}"
             )
         else:
             if jnp.issubdtype(array.dtype, jnp.inexact):
@@ -268,58 +270,6 @@ def _same(a: Any, b: Any) -> bool:
         return a is b or a == b
     # 1 - .1 and .9 may differ in the last bit.
     return math.isclose(float(a), float(b), rel_tol=1e-6, abs_tol=1e-12)
-
-
-def as_array(value: Any) -> Array:
-    """Copy an array of any framework into JAX, bit by bit; its framework is not imported."""
-    # A copy: the source may be trained further, in place.
-    return jnp.array(_unwrapped(value), copy=True)
-
-
-def _unwrapped(value: Any) -> Any:
-    """Take the array that NumPy or JAX reads out of a framework's own container."""
-    if hasattr(value, "detach"):  # torch.Tensor
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds all its values.
-            return value.float().numpy().astype(jnp.bfloat16)
-        return value.numpy()
-    if hasattr(value, "get_value"):  # nnx.Variable
-        return _unwrapped(value.get_value())
-    if hasattr(value, "unbox"):  # linen's Partitioned
-        return _unwrapped(value.unbox())
-    if type(value).__module__.startswith("keras."):
-        # The tensor of its backend; Variable.numpy() warns with NumPy 2.
-        return _unwrapped(value.value)
-    return value if hasattr(value, "dtype") else np.asarray(value)
-
-
-class CountError(ValueError):
-    """What is no count of batches, in the words that follow "is"."""
-
-
-def as_count(value: Any) -> Array:
-    """Read a count of batches as int32, where a larger one is int32's largest value.
-
-    Raises:
-      CountError: not a whole number, negative, or not one number.
-    """
-    most = np.iinfo(np.int32).max
-    try:
-        value = _unwrapped(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise CountError(f"of type {type(value).__name__}, expected one number.") from None
-    if isinstance(value, jax.core.Tracer):
-        if value.shape or not jnp.issubdtype(value.dtype, jnp.integer):
-            raise CountError(f"{value.dtype} of shape {value.shape}, expected one integer.")
-        return jnp.minimum(value, most).astype(jnp.int32)
-    # In NumPy, for without x64 JAX would cut off what is above 32 bits.
-    array = np.asarray(value)
-    if array.shape != ():
-        raise CountError(f"of shape {array.shape}, expected () for one count.")
-    number = array.item() if array.dtype.kind in "iuf" else math.nan
-    if not (number >= 0 and math.isfinite(number) and number == int(number)):
-        raise CountError(f"{array}, expected a whole number of batches, 0 or more.")
-    return jnp.asarray(min(int(number), most), jnp.int32)
 
 
 def check_name(where: str, argument: str, name: Any) -> str:

@@ -10,12 +10,12 @@ from jaxtyping import Array
 
 from jbn._inputs import describe
 from jbn._types import BatchNormParams, BatchNormState
+from jbn.convert._arrays import as_array
 from jbn.convert.common import (
     ConversionError,
     Converted,
     Options,
     Reader,
-    as_array,
     check_layer,
 )
 from jbn.convert.options import Debiased, FirstBatch

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jbn._inputs import describe
-from jbn.convert._network import Format, model_kind, read_network
+from jbn.convert._likely_cause import other_source
+from jbn.convert._network import Format, Options, Source, model_kind
+from jbn.convert._read_network import read_network
 from jbn.convert._resnet_names import FLAX, HAIKU, resnet_names
 from jbn.convert.common import ConversionError
 
@@ -31,7 +33,13 @@ _BESIDE = ("/~/mean_ema/hidden", "/~/var_ema/hidden", "/~/var_ema/counter")
 
 
 def network_from_flax(
-    model: Any, variables: Mapping[str, Any], *, head: bool = True, count: int | None = None
+    model: Any,
+    variables: Mapping[str, Any],
+    *,
+    head: bool = True,
+    count: int | None = None,
+    epsilon: float | None = None,
+    activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Make a model's variables of those of a ResNet of Flax's ImageNet example.
 
@@ -48,6 +56,8 @@ def network_from_flax(
       head: read the last dense layer, too. If False, as for another number of classes, the
         variables lack `params["output"]`: add your own.
       count: batches absorbed, for a model whose momentum is a schedule: Flax has no count.
+      epsilon, activation: of the source, where they are not the original's, 1e-5 and relu: its
+        variables hold neither.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
@@ -55,8 +65,9 @@ def network_from_flax(
 
     Raises:
       ConversionError: lists everything that does not fit: missing, unexpected and unreadable
-        arrays, wrong shapes, and attributes with which the model computes something else.
-      TypeError: a model of another class, or variables that are none.
+        arrays, wrong shapes, and attributes with which the model computes something else, such as
+        its activation and its norms' epsilon.
+      TypeError: a model of another class, options of other types, or variables that are none.
 
     References:
       https://github.com/google/flax/blob/main/examples/imagenet/models.py
@@ -67,19 +78,34 @@ def network_from_flax(
     tops = ("params", "batch_stats")
     trees = [variables.get(top) for top in tops] if isinstance(variables, Mapping) else []
     if not (trees and all(isinstance(tree, Mapping) for tree in trees)):
+        other = other_source(filter(_is_name, variables)) if isinstance(variables, Mapping) else ""
+        if hasattr(variables, "params") and hasattr(variables, "batch_stats"):
+            other = "Pass {'params': state.params, 'batch_stats': state.batch_stats}."
         raise TypeError(
             f"Expected `variables` as a mapping with the keys {' and '.join(tops)}, got "
-            f"{describe(variables)}. Pass the two parts of the TrainState by these names."
+            f"{describe(variables)}. "
+            f"{other or 'Pass the two parts of the TrainState by these names.'}"
         )
     arrays: dict[str, Any] = {}
     for tree in trees:
-        arrays |= flatten_dict(tree, sep="/")
-    names = resnet_names(model, FLAX)
-    return read_network(model, arrays, names, _FLAX, FLAX.attributes, head=head, count=count)
+        for path, value in flatten_dict(tree).items():
+            arrays["/".join(map(str, path))] = value
+    source = Source(_FLAX, resnet_names(model, FLAX), FLAX.attributes, FLAX)
+    return read_network(model, arrays, source, Options(head, count, epsilon, activation))
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str)
 
 
 def network_from_haiku(
-    model: Any, params: Mapping[str, Any], state: Mapping[str, Any], *, head: bool = True
+    model: Any,
+    params: Mapping[str, Any],
+    state: Mapping[str, Any],
+    *,
+    head: bool = True,
+    epsilon: float | None = None,
+    activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Make a model's variables of those of `hk.nets.ResNet18` to `200`, without `resnet_v2`.
 
@@ -95,6 +121,8 @@ def network_from_haiku(
       params, state: of the transformed function, that hold this network alone.
       head: read the last dense layer, too. If False, as for another number of classes, the
         variables lack `params["output"]`: add your own.
+      epsilon, activation: of the source, where they are not the original's, 1e-5 and relu: its
+        trees hold neither.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
@@ -102,8 +130,10 @@ def network_from_haiku(
 
     Raises:
       ConversionError: lists everything that does not fit: missing, unexpected and unreadable
-        arrays, wrong shapes, and attributes with which the model computes something else.
-      TypeError: a model of another class, or params and state that are none.
+        arrays, wrong shapes, and attributes with which the model computes something else, such as
+        its activation and its norms' epsilon.
+      TypeError: a model of another class, options of other types, or params and state that are
+        none, or swapped.
 
     References:
       https://dm-haiku.readthedocs.io/en/latest/api.html#resnet
@@ -114,24 +144,33 @@ def network_from_haiku(
         if not isinstance(tree, Mapping) or not all(
             isinstance(below, Mapping) for below in tree.values()
         ):
+            other = other_source(filter(_is_name, tree)) if isinstance(tree, Mapping) else ""
             raise TypeError(
-                f"Expected `{what}` as a dict of modules, got {describe(tree)}. Pass what "
-                "hk.transform_with_state(...).init returned."
+                f"Expected `{what}` as a dict of modules, got {describe(tree)}. "
+                f"{other or 'Pass what hk.transform_with_state(...).init returned.'}"
             )
         arrays |= {
             f"{name}/{key}": value for name, below in tree.items() for key, value in below.items()
         }
+    if any(str(name).endswith("/mean_ema") for name in params):
+        raise TypeError(
+            "Expected `params` before `state`, got the averages of batch norms in params. Swap the "
+            "two."
+        )
     end = HAIKU.stem.format(root="") + _HAIKU.affine["kernel"]
     roots = [key.removesuffix(end) for key in arrays if key.endswith(end)]
     if len(roots) != 1:
         there = ", ".join(map(repr, roots)) or "none"
+        other = "" if roots else other_source(arrays)
         raise ConversionError(
             [
                 f"{_HAIKU.where}: expected one ResNet, a module that has '~/initial_conv', got "
-                f"{there}. Are params and state swapped, or of several networks? Pass those of one."
+                f"{there}. {other or 'Pass params and state of one network.'}"
             ],
             "network",
         )
     names = resnet_names(model, HAIKU, *roots)
     ignored = frozenset(theirs + end for theirs in names.values() for end in _BESIDE)
-    return read_network(model, arrays, names, _HAIKU, HAIKU.attributes, head=head, ignored=ignored)
+    source = Source(_HAIKU, names, HAIKU.attributes, HAIKU, roots[0])
+    options = Options(head, None, epsilon, activation)
+    return read_network(model, arrays, source, options, ignored=ignored)

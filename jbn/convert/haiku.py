@@ -13,13 +13,12 @@ from jaxtyping import Array
 
 from jbn._inputs import describe
 from jbn._types import BatchNormParams, BatchNormState
+from jbn.convert._arrays import CountError, as_count
 from jbn.convert.common import (
     ConversionError,
     Converted,
-    CountError,
     Options,
     Reader,
-    as_count,
     check_layer,
     check_name,
     layers_there,

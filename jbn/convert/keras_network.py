@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from jbn._inputs import describe
-from jbn.convert._network import Format, model_kind, read_network
+from jbn.convert._network import Format, Options, Source, model_kind
+from jbn.convert._originals import original_of_keras
+from jbn.convert._read_network import read_network
 from jbn.convert._resnet_names import KERAS, resnet_names
+from jbn.convert.common import ConversionError
 
 _FORM = Format(
     where="Keras network",
     affine={"kernel": "/kernel", "bias": "/bias"},
     norm={"scale": "/gamma", "bias": "/beta", "mean": "/moving_mean", "var": "/moving_variance"},
+    epsilon=1.001e-5,
 )
 
 
 def network_from_keras(
-    model: Any, source: Any, *, head: bool = True, count: int | None = None
+    model: Any,
+    source: Any,
+    *,
+    head: bool = True,
+    count: int | None = None,
+    epsilon: float | None = None,
+    activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Make a model's variables of the weights of the same ResNet in Keras.
 
@@ -38,6 +49,8 @@ def network_from_keras(
       head: read the last dense layer, too. If False, as for another number of classes, or a source
         made with include_top=False, the variables lack `params["output"]`: add your own.
       count: batches absorbed, for a model whose momentum is a schedule: Keras has no count.
+      epsilon, activation: of the source, where it computes with others than its layers say: the
+        epsilon of its batch norms, 1.001e-5, is read, and its activations have to be relu.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
@@ -45,8 +58,10 @@ def network_from_keras(
 
     Raises:
       ConversionError: lists everything that does not fit: missing, unexpected and unreadable
-        arrays, wrong shapes, and attributes with which the model computes something else.
-      TypeError: a model of another class, or a source that is no Keras model.
+        arrays, wrong shapes, and attributes with which the model computes something else, such as
+        its activation and its norms' epsilon.
+      TypeError: a model of another class, a source that is no Keras model, or options of other
+        types.
 
     References:
       https://keras.io/api/applications/resnet/
@@ -55,10 +70,24 @@ def network_from_keras(
     if not hasattr(source, "layers"):
         raise TypeError(
             f"Expected `source` as a Keras model, got {describe(source)}. Pass "
-            "keras.applications.ResNet50(), or what model.get_layer(name) has of it."
+            "keras.applications.ResNet50(), or what model.get_layer(name) has of it; weights of "
+            "other frameworks go to network_from_torch, network_from_flax or network_from_haiku."
         )
+    for layer in source.layers:
+        if any(inner.name == KERAS.stem for inner in getattr(layer, "layers", ())):
+            name = repr(layer.name)
+            problem = (
+                f"the ResNet is inside {name}. Pass source.get_layer({name}), with head=False."
+            )
+            raise ConversionError([f"{_FORM.where}: {problem}"], "network")
     arrays = {
         f"{layer.name}/{weight.name}": weight for layer in source.layers for weight in layer.weights
     }
-    names = resnet_names(model, KERAS)
-    return read_network(model, arrays, names, _FORM, KERAS.attributes, head=head, count=count)
+    source = Source(
+        _FORM,
+        resnet_names(model, KERAS),
+        KERAS.attributes,
+        KERAS,
+        original=original_of_keras(source),
+    )
+    return read_network(model, arrays, source, Options(head, count, epsilon, activation))

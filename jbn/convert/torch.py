@@ -12,12 +12,12 @@ from jaxtyping import Array, ArrayLike, Inexact
 from jbn._inputs import describe
 from jbn._schedules import cumulative
 from jbn._types import BatchNormParams, BatchNormState
+from jbn.convert._arrays import as_array
 from jbn.convert.common import (
     ConversionError,
     Converted,
     Options,
     Reader,
-    as_array,
     check_layer,
     check_name,
     layers_there,

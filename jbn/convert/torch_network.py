@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jbn._inputs import describe
+from jbn.convert._arrays import CountError, as_count
 from jbn.convert._inception_names import ATTRIBUTES, OUTPUTS, inception_names
-from jbn.convert._network import Format, Network, Path, Place, model_kind, read_network
+from jbn.convert._network import Format, Network, Options, Path, Place, Source, model_kind
+from jbn.convert._originals import Original, original_of_torch, plain_name
+from jbn.convert._read_network import as_floating, read_network
 from jbn.convert._resnet_names import TORCH, resnet_names
-from jbn.convert.common import ConversionError, CountError, Reader, as_count
+from jbn.convert.common import ConversionError
 from jbn.convert.torch import _tensor
 
 _FORM = Format(
@@ -26,8 +29,6 @@ _FORM = Format(
     },
     outputs_first=True,
 )
-# What `DataParallel` and `torch.compile` put before the names of what they wrap.
-_WRAPPERS = frozenset({"module", "_orig_mod"})
 # Where checkpoints keep the weights, the likeliest first.
 _NESTED = ("state_dict", "model_state_dict", "model")
 # Of `torch.optim.swa_utils.AveragedModel`, which counts what it has averaged.
@@ -35,7 +36,13 @@ _IGNORED = frozenset({"n_averaged"})
 
 
 def network_from_torch(
-    model: Any, state_dict: Any, *, head: bool = True, count: int | None = None
+    model: Any,
+    state_dict: Any,
+    *,
+    head: bool = True,
+    count: int | None = None,
+    epsilon: float | None = None,
+    activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Make a model's variables of the weights of the same network in PyTorch.
 
@@ -69,6 +76,8 @@ def network_from_torch(
         variables lack `params["output"]`: add your own, as the example does.
       count: batches absorbed, for a model whose momentum is a schedule, where the file has no
         `num_batches_tracked`. Other models keep none.
+      epsilon, activation: of the source, where they are not the original's, 1e-5 and relu, as of a
+        network of timm that was made with others; a module's own epsilon is read from it.
 
     Returns:
       `{"params": ..., "batch_stats": ...}` for `model.apply`, as `model.init` makes them. Arrays
@@ -76,8 +85,9 @@ def network_from_torch(
 
     Raises:
       ConversionError: lists everything that does not fit: missing, unexpected and unreadable
-        arrays, wrong shapes, and attributes with which the model computes something else.
-      TypeError: a model of another class, or a state_dict that is none.
+        arrays, wrong shapes, and attributes with which the model computes something else, such as
+        its activation and its norms' epsilon.
+      TypeError: a model of another class, a state_dict that is none, or options of other types.
 
     Example:
       >>> import jax, jax.numpy as jnp, jbn
@@ -96,17 +106,21 @@ def network_from_torch(
       https://docs.pytorch.org/vision/stable/models/resnet.html
       https://github.com/Cadene/pretrained-models.pytorch
     """
-    arrays, problems = _arrays(state_dict)
-    names, attributes = _names(model, arrays)
-    if problems:
-        raise ConversionError(problems, "network")
-    return read_network(
-        model, arrays, names, _FORM, attributes, head=head, count=count, ignored=_IGNORED
-    )
+    model_kind(_FORM.where, model, "ResNet", "InceptionNet")
+    arrays, problems, original = _arrays(state_dict)
+    source = _source(model, arrays, original)
+    options = Options(head, count, epsilon, activation)
+    return read_network(model, arrays, source, options, ignored=_IGNORED, problems=problems)
 
 
 def network_to_torch(
-    model: Any, variables: Mapping[str, Any], *, head: bool = True, tensors: bool = True
+    model: Any,
+    variables: Mapping[str, Any],
+    *,
+    head: bool = True,
+    tensors: bool = True,
+    epsilon: float | None = None,
+    activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Make the state_dict of the same network in PyTorch, by torchvision's names, or the port's.
 
@@ -121,14 +135,17 @@ def network_to_torch(
       head: write the last dense layer, too.
       tensors: make tensors, which `load_state_dict` wants; False leaves NumPy arrays, which
         `safetensors.numpy.save_file` takes, and does not import torch.
+      epsilon, activation: of the network that is to take the state_dict, where they are not the
+        original's, 1e-5 and relu: a state_dict holds neither.
 
     Returns:
       the state_dict.
 
     Raises:
       ConversionError: lists everything that does not fit: missing and unexpected variables, wrong
-        shapes, and attributes with which the model computes something else.
-      TypeError: a model of another class, or variables that are no mapping.
+        shapes, and attributes with which the model computes something else, such as its activation
+        and its norms' epsilon.
+      TypeError: a model of another class, variables that are no mapping, or options of other types.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp, jbn
@@ -142,7 +159,7 @@ def network_to_torch(
     """
     from flax.traverse_util import flatten_dict
 
-    names, attributes = _names(model, {})
+    source = _source(model, {}, Original())
     if not isinstance(variables, Mapping):
         raise TypeError(
             f"Expected `variables` as the mapping that model.init returns, got "
@@ -152,7 +169,8 @@ def network_to_torch(
     kernel: Any = given.get(("params", "stem", "kernel"), ())
     stem = np.shape(kernel)
     channels = stem[2] if len(stem) == 4 else 3
-    network = Network(model, names, _FORM, attributes, channels=channels, head=head)
+    options = Options(head, None, epsilon, activation)
+    network, names = Network(model, source, options, channels=channels), source.names
     arrays: dict[str, np.ndarray] = {}
     for place in network.places():
         arrays[place.key] = _written(network, place, given.get(place.path))
@@ -163,8 +181,10 @@ def network_to_torch(
             arrays[key] = np.zeros_like(arrays[names[mean[1]] + _FORM.norm["mean"]])
     for path in given:
         if path not in network.target:
-            network.problem(f"{'/'.join(path)!r} has no place in the model.")
-    network.finish()
+            text = f"{'/'.join(map(str, path))!r} has no place in the model."
+            network.problem(text, "unexpected")
+    several = len(network.problems) > 1 and sum(map(len, network.problems.values())) > 10
+    network.finish("The variables are of another model. Pass those of this one." if several else "")
     return {key: _tensor(array) for key, array in arrays.items()} if tensors else arrays
 
 
@@ -176,33 +196,36 @@ def _written(network: Network, place: Place, value: Any) -> np.ndarray:
             return np.array(as_count(value), np.int64)
         except CountError as error:
             network.problem(f"{name!r} is {error} Set it to the number of batches absorbed.")
-            return np.zeros(shape)
-    reader = Reader(network.form.where, {name: name})
+            return np.zeros((), np.int64)
     if value is None:
-        network.problem(f"no {name!r}, expected {shape}, as the model has it.")
-    else:
-        reader.read({name: value}, name)
-    network.problems += reader.problems
-    array = np.asarray(reader.arrays.get(name, np.zeros(shape)))
-    if array.shape != shape:
-        network.problem(f"{name!r} has shape {array.shape}, expected {shape}, as the model has it.")
+        hint = " Pass head=False to leave it out." if place.module == "output" else ""
+        network.problem(f"no {name!r}, expected {shape}, as the model has it.{hint}", "missing")
+        return np.zeros(shape)
+    array = as_floating(network, name, value, place.like, place.module)
+    if array is None:
+        array = np.zeros(shape)
+    elif array.shape != shape:
+        network.problem(
+            f"{name!r} has shape {array.shape}, expected {shape}, as the model has it.", "misshapen"
+        )
     elif array.ndim > 1:
         array = array.transpose(-1, -2, *range(array.ndim - 2))
     return np.array(array, order="C")
 
 
-def _names(model: Any, arrays: Mapping[str, Any]) -> tuple[dict[str, str], Mapping[str, Any]]:
+def _source(model: Any, arrays: Mapping[str, Any], original: Original) -> Source:
     """Return the names of the model's layers in torch, and the attributes it must have."""
     if model_kind(_FORM.where, model, "ResNet", "InceptionNet") == "ResNet":
-        return resnet_names(model, TORCH), TORCH.attributes
+        return Source(_FORM, resnet_names(model, TORCH), TORCH.attributes, TORCH, original=original)
     there = [name for name in OUTPUTS if f"{name}{_FORM.affine['kernel']}" in arrays]
-    return inception_names(model, *there[:1]), ATTRIBUTES
+    return Source(_FORM, inception_names(model, *there[:1]), ATTRIBUTES, original=original)
 
 
-def _arrays(source: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return the arrays of a state_dict by their plain names, and names that are there twice."""
+def _arrays(source: Any) -> tuple[dict[str, Any], list[str], Original]:
+    """Return the arrays of a state_dict by their plain names, what is wrong, and the module."""
+    original = Original()
     if hasattr(source, "state_dict") and not isinstance(source, Mapping | type):
-        source = source.state_dict()
+        original, source = original_of_torch(source), source.state_dict()
     nested: Any = source
     while isinstance(nested, Mapping):
         source, nested = nested, None
@@ -210,22 +233,56 @@ def _arrays(source: Any) -> tuple[dict[str, Any], list[str]]:
             if nested is None and isinstance(source.get(name), Mapping):
                 nested = source[name]
     if not isinstance(source, Mapping):
-        raise TypeError(
-            f"Expected `state_dict` as a mapping of names to arrays, got {describe(source)}. Read "
-            "the file first: safetensors.numpy.load_file(file), or torch.load(file, "
+        remedy = (
+            "Read the file first: safetensors.numpy.load_file(file), or torch.load(file, "
             "weights_only=True)."
         )
+        if hasattr(source, "layers"):
+            remedy = "Pass a Keras model to network_from_keras."
+        elif getattr(source, "__name__", "") == "state_dict":
+            remedy = "Call it: model.state_dict()."
+        raise TypeError(
+            f"Expected `state_dict` as a mapping of names to arrays, got {describe(source)}. "
+            f"{remedy}"
+        )
+    if source.keys() & {"params", "batch_stats"}:
+        raise _wrong("got variables of Flax. Pass them to network_from_flax, or to model.apply.")
     arrays: dict[str, Any] = {}
-    problems = []
+    problems, mappings = [], []
     for key, value in source.items():
-        if isinstance(value, Mapping):
-            problems.append(
-                f"{_FORM.where}: {key!r} holds a mapping, expected an array. Pass the mapping that "
-                "has the weights."
+        if not isinstance(key, str):
+            raise _wrong(
+                f"the keys are {type(key).__name__}, such as {key!r}, expected strings. Pass "
+                "{key.decode(): value for key, value in state_dict.items()} if they are bytes."
             )
+        if isinstance(value, Mapping) or hasattr(value, "state_dict"):
+            mappings.append(key)
             continue
-        name = ".".join(part for part in str(key).split(".") if part not in _WRAPPERS)
+        name = plain_name(key)
         if name in arrays:
-            problems.append(f"{_FORM.where}: {name!r} is there twice, once as {key!r}. Drop one.")
+            problems.append(f"{name!r} is there twice, once as {key!r}. Drop one.")
         arrays[name] = value
-    return arrays, problems
+    weights = [key for key in mappings if _holds_weights(source[key])]
+    if weights and not _holds_weights(arrays):
+        raise _wrong(
+            f"the arrays are below {' and '.join(map(repr, weights))}. Pass "
+            f"state_dict[{weights[0]!r}]."
+        )
+    problems += [
+        f"{key!r} holds {describe(source[key])}, expected an array. Pass the weights alone: "
+        "{key: value for key, value in state_dict.items() if hasattr(value, 'shape')}."
+        for key in mappings
+    ]
+    return arrays, problems, original
+
+
+def _wrong(text: str) -> ConversionError:
+    return ConversionError([f"{_FORM.where}: {text}"], "network")
+
+
+def _holds_weights(value: Any) -> bool:
+    """Tell whether below a checkpoint's key are most likely the weights."""
+    if hasattr(value, "state_dict") and not isinstance(value, Mapping):
+        value = value.state_dict()
+    arrays = [part for part in value.values() if hasattr(part, "shape")]
+    return 0 < len(arrays) >= len(value) / 2

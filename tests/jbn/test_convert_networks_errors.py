@@ -37,7 +37,9 @@ def problems(function, *args, **kwargs):
     with pytest.raises(ConversionError) as caught:
         function(*args, **kwargs)
     assert str(caught.value).startswith("Cannot convert network; ")
-    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    assert len(str(caught.value).splitlines()) <= 1 + 1 + 4 * 11
+    if len(caught.value.problems) <= 10:
+        assert all(problem in str(caught.value) for problem in caught.value.problems)
     assert len({problem.split(": ")[0] for problem in caught.value.problems}) == 1
     return [problem.split(": ", 1)[1] for problem in caught.value.problems]
 
@@ -53,8 +55,8 @@ def test_everything_that_does_not_fit_is_listed_at_once(model, weights):
     }
     found = sorted(problems(convert.network_from_torch, model, wrong))
     unreadable = (
-        "'bn1.weight' is of type object, without values that can be read, expected an array. Run "
-        "one batch through a layer that makes its arrays only then."
+        "'bn1.weight' is of type object, without values that can be read, expected an array. Pass "
+        "an array of NumPy, JAX or torch."
     )
     assert found == [
         "'bn1.running_var' has dtype int8, expected floating. Dequantize it, or convert it with "
@@ -85,9 +87,7 @@ def test_names_that_are_there_twice(model, weights):
 
 def test_weights_below_another_name(model, weights):
     found = problems(convert.network_from_torch, model, {"weights": weights})
-    assert found == [
-        "'weights' holds a mapping, expected an array. Pass the mapping that has the weights."
-    ]
+    assert found == ["the arrays are below 'weights'. Pass state_dict['weights']."]
 
 
 def test_a_schedule_needs_a_count(weights):
