@@ -110,6 +110,19 @@ def einsum(layer: Any, x: Array, shape: tuple[int, ...], rest: tuple, kwargs: Ma
     return kernel
 
 
+def own_arithmetic(layer: Any) -> str | None:
+    """Say which function of its own a layer computes with, if one may do more than Flax's."""
+    for name in ("dot_general", "conv_general_dilated", "promote_dtype"):
+        function = getattr(layer, name, None)
+        while isinstance(function, functools.partial):
+            function = function.func
+        module = getattr(function, "__module__", None) or ""
+        is_own = function is not None and module.split(".")[0] not in ("jax", "flax")
+        if is_own or getattr(layer, f"{name}_cls", None) is not None:
+            return f"has a {name} of its own, which may do more. Fold the model without it."
+    return None
+
+
 def _pads_with_zeros(layer: Any, shape: tuple[int, ...], ndim: int) -> bool:
     """Tell whether zeros are put around or between the inputs of a `Conv`."""
 
@@ -206,6 +219,15 @@ def _fold_before(
         shift = shift + bias.astype(dtype)
     scaled = wide * _lead(of_kernel(a), wide)
     return scaled.astype(kernel.dtype), shift.astype(kernel.dtype)
+
+
+def identity_variance(epsilon: float) -> tuple[float, float]:
+    """Find the variance with which a norm of mean 0 and scale 1 is an identity, up to a factor.
+
+    No variance above 0 makes one of an epsilon above 1: it divides by at least sqrt(epsilon), the
+    factor by which the layer has to be scaled. Below, the factor is 1.
+    """
+    return max(1 - epsilon, 0.0), max(epsilon, 1.0) ** 0.5
 
 
 def _lead(matrix: Array, like: Array) -> Array:

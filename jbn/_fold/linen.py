@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import unfreeze
+from flax.nnx.bridge import ToLinen
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
@@ -22,6 +23,7 @@ from jbn._fold.pairs import (
     Pair,
     calls_as_written,
     find_pairs,
+    hidden_in,
     is_last_axis,
     split_input,
 )
@@ -49,9 +51,17 @@ def fold_linen(
 ) -> dict[str, Any]:
     """Do what `fold_model` says, for linen."""
     _check_variables(variables)
+    for option in ("mutable", "capture_intermediates"):
+        if kwargs.pop(option, False):
+            raise TypeError(
+                f"Expected no `{option}` in the call of a model to be folded, got some: it is that "
+                "of inference, which moves nothing, and only its outputs stay the same. Leave it "
+                "out."
+            )
     variables = nn.meta.unbox(unfreeze(dict(variables)))
     flat = flatten_dict(variables)
     modules: dict[str, nn.Module] = {}
+    hidden: dict[str, str] = {}
 
     def run(hook: Interceptor, variables: dict[str, Any], args: tuple, kwargs: dict) -> Any:
         def intercept(next_fun, args, kwargs, context):
@@ -60,6 +70,11 @@ def fold_linen(
                 return next_fun(*args, **kwargs)
             name = "/".join(module.path)
             is_norm = _is_norm(module)
+            if isinstance(module, ToLinen):
+                inside = flatten_dict(dict(module.variables.get("batch_stats", {})))
+                for *owner, leaf in inside:
+                    if leaf == "mean" and (*owner, "var") in inside:
+                        hidden["/".join((*module.path, *owner))] = hidden_in("ToLinen")
             if not is_norm and type(module) not in _LINEAR:
                 other = LayerCall(name, is_norm, other=type(module).__name__)
                 return hook(other, lambda _: next_fun(*args, **kwargs), None)
@@ -72,13 +87,16 @@ def fold_linen(
             modules[name] = module
             if is_norm:
                 problem = _norm_problem(module, x, rest, options)
+                if not problem and _changed(module, variables, "params", "batch_stats"):
+                    problem = CHANGED.format("variables")
                 return hook(LayerCall(name, is_norm, problem), call_next, x)
-            kernel = module.variables.get("params", {}).get("kernel")
-            mine = _at(variables["params"], (*module.path, "kernel"))
-            problem = None if kernel is not None and kernel is mine else CHANGED
+            problem = kernels.own_arithmetic(module)
+            if _changed(module, variables, "params"):
+                problem = CHANGED.format("kernel")
             call = LayerCall(name, is_norm, problem)
             if problem is None:
-                layout = _LINEAR[type(module)](module, x, kernel.shape, rest, options)
+                shape = module.variables["params"]["kernel"].shape
+                layout = _LINEAR[type(module)](module, x, shape, rest, options)
                 if keep_norms and not module.use_bias:
                     layout = layout._replace(not_before=NO_BIAS)
                 call = call._replace(kernel=layout)
@@ -88,7 +106,14 @@ def fold_linen(
             return model.apply(variables, *args, **kwargs)
 
     pairs = find_pairs(
-        run, variables, args, kwargs, layers, collections=True, foldable=tuple(_LINEAR)
+        run,
+        variables,
+        args,
+        kwargs,
+        layers,
+        collections=True,
+        foldable=tuple(_LINEAR),
+        hidden=hidden,
     )
     for pair in pairs:
         layer, norm = modules[pair.layer], modules[pair.norm]
@@ -111,6 +136,12 @@ def _check_variables(variables: Any) -> None:
             "Expected `variables` with the collections 'params' and 'batch_stats', got "
             f"{describe(variables)}{of_them}. Pass all that model.init returned, as "
             "{'params': ..., 'batch_stats': ...}; a model without batch norms has nothing to fold."
+        )
+    shapes = [x for x in jax.tree.leaves(dict(variables)) if isinstance(x, jax.ShapeDtypeStruct)]
+    if shapes:
+        raise TypeError(
+            f"Expected arrays in `variables`, got {describe(shapes[0])}. Pass the arrays, or fold "
+            "inside jax.eval_shape."
         )
     trees = (BatchNormParams, BatchNormState)
     for leaf in jax.tree.leaves(dict(variables), is_leaf=lambda node: isinstance(node, trees)):
@@ -135,6 +166,9 @@ def _fold_pair(flat: dict, pair: Pair, layer: Any, norm: Any, keep_norm: bool) -
         BatchNormState(mean, var, jnp.zeros((), jnp.int32)),
         epsilon=norm.epsilon,
     )
+    kept_var, factor = kernels.identity_variance(norm.epsilon)
+    if keep_norm and factor != 1:
+        kernel, bias = kernel * factor, bias if pair.norm_first else bias * factor
     flat[(*here, "kernel")] = kernel
     if not keep_norm:
         flat[(*here, "bias")] = bias
@@ -146,7 +180,7 @@ def _fold_pair(flat: dict, pair: Pair, layer: Any, norm: Any, keep_norm: bool) -
         flat[(*here, "bias")], shift = bias, jnp.zeros_like(mean)
     else:  # (x - mean) / sqrt(var + epsilon) is a shift, too.
         shift = -bias.reshape(-1)[: mean.size].astype(mean.dtype)
-    flat[(*stats, "mean")], flat[(*stats, "var")] = shift, jnp.full_like(var, 1 - norm.epsilon)
+    flat[(*stats, "mean")], flat[(*stats, "var")] = shift, jnp.full_like(var, kept_var)
     for name, neutral in (("scale", jnp.ones_like), ("bias", jnp.zeros_like)):
         if (*there, name) in flat:
             flat[(*there, name)] = neutral(flat[(*there, name)])
@@ -165,6 +199,15 @@ def _norm_problem(module: Any, x: Array, rest: tuple, kwargs: dict) -> str | Non
     if not average:
         return TRAINING
     return None if is_last_axis(module.axis, x.ndim) else SEVERAL_AXES
+
+
+def _changed(module: nn.Module, variables: dict[str, Any], *collections: str) -> bool:
+    """Tell whether a layer computes with other arrays than the variables hold for it."""
+    return any(
+        array is not _at(variables.get(collection), (*module.path, name))
+        for collection in collections
+        for name, array in module.variables.get(collection, {}).items()
+    )
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

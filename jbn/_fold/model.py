@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from jbn._arguments import check_flag
 from jbn._inputs import describe
 
 if TYPE_CHECKING:
@@ -58,11 +59,12 @@ def fold_model(
     Args:
       model: linen module, or nnx module, which stays as it is.
       args, kwargs: what the model is called with in inference; arrays, or `jax.ShapeDtypeStruct`
-        of them, as only shapes matter.
+        of them, as only shapes matter. Nothing is `mutable` there.
       variables: of a linen model, `{"params": ..., "batch_stats": ..., ...}`, both not empty.
       layers: names of the batch norms to fold, such as ["block_0/norm"]; None for all there are.
       keep_norms: leave the batch norms where they are, as identities, so that the same model
-        applies. Otherwise they go.
+        applies; those with an epsilon above 1 divide by its root, which the layers make good.
+        Otherwise they go.
 
     Returns:
       linen: variables without those of the folded batch norms, where each layer folded into has a
@@ -75,10 +77,12 @@ def fold_model(
       ValueError: names every batch norm that cannot be folded, and why: an activation, another
         kind of layer or anything else on both sides, an output, parameter or layer used twice,
         zeros around the input of the layer after it, features that are not the layer's, training
-        mode, a `__call__` of its own, another feature axis, lifted transforms (`nn.scan`,
-        `nn.remat`) that change its kernel on the way. Or variables lack a collection.
+        mode, a `__call__` or `dot_general` of its own, another feature axis, lifted transforms
+        (`nn.scan`, `nn.remat`) that change its variables on the way, a place inside
+        `nnx.bridge.ToNNX` or `ToLinen`. Or variables lack a collection.
       TypeError: a model neither linen's nor nnx's, linen's inside `nnx.bridge.ToNNX`, linen without
-        `variables`, or `layers` that are no list of names.
+        `variables` or with shapes alone, a call with `mutable`, or `layers` that are no list of
+        names.
       ImportError: Flax is not installed.
 
     Example:
@@ -104,6 +108,7 @@ def fold_model(
         ) from error
 
     _check_layers(layers)
+    keep_norms = check_flag("keep_norms", keep_norms)
     if isinstance(model, flax.linen.Module):
         from jbn._fold.linen import fold_linen
 

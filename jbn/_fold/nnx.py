@@ -18,6 +18,7 @@ from jbn._fold.pairs import (
     Run,
     calls_as_written,
     find_pairs,
+    hidden_in,
     is_last_axis,
     split_input,
 )
@@ -54,7 +55,16 @@ def fold_nnx(
     modules = _modules(model)
     graphdef, state = nnx.split(model)
     run = _runner(graphdef, modules)
-    pairs = find_pairs(run, state, args, kwargs, layers, collections=False, foldable=tuple(_LINEAR))
+    pairs = find_pairs(
+        run,
+        state,
+        args,
+        kwargs,
+        layers,
+        collections=False,
+        foldable=tuple(_LINEAR),
+        hidden=_hidden(modules),
+    )
     for pair in pairs:
         layer, norm = modules[pair.layer], modules[pair.norm]
         mean, var = norm.mean[...], norm.var[...]
@@ -68,6 +78,9 @@ def fold_nnx(
             BatchNormState(mean, var, jnp.zeros((), jnp.int32)),
             epsilon=norm.epsilon,
         )
+        kept_var, factor = kernels.identity_variance(norm.epsilon)
+        if keep_norms and factor != 1:
+            kernel, bias = kernel * factor, bias if pair.norm_first else bias * factor
         layer.kernel[...] = kernel
         if layer.bias is None:
             layer.bias, layer.use_bias = nnx.Param(bias), True
@@ -75,7 +88,7 @@ def fold_nnx(
             layer.bias[...] = bias
         if keep_norms:
             norm.mean[...] = jnp.zeros_like(mean)
-            norm.var[...] = jnp.full_like(var, 1 - norm.epsilon)
+            norm.var[...] = jnp.full_like(var, kept_var)
             if scale is not None:
                 norm.scale[...] = jnp.ones_like(scale)
             if shift is not None:
@@ -84,9 +97,9 @@ def fold_nnx(
             _replace(model, norm, Identity())
             if any(module is norm for _, module in nnx.iter_modules(model)):
                 raise ValueError(
-                    f"Expected {pair.norm} as an attribute of a module, or in an nnx.List or "
-                    "nnx.Dict, to be replaced, got it in another container, such as nnx.data of a "
-                    "list. Hold it in an nnx.List, or pass keep_norms=True."
+                    f"Expected {pair.norm} as an attribute of a module, or in a list, tuple or "
+                    "dict that is one, to be replaced, got it in another container. Hold it in an "
+                    "nnx.List, or pass keep_norms=True."
                 )
     return model
 
@@ -131,10 +144,12 @@ def _reporter(hook: Interceptor, name: str, module: Any, original: Any, is_share
         problem = "shares a parameter with another layer." if is_shared else None
         if is_norm:
             problem = problem or (OWN_CALL if calls_own else _norm_problem(self, x, rest, options))
+            problem = problem or kernels.own_arithmetic(self)
             return hook(LayerCall(name, is_norm, problem), call_next, x)
         # Inside nnx.vmap or nnx.scan a layer is a slice of the one that the model holds.
         if self.kernel.shape != original.kernel.shape:
-            problem = problem or CHANGED
+            problem = problem or CHANGED.format("kernel")
+        problem = problem or kernels.own_arithmetic(self)
         layout = _LINEAR[kind](self, x, original.kernel.shape, rest, options)
         return hook(LayerCall(name, is_norm, problem, kernel=layout), call_next, x)
 
@@ -193,3 +208,34 @@ def _replace(model: nnx.Module, old: nnx.Module, new: nnx.Module) -> None:
         for name, value in list(vars(module).items()):
             if value is old:
                 setattr(module, name, new)
+            elif isinstance(value, list | tuple | dict):  # Of nnx.data.
+                changed = _replaced(value, old, new)
+                if changed is not value:
+                    setattr(module, name, nnx.data(changed))
+
+
+def _replaced(value: Any, old: nnx.Module, new: nnx.Module) -> Any:
+    """Return a container with `new` in place of `old`; itself, if it does not hold that."""
+    if value is old:
+        return new
+    if not isinstance(value, list | tuple | dict):
+        return value
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    parts = [_replaced(value[key], old, new) for key in keys]
+    if all(part is value[key] for key, part in zip(keys, parts, strict=True)):
+        return value
+    if isinstance(value, dict):
+        return type(value)(zip(keys, parts, strict=True))
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def _hidden(modules: dict[str, Any]) -> dict[str, str]:
+    """Find the batch norms of linen models inside nnx.bridge.ToNNX, and why they stay."""
+    hidden = {}
+    for name, module in modules.items():
+        if isinstance(module, nnx.bridge.ToNNX):
+            paths = [path for path, _ in nnx.to_flat_state(nnx.state(module, nnx.BatchStat))]
+            for *owner, leaf in paths:
+                if leaf == "mean" and (*owner, "var") in paths:
+                    hidden["/".join(map(str, filter(None, (name, *owner))))] = hidden_in("ToNNX")
+    return hidden

@@ -25,13 +25,21 @@ TRAINING = "is called in training mode. Call the model with running statistics."
 SEVERAL_AXES = "its feature axis is not the last one. Fold it by jbn.fold."
 OWN_CALL = "has a __call__ of its own, which may do more than normalize. Fold it by jbn.fold."
 CHANGED = (
-    "has its kernel changed or copied on the way, by a lifted transform such as nn.scan, nn.remat "
-    "or WeightNorm. Trace the model without it."
+    "has its {} changed or copied on the way, by a lifted transform such as nn.scan, nn.remat or "
+    "WeightNorm. Trace the model without it."
 )
 NO_BIAS = (
     "has no bias to take the shift that keep_norms leaves to it. Give it one by use_bias=True, or "
     "leave out keep_norms."
 )
+
+
+def hidden_in(bridge: str) -> str:
+    """Say why a batch norm behind a bridge of Flax's cannot be folded."""
+    return (
+        f"is inside nnx.bridge.{bridge}, which hides the layers around it. Fold the model that is "
+        "wrapped there by itself."
+    )
 
 
 class LayerCall(NamedTuple):
@@ -89,13 +97,15 @@ def find_pairs(
     *,
     collections: bool,
     foldable: Sequence[type],
+    hidden: Mapping[str, str],
 ) -> list[Pair]:
     """Find the layer to fold each batch norm into, or raise with everything that is in the way.
 
     That is the layer before it, or else the layer after it.
 
     `variables` are nested by the names of layers, below those of `collections` if there are any;
-    `foldable` are the types of layers that can be folded into.
+    `foldable` are the types of layers that can be folded into; `hidden` says why batch norms that
+    report no calls cannot be, once the model has run.
     """
     inputs, rebuild = _split_arrays((args, kwargs))
     calls: list[_Call] = []
@@ -117,7 +127,7 @@ def find_pairs(
 
     paths = find_paths(jax.make_jaxpr(traced)(variables, inputs).jaxpr)
     names = list(dict.fromkeys(call.site.name for call in calls if call.site.is_norm))
-    wanted = names if layers is None else list(dict.fromkeys(layers))
+    wanted = [*names, *hidden] if layers is None else list(dict.fromkeys(layers))
     problems: dict[str, str] = {}
     pairs: dict[str, Pair] = {}
 
@@ -135,6 +145,9 @@ def find_pairs(
 
     found: dict[str, Pair] = {}
     for name in wanted:
+        if name in hidden:
+            problems[name] = hidden[name]
+            continue
         pair = _layer_before(name, names, calls, paths, [kind.__name__ for kind in foldable])
         if isinstance(pair, Pair):
             found[name] = pair
@@ -189,7 +202,11 @@ def _layer_before(
         feeding = [calls[path.output]]
     if not feeding:
         others = [call for call in earlier if call.site.other]
-        return _what_feeds(norm, before, others, foldable)
+        problem = _what_feeds(norm, before, others, foldable)
+        readers = [calls[n].site for n, p in paths.items() if calls[p.output] is norm]
+        if not any(site.is_linear for site in readers):
+            problem += f" {_what_follows(norm, calls)}"
+        return problem
     layer = feeding[-1].site
     readers = [call.site.name for call in calls if call.site.is_norm and call.x is norm.x]
     if (problem := _not_once(layer, calls)) is not None:
@@ -255,6 +272,24 @@ def _what_feeds(norm: _Call, before: list[_Call], others: list[_Call], foldable:
         site = others[-1].site
         return f"the last layer before it is {site.name}, of type {site.other}. {rule}"
     return "no dense or convolutional layer is before it."
+
+
+def _what_follows(norm: _Call, calls: list[_Call]) -> str:
+    """Say why a batch norm cannot be folded into a layer after it either, which none reads."""
+    later = [
+        call.site
+        for call in calls[calls.index(norm) + 1 :]
+        # A module that holds the batch norm was called before it, and returns after it.
+        if call.site.name and not norm.site.name.startswith(f"{call.site.name}/")
+    ]
+    if not later:
+        return "No layer is called after it."
+    site = later[0]
+    if not site.is_linear:
+        return f"After it comes {site.name}, {f'of type {site.other}' if site.other else 'a norm'}."
+    return (
+        f"After it comes {site.name}, but something else, such as an activation, is between them."
+    )
 
 
 def _used_elsewhere(
@@ -343,10 +378,15 @@ def split_input(
 ) -> tuple[Any, Callable[[Any], tuple[tuple, dict]], tuple, dict]:
     """Split what a layer is called with into its input, how to put another there, and the rest."""
     if args:
-        return args[0], lambda x: ((x, *args[1:]), dict(kwargs)), args[1:], dict(kwargs)
+        return _as_input(args[0]), lambda x: ((x, *args[1:]), dict(kwargs)), args[1:], dict(kwargs)
     name = next(name for name in names if name in kwargs)
     rest = {key: value for key, value in kwargs.items() if key != name}
-    return kwargs[name], lambda x: ((), {**rest, name: x}), (), rest
+    return _as_input(kwargs[name]), lambda x: ((), {**rest, name: x}), (), rest
+
+
+def _as_input(x: Any) -> Any:
+    """Make an array of nested lists of numbers, as Flax does."""
+    return jnp.asarray(x) if isinstance(x, list | tuple) else x
 
 
 def is_last_axis(axis: Any, ndim: int) -> bool:

@@ -3,6 +3,7 @@
 import sys
 
 import flax.linen as nn
+import jax
 import pytest
 from folding import Net, mlp, values
 
@@ -72,6 +73,26 @@ CASES = {
         lambda: fold_mlp(variables=lambda v: {**v, "batch_stats": {"norm_0": jbn.init(6)[1]}}),
         TypeError,
         ["`variables`", "BatchNormState", "to_linen"],
+    ),
+    "shapes for variables": (
+        lambda: fold_mlp(variables=lambda v: jax.eval_shape(lambda: v)),
+        TypeError,
+        ["arrays in `variables`", "jax.ShapeDtypeStruct", "jax.eval_shape"],
+    ),
+    "keep_norms as a word": (
+        lambda: fold_mlp(keep_norms=lambda v: "no"),
+        TypeError,
+        ["`keep_norms` to be True or False", "'no'"],
+    ),
+    "mutable statistics": (
+        lambda: fold_mlp(mutable=lambda v: ["batch_stats"]),
+        TypeError,
+        ["no `mutable` in the call", "inference", "Leave it out"],
+    ),
+    "intermediates": (
+        lambda: fold_mlp(capture_intermediates=lambda v: True),
+        TypeError,
+        ["no `capture_intermediates` in the call"],
     ),
     "layers as a string": (
         lambda: fold_mlp(layers=lambda v: "norm_0"),

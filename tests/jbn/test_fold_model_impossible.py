@@ -256,3 +256,73 @@ def test_norms_that_do_more_are_refused():
     model.norm = NnxNormRelu(4, use_running_average=True, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="norm: has a __call__ of its own"):
         jbn.fold_model(model, values((4, 4)))
+
+
+# What is after a norm that has no layer before it -----------------------------------------------
+
+AFTER = {
+    "activation": (
+        lambda x: dense("second")(nn.relu(norm()(x))),
+        "After it comes second, but something else, such as an activation, is between them.",
+    ),
+    "other layer": (
+        lambda x: dense("third")(nn.LayerNorm(name="second")(norm()(x))),
+        "After it comes second, of type LayerNorm.",
+    ),
+    "norm": (lambda x: norm("norm_10")(norm("norm_1")(x)), "After it comes norm_10, a norm."),
+    "nothing": (lambda x: nn.relu(norm()(x)), "No layer is called after it."),
+}
+
+
+@pytest.mark.parametrize("case", AFTER)
+def test_what_is_after_a_norm_is_named(case):
+    body, words = AFTER[case]
+    with pytest.raises(ValueError, match="no dense or convolutional layer is before it") as error:
+        fold_linen(body)
+    assert words in str(error.value)
+
+
+# Bridges ----------------------------------------------------------------------------------------
+
+
+class Bridged(nnx.Module):
+    """A linen model with a batch norm, then layers of nnx."""
+
+    def __init__(self, x):
+        rngs = nnx.Rngs(0)
+        inner = nn.Sequential([dense(), norm()])
+        self.inner = nnx.bridge.ToNNX(inner, rngs=rngs).lazy_init(x)
+        self.first = nnx.Linear(4, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.first(self.inner(x)))
+
+
+def test_norms_inside_a_bridge_to_nnx_are_named():
+    x = values((8, 4))
+    model = Bridged(x)
+    with pytest.raises(ValueError, match=r"inner/layers_1: is inside nnx\.bridge\.ToNNX") as error:
+        jbn.fold_model(model, x)
+    assert str(error.value).count("\n  - ") == 1
+    folded = jbn.fold_model(model, x, layers=["norm"])
+    assert not isinstance(folded.norm, nnx.BatchNorm)
+
+
+class Wrapped(Net):
+    """As a bridge makes it."""
+
+    def __init__(self, rngs):
+        super().__init__(lambda m, x: m.norm(m.first(x)))
+
+
+def test_norms_inside_a_bridge_to_linen_are_named():
+    def body(x):
+        return norm()(dense()(nnx.bridge.to_linen(Wrapped, name="inner")(x)))
+
+    model, x = Custom(body), values((8, 4))
+    variables = model.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=r"inner/norm: is inside nnx\.bridge\.ToLinen"):
+        jbn.fold_model(model, x, variables=variables)
+    folded = jbn.fold_model(model, x, variables=variables, layers=["norm"])
+    assert set(folded["batch_stats"]) == {"inner"}
