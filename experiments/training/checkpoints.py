@@ -3,7 +3,8 @@
 Orbax writes a checkpoint under another name and renames it. Beside its files goes a manifest with
 the SHA-256 of each, of the run's config and of its metrics.jsonl up to then; without a manifest
 that fits, a checkpoint is refused before a byte of it is decoded, and the one before it is used: it
-stands for the rows as well, of which none may be lost.
+stands for the rows as well, of which none may be lost. What the state is not, such as where an
+iterator of examples is, stands in a JSON file beside it.
 """
 
 import contextlib
@@ -14,7 +15,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +28,7 @@ from experiments.run_dir import Run, read_json, replacing, say
 
 KEPT = 2
 MANIFEST = "manifest.json"
+BESIDE = "beside.json"
 ROWS = "metrics.jsonl"
 LATE_SECONDS = 0.5  # Orbax's other threads end so much after the first that failed.
 
@@ -57,8 +60,14 @@ def check_path(path: Path) -> None:
 class Checkpoints:
     """The latest states of a run: `with Checkpoints(run) as checkpoints: checkpoints.save(...)`."""
 
-    def __init__(self, run: Run):
-        """Open checkpoints/ of the run; set aside what cannot be used."""
+    def __init__(self, run: Run, *, asynchronous: bool = False):
+        """Open checkpoints/ of the run; set aside what cannot be used.
+
+        Args:
+          run: whose states they are.
+          asynchronous: `save` returns once the state is copied, and a thread writes it. One that
+            was not written to its end when the process was killed is refused like a damaged one.
+        """
         self.folder = (run.path / "checkpoints").absolute()
         self.owner, self.rows = _sha256(run.path / "config.json"), run.path / ROWS
         self._set_aside_damaged()
@@ -68,26 +77,60 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT,
                 cleanup_tmp_directories=True,
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=asynchronous,
                 create=False,  # Orbax creates no folder where a part of the processes writes.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=here, active_processes={here}
                 ),
             ),
         )
+        self.thread = ThreadPoolExecutor(1) if asynchronous else None
+        self.writing: Future[None] | None = None
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, beside: Mapping[str, Any] | None = None) -> None:
         """Write the state after `step`, whole or not at all, and forget the oldest.
 
+        Args:
+          step: number of steps taken.
+          state: pytree of arrays.
+          beside: what JSON can hold and `beside` gives back.
+
         Raises:
-          OSError: as of a full disk.
+          OSError: as of a full disk; where writing is asynchronous, of the state before as well.
         """
+        self.finish()
         folder = self.folder / str(step)
+        rows = self.rows.read_bytes() if self.rows.exists() else b""
         with _errors_of_the_system(folder):
             self.manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)))
-        rows = self.rows.read_bytes() if self.rows.exists() else b""
+        if self.thread is None:
+            self._complete(folder, rows, beside)
+        else:
+            self.writing = self.thread.submit(self._complete, folder, rows, beside)
+
+    def finish(self) -> None:
+        """Wait until what is being written is written.
+
+        Raises:
+          OSError: it could not be.
+        """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def beside(self, step: int) -> dict[str, Any]:
+        """Read what was written beside a state that `newest` gave."""
+        return read_json(self.folder / str(step) / BESIDE)
+
+    def _complete(self, folder: Path, rows: bytes, beside: Mapping[str, Any] | None) -> None:
+        """Wait for orbax, and write what stands beside its files; the manifest comes last."""
+        with _errors_of_the_system(folder):
+            self.manager.wait_until_finished()
+        if beside is not None:
+            with replacing(folder / BESIDE) as partial:
+                partial.write_text(json.dumps(beside) + "\n", encoding="utf-8")
         manifest = {
-            "step": step,
+            "step": int(folder.name),
             "run": self.owner,
             "rows": {"bytes": len(rows), "sha256": hashlib.sha256(rows).hexdigest()},
             "files": dict(_digests(folder)),
@@ -170,8 +213,14 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close orbax's manager."""
-        self.manager.close()
+        """Wait for what is being written, and close orbax's manager."""
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            if self.thread is not None:
+                self.thread.shutdown()
+            self.manager.close()
 
 
 def _check_shapes(state: Any, wanted: Any) -> None:
