@@ -50,8 +50,8 @@ class ExecutionOptions(IOOptions):
     devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """devices that share each batch, on all hosts together; on CPU, virtual ones. None: 1 on one
     host, all on several"""
-    parallel: Literal["shard_map", "pmap"] = "shard_map"
-    """how JAX runs the devices"""
+    parallel: Literal["shard_map", "jit", "pmap"] = "shard_map"
+    """how JAX runs the devices: a program for each, or by jit one that XLA spreads over them"""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """several hosts: the address of process 0. On TPU and under Slurm, JAX finds all three"""
     num_processes: Annotated[int | None, tyro.conf.arg(metavar="P")] = None

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int32
 
 AXIS = "devices"
-WAYS = ("shard_map", "pmap")
+WAYS = ("shard_map", "jit", "pmap")
 
 Chunk = Callable[[Any, Any, Int32[np.ndarray, "steps seeds batch"]], Any]
 
@@ -118,15 +118,18 @@ class Devices:
             mask = first + jnp.arange(width) < batch_size if padding else None
             return scan_steps(step, BatchShard(batch_size, AXIS, mask), state, examples, indices)
 
-        compiled = (
-            jax.pmap(run, axis_name=AXIS, devices=self._of_pmap())
-            if self.way == "pmap"
-            else jax.jit(
-                jax.shard_map(
-                    run, mesh=self.mesh, in_specs=(P(), P(), P(None, None, AXIS)), out_specs=P()
-                )
-            )
-        )
+        def run_whole(state: Any, examples: Any, indices: Int32[Array, "steps seeds batch"]) -> Any:
+            mask = jnp.arange(indices.shape[-1]) < batch_size if padding else None
+            return scan_steps(step, BatchShard(batch_size, None, mask), state, examples, indices)
+
+        if self.way == "pmap":
+            compiled = jax.pmap(run, axis_name=AXIS, devices=self._of_pmap())
+        elif self.way == "jit":
+            compiled = jax.jit(run_whole, out_shardings=NamedSharding(self.mesh, P()))
+        else:
+            batch = P(None, None, AXIS)
+            spread = jax.shard_map(run, mesh=self.mesh, in_specs=(P(), P(), batch), out_specs=P())
+            compiled = jax.jit(spread)
 
         def chunk(
             state: Any, examples: Any, indices: Int32[np.ndarray, "steps seeds batch"]

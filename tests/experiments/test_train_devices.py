@@ -151,7 +151,7 @@ def test_mean_without_mask_is_the_mean():
 def test_devices_that_there_are_not():
     with pytest.raises(ValueError, match=r"--devices of 1 to 8.*got 9"):
         Devices(9)
-    with pytest.raises(ValueError, match="shard_map, pmap"):
+    with pytest.raises(ValueError, match="shard_map, jit, pmap"):
         Devices(2, "xmap")
     assert str(Devices(8)) == "8 devices, shard_map"
     assert str(Devices()) == "1 device"
