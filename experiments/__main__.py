@@ -30,6 +30,7 @@ EXPERIMENTS = (
     "learning_rate",
     "compare",
 )
+ALONE = ("imagenet",)  # Not of `all`: it takes as long as all others, and has presets of its own.
 USAGE = """usage: python -m experiments NAME [--preset smoke|quick|paper] [options]
        python -m experiments NAME --help
        python -m experiments list
@@ -66,7 +67,7 @@ def carry_out_command(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name == "report":
         return carry_out_report(rest)
-    names = (*EXPERIMENTS, "all", "report", "list")
+    names = (*EXPERIMENTS, *ALONE, "all", "report", "list")
     if name not in names:
         hint = did_you_mean(name, names)
         print(f"Expected one of {', '.join(names)}, got {name!r}.{hint}", file=sys.stderr)
@@ -82,8 +83,8 @@ def carry_out_command(arguments: list[str]) -> int:
 
         with hosts.end_with_the_others():
             if name == "all":
-                return run_all.carry_out(
                 stopped = f"stopped; go on with: {run_all.to_go_on(rest)}"
+                return run_all.carry_out(
                     EXPERIMENTS,
                     rest,
                     lambda name, arguments: carry_out(name, arguments, graceful_exit, stopped),
@@ -181,7 +182,7 @@ def end_alone(status: int, hosts: int) -> int:
 
 def listing() -> str:
     """Name each experiment with what it measures."""
-    return "\n".join(f"  {name:16} {summary_line(name)}" for name in EXPERIMENTS)
+    return "\n".join(f"  {name:16} {summary_line(name)}" for name in (*EXPERIMENTS, *ALONE))
 
 
 def claims_listing() -> str:

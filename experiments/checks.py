@@ -5,9 +5,10 @@ Standard library alone: what is wrong is told before anything slow is imported.
 
 import difflib
 import math
+import types
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 COUNT, POSITIVE = "[1, inf)", "(0, inf)"
 
@@ -42,7 +43,7 @@ def check(config: Any, **bounds: str) -> None:
         if value == ():
             raise ValueError(f"Expected at least one value in `{field.name}`, got none.")
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int | float):
+            if isinstance(number, int | float) and not isinstance(number, bool):
                 usual = COUNT if _is_whole(type(config), field.name) else POSITIVE
                 _check_number(field.name, number, bounds.get(field.name, usual))
 
@@ -106,6 +107,8 @@ def _check_number(name: str, number: float, interval: str) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     of, arguments = get_origin(hint), get_args(hint)
+    if of in (Union, types.UnionType):
+        return any(_fits(value, each) for each in arguments)
     if of is Literal:
         return any(value == each and type(value) is type(each) for each in arguments)
     if of is tuple:

@@ -97,7 +97,8 @@ def parse(
             f"Expected --preset with one of {', '.join(study.PRESETS)}, got "
             f"{known.preset or 'none'}.{did_you_mean(known.preset, study.PRESETS)}"
         )
-    base = study.PRESETS[known.preset or "quick"]
+    usual = getattr(study, "DEFAULT_PRESET", "quick")
+    base = study.PRESETS[known.preset or usual]
     resumed = None
     # Only the first of several hosts has the run directory, and knows whether it is one.
     if known.resume not in (None, NEWEST) and (Path(known.resume) / "config.json").is_file():
@@ -108,7 +109,7 @@ def parse(
         metavar="{" + ",".join(study.PRESETS) + "}",
     )
     fields = {
-        "preset": (Annotated[str, presets], known.preset or "quick"),
+        "preset": (Annotated[str, presets], known.preset or usual),
         "config": (Annotated[study.Config, tyro.conf.arg(name="")], base),
         "execution": (Annotated[kind, tyro.conf.arg(name="")], kind(resume=known.resume)),
     }
@@ -169,8 +170,8 @@ def parse_arguments(
       Traceback (most recent call last):
       ValueError: Expected options of demo, got '--stpes'. Did you mean --steps?
     """
-    stderr = io.StringIO()
     option_errors.refuse_empty(arguments)
+    stderr = io.StringIO()
     try:
         # What tyro makes of a wrong value is a box: nothing of its public interface is shorter.
         with contextlib.redirect_stderr(stderr):
@@ -220,6 +221,8 @@ def reads_files(config: Any) -> bool:
     Raises:
       ValueError: the config asks for more images at once than it takes.
     """
+    if hasattr(config, "reads_files"):
+        return config.reads_files()
     return hasattr(config, "needs") and not FROM_FILES.isdisjoint(config.needs())
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from experiments import environment, options, run_dir
 from experiments.training import hosts
 from experiments.training.checkpoints import check_path
-from experiments.training.devices import Devices
+from experiments.training.devices import WAYS, Devices
 from experiments.training.loop import Execution
 from experiments.training.signals import GracefulExit
 
@@ -30,7 +30,8 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
     there, so that what is missing, or too small, leaves none behind.
 
     A study whose config.py says `MANY_DEVICES` trains on several devices and hosts. One that has
-    data says which, and how many images of each, by its `Config.needs`.
+    data says which, and how many images of each, by its `Config.needs`; one whose data are more
+    than an array in memory opens them itself, by `open_data` in measure.py.
 
     Raises:
       ValueError, FileNotFoundError: options or data with which it cannot be carried out.
@@ -44,7 +45,10 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
     from experiments.ledger import collect as ledger
     from experiments.study import Study, load_all
 
-    experiment = importlib.import_module(f"experiments.studies.{name}.measure")
+    claims, experiment = (
+        importlib.import_module(f"experiments.studies.{name}.{part}")
+        for part in ("claims", "measure")
+    )
     execution = None
     if isinstance(how, options.ExecutionOptions):
         config, execution = connect(settings, config, how, graceful_exit)
@@ -55,7 +59,10 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
         run = hosts.on_first(lambda: reopen(name, config, how)) if how.resume is not None else None
         if run:
             stack.enter_context(run)
-        loaded = load_all(config.needs(), how.data_dir) if hasattr(config, "needs") else {}
+        if hasattr(experiment, "open_data"):
+            loaded = experiment.open_data(config, how.data_dir)
+        else:
+            loaded = load_all(config.needs(), how.data_dir) if hasattr(config, "needs") else {}
         if how.resume is None:
             run = hosts.on_first(lambda: run_dir.create(how.runs, name, config))
         if run:
@@ -78,7 +85,8 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
         study.finish()
         if run is None:
             return ""
-        return "\n\n".join([*study.tables, ledger.as_text(ledger.result_of(run.path, name))])
+        verdicts = [ledger.as_text(ledger.result_of(run.path, name))] if claims.CLAIMS else []
+        return "\n\n".join([*study.tables, *verdicts])
 
     return Session(run, path, where, work, options.to_go_on(name, path, how))
 
@@ -94,6 +102,9 @@ def connect(
             f"Expected {wanted.processes} processes to connect and load the data, but not all did. "
             "Start one on every host, with the same options but for --process-id."
         )
+    ways = getattr(settings, "WAYS", WAYS)
+    if how.parallel not in ways:
+        raise ValueError(f"Expected --parallel with one of {', '.join(ways)}, got {how.parallel}.")
     hosts.connect(wanted, how.devices)
     of_first = hosts.broadcast_from_first(run_dir.to_json(config))
     devices = Devices(how.devices or hosts.default_devices(), how.parallel)

@@ -1,0 +1,20 @@
+"""Inception on ImageNet: section 4.2 of the paper, its own network, on one CPU or on a pod.
+
+Source: Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2, Fig. 2 to 4. The variants are the
+rows of Fig. 3: `inception` is the original; `bn_baseline` has BN alone; `bn_x5`, `bn_x30` and
+`bn_x5_sigmoid` take all changes of section 4.2.1, at 5, 30 and 5 times the rate. `inception_x5`, to
+diverge, and `sigmoid_without_bn`, to stay at chance, are what the text says of networks without BN.
+Each change has a switch of its own.
+
+Data are a folder of images, shards made of one by --prepare, or CIFAR-10, all by the same path.
+What is trained in bfloat16 keeps its weights and statistics in float32. Statistics are those of
+each device, as each worker of the paper had its own, of groups of devices, or of all.
+
+Command: python -m experiments imagenet --variant all --preset cifar
+
+Expected, of the paper: 72.2 % after 31.0, 13.3, 2.1 and 2.7 million steps (inception, bn_baseline,
+bn_x5, bn_x30); best 72.2, 72.7, 73.0, 74.8 and, with sigmoids, 69.8 %.
+
+Time: smoke takes seconds; cifar at most 90 minutes on two cores, one seed; imagenet is made for
+accelerators: --compile tells what a step takes there.
+"""

@@ -1,0 +1,167 @@
+"""Options and presets of the study `imagenet`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from experiments.checks import check, check_divides
+from experiments.studies.imagenet.variants import COMPARED, VARIANTS, Order, Variant, change
+
+MANY_DEVICES = True
+WAYS = ("shard_map", "jit")
+DEFAULT_PRESET = "cifar"
+Name = Literal[
+    "inception",
+    "bn_baseline",
+    "bn_x5",
+    "bn_x30",
+    "bn_x5_sigmoid",
+    "inception_x5",
+    "sigmoid_without_bn",
+    "all",
+]
+SWITCHES = ("rate", "decay", "l2", "dropout", "lrn", "distortion", "order", "dropped",
+            "init_scale", "per_activation")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the run depends on, and nothing else."""
+
+    variant: Name = "all"
+    """a row of Fig. 3; all are the five of them"""
+    dataset: str = "cifar10"
+    """cifar10; digits, the small ones inside scikit-learn; folder: the images or shards of
+    --data-dir"""
+    seeds: int = 1
+    """of weights, batches, distortion, dropout"""
+    seed: int = 0
+    """the first of them"""
+    stem: Literal["full", "separable", "small"] = "small"
+    """full and separable are for images of 224x224, see `jbn.models.InceptionNet`"""
+    blocks: int = 10
+    """how many of Fig. 5's blocks the network has, from the first; all are 10"""
+    width: int = 16
+    """what every number of features of Fig. 5 is divided by"""
+    size: int = 32
+    """pixels of a side"""
+    batch_size: int = 32
+    """images in a batch of one device"""
+    steps: int = 6_000
+    """training steps"""
+    evaluate_every: int = 250
+    """steps between evaluations"""
+    watched: int = 2_000
+    """validation images to evaluate by while training; at the end it is all of them"""
+    learning_rate: float = 0.01
+    """of the original: variants have multiples"""
+    scale_rate: bool = False
+    """multiply the rate by the number of devices, as their batches add up"""
+    momentum: float = 0.9
+    """of SGD"""
+    rate_left: float = 0.5
+    """share of its rate that the original has left at the end, falling exponentially; the changed
+    ones decay six times as fast, to rate_left**6"""
+    weight_decay: float = 5e-4
+    """L2 of the original: weight of half the sum of squares of the kernels"""
+    drop: float = 0.4
+    """share of the last features that the original drops"""
+    lrn_alpha: float = 0.067
+    """of the original's LRN: 2e-5, made for pixels of standard deviation 58, times 58**2"""
+    strength: tuple[float, float] = (0.4, 0.1)
+    """strength of photometric distortion, original and changed"""
+    min_area: float = 0.5
+    """smallest share of an image that a random crop has; the paper's is .08"""
+    rate: float | None = None
+    """change of a variant: factor of the learning rate"""
+    decay: float | None = None
+    """change: how many times as fast the rate decays"""
+    l2: float | None = None
+    """change: factor of the L2 weight"""
+    dropout: bool | None = None
+    """change: drop features, or not"""
+    lrn: bool | None = None
+    """change: normalize responses locally, or not"""
+    distortion: bool | None = None
+    """change: distort as strongly as the original, or weakly"""
+    order: Order | None = None
+    """change: shuffled anew, within shards, or the same batches in every epoch"""
+    dropped: float | None = None
+    """for ensembles: share of features dropped, such as .05"""
+    init_scale: float | None = None
+    """for ensembles: factor of the initial kernels, such as 1.4"""
+    per_activation: bool | None = None
+    """for ensembles: BN of the last two blocks per activation, not per feature"""
+    statistics: str = "device"
+    """whose values batch statistics are of: device, as the paper's workers; global; or the number
+    of devices in a group"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the arithmetic; weights and statistics stay float32"""
+    remat: bool = False
+    """keep what leaves each block alone, and compute the rest again for the gradient"""
+    workers: int = 0
+    """processes that read images on each host; 0 reads in threads"""
+    unreadable: int = 100
+    """how many images that cannot be read are skipped before the run ends"""
+    population_batches: int = 100
+    """training batches that the statistics of the end are averaged over"""
+    crops: Literal[1, 144] = 1
+    """of each validation image at the end"""
+    tensorboard: bool = False
+    """write event files for TensorBoard as well"""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        check(
+            self,
+            batch_size="[2, inf)",
+            blocks="[1, 10]",
+            seed="[0, inf)",
+            momentum="[0, 1)",
+            rate_left="(0, 1]",
+            weight_decay="[0, inf)",
+            drop="[0, 1)",
+            dropped="[0, 1)",
+            l2="[0, inf)",
+            decay="[0, inf)",
+            strength="[0, 1]",
+            min_area="(0, 1]",
+            workers="[0, inf)",
+            unreadable="[0, inf)",
+        )
+        check_divides("evaluate_every", "steps", self)
+        if self.dataset not in ("cifar10", "digits", "folder"):
+            raise ValueError(
+                f"Expected cifar10, digits or folder, got {self.dataset!r}. For images of your "
+                "own: --dataset folder --data-dir FOLDER."
+            )
+        if self.statistics not in ("device", "global") and not (
+            self.statistics.isdecimal() and int(self.statistics)
+        ):
+            raise ValueError(
+                "Expected `statistics` of device, global or a number of devices, got "
+                f"{self.statistics!r}."
+            )
+
+    def reads_files(self) -> bool:
+        """Tell whether --data-dir is read."""
+        return self.dataset != "digits"
+
+    def variants(self) -> dict[str, Variant]:
+        """Name what is trained, changes made."""
+        names = COMPARED if self.variant == "all" else (self.variant,)
+        switches: dict[str, Any] = {name: getattr(self, name) for name in SWITCHES}
+        return {name: change(VARIANTS[name], switches) for name in names}
+
+
+PRESETS = {
+    "smoke": Config(
+        dataset="digits", blocks=2, width=32, size=16, batch_size=8, steps=6, evaluate_every=3,
+        watched=32, population_batches=2,
+    ),
+    "cifar": Config(),
+    "imagenet": Config(
+        dataset="folder", stem="full", width=1, size=224, steps=31_000_000, evaluate_every=10_000,
+        watched=10_000, learning_rate=0.0015, rate_left=0.02, weight_decay=1e-4, min_area=0.08,
+        dtype="bfloat16", workers=8,
+    ),
+}  # fmt: skip

@@ -1,0 +1,252 @@
+"""Windows of images, mirrors and photometric distortion, on images of Pillow.
+
+Whatever is resized is so by Pillow's bilinear filter, which averages where it makes smaller.
+
+References:
+  Szegedy et al., "Going Deeper with Convolutions", 2014, sections 6 and 7
+  Howard, "Some Improvements on Deep Convolutional Neural Network Based Image Classification", 2013
+"""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageEnhance, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG")
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # What 8 bits of RGB can be made of.
+ATTEMPTS = 10  # To draw a window that fits.
+ENHANCEMENTS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+# A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, in less time. It is, where what
+# is left has twice as many pixels a side as are wanted, which is Pillow's own measure for
+# thumbnails: gray levels of 1/f noise then differ by .6 on average. For once as many it is 2.5.
+DRAFT_GAP = 2
+SCALES = (256, 288, 320, 352)  # Shorter sides of which 144 crops of 224 pixels are taken.
+CROPS = 144
+
+
+class Window(NamedTuple):
+    """A part of an image, in pixels; right and bottom are the first outside."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Crop(NamedTuple):
+    """A part of an image that is resized before."""
+
+    short: int
+    """pixels of the image's shorter side, once resized"""
+    window: Window
+    """a square of the resized image, which is resized again where it is larger than the crop"""
+    mirrored: bool
+
+
+def open_image(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Image.Image:
+    """Make an image of a JPEG or PNG file's content, or of pixels; a file is not yet decoded.
+
+    As is usual for ImageNet, the orientation that a camera noted is not heeded.
+
+    Raises:
+      OSError, ValueError, SyntaxError, Image.DecompressionBombError: no such image.
+    """
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image)
+    try:
+        opened = Image.open(io.BytesIO(image), formats=FORMATS)
+    except UnidentifiedImageError:  # Which names an object of Python.
+        begin = image[:8].hex(" ") or "an empty file"
+        raise ValueError(f"expected a {' or '.join(FORMATS)} file, got {begin}") from None
+    if opened.mode not in MODES:
+        raise ValueError(f"expected 8 bits of gray or color, got Pillow's mode {opened.mode}")
+    return opened
+
+
+def sample_window(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Window:
+    """Draw a window of evenly distributed area, a share of the image's, and aspect ratio.
+
+    One that does not fit is drawn again; after ten it is the largest in the middle with an aspect
+    ratio within bounds.
+    """
+    for _ in range(ATTEMPTS):
+        pixels, ratio = rng.uniform(*area) * width * height, rng.uniform(*aspect)
+        wide, high = round((pixels * ratio) ** 0.5), round((pixels / ratio) ** 0.5)
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = rng.integers(width - wide + 1), rng.integers(height - high + 1)
+            return Window(int(left), int(top), int(left) + wide, int(top) + high)
+    wide = min(width, max(1, round(height * aspect[1])))
+    high = min(height, max(1, round(width / aspect[0])))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return Window(left, top, left + wide, top + high)
+
+
+def random_crop(
+    rng: np.random.Generator,
+    image: Image.Image,
+    size: int,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Image.Image:
+    """Resize a random window to `size` x `size` pixels.
+
+    Args:
+      rng: draws the window.
+      image: of any size; a JPEG that is not yet decoded is so at a smaller size, where that does.
+      size: pixels of a side of the result.
+      area: smallest and largest share of the image's area.
+      aspect: smallest and largest width / height.
+
+    Returns:
+      RGB.
+
+    Example:
+      >>> import numpy as np
+      >>> from PIL import Image
+      >>> from experiments.studies.imagenet.data.crops import random_crop
+      >>> random_crop(np.random.default_rng(0), Image.new("L", (50, 40)), 32).size
+      (32, 32)
+
+    References:
+      Szegedy et al. 2014, section 6: "patches of the image whose size is distributed evenly between
+      8% and 100% of the image area and whose aspect ratio is chosen randomly between 3/4 and 4/3".
+    """
+    window = sample_window(rng, *image.size, area, aspect)
+    side = min(window.right - window.left, window.bottom - window.top)
+    shrunk = _draft(image, side / size)
+    window = Window(*(edge / shrunk for edge in window))
+    width, height = image.size  # By a draft, rounded up.
+    window = window._replace(right=min(window.right, width), bottom=min(window.bottom, height))
+    return to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=window)
+
+
+def flip(rng: np.random.Generator, image: Image.Image) -> Image.Image:
+    """Mirror an image, left for right, one time in two."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def distort(rng: np.random.Generator, image: Image.Image, strength: float) -> Image.Image:
+    """Change brightness, contrast and saturation, in random order, each by a random factor.
+
+    A factor f is that of Pillow's `ImageEnhance`: f * image + (1 - f) * other, where the other is
+    black, the mean level of gray, and the image in gray.
+
+    Args:
+      rng: draws order and factors.
+      image: RGB.
+      strength: factors are evenly distributed between 1 - strength / 2 and 1 + strength / 2; 1 is
+        the source's, 0.5 to 1.5, and 0 changes nothing.
+
+    References:
+      Howard 2013, section 2.2; without the lighting noise that it adds.
+    """
+    if strength == 0:
+        return image
+    factors = 1 + strength * rng.uniform(-0.5, 0.5, len(ENHANCEMENTS))
+    for i in rng.permutation(len(ENHANCEMENTS)):
+        image = ENHANCEMENTS[i](image).enhance(float(factors[i]))
+    return image
+
+
+def center_crop(image: Image.Image, size: int) -> Image.Image:
+    """Take the middle of an image whose shorter side is resized to size * 256 / 224: a single crop.
+
+    Returns:
+      RGB, `size` x `size` pixels.
+    """
+    resized = _resize_shorter_side(image, _scaled(SCALES[0], size))
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return resized.crop((left, top, left + size, top + size))
+
+
+def windows_144(width: int, height: int, size: int) -> list[Crop]:
+    """List the 144 crops of an image.
+
+    The shorter side is resized to 256, 288, 320 and 352 pixels (for crops of 224; in proportion for
+    others). Of each, three squares are taken: left, center and right, or top, center and bottom. Of
+    each square, six crops: the four corners, the center, and the square resized to a crop. And of
+    each, its mirror image.
+    """
+    crops = []
+    for scale in SCALES:
+        short = _scaled(scale, size)
+        wide, high = _size_of(width, height, short)
+        for third in range(3):
+            left, top = ((side - short) * third // 2 for side in (wide, high))
+            far, middle = short - size, (short - size) // 2
+            corners = [(0, 0), (far, 0), (0, far), (far, far), (middle, middle)]
+            windows = [
+                Window(left + x, top + y, left + x + size, top + y + size) for x, y in corners
+            ]
+            windows.append(Window(left, top, left + short, top + short))
+            crops += [Crop(short, each, mirrored) for each in windows for mirrored in (False, True)]
+    return crops
+
+
+def crops_144(image: Image.Image, size: int) -> UInt8[np.ndarray, "144 size size 3"]:
+    """Take the 144 crops of `windows_144`.
+
+    References:
+      Szegedy et al. 2014, section 7.
+    """
+    crops = np.empty((CROPS, size, size, 3), np.uint8)
+    # The largest first: a draft is of one size.
+    _draft(image, min(image.size) / _scaled(SCALES[-1], size))
+    image = to_rgb(image)
+    resized = {}
+    for i, (short, window, mirrored) in enumerate(windows_144(*image.size, size)):
+        if short not in resized:
+            resized[short] = _resize_shorter_side(image, short)
+        if mirrored:
+            crops[i] = crops[i - 1][:, ::-1]
+            continue
+        part = resized[short].crop(window)
+        if part.size != (size, size):
+            part = part.resize((size, size), Image.Resampling.BILINEAR)
+        crops[i] = np.asarray(part)
+    return crops
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decode an image, and make it RGB; transparency is dropped."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of one step.
+    return image.convert("RGB")
+
+
+def _draft(image: Image.Image, shrinks: float) -> float:
+    """Have a JPEG that is not yet decoded be so at a smaller size, if it will shrink enough.
+
+    Returns:
+      By how much it is smaller.
+    """
+    factor = max((each for each in (8, 4, 2, 1) if shrinks >= DRAFT_GAP * each), default=1)
+    if factor == 1 or image.format != "JPEG":
+        return 1.0
+    width = image.width
+    drafted = image.draft("RGB", (image.width // factor, image.height // factor))
+    return 1.0 if drafted is None else width / drafted[1][2]
+
+
+def _resize_shorter_side(image: Image.Image, short: int) -> Image.Image:
+    size = _size_of(*image.size, short)
+    _draft(image, min(image.size) / short)
+    return to_rgb(image).resize(size, Image.Resampling.BILINEAR)
+
+
+def _size_of(width: int, height: int, short: int) -> tuple[int, int]:
+    if width <= height:
+        return short, max(short, round(height * short / width))
+    return max(short, round(width * short / height)), short
+
+
+def _scaled(scale: int, size: int) -> int:
+    return round(scale * size / 224)

@@ -1,0 +1,40 @@
+"""How fast one core reads: how many cores, and so hosts, keep an accelerator busy."""
+
+import time
+from collections.abc import Callable
+
+from experiments.studies.imagenet.data.examples import TrainingExample
+from experiments.studies.imagenet.data.image_source import ImageSource
+from experiments.studies.imagenet.data.order import Epochs
+from experiments.studies.imagenet.data.unreadable import UnreadableImages
+
+
+def measure_rate(
+    source: ImageSource,
+    *,
+    size: int,
+    strength: float = 1.0,
+    min_area: float = 0.08,
+    seed: int = 0,
+    seconds: float = 5.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Measure how many images a second one thread reads, decodes, crops and distorts.
+
+    Args:
+      source, size, strength, min_area, seed: of `loader.train_batches`.
+      seconds: for how long to measure, after a first image.
+      clock: of what seconds; by `time.perf_counter` what else the machine does makes it less, by
+        `time.process_time` waiting for a disk does not count.
+
+    Returns:
+      Images per second.
+    """
+    epochs = Epochs("shuffled", seed, source.shards)
+    read = TrainingExample(source, epochs, UnreadableImages(None, 100), size, strength, min_area)
+    read(0)
+    count, start = 0, clock()
+    while clock() - start < seconds:
+        count += 1
+        read(count)
+    return count / (clock() - start)

@@ -1,0 +1,173 @@
+"""Accuracy on validation images, by moving averages and by population statistics."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+import jbn
+from experiments import sampling
+from experiments.studies.imagenet.config import Config
+from experiments.studies.imagenet.data import loader
+from experiments.studies.imagenet.data.image_source import Example, ImageSource
+from experiments.studies.imagenet.network import BATCH, GROUP, forward_in_groups, inputs
+from experiments.studies.imagenet.stream import place
+from experiments.studies.imagenet.variants import Order, Variant
+from experiments.training import hosts
+from experiments.training.networks import Network
+from jbn.models import InceptionNet
+
+LARGEST = 64  # Images of one host in a batch; crops count.
+
+
+class Sample:
+    """Some images of a source, drawn at random, in a fixed order."""
+
+    def __init__(self, source: ImageSource, count: int):
+        """Draw `count` of them, or take all where there are not so many."""
+        self.source, self.name = source, source.name
+        order = sampling.rng(0, "watched").permutation(len(source))
+        self.rows = np.sort(order[: min(count, len(source))])
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        """Return one as the source has it."""
+        return self.source[int(self.rows[index])]
+
+    def name_of(self, index: int) -> str:
+        """Return the name of one."""
+        return self.source.name_of(int(self.rows[index]))
+
+
+class Evaluator:
+    """Evaluates networks of one model on the images of one source."""
+
+    def __init__(self, config: Config, model: InceptionNet, source: ImageSource, mesh: Mesh):
+        """Compile nothing yet."""
+        self.config, self.model, self.source = config, model, source
+        self.mesh, self.sharding = mesh, NamedSharding(mesh, BATCH)
+        self.local = mesh.size // hosts.count()
+
+        @jax.jit
+        def probabilities(variables: Any, image: UInt8[Array, "N crops H W 3"]) -> Array:
+            def of_crop(image: Array) -> Array:
+                outputs: Any = model.apply(variables, inputs(image), training=False)
+                return jax.nn.softmax(outputs)
+
+            return jax.lax.map(of_crop, image.swapaxes(0, 1)).mean(0)
+
+        self.probabilities = probabilities
+
+    def watch(self, network: Network) -> dict[str, float]:
+        """Evaluate by moving averages on some images, one crop of each."""
+        return self.accuracy([network.variables], Sample(self.source, self.config.watched), 1)
+
+    def accuracy(self, members: list[Any], source: Any, crops: Literal[1, 144]) -> dict[str, float]:
+        """Evaluate the mean of the members' class probabilities.
+
+        Args:
+          members: variables of each network.
+          source: images.
+          crops: 1 or 144 of each.
+
+        Returns:
+          shares of images whose class is the likeliest, `top_1`, or among the five, `top_5`. What
+          diverged has probabilities of NaN, none of which is right.
+        """
+        correct = jnp.zeros(3)
+        for image, label, mask in self._batches(source, crops):
+            mean = sum(self.probabilities(variables, image) for variables in members)
+            correct += count_correct(mean, label, mask)
+        top_1, top_5, count = np.asarray(correct, np.float64)
+        return {"top_1": float(top_1 / count), "top_5": float(top_5 / count)}
+
+    def _batches(self, source: Any, crops: Literal[1, 144]) -> Iterator[tuple[Array, Array, Array]]:
+        size = max(1, LARGEST // crops) * self.local
+        batches = loader.evaluation_batches(
+            source,
+            batch_size=size,
+            size=self.config.size,
+            crops=crops,
+            host=jax.process_index(),
+            hosts=hosts.count(),
+            workers=self.config.workers,
+            limit=self.config.unreadable,
+        )
+        put = functools.partial(jax.make_array_from_process_local_data, self.sharding)
+        for batch in batches:
+            image = batch["image"] if crops > 1 else batch["image"][:, None]
+            yield put(image), put(batch["label"]), put(batch["mask"])
+
+
+@jax.jit
+def count_correct(
+    scores: Float[Array, "N classes"], label: Int[Array, "N"], mask: Bool[Array, "N"]
+) -> Float[Array, "3"]:
+    """Count the images that are right by the first, by the first five, and all."""
+    own = jnp.take_along_axis(scores, label[:, None], 1)
+    before = jnp.sum(scores > own, 1)  # Of NaN, no comparison holds: it is refused below.
+    right = [mask & (before < first) & ~jnp.isnan(own[:, 0]) for first in (1, 5)]
+    return jnp.stack([jnp.sum(of, dtype=jnp.float32) for of in (*right, mask)])
+
+
+def train_batches(
+    config: Config,
+    variant: Variant,
+    train: ImageSource,
+    *,
+    seed: int,
+    devices: int,
+    log: Path | None,
+    order: Order | None = None,
+) -> loader.Batches:
+    """Make this host's training batches; `order` is the variant's unless it is given."""
+    return loader.train_batches(
+        train,
+        batch_size=config.batch_size * devices // hosts.count(),
+        size=config.size,
+        seed=seed,
+        strength=config.strength[0 if variant.distortion else 1],
+        min_area=config.min_area,
+        order=order or variant.order,
+        host=jax.process_index(),
+        hosts=hosts.count(),
+        workers=config.workers,
+        log=log,
+        limit=config.unreadable,
+    )
+
+
+def population(
+    config: Config, variant: Variant, network: Network, train: ImageSource, seed: int, mesh: Mesh
+) -> Network:
+    """Give a network the statistics of Algorithm 2: averaged afresh over training batches.
+
+    Groups of a batch have statistics of their own, as in training, and are averaged like batches.
+    """
+    if not network.batch_stats:
+        return network
+    forward = forward_in_groups(config, variant, len(train.classes), mesh.shape[GROUP])
+    key = sampling.keys([seed], "dropout of the population")[0]
+
+    def absorb(batch_stats: Any, batch: Any) -> Any:
+        return forward(network.params, batch_stats, batch, key)[1]
+
+    sharding = NamedSharding(mesh, BATCH)
+    drawn = int(sampling.rng(seed, "population").integers(2**31))
+    with train_batches(
+        config, variant, train, seed=drawn, devices=mesh.size, log=None, order="shuffled"
+    ) as batches:
+        some = itertools.islice(batches, config.population_batches)
+        placed = (place(batch, sharding) for batch in some)
+        batch_stats = jbn.population(absorb, network.batch_stats, placed)
+    return network._replace(batch_stats=batch_stats)

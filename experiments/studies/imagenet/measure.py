@@ -1,0 +1,148 @@
+"""What the study `imagenet` trains, evaluates and reports."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import run_dir
+from experiments.plotting import describe_runs
+from experiments.run_dir import Damaged, Run, read_json, read_rows, say
+from experiments.stats import estimates
+from experiments.studies.imagenet import results
+from experiments.studies.imagenet.config import Config
+from experiments.studies.imagenet.data.image_source import ImageSource
+from experiments.studies.imagenet.data.source import open_source
+from experiments.studies.imagenet.evaluate import population
+from experiments.studies.imagenet.figures import plot_accuracy
+from experiments.studies.imagenet.results import Trained
+from experiments.studies.imagenet.train import Data, train
+from experiments.studies.imagenet.variants import Variant
+from experiments.study import Study
+from experiments.training import hosts
+
+RESULT = "result.json"
+
+
+def open_data(config: Config, data_dir: Path | None) -> dict[str, ImageSource]:
+    """Open the images to train on and those to validate by, on every host.
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong with them.
+    """
+    if config.dataset == "folder" and data_dir is None:
+        raise ValueError(
+            "Expected --data-dir FOLDER with --dataset folder, got none. It has train/CLASS/*.jpg "
+            "and validation/CLASS/*.jpg, or is what --prepare made."
+        )
+    where = str(data_dir) if config.dataset == "folder" else config.dataset
+    train = hosts.run_on_all(lambda: open_source(where, "train", data_dir))
+    validation = hosts.run_on_all(lambda: open_source(where, "validation", data_dir))
+    if train.classes != validation.classes:
+        raise ValueError(
+            f"Expected the same classes in both splits of {where}, got {len(train.classes)} and "
+            f"{len(validation.classes)}."
+        )
+    for source in (train, validation):
+        hosts.check_same("images", source.describe()["sha256"])
+    return {"train": train, "validation": validation}
+
+
+def measure(config: Config, study: Study) -> None:
+    """Train every variant with every seed, one after the other; report and draw."""
+    sources: dict[str, Any] = study.datasets
+    data = Data(sources["train"], sources["validation"])
+    trained = {
+        name: [
+            train_one(config, name, variant, seed, data, study)
+            for seed in range(config.seed, config.seed + config.seeds)
+        ]
+        for name, variant in config.variants().items()
+    }
+    if study.has_run:
+        report(config, study, trained, data.train.name)
+
+
+def train_one(
+    config: Config, name: str, variant: Variant, seed: int, data: Data, study: Study
+) -> Trained:
+    """Train and evaluate one network, or read what it came to."""
+    run = open_network(config, f"{name}_{seed}", study.run) if study.has_run else None
+    kept = hosts.broadcast_from_first(read_result(run) if run else None)
+    if kept is None:
+        say(f"{name}, seed {seed} ...")
+        network, evaluator = train(config, variant, seed, data, run, study.execution)
+        kept = {}
+        averaged = population(config, variant, network, data.train, seed, evaluator.mesh)
+        for statistics, each in (("moving", network), ("population", averaged)):
+            variables = [each.variables]
+            accuracy = evaluator.accuracy(variables, data.validation, config.crops)
+            kept |= {f"{statistics}_{key}": value for key, value in accuracy.items()}
+        if run:
+            run.write(RESULT, kept)
+    rows = list(read_rows(run.path / "metrics.jsonl")) if run else []
+    return Trained(
+        np.array([row["step"] for row in rows]), np.array([row["top_1"] for row in rows]), kept
+    )
+
+
+def open_network(config: Config, name: str, run: Run) -> Run:
+    """Make, or open, the folder of one network within that of the run, and hold it alike."""
+    path = run.path / name
+    path.mkdir(exist_ok=True)
+    own = Run(path, run.lock)
+    wanted = {"network": name, **run_dir.to_json(config)}
+    try:
+        if own.read("config.json") == wanted:
+            return own
+        say(f"{path / 'config.json'} is not what this run trains; it is trained again")
+    except FileNotFoundError:
+        pass
+    except Damaged as error:
+        say(f"{error}; it is written anew")
+    own.write("config.json", wanted)
+    return own
+
+
+def read_result(run: Run) -> dict[str, Any] | None:
+    """Read what a trained network came to; None where it is not finished, or damaged."""
+    try:
+        kept = read_json(run.path / RESULT)
+        list(read_rows(run.path / "metrics.jsonl"))
+        if kept.keys() >= results.NAMES:
+            return kept
+        raise Damaged(f"{run.path / RESULT} is damaged: it lacks numbers")
+    except FileNotFoundError:
+        return None
+    except Damaged as error:
+        say(f"{error}; the network is evaluated again")
+        return None
+
+
+def report(config: Config, study: Study, trained: dict[str, list[Trained]], data: str) -> None:
+    """Report the numbers, draw Fig. 2, lay out Fig. 3."""
+    for name, networks in trained.items():
+        for key in sorted(results.NAMES):
+            values = np.array([network.result[key] for network in networks])
+            study.report(f"{name}_{key}", estimates.mean(values))
+        best = np.array([network.accuracy.max() for network in networks])
+        study.report(f"{name}_best", estimates.mean(best))
+    steps = results.steps_to_best_of_inception(trained)
+    for name, values in steps.items():
+        study.report(f"{name}_steps", estimates.mean(values))
+    study.table(results.table(config, trained, steps))
+    study.figure(
+        "accuracy",
+        lambda: plot_accuracy(trained),
+        title="Validation accuracy against training steps (the paper's Fig. 2)",
+        caption=f"{data}, images of {config.size}x{config.size}, batches of {config.batch_size} on "
+        f"each of {study.execution.devices}. Moving averages, {config.watched:,} validation images "
+        f"at most. {describe_runs(config.seeds)}",
+        alt="Top-1 accuracy on validation images against training steps, a line for each variant. "
+        "Best, mean of seeds: "
+        + ", ".join(
+            f"{results.LABELS[name]} {np.mean([one.accuracy.max() for one in networks]):.3f}"
+            for name, networks in trained.items()
+        )
+        + ".",
+    )
