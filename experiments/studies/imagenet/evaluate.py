@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from experiments.training import hosts
 from experiments.training.networks import Network
 from jbn.models import InceptionNet
 
+Predictor = Callable[[Array], Array]
 LARGEST = 64  # Images of one host in a batch; crops count.
 
 
@@ -70,13 +71,20 @@ class Evaluator:
 
     def watch(self, network: Network) -> dict[str, float]:
         """Evaluate by moving averages on some images, one crop of each."""
-        return self.accuracy([network.variables], Sample(self.source, self.config.watched), 1)
+        watched = Sample(self.source, self.config.watched)
+        return self.accuracy([self.predictor(network.variables)], watched, 1)
 
-    def accuracy(self, members: list[Any], source: Any, crops: Literal[1, 144]) -> dict[str, float]:
+    def predictor(self, variables: Any) -> Predictor:
+        """Make the function from crops of images to the mean of their class probabilities."""
+        return functools.partial(self.probabilities, variables)
+
+    def accuracy(
+        self, members: Sequence[Predictor], source: Any, crops: Literal[1, 144]
+    ) -> dict[str, float]:
         """Evaluate the mean of the members' class probabilities.
 
         Args:
-          members: variables of each network.
+          members: from `predictor`, of this network or others.
           source: images.
           crops: 1 or 144 of each.
 
@@ -86,7 +94,7 @@ class Evaluator:
         """
         correct = jnp.zeros(3)
         for image, label, mask in self._batches(source, crops):
-            mean = sum(self.probabilities(variables, image) for variables in members)
+            mean: Any = sum(member(image) for member in members)
             correct += count_correct(mean, label, mask)
         top_1, top_5, count = np.asarray(correct, np.float64)
         return {"top_1": float(top_1 / count), "top_5": float(top_5 / count)}

@@ -12,13 +12,14 @@ from experiments.stats import estimates
 from experiments.studies.imagenet import results
 from experiments.studies.imagenet.config import Config
 from experiments.studies.imagenet.data.image_source import ImageSource
-from experiments.studies.imagenet.data.source import open_source
+from experiments.studies.imagenet.data.source import check_enough, open_source
 from experiments.studies.imagenet.evaluate import population
 from experiments.studies.imagenet.figures import plot_accuracy
 from experiments.studies.imagenet.results import Trained
 from experiments.studies.imagenet.train import Data, train
 from experiments.studies.imagenet.variants import Variant
 from experiments.study import Study
+from experiments.tasks.data import WrongData
 from experiments.training import hosts
 
 RESULT = "result.json"
@@ -43,6 +44,7 @@ def open_data(config: Config, data_dir: Path | None) -> dict[str, ImageSource]:
             f"Expected the same classes in both splits of {where}, got {len(train.classes)} and "
             f"{len(validation.classes)}."
         )
+    check_enough(train, config.batch_size)
     for source in (train, validation):
         hosts.check_same("images", source.describe()["sha256"])
     return {"train": train, "validation": validation}
@@ -52,6 +54,10 @@ def measure(config: Config, study: Study) -> None:
     """Train every variant with every seed, one after the other; report and draw."""
     sources: dict[str, Any] = study.datasets
     data = Data(sources["train"], sources["validation"])
+    try:
+        check_enough(data.train, config.batch_size * study.execution.devices.count)
+    except ValueError as error:
+        raise WrongData(str(error)) from None
     trained = {
         name: [
             train_one(config, name, variant, seed, data, study)
@@ -75,8 +81,8 @@ def train_one(
         kept = {}
         averaged = population(config, variant, network, data.train, seed, evaluator.mesh)
         for statistics, each in (("moving", network), ("population", averaged)):
-            variables = [each.variables]
-            accuracy = evaluator.accuracy(variables, data.validation, config.crops)
+            members = [evaluator.predictor(each.variables)]
+            accuracy = evaluator.accuracy(members, data.validation, config.crops)
             kept |= {f"{statistics}_{key}": value for key, value in accuracy.items()}
         if run:
             run.write(RESULT, kept)

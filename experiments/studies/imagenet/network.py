@@ -101,7 +101,8 @@ def init(model: InceptionNet, optimizer: Any, key: PRNGKeyArray, size: int) -> N
 
 def inputs(image: UInt8[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
     """Scale colors to mean 0 and deviation 1, about."""
-    return (image / 255 - jnp.array(COLOR_MEAN)) / jnp.array(COLOR_STD)
+    mean, std = (jnp.array(of).reshape(1, 1, 1, 3) for of in (COLOR_MEAN, COLOR_STD))
+    return (image / 255 - mean) / std
 
 
 # ---- The step ------------------------------------------------------------------------------------

@@ -1,0 +1,162 @@
+"""The mean of the class probabilities of several networks: the paper's Fig. 4."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from experiments import run_dir, sampling
+from experiments.run_dir import Damaged, read_json
+from experiments.studies.imagenet import network as networks
+from experiments.studies.imagenet.config import Config
+from experiments.studies.imagenet.data.image_source import ImageSource
+from experiments.studies.imagenet.evaluate import Evaluator, population
+from experiments.studies.imagenet.measure import open_data
+from experiments.studies.imagenet.variants import Variant
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.networks import Network
+
+# Top-1 and top-5 error in percent: a network and six together, by crops.
+PAPER = {(1, 1): (25.2, 7.82), (1, 144): (21.99, 5.82), (6, 144): (20.1, 4.9)}
+
+
+class Member(NamedTuple):
+    """A trained network: where it is, and what it was trained as."""
+
+    path: Path
+    config: Config
+    variant: Variant
+    seed: int
+
+
+class Error(NamedTuple):
+    """Shares of validation images whose class is not the likeliest, or not among the five."""
+
+    top_1: float
+    top_5: float
+
+
+def find_members(paths: Sequence[Path]) -> list[Member]:
+    """Find the trained networks in runs; of a network's own folder that one.
+
+    Raises:
+      ValueError: a folder without any, or networks of other images than the first.
+    """
+    members = []
+    for path in paths:
+        folders = [path, *sorted(folder for folder in path.glob("*/") if folder.is_dir())]
+        inside = [member for folder in folders if (member := read_member(folder))]
+        if not inside:
+            raise ValueError(
+                f"Expected runs of imagenet with --ensemble, got {path}, which has no trained "
+                "network. Pass folders such as runs/imagenet/<time>, or those of networks in them."
+            )
+        members += inside
+    seen = [(member.config.dataset, member.config.size) for member in members]
+    if len(set(seen)) > 1:
+        raise ValueError(
+            "Expected networks of the same images, got "
+            f"{', '.join(f'{name} at {size}x{size}' for name, size in dict.fromkeys(seen))}. Pass "
+            "runs of one data set and size."
+        )
+    return members
+
+
+def read_member(folder: Path) -> Member | None:
+    """Read what a network was trained as; None where the folder is none of a finished one.
+
+    Raises:
+      Damaged: a config that is not one of this version.
+    """
+    if not (folder / "result.json").is_file() or not (folder / "config.json").is_file():
+        return None
+    values = read_json(folder / "config.json")
+    name, _, seed = str(values.pop("network", "")).rpartition("_")
+    try:
+        config = run_dir.to_config(Config, values)
+        return Member(folder, config, config.variants()[name], int(seed))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(
+            f"{folder / 'config.json'} is damaged, or of another version: {error}"
+        ) from None
+
+
+def evaluate(
+    members: Sequence[Member], data_dir: Path | None, crops: Literal[1, 144]
+) -> dict[str, Error]:
+    """Evaluate each network, and all together, by population statistics.
+
+    Args:
+      members: from `find_members`.
+      data_dir: as the runs had it.
+      crops: of each validation image.
+
+    Returns:
+      errors by the network's folder, and "together".
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong with the images.
+      Damaged: a network without a whole checkpoint.
+    """
+    data: dict[str, ImageSource] = open_data(members[0].config, data_dir)
+    mesh = networks.make_mesh(jax.devices()[:1], "device")
+    evaluators, predictors = [], {}
+    for member in members:
+        config, classes = member.config, len(data["train"].classes)
+        model = networks.make_model(config, member.variant, classes)
+        network = restore(member, classes)
+        averaged = population(config, member.variant, network, data["train"], member.seed, mesh)
+        evaluator = Evaluator(config, model, data["validation"], mesh)
+        evaluators.append(evaluator)
+        predictors[str(member.path)] = evaluator.predictor(averaged.variables)
+    groups = {name: [each] for name, each in predictors.items()}
+    if len(members) > 1:
+        groups["together"] = list(predictors.values())
+    return {
+        name: error_of(evaluators[0].accuracy(group, data["validation"], crops))
+        for name, group in groups.items()
+    }
+
+
+def restore(member: Member, classes: int) -> Network:
+    """Read the weights of a finished network.
+
+    Raises:
+      Damaged: it has no whole checkpoint of its last step.
+    """
+    model = networks.make_model(member.config, member.variant, classes)
+    optimizer = networks.make_optimizer(member.config, member.variant, 1)
+    key = sampling.keys([member.seed], "weights")[0]
+    like = networks.init(model, optimizer, key, member.config.size)
+    with run_dir.open_run(member.path) as run, Checkpoints(run) as checkpoints:
+        restored = checkpoints.newest(like)
+    if restored is None or restored[0] != member.config.steps:
+        raise Damaged(
+            f"Expected a checkpoint of step {member.config.steps:,} in {member.path}, got "
+            f"{f'one of step {restored[0]:,}' if restored else 'none'}. Resume its run."
+        )
+    return restored[1]
+
+
+def error_of(accuracy: dict[str, Any]) -> Error:
+    """Turn shares that are right into shares that are wrong."""
+    return Error(1 - accuracy["top_1"], 1 - accuracy["top_5"])
+
+
+def table(errors: dict[str, Error], crops: int) -> str:
+    """Lay out Fig. 4: ours, and the paper's beside it, in percent."""
+    width = max(map(len, errors)) + 2
+    lines = [f"{'error in percent':{width}}  top-1  top-5"]
+    lines += [
+        f"{name:{width}}  {100 * error.top_1:5.1f}  {100 * error.top_5:5.1f}"
+        for name, error in errors.items()
+    ]
+    lines += [
+        "",
+        f"{crops} crop{'s' * (crops > 1)} of each validation image. The paper's, ImageNet:",
+    ]
+    for (networks_, of_crops), (top_1, top_5) in PAPER.items():
+        what = f"{networks_} network{'s' * (networks_ > 1)}, {of_crops} crop{'s' * (of_crops > 1)}"
+        lines.append(f"{what:{width}}  {top_1:5.1f}  {top_5:5.1f}")
+    return "\n".join(lines)
