@@ -20,7 +20,8 @@ OTHERS := $(filter-out $(NUMBERS) $(LONG),$(wildcard tests/test_*.py tests/*/tes
 CORE := batch_norm batch_norm_* moments running norms linen linen_c* linen_transforms nnx nnx_* \
   errors errors_*
 
-.PHONY: demo demo-devices ledger report notebooks test test-fast peers browser lint format bench compiled clean
+.PHONY: demo demo-devices ledger report notebooks docs linkcheck test test-fast peers browser lint format bench \
+  compiled clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.experiments  ## Fig. 1 of the paper on handwritten digits, about a minute
@@ -40,6 +41,15 @@ report: .venv/.experiments  ## the ledger as pages, from your runs and else from
 notebooks: .venv/.dev  ## each notebook from the script beside it, executed
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 	PYTHONPATH=. $(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+# A warning is an error, and so is a name without a page. Nothing is fetched.
+SPHINX := JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet
+
+docs: .venv/.docs  ## the pages of docs/ as a site: docs/_build/html/index.html
+	$(SPHINX) -b html docs docs/_build/html
+
+linkcheck: .venv/.docs  ## links of the pages to elsewhere, over the network
+	$(SPHINX) -b linkcheck docs docs/_build/linkcheck
 
 # Two workers have the cores already: threads of NumPy's and torch's own would only wait for them.
 test test-fast: export OPENBLAS_NUM_THREADS := 1
@@ -87,7 +97,7 @@ clean:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/.experiments .venv/.dev .venv/.peers .venv/.browser: .venv/.%: .venv/.base pyproject.toml constraints.txt
+.venv/.experiments .venv/.dev .venv/.peers .venv/.browser .venv/.docs: .venv/.%: .venv/.base pyproject.toml constraints.txt
 	@echo "installing jbn[$*] from the pinned versions (once)"
 	$(PIP) --editable '.[$*]'
 	@touch $@

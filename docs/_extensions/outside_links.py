@@ -1,0 +1,52 @@
+"""Links to files of the repository that are no pages, such as `../benchmarks/NOTES.md`.
+
+They work where the Markdown is read beside those files. On the site they lead to the repository,
+where pyproject.toml has its address as `repository` of [project.urls]; without one the path is
+written out.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+
+ROOT = Path(__file__).parents[2]
+PAGES = ROOT / "docs"
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:)([^)#]+)(#[^)]*)?\)")
+ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+
+
+def rewritten(text: str, folder: Path) -> str:
+    """Lead links that leave docs/, or enter docs/examples, to the repository."""
+
+    def one(match: re.Match[str]) -> str:
+        words, target, anchor = match[1], match[2], match[3] or ""
+        path = (folder / target).resolve()
+        is_page = path.is_relative_to(PAGES) and not path.is_relative_to(PAGES / "examples")
+        if is_page or not path.is_relative_to(ROOT):
+            return match[0]
+        inside = path.relative_to(ROOT).as_posix()
+        if "repository" in ADDRESS:
+            return f"[{words}]({ADDRESS['repository']}/blob/main/{inside}{anchor})"
+        return f"`{inside}`" if Path(inside).name in words else f"{words} (`{inside}`)"
+
+    return LINK.sub(one, text)
+
+
+def read(app: Sphinx, name: str, source: list[str]) -> None:
+    """Rewrite the links of a page of Markdown."""
+    path = Path(str(app.env.doc2path(name)))
+    if path.suffix == ".md":
+        source[0] = rewritten(source[0], path.parent)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Rewrite pages as they are read."""
+    app.connect("source-read", read)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,44 @@
+"""Numbers that pages quote are those that were measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [path for path in DOCS.rglob("*.md") if "_build" not in path.parts]
+QUOTED = {
+    (path.relative_to(DOCS).as_posix(), name)
+    for path in PAGES
+    for name in re.findall(r"\{measured\}`([^`]+)`", path.read_text())
+}
+
+
+@pytest.mark.parametrize("page", sorted({page for page, _ in QUOTED}))
+def test_every_number_is_in_the_ledger(page):
+    for name in sorted(name for where, name in QUOTED if where == page):
+        study, _, metric = name.partition("/")
+        summary = json.loads((DOCS / "results" / "ledger" / study / "summary.json").read_text())
+        assert metric in summary["metrics"], name
+
+
+def test_times_on_gpus_are_those_of_the_benchmark():
+    page = (DOCS / "guides" / "performance.md").read_text()
+    rows = re.findall(r"^\| (.*, forward \+ backward, \w+) \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) >= 6
+    for name, numbers in rows:
+        quoted = numbers.split(" | ")
+        for card, own in zip(("h100", "h200"), (quoted[:3], quoted[3:]), strict=True):
+            table = (ROOT / "benchmarks" / "results" / f"nvidia_{card}" / "gpu.md").read_text()
+            (row,) = [line for line in table.splitlines() if line.startswith(f"| {name} ")]
+            cells = [cell.split()[0] for cell in row.strip("| ").split("|")[1:] if cell.strip()]
+            assert own == [cells[0], cells[1], cells[-1]]
+
+
+@pytest.mark.parametrize("page", ["index.md", "errors_in_notes.md", "ko/index.md"])
+def test_the_number_of_claims_is_that_of_the_ledger(page):
+    ledger = (DOCS / "results" / "LEDGER.md").read_text()
+    claims = re.search(r"(\d+) claims", ledger)[1]
+    assert re.search(rf"\b{claims}( claims|$|개)", (DOCS / page).read_text(), re.MULTILINE)
