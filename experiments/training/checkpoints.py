@@ -101,12 +101,14 @@ class Checkpoints:
         self.finish()
         folder = self.folder / str(step)
         rows = self.rows.read_bytes() if self.rows.exists() else b""
+        # As it is now: the thread writes it while training goes on and changes it.
+        text = None if beside is None else json.dumps(beside) + "\n"
         with _errors_of_the_system(folder):
             self.manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)))
         if self.thread is None:
-            self._complete(folder, rows, beside)
+            self._complete(folder, rows, text)
         else:
-            self.writing = self.thread.submit(self._complete, folder, rows, beside)
+            self.writing = self.thread.submit(self._complete, folder, rows, text)
 
     def finish(self) -> None:
         """Wait until what is being written is written.
@@ -122,13 +124,13 @@ class Checkpoints:
         """Read what was written beside a state that `newest` gave."""
         return read_json(self.folder / str(step) / BESIDE)
 
-    def _complete(self, folder: Path, rows: bytes, beside: Mapping[str, Any] | None) -> None:
+    def _complete(self, folder: Path, rows: bytes, beside: str | None) -> None:
         """Wait for orbax, and write what stands beside its files; the manifest comes last."""
         with _errors_of_the_system(folder):
             self.manager.wait_until_finished()
         if beside is not None:
             with replacing(folder / BESIDE) as partial:
-                partial.write_text(json.dumps(beside) + "\n", encoding="utf-8")
+                partial.write_text(beside, encoding="utf-8")
         manifest = {
             "step": int(folder.name),
             "run": self.owner,

@@ -238,3 +238,46 @@ def test_rows_that_changed_since_are_refused_with_it(tmp_path, capsys):
     assert "metrics.jsonl up to it is not as it was" in capsys.readouterr().err
     (run.path / "metrics.jsonl").unlink()
     assert newest(run.path) is None
+
+
+# ---- Written by a thread -------------------------------------------------------------------------
+
+
+def test_a_thread_writes_what_there_was_when_it_was_asked_to(tmp_path):
+    beside = {"losses": [1.5, float("nan")]}
+    with run_dir.create(tmp_path, "demo", Config()) as run:
+        with Checkpoints(run, asynchronous=True) as checkpoints:
+            for step in (10, 20, 30):
+                checkpoints.save(step, state(step), {**beside, "step": step})
+                beside["losses"].append(step)
+            checkpoints.finish()
+            kept = checkpoints.beside(20)
+        assert kept["losses"][0] == 1.5
+        assert kept["losses"][2:] == [10]
+        assert kept["step"] == 20
+    step, got = newest(run.path)
+    assert step == 30
+    np.testing.assert_array_equal(got["w"], state(30)["w"])
+
+
+def test_one_whose_thread_was_killed_is_refused_for_the_one_before(tmp_path, capsys):
+    path = make(tmp_path)
+    (path / "checkpoints" / "20" / MANIFEST).unlink()  # It comes last.
+    assert newest(path)[0] == 10
+    assert "as if its writing was interrupted" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_by_the_next_one(tmp_path, monkeypatch):
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    with run_dir.create(tmp_path, "demo", Config()) as run:
+        checkpoints = Checkpoints(run, asynchronous=True)
+        monkeypatch.setattr("experiments.training.checkpoints._digests", full)
+        checkpoints.save(10, state(10))
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.finish()
+        monkeypatch.undo()
+        checkpoints.save(20, state(20))
+        checkpoints.__exit__(None, None, None)
+    assert newest(run.path)[0] == 20
