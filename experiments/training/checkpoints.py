@@ -255,6 +255,7 @@ def _errors_of_the_system(path: Path) -> Generator[None]:
             hook(raised)
 
     sys.unraisablehook = print_others
+    late = hook
     try:
         yield
     except OSError as error:
@@ -265,10 +266,11 @@ def _errors_of_the_system(path: Path) -> Generator[None]:
         if not match:
             raise
         time.sleep(LATE_SECONDS)
+        late = print_others  # On a busy machine they come later still.
         number = int(match[1])
         raise OSError(number, os.strerror(number), str(path)) from error
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook = late
         logger.setLevel(level)
 
 

@@ -176,7 +176,10 @@ def _make_all(
         futures = {pool.submit(_make, folder, task, unreadable, stop): task for task in tasks}
         try:
             for future in as_completed(futures):
-                future.result()
+                try:
+                    future.result()
+                except _Stopped:  # By an error, which is there or to come.
+                    continue
                 progress.update(len(futures[future].names))
         except BaseException:  # Ctrl-C, too.
             stop.set()
@@ -209,7 +212,11 @@ def _make(
             counts[label] += 1
             yield encode_record(label, name, image)
 
-    _write(task.path, records())
+    try:
+        _write(task.path, records())
+    except BaseException:
+        stop.set()  # Before the thread takes the next shard.
+        raise
     notes = {
         "plan": task.plan,
         "sha256": sha256_of(task.path),
