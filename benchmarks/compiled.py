@@ -3,9 +3,9 @@
   python -m benchmarks.compiled --targets v5e h100
 
 XLA's compilers for TPU and GPU run on any machine. What they make of the programs of
-`benchmarks/programs.py` is counted as `benchmarks/traffic.py` says, side by side for jbn, its peers
-and no normalization. The counts are exact and the same every time; they rank designs, and are no
-times. Needs `pip install 'jbn[tpu-compile]'`, or `'jbn[gpu-compile]'` (4.5 GB).
+`benchmarks/programs.py` is counted as `experiments/training/traffic.py` says, side by side for jbn,
+its peers and no normalization. The counts are exact and the same every time; they rank designs, and
+are no times. Needs `pip install 'jbn[tpu-compile]'`, or `'jbn[gpu-compile]'` (4.5 GB).
 
 `sync` is the step of `benchmarks/collectives.py` over the devices of one or two whole machines: how
 many collectives it has, and what a device puts into them. Collectives of a branch that is not taken
@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tyro
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import (
@@ -38,8 +36,9 @@ from benchmarks import (
     op_steps,
     peers,
     programs,
-    traffic,
 )
+from experiments.training import machines, traffic
+from experiments.training.machines import TARGETS
 
 NETWORKS = {"resnet50": "ResNet-50", "bninception": "BN-Inception"}
 PROGRAMS = ("op", "block", *NETWORKS, "sync")
@@ -53,38 +52,6 @@ WAYS: dict[str, peers.Make] = {
 # Equinox has channels first, and neither has masks.
 CANNOT = {"conv": ("Equinox",), "masked": ("Equinox", "Haiku")}
 NEEDS = {"Haiku": "haiku", "Equinox": "equinox"}
-# What XLA has to know of a card to compile for it: an H100 SXM, from its data sheet and cuDNN 9.10.
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  shared_memory_per_block_optin: 232448
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84942979072 device_address_bits: 64 ecc_enabled: true
-  cuda_compute_capability { major: 9 }
-  name: "NVIDIA H100 80GB HBM3" device_vendor: "NVIDIA Corporation"
-  driver_version: "13.0.0" runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0"
-  dnn_version: "9.10.0"
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-
-
-class Target(NamedTuple):
-    """A machine to compile for: arguments of `get_topology_desc`, and the extra that brings it."""
-
-    platform: str
-    options: dict[str, str]
-    module: str
-    extra: str
-
-
 # Whole machines, by number of devices.
 SYNC: dict[str, dict[int, dict[str, str]]] = {
     "v5e": {4: {}, 256: {"topology_name": "v5e:16x16"}},
@@ -100,15 +67,6 @@ SYNC_STEP = {"layers": 3, "features": 64, "examples": 256}
 # JAX's pmap takes GPUs that are there.
 CANNOT_SYNC = {"h100": ("pmap",)}
 SYNC_COLUMNS = ("collectives", "bytes", "apart", "bytes apart")
-TARGETS = {
-    "v5e": Target("tpu", {"topology_name": "v5e:2x2"}, "libtpu", "tpu-compile"),
-    "h100": Target(
-        "cuda",
-        {"topology_name": "", "topology": "1x1x1", "target_config": H100},
-        "jax_cuda12_plugin",
-        "gpu-compile",
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,13 +123,10 @@ def devices_of(target: str, **options: str) -> list[Any]:
     Raises:
       SystemExit: the compiler is not installed.
     """
-    platform, given, module, extra = TARGETS[target]
-    if not common.installed(module):
-        raise SystemExit(
-            f"Expected the compiler for {target}, got no module {module}. Install it with "
-            f"pip install 'jbn[{extra}]'."
-        )
-    return topologies.get_topology_desc(platform=platform, **given | options).devices
+    try:
+        return machines.devices_of(target, **options)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def compile_for(target: str, program: programs.Program) -> Any:
@@ -244,8 +199,9 @@ def report(result: dict[str, Any]) -> str:
     parts = [
         "# Compiled for machines that are not here",
         f"`python -m benchmarks.compiled` on {common.describe(result['env'])}.",
-        "Counts of compiled programs, as `benchmarks/traffic.py` says; nothing was run. Blocks and "
-        "networks are forward + backward. A pass is one read or write of the array to normalize.",
+        "Counts of compiled programs, as `experiments/training/traffic.py` says; nothing was run. "
+        "Blocks and networks are forward + backward. A pass is one read or write of the array to "
+        "normalize.",
     ]
     for target, rows in result["targets"].items():
         cycles = target == "v5e"
@@ -306,6 +262,5 @@ def main(options: Options) -> dict[str, Any]:
 
 if __name__ == "__main__":
     # Before any device is looked for: the compilers need none, and the plugins would wait for one.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    jax.config.update("jax_platforms", "cpu")
+    machines.look_for_no_device()
     main(tyro.cli(Options, description=__doc__))

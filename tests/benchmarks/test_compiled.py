@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import compiled, peers, programs
-from benchmarks.traffic import nbytes, traffic
+from experiments.training import machines
+from experiments.training.traffic import nbytes, traffic
 
 X = "f32[1024,256]{1,0}"
 SIZE = 1024 * 256 * 4
@@ -120,6 +121,23 @@ def test_cycles_are_summed_and_loops_refused():
         )
 
 
+def test_the_body_of_a_loop_counts_once_where_that_is_asked_for():
+    body = f"""
+%b (y: {X}) -> {X} {{
+  %y = {X} parameter(0)
+  ROOT %n = {X} negate(%y)
+}}
+"""
+    text = program(
+        f"""
+  %x = {X} parameter(0)
+  ROOT %w = {X} while(%x), condition=%c, body=%b""",
+        more=body,
+    )
+    found = traffic(text, loops_once=True)
+    assert (found.bytes, found.kernels) == (2 * SIZE, 1)
+
+
 def test_what_this_cpu_compiles_is_parsed():
     x = jnp.ones((1024, 256))
     text = jax.jit(lambda x: (x + 1, x.sum(0))).lower(x).compile().as_text()
@@ -133,7 +151,7 @@ def test_messages(monkeypatch):
         SystemExit, match="Expected programs among op, block, resnet50, bninception, sync, got ops"
     ):
         compiled.main(compiled.Options(programs=("ops",)))
-    monkeypatch.setattr(compiled.common, "installed", lambda module: False)
+    monkeypatch.setattr(machines, "installed", lambda module: False)
     with pytest.raises(SystemExit, match=r"no module libtpu. .*pip install 'jbn\[tpu-compile\]'"):
         compiled.compile_for("v5e", None)
 

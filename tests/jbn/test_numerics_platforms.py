@@ -26,7 +26,7 @@ from large_means import (
 from meshes import DEVICES, MAPPED, compiled, need_devices, shard, spread
 
 import jbn
-from benchmarks import traffic
+from experiments.training import traffic
 
 EPS = 2**-23  # A rounding of float32.
 
