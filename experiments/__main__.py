@@ -73,6 +73,13 @@ def carry_out_command(arguments: list[str]) -> int:
         print(f"Expected one of {', '.join(names)}, got {name!r}.{hint}", file=sys.stderr)
         return 2
     with GracefulExit() as graceful_exit:
+        if name == "imagenet":
+            from experiments.cli import imagenet
+
+            graceful_exit.say("stopped; what was finished is kept")
+            status = imagenet.carry_out(rest)
+            if status is not None:
+                return status
         graceful_exit.say("stopped; nothing was begun")
         if name != "all":
             refused = refuse(name, rest)

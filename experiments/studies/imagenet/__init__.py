@@ -15,6 +15,6 @@ Command: python -m experiments imagenet --variant all --preset cifar
 Expected, of the paper: 72.2 % after 31.0, 13.3, 2.1 and 2.7 million steps (inception, bn_baseline,
 bn_x5, bn_x30); best 72.2, 72.7, 73.0, 74.8 and, with sigmoids, 69.8 %.
 
-Time: smoke takes seconds; cifar is sized for 90 minutes on two cores, one seed; imagenet is made for
+Time: smoke takes seconds; cifar is sized for 90 minutes on two cores, one seed; imagenet is for
 accelerators: --compile tells what a step takes there.
 """

@@ -1,0 +1,123 @@
+"""Options of `python -m experiments imagenet` that do something else than to train."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from experiments.options import parse_arguments
+from experiments.run_dir import Damaged, replacing
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """Make shards of a folder of images: read faster, and checked once and for all."""
+
+    prepare: Annotated[Path, tyro.conf.arg(metavar="OUTPUT")]
+    """where the shards go: a new folder, or what an interrupted call left, with which it goes on"""
+    data_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """the images: train/CLASS/*.jpg and validation/CLASS/*.jpg"""
+    shards: int | None = None
+    """of the images to train on; None takes about 5,000 images for each"""
+    workers: int = 2
+    """threads that read and check"""
+    unreadable: int = 100
+    """how many images that cannot be read are left out before it gives up"""
+
+
+@dataclasses.dataclass(frozen=True)
+class EnsembleOptions:
+    """Average the class probabilities of trained networks, and evaluate them (Fig. 4)."""
+
+    ensemble: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]
+    """folders of runs, all of whose networks are taken, or of single networks in them"""
+    data_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """as the runs had it"""
+    crops: Literal[1, 144] = 1
+    """of each validation image"""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON file to write the errors to as well"""
+
+
+def carry_out(arguments: list[str]) -> int | None:
+    """Do what an option asks for; return the exit status, None where there is no such option."""
+    given = {word.partition("=")[0] for word in arguments}
+    for option, command in COMMANDS.items():
+        if option in given:
+            try:
+                return command(arguments)
+            except (ValueError, FileNotFoundError) as error:
+                print(f"imagenet: {error}", file=sys.stderr)
+                return 1 if isinstance(error, Damaged) else 2
+    return None
+
+
+def compile_step(arguments: list[str]) -> int:
+    """Compile the training step for a machine that is not here, and tell what it takes.
+
+    Raises:
+      ValueError: options with which it cannot be done.
+    """
+    from experiments.studies.imagenet import scale  # Slow to import.
+    from experiments.training import machines
+
+    machines.look_for_no_device()
+    scale.main(parse_arguments(scale.Options, arguments, command="imagenet"))
+    return 0
+
+
+def prepare_shards(arguments: list[str]) -> int:
+    """Make shards of a folder of images.
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong with the options or the images.
+      OSError: as of a full disk; what was finished is kept.
+    """
+    from experiments.plotting import counted  # Slow to import.
+    from experiments.studies.imagenet.data.prepare import UNREADABLE, prepare
+
+    how = parse_arguments(PrepareOptions, arguments, command="imagenet")
+    index = prepare(
+        how.data_dir, how.prepare, shards=how.shards, workers=how.workers, limit=how.unreadable
+    )
+    counts = ", ".join(
+        f"{sum(of['counts']):,} to {what}"
+        for what, of in zip(("train on", "validate by"), index["splits"].values(), strict=True)
+    )
+    print(f"{len(index['classes']):,} classes, images: {counts}")
+    log = how.prepare / UNREADABLE
+    if log.exists():
+        unreadable = len(log.read_text(encoding="utf-8").splitlines())
+        print(f"could not be read and left out: {counted(unreadable, 'image')}, named in {log}")
+    print(f"train on them with: --dataset folder --data-dir {how.prepare}")
+    return 0
+
+
+def evaluate_ensemble(arguments: list[str]) -> int:
+    """Evaluate networks, and the mean of their class probabilities.
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong with the options, runs or images.
+    """
+    from experiments.studies.imagenet import ensemble  # Slow to import.
+
+    how = parse_arguments(EnsembleOptions, arguments, command="imagenet")
+    members = ensemble.find_members(how.ensemble)
+    errors = ensemble.evaluate(members, how.data_dir, how.crops)
+    print(ensemble.table(errors, how.crops))
+    if how.output:
+        content = {"crops": how.crops, "errors": {k: e._asdict() for k, e in errors.items()}}
+        with replacing(how.output) as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "--compile": compile_step,
+    "--ensemble": evaluate_ensemble,
+    "--prepare": prepare_shards,
+}

@@ -1,0 +1,238 @@
+"""The page of what a training step takes on many chips: `docs/results/imagenet/scale.md`."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.studies.imagenet.results import LABELS
+
+# 197 TFLOP/s of four 128 x 128 matrix units, two a multiplication (Google's TPU v5e page).
+CLOCKS = {"v5e": 1.5e9}
+NAMES = {"v5e": "TPU v5e", "h100": "NVIDIA H100"}
+BATCH_SIZES, CHIPS = (32, 64, 128, 256), (1, 8, 64, 256)
+ROOM = {"v5e": 16e9, "h100": 80e9}
+
+PROGRAM_COLUMNS = (
+    "images a chip", "chips", "arguments, MB", "temporary, MB", "output, MB", "at once, MB",
+    "collectives", "MB of them", "million cycles", "ms",
+)  # fmt: skip
+IMAGE_COLUMNS = (
+    "images a chip", "chips", "hosts", "images/s: a chip", "a host", "all", "cores: a host", "all",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A compiled step. Sizes are bytes of one device; what is None is not known."""
+
+    machine: str
+    chips: int
+    hosts: int
+    batch_size: int
+    variant: str
+    statistics: str
+    remat: bool
+    versions: dict
+    """of JAX and the compiler"""
+    compile_seconds: float = 0.0
+    arguments: int | None = None
+    temporary: int | None = None
+    output: int | None = None
+    aliased: int | None = None
+    """of the output, what takes the place of arguments"""
+    collectives: dict = dataclasses.field(default_factory=dict)
+    """name -> how many, and the bytes that a device puts into them"""
+    in_other_branches: int = 0
+    """collectives of branches that seldom run"""
+    bytes: int | None = None
+    """read and written"""
+    cycles: int | None = None
+    no_room: str = ""
+    """what the compiler says where the step does not fit"""
+
+    @property
+    def target(self) -> str:
+        """Name the kind of machine."""
+        return self.machine.partition(":")[0]
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimate the time of a step: cycles at the chip's clock."""
+        clock = CLOCKS.get(self.target)
+        return self.cycles / clock if self.cycles and clock else None
+
+    @property
+    def rate(self) -> float | None:
+        """Estimate the images that a device takes in a second."""
+        return self.batch_size / self.seconds if self.seconds else None
+
+    @property
+    def memory(self) -> int | None:
+        """Add up what a device holds at once."""
+        if self.arguments is None or self.temporary is None or self.output is None:
+            return None
+        return self.arguments + self.temporary + self.output - (self.aliased or 0)
+
+    @property
+    def setting(self) -> tuple[str, str, str, bool]:
+        """Name what rows of one table have in common."""
+        return self.target, self.variant, self.statistics, self.remat
+
+
+class Loader(NamedTuple):
+    """Images a second that one core reads: the median of some rounds, the least, the most."""
+
+    rate: float
+    lowest: float
+    highest: float
+    file_bytes: int
+    cpu: str
+    cores: int
+
+
+class Kept(NamedTuple):
+    """All that is known: rows by name, and how fast images are read here."""
+
+    rows: dict[str, Row]
+    loader: Loader | None
+
+
+def summary(row: Row) -> str:
+    """Say in a few lines what was found of one row."""
+    title = f"{row.machine}, {row.chips} x {row.batch_size} images, {row.variant}"
+    if row.no_room:
+        return f"{title}: does not fit. {row.no_room}"
+    lines = [
+        f"{title}, statistics: {row.statistics}{', remat' * row.remat} "
+        f"(compiled in {row.compile_seconds:.0f} s)",
+        f"  memory of a chip: arguments {_mega(row.arguments)}, temporary {_mega(row.temporary)}, "
+        f"output {_mega(row.output)}, of which {_mega(row.aliased)} in place of arguments",
+    ]
+    for name, (count, size) in row.collectives.items():
+        lines.append(f"  {name}: {count}, {_mega(size)}")
+    if not row.collectives:
+        lines.append("  no collectives")
+    if row.in_other_branches:
+        lines.append(f"  in branches that seldom run: {row.in_other_branches} collectives more")
+    if row.seconds is None or row.rate is None or row.cycles is None:
+        return "\n".join(lines)
+    clock = CLOCKS[row.target] / 1e9
+    lines += [
+        f"  cycles, as XLA estimates them: {row.cycles / 1e6:.1f} million, at {clock:g} GHz "
+        f"{1e3 * row.seconds:.1f} ms. No measurement; collectives are not in it.",
+        f"  to be read for that: {row.rate:,.0f} images/s for a chip, "
+        f"{row.rate * row.chips / row.hosts:,.0f} for each of {row.hosts} hosts, "
+        f"{row.rate * row.chips:,.0f} for all",
+    ]
+    return "\n".join(lines)
+
+
+def page(kept: Kept) -> str:
+    """Write the page."""
+    parts = [
+        "# A step of the ImageNet study on many chips",
+        "Made by `python -m experiments imagenet --compile v5e:16x16 --batch-sizes 32 128` and the "
+        "like. XLA compiled the training step of the preset `imagenet` (224 x 224 images, bfloat16 "
+        "with float32 weights and statistics, a program for each device by `shard_map`) for "
+        "machines that are not here. **Nothing was run on them.** Memory and collectives are those "
+        "of the compiled programs. Cycles are XLA's own estimate, milliseconds these cycles at the "
+        "chip's clock: no measurements, and without the time of collectives. Blank is what was not "
+        "compiled.",
+    ]
+    for setting in dict.fromkeys(row.setting for row in kept.rows.values()):
+        rows = [row for row in kept.rows.values() if row.setting == setting]
+        parts += _section(rows, kept.loader)
+    if kept.loader:
+        parts += _reading(kept.loader)
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(rows: list[Row], loader: Loader | None) -> list[str]:
+    """Write the tables of one setting: each batch size by each number of chips."""
+    first = rows[0]
+    found = {(row.batch_size, row.chips): row for row in rows}
+    cells = sorted({*itertools.product(BATCH_SIZES, CHIPS), *found})
+    programs = [
+        [f"{batch_size}", f"{chips}", *_program(found.get((batch_size, chips)))]
+        for batch_size, chips in cells
+    ]
+    versions = sorted(
+        {f"{name} {version}" for row in rows for name, version in row.versions.items()}
+    )
+    of = {"device": "each device", "global": "all devices"}.get(
+        first.statistics, f"groups of {first.statistics}"
+    )
+    title = f"## {NAMES[first.target]}: {LABELS[first.variant]}, statistics of {of}"
+    title += ", blocks computed again for the gradient" * first.remat
+    parts = [
+        title,
+        f"Compiled: {len(found)} of {len(cells)} cells ({', '.join(versions)}). Memory and "
+        f"collectives are those of one chip, which has {ROOM[first.target] / 1e9:.0f} GB; the "
+        "output takes the place of arguments.",
+        _table(PROGRAM_COLUMNS, programs),
+    ]
+    if first.target not in CLOCKS:
+        return [*parts, "For a GPU XLA estimates no cycles without one."]
+    images = [
+        [f"{batch_size}", f"{chips}", *_images(found[batch_size, chips], loader)]
+        for batch_size, chips in sorted(found)
+        if found[batch_size, chips].rate
+    ]
+    return [
+        *parts,
+        "Images a second that have to be read, if a step takes no longer than that. A host has 4 "
+        "chips, as in libtpu's topologies; one of 8 needs twice as much. Cores are those that read "
+        "as many, at the rate of a core here, which is below.",
+        _table(IMAGE_COLUMNS, images),
+    ]
+
+
+def _program(row: Row | None) -> list[str]:
+    if row is None or row.no_room:
+        return ["", "does not fit" if row else "", *[""] * 6]
+    counts = ", ".join(f"{count} {name}" for name, (count, _) in row.collectives.items())
+    size = sum(size for _, size in row.collectives.values())
+    return [
+        *(_mega(each, "") for each in (row.arguments, row.temporary, row.output, row.memory)),
+        counts or "none",
+        _mega(size, ""),
+        "" if row.cycles is None else f"{row.cycles / 1e6:.1f}",
+        "" if row.seconds is None else f"{1e3 * row.seconds:.1f}",
+    ]
+
+
+def _images(row: Row, loader: Loader | None) -> list[str]:
+    rate = row.rate or 0.0
+    host, everywhere = rate * row.chips / row.hosts, rate * row.chips
+    cores = [f"{math.ceil(each / loader.rate):,}" if loader else "" for each in (host, everywhere)]
+    return [f"{row.hosts}", *(f"{each:,.0f}" for each in (rate, host, everywhere)), *cores]
+
+
+def _reading(loader: Loader) -> list[str]:
+    return [
+        "## Reading images",
+        f"One core reads **{loader.rate:,.0f} images/s** ({loader.lowest:,.0f} to "
+        f"{loader.highest:,.0f} in several rounds, by the time of the process itself): "
+        f"`data/rate.py`, JPEGs of 500 x 375 pixels of 1/f noise made for the purpose, "
+        f"{loader.file_bytes / 1e3:,.0f} kB each, decoded, cropped, mirrored and distorted, on "
+        f"{loader.cpu} with {loader.cores} cores. Measured on this machine; cores of another one "
+        "differ, and this one was at other work.",
+    ]
+
+
+def _mega(size: int | None, unit: str = " MB") -> str:
+    return "" if size is None else f"{size / 1e6:,.1f}{unit}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay out a Markdown table that reads well as plain text."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [f"{'-' * (width - 1)}:" for width in widths]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
