@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # for there are two workers already. The longest come first, so that no worker waits.
 PYTEST := -m pytest -n 2 --dist worksteal -q
 UNSPLIT := --xla_cpu_parallel_codegen_split_count=1
-COMPILE_FAST = --xla_backend_optimization_level=0 $(UNSPLIT) \
-  $(shell $(TRY) 2>/dev/null && echo $(OLD_EMITTERS))
+HARDLY := --xla_backend_optimization_level=0 $(UNSPLIT)
+COMPILE_FAST = $(HARDLY) $(shell $(TRY) 2>/dev/null && echo $(OLD_EMITTERS))
 # XLA aborts at a flag that it does not know, and since jax 0.11 it does not know this one.
 OLD_EMITTERS := --xla_cpu_use_fusion_emitters=false
 TRY := JAX_PLATFORMS=cpu XLA_FLAGS=$(OLD_EMITTERS) $(BIN)/python -c 'import jax; jax.devices()'
@@ -20,8 +20,8 @@ OTHERS := $(filter-out $(NUMBERS) $(LONG),$(wildcard tests/test_*.py tests/*/tes
 CORE := batch_norm batch_norm_* moments running norms linen linen_c* linen_transforms nnx nnx_* \
   errors errors_*
 
-.PHONY: demo demo-devices ledger report notebooks docs linkcheck test test-fast peers browser lint format bench \
-  compiled clean
+.PHONY: demo demo-devices ledger report notebooks docs linkcheck test test-fast test-newest build peers browser lint \
+  format bench compiled clean
 .DELETE_ON_ERROR:
 
 demo: .venv/.experiments  ## Fig. 1 of the paper on handwritten digits, about a minute
@@ -39,8 +39,7 @@ report: .venv/.experiments  ## the ledger as pages, from your runs and else from
 	$(BIN)/python -m experiments report
 
 notebooks: .venv/.dev  ## each notebook from the script beside it, executed
-	$(BIN)/jupytext --to ipynb notebooks/*.py
-	PYTHONPATH=. $(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	PYTHONPATH=. $(BIN)/python notebooks/build.py
 
 # A warning is an error, and so is a name without a page. Nothing is fetched.
 SPHINX := JAX_PLATFORMS=cpu $(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet
@@ -52,8 +51,8 @@ linkcheck: .venv/.docs  ## links of the pages to elsewhere, over the network
 	$(SPHINX) -b linkcheck docs docs/_build/linkcheck
 
 # Two workers have the cores already: threads of NumPy's and torch's own would only wait for them.
-test test-fast: export OPENBLAS_NUM_THREADS := 1
-test test-fast: export OMP_NUM_THREADS := 1
+test test-fast test-newest build: export OPENBLAS_NUM_THREADS := 1
+test test-fast test-newest build: export OMP_NUM_THREADS := 1
 
 test: .venv/.dev  ## the whole suite; what compares with a peer is skipped where it is not installed
 	XLA_FLAGS="$(UNSPLIT)" $(BIN)/python $(PYTEST) $(NUMBERS)
@@ -61,6 +60,33 @@ test: .venv/.dev  ## the whole suite; what compares with a peer is skipped where
 
 test-fast: .venv/.dev  ## the core alone, its programs hardly optimized
 	XLA_FLAGS="$(COMPILE_FAST)" $(BIN)/python $(PYTEST) $(call tests,$(CORE))
+
+# In an environment of its own: nothing is there but what is installed here.
+TEST_TOOLS := chex hypothesis pytest pytest-xdist
+
+test-newest: .venv/.base  ## the core with the newest of all that it needs, without constraints.txt
+	rm -rf .venv/newest
+	$(PYTHON) -m venv .venv/newest
+	.venv/newest/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[all]' $(TEST_TOOLS)
+	XLA_FLAGS="$(HARDLY)" .venv/newest/bin/python $(PYTEST) $(call tests,$(CORE))
+
+# The wheel is tried in a folder that has the tests and no jbn.
+build: .venv/.build  ## dist/: sdist and wheel, and the wheel tried with its dependencies alone, then with Flax
+	rm -rf dist
+	$(BIN)/python -m build
+	export XLA_FLAGS="$(HARDLY)" && outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && \
+	  cp -r pyproject.toml constraints.txt tests "$$outside" && wheel=$$(realpath dist/*.whl) && \
+	  $(PYTHON) -m venv "$$outside/.venv" && cd "$$outside" && \
+	  $(PIP) "$$wheel" && $(BIN)/python -W error -c '$(IMPORTS)' && \
+	  $(PIP) $(TEST_TOOLS) && $(BIN)/python $(PYTEST) $(call tests,$(FUNCTIONS)) && \
+	  $(PIP) "$$wheel[all]" && $(BIN)/python $(PYTEST) $(filter-out $(MESHES),$(call tests,$(CORE)))
+# Of the core, what needs no Flax, and what needs benchmarks/, whose meshes it is tried on.
+FUNCTIONS := batch_norm batch_norm_gradients batch_norm_masks moments running norms errors \
+  errors_input errors_options errors_statistics
+MESHES := tests/jbn/test_errors_devices.py
+IMPORTS := import jbn, sys; from importlib.metadata import version; \
+  assert jbn.__version__ == version("jbn"); assert "flax" not in sys.modules
 
 lint: .venv/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -84,6 +110,7 @@ bench: .venv/.peers  ## jbn against its peers on this machine
 	$(BIN)/python -m benchmarks.eager
 	$(BIN)/python -m benchmarks.fuzz
 	$(BIN)/python -m benchmarks.folded
+	$(BIN)/python -m benchmarks.train_step
 
 compiled: .venv/.experiments .venv/.tpu  ## what a TPU's compiler makes of jbn and Flax, minutes; no TPU needed
 	PYTHONPATH=.venv/tpu $(BIN)/python -m benchmarks.compiled
@@ -97,9 +124,13 @@ clean:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/.experiments .venv/.dev .venv/.peers .venv/.browser .venv/.docs: .venv/.%: .venv/.base pyproject.toml constraints.txt
+.venv/.experiments .venv/.dev .venv/.peers .venv/.browser .venv/.docs: .venv/.%: .venv/.base pyproject.toml jbn/_version.py constraints.txt
 	@echo "installing jbn[$*] from the pinned versions (once)"
 	$(PIP) --editable '.[$*]'
+	@touch $@
+
+.venv/.build: .venv/.base constraints.txt
+	$(PIP) build
 	@touch $@
 
 # Beside the environment, not in it: JAX looks for a TPU wherever it can import libtpu.

@@ -7,10 +7,12 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_extensions"), str(HERE.parent)]
 
+import jbn  # noqa: E402
+
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
 
 project = PROJECT["name"]
-release = version = PROJECT["version"]
+release = version = jbn.__version__
 author = "the authors of jbn"
 copyright = f"{author}, {PROJECT['license']}"
 

@@ -28,6 +28,7 @@ from jbn._types import WeightedMoments as WeightedMoments
 from jbn._variants import batch_renorm as batch_renorm
 from jbn._variants import ghost_batch_norm as ghost_batch_norm
 from jbn._variants import normalize_with_example as normalize_with_example
+from jbn._version import __version__ as __version__
 from jbn._whitening import Whitening as Whitening
 from jbn._whitening import apply_whitening as apply_whitening
 from jbn._whitening import whiten as whiten

@@ -90,7 +90,7 @@ class _OfDecay:
 
     decay: ArrayLike
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         decay: Any = self.decay
         if isinstance(decay, np.ndarray | jax.Array) and not isinstance(decay, jax.core.Tracer):
             decay = decay.item() if decay.ndim == 0 and is_array(decay) else decay

@@ -7,12 +7,18 @@ C stands for the shape of the feature axes: `(64,)` for one axis, `(28, 64)` for
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Array, Complex, Float, Inexact, Int
 
 # Array, or None where a layer has no scale or no bias.
-Factor = TypeVar("Factor", bound=Inexact[Array, "*C"] | None)
+if TYPE_CHECKING:
+    # Type checkers have a TypeVar with a default, which typing has from Python 3.13 on.
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    Factor = TypeVarWithDefault("Factor", bound=Inexact[Array, "*C"] | None, default=Any)
+else:
+    Factor = TypeVar("Factor", bound=Inexact[Array, "*C"] | None)
 
 
 class BatchNormParams(NamedTuple, Generic[Factor]):

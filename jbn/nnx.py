@@ -111,10 +111,10 @@ class BatchNorm(nnx.Module):
     ):
         _, state = init(num_features, param_dtype=param_dtype)
         shape = state.mean.shape
-        self.mean = nnx.BatchStat(state.mean)
-        self.var = nnx.BatchStat(state.var)
+        self.mean: nnx.BatchStat[Array] = nnx.BatchStat(state.mean)
+        self.var: nnx.BatchStat[Array] = nnx.BatchStat(state.var)
         if callable(momentum):
-            self.count = nnx.BatchStat(state.count)
+            self.count: nnx.BatchStat[Array] = nnx.BatchStat(state.count)
         # Scale before bias, one key each: layers made after this one get the keys they get in Flax.
         self.scale: nnx.Param[Array] | None = nnx.data(None)
         if check_flag("use_scale", use_scale):
@@ -212,7 +212,7 @@ class BatchNorm(nnx.Module):
                 count.set_value(state.count)
         return y
 
-    def set_view(self, use_running_average: bool | None = None):
+    def set_view(self, use_running_average: bool | None = None) -> None:
         """Set the mode of a copy that `nnx.view` makes.
 
         Args:
@@ -222,7 +222,9 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
 
-def population(forward: Callable[[Any, Any], Any], model: nnx.Module, batches: Any) -> nnx.State:
+def population(
+    forward: Callable[[Any, Any], Any], model: nnx.Module, batches: Any
+) -> nnx.State[Any, Any]:
     """Recompute a model's `BatchStat` as averages over batches and calls: Algorithm 2, precise BN.
 
     The average is over all calls of all batches, so that a layer shared within the model is counted

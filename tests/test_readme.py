@@ -1,12 +1,33 @@
-"""What the README shows runs as it stands there."""
+"""What the README shows runs as it stands there, and the numbers are those that were measured.
 
+So are those of the tables that are too long for it, which stand in docs/.
+"""
+
+import json
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+import jbn
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "docs" / "results"
+
+
+def rows(page):
+    """Read the cells of each row of a page's tables."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def metrics(path):
+    """Read the values of a study's summary."""
+    found = json.loads((RESULTS / path / "summary.json").read_text())["metrics"]
+    return {name: metric["value"] for name, metric in found.items()}
 
 
 def test_example_runs_and_normalizes():
@@ -19,7 +40,50 @@ def test_example_runs_and_normalizes():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(names["gradient"]))
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text())
-    assert len(links) >= 5
-    assert [link for link in links if not (README.parent / link).exists()] == []
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name):
+    text = re.sub(r"`[^`\n]*`", "", (ROOT / name).read_text())
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert len(links) >= 5 or name != "README.md"
+
+
+def test_accuracies_beside_the_figure_are_those_that_were_measured():
+    measured = metrics("mnist_mlp")
+    steps = ("1000", "5000", "10000", "50000")
+    names = {
+        "without batch normalization": "without",
+        "with it, population statistics": "with_population",
+    }
+    quoted = {cells[0]: cells[1:] for cells in rows(README) if cells[0] in names}
+    assert quoted.keys() == names.keys()
+    for row, name in names.items():
+        assert quoted[row] == [f"{measured[f'accuracy_{name}_{n}']:.3f}"[1:] for n in steps]
+
+
+def test_norms_side_by_side_are_those_that_were_measured():
+    measured = metrics("ledger/compare")
+    header, *norms = rows(RESULTS / "compare.md")
+    columns = [
+        f"{model}_{{}}_{size}" for model in ("mlp", "cnn", "resnet20") for size in ("8", "128")
+    ]
+    assert len(header) == 1 + len(columns)
+    words = {"batch, bfloat16": "batch_bfloat16", "ghost, of 32": "ghost"}
+    for norm, *cells in norms:
+        for column, cell in zip(columns, cells, strict=True):
+            run = column.format(words.get(norm, norm))
+            data = ("mnist", "fashion_mnist", "cifar10")
+            found = [measured.get(f"accuracy_{run}_{name}") for name in data]
+            want = " ".join(f"{value:.2f}"[1:] for value in found if value is not None)
+            assert cell == want, (norm, column)
+
+
+def test_every_function_has_its_row_and_no_other():
+    page = ROOT / "docs" / "guides" / "functions.md"
+    named = set(re.findall(r"`([a-z_]+)`", " ".join(cells[0] for cells in rows(page)[1:])))
+    functions = {
+        name
+        for name, value in vars(jbn).items()
+        if callable(value) and name.islower() and not name.startswith("_")
+    }
+    assert named == functions

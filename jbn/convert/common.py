@@ -46,7 +46,7 @@ class ConversionError(ValueError):
         self, problems: Sequence[str], what: str = "batch norm", *, shown: Sequence[str] = ()
     ):
         """Make the message of `problems`, or of the lines `shown` where those are too many."""
-        self.problems = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(problems)
         lines = "".join(f"\n  - {problem}" for problem in shown or self.problems)
         super().__init__(f"Cannot convert {what}; {len(self.problems)} to mend:{lines}")
 
@@ -108,7 +108,7 @@ class Reader:
 
     def __init__(self, where: str, keys: Mapping[str, str], hint: str = ""):
         self.where = where
-        self.keys = dict(keys)
+        self.keys: dict[str, str] = dict(keys)
         self.hint = hint
         self.problems: list[str] = []
         self.arrays: dict[str, Array] = {}
