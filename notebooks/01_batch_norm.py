@@ -21,22 +21,23 @@
 # gradient, and where the formula itself gets into trouble.
 
 # %%
-# On Colab: put jbn's wheel (`pip wheel --no-deps .` makes it) beside this notebook, or clone jbn.
+# Where jbn is not installed, as on Colab: from its repository, or a wheel or clone of it nearby.
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 if importlib.util.find_spec("jbn") is None:
-    here = [Path.cwd(), *Path.cwd().parents]
-    found = [p for p in here if (p / "jbn" / "__init__.py").is_file()] or sorted(
-        p for pattern in ("jbn-*.whl", "*/jbn/__init__.py") for p in Path.cwd().glob(pattern)
-    )
-    if not found:
-        raise ImportError(f"Expected jbn's wheel, or a clone of jbn, in {Path.cwd()}.")
-    source = found[0].parents[1] if found[0].name == "__init__.py" else found[0]
+    REPOSITORY = ""  # The address of jbn's repository. If it is empty here, fill it in on Colab.
+    places = [p / "jbn" / "__init__.py" for p in (Path.cwd(), *Path.cwd().parents)]
+    places += [*Path.cwd().glob("*/jbn/__init__.py"), *Path.cwd().glob("jbn-*.whl")]
+    nearby = [p.parents[1] if p.name == "__init__.py" else p for p in places if p.is_file()]
+    if not (REPOSITORY or nearby):
+        raise ImportError('Expected jbn, got none. Set REPOSITORY = "https://..." to its address.')
+    source = f"jbn[flax,export] @ git+{REPOSITORY}" if REPOSITORY else f"{nearby[0]}[flax,export]"
+    print(f"installing {source}")
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, f"{source}[flax]", "matplotlib", "scikit-learn"], check=True)
+    subprocess.run([*pip, source, "ipywidgets", "matplotlib", "scikit-learn"], check=True)
 
 # %%
 import jax
@@ -124,7 +125,11 @@ print({name: [f"{value:.0e}" for value in values] for name, values in errors.ite
 
 # %% [markdown]
 # At 1e4 the variance is all rounding: an output of order one is off by more than itself, and where
-# the variance comes out negative it is NaN. `jbn` sums about a row of the batch instead of about 0.
+# the variance comes out negative it is NaN. `jbn` takes its sums about a pivot near the mean where
+# those about 0 would lose digits. On a CPU it looks first: where mean² is more than twice the
+# variance, it takes the sums again, about the mean. On a TPU the pivot is the running mean, with
+# the same second look; on a GPU, where looking costs more than a pass, it is a median of nine
+# values of the batch.
 #
 # ## Images
 #

@@ -16,22 +16,23 @@
 # watch it, layer by layer, in networks of twenty layers at initialization.
 
 # %%
-# On Colab: put jbn's wheel (`pip wheel --no-deps .` makes it) beside this notebook, or clone jbn.
+# Where jbn is not installed, as on Colab: from its repository, or a wheel or clone of it nearby.
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 if importlib.util.find_spec("jbn") is None:
-    here = [Path.cwd(), *Path.cwd().parents]
-    found = [p for p in here if (p / "jbn" / "__init__.py").is_file()] or sorted(
-        p for pattern in ("jbn-*.whl", "*/jbn/__init__.py") for p in Path.cwd().glob(pattern)
-    )
-    if not found:
-        raise ImportError(f"Expected jbn's wheel, or a clone of jbn, in {Path.cwd()}.")
-    source = found[0].parents[1] if found[0].name == "__init__.py" else found[0]
+    REPOSITORY = ""  # The address of jbn's repository. If it is empty here, fill it in on Colab.
+    places = [p / "jbn" / "__init__.py" for p in (Path.cwd(), *Path.cwd().parents)]
+    places += [*Path.cwd().glob("*/jbn/__init__.py"), *Path.cwd().glob("jbn-*.whl")]
+    nearby = [p.parents[1] if p.name == "__init__.py" else p for p in places if p.is_file()]
+    if not (REPOSITORY or nearby):
+        raise ImportError('Expected jbn, got none. Set REPOSITORY = "https://..." to its address.')
+    source = f"jbn[flax,export] @ git+{REPOSITORY}" if REPOSITORY else f"{nearby[0]}[flax,export]"
+    print(f"installing {source}")
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, f"{source}[flax]", "matplotlib", "scikit-learn"], check=True)
+    subprocess.run([*pip, source, "ipywidgets", "matplotlib", "scikit-learn"], check=True)
 
 # %%
 import functools

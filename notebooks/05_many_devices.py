@@ -1,0 +1,314 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Do eight devices give the numbers of one?
+#
+# Each device sees its part of the batch. If it normalizes by that part alone, the result depends on
+# how many devices there are and on who got which example. Here eight virtual devices of one CPU
+# share the 1,797 small digits inside scikit-learn, sorted by class: the worst case, in which no
+# device sees what the others see.
+
+# %%
+# Where jbn is not installed, as on Colab: from its repository, or a wheel or clone of it nearby.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+if importlib.util.find_spec("jbn") is None:
+    REPOSITORY = ""  # The address of jbn's repository. If it is empty here, fill it in on Colab.
+    places = [p / "jbn" / "__init__.py" for p in (Path.cwd(), *Path.cwd().parents)]
+    places += [*Path.cwd().glob("*/jbn/__init__.py"), *Path.cwd().glob("jbn-*.whl")]
+    nearby = [p.parents[1] if p.name == "__init__.py" else p for p in places if p.is_file()]
+    if not (REPOSITORY or nearby):
+        raise ImportError('Expected jbn, got none. Set REPOSITORY = "https://..." to its address.')
+    source = f"jbn[flax,export] @ git+{REPOSITORY}" if REPOSITORY else f"{nearby[0]}[flax,export]"
+    print(f"installing {source}")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, source, "ipywidgets", "matplotlib", "scikit-learn"], check=True)
+
+# %%
+import functools
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from sklearn.datasets import load_digits
+
+import jbn
+
+jax.config.update("jax_num_cpu_devices", 8)  # Leave this out where there are real ones.
+DEVICES = jax.devices("cpu")[:8]
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=DEVICES)
+split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
+
+digits = load_digits()
+order = np.argsort(digits.target, kind="stable")[::7][:256]
+labels = jnp.asarray(digits.target[order])
+images = jnp.asarray(digits.data[order] / 16, jnp.float32)
+kernel = jax.random.normal(jax.random.key(0), (64, 16)) / 8
+x = images @ kernel  # 256 examples of 16 features.
+params, state = jbn.init(16)
+want_y, want_state = jbn.batch_norm(x, params, state, training=True)  # On one device.
+
+
+def error(got, want):
+    """Return the largest difference of two arrays."""
+    return float(np.abs(np.asarray(got) - np.asarray(want)).max())
+
+
+# %% [markdown]
+# ## `jit` over a sharded array: nothing to say
+#
+# The batch is one global array that lies on eight devices. `batch_norm` is called as on one device;
+# XLA adds the communication.
+
+# %%
+sharded = jax.device_put(x, split)
+y, new = jax.jit(lambda x: jbn.batch_norm(x, params, state, training=True))(sharded)
+print(
+    len(sharded.sharding.device_set), "devices, each with", sharded.addressable_shards[0].data.shape
+)
+by_jit = error(y, want_y), error(new.var, want_state.var)
+print("y and state are those of one device, to 1e-5:", max(by_jit) < 1e-5)
+
+# %% [markdown]
+# ## `shard_map`: name the axis
+#
+# In `shard_map` the function sees one device's part, so the statistics of the whole need the name
+# of the axis that the parts lie along. The new state is the same on every device:
+# `out_specs=P()`.
+
+
+# %%
+def forward(x, axis_name):
+    return jbn.batch_norm(x, params, state, training=True, axis_name=axis_name)
+
+
+def on_devices(function, out_specs):
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=out_specs))
+
+
+named = functools.partial(forward, axis_name="data")
+y, new = on_devices(named, (P("data"), P()))(sharded)
+by_name = error(y, want_y), error(new.var, want_state.var)
+print("y and state are those of one device, to 1e-5:", max(by_name) < 1e-5)
+
+
+def alone(x):
+    y, new = forward(x, axis_name=None)
+    return y, jax.tree.map(lambda leaf: leaf[None], new)  # Each device's own, stacked.
+
+
+y, local = on_devices(alone, P("data"))(sharded)
+without_name = error(y, want_y)
+print(f"without the name y is off by {without_name:.1f}")
+
+# %% [markdown]
+# ## Unequal parts
+#
+# 201 examples on eight devices: six have 32, one has 9, one has none. The padding, NaN here, is
+# masked. `jbn` pools moments by count; the mean of the devices' means would weigh nine examples
+# like 32, and cannot even be written down for the device without any.
+
+# %%
+COUNT = 201
+is_there = np.arange(256)[:, None] < COUNT
+mask = jax.device_put(is_there, split)
+padded = jax.device_put(np.where(is_there, x, np.nan), split)
+
+
+def masked(x, mask):
+    own = jbn.moments(x, mask=mask)  # This device's part alone.
+    y, new = jbn.batch_norm(x, params, state, training=True, mask=mask, axis_name="data")
+    return y, new, jax.tree.map(lambda leaf: leaf[None], own)
+
+
+y, new, parts = on_devices(masked, (P("data"), P(), P("data")))(padded, mask)
+few_y, few_state = jbn.batch_norm(x[:COUNT], params, state, training=True)
+by_count = error(y[:COUNT], few_y), error(new.var, few_state.var)
+print("examples by device:", np.asarray(parts.count[:, 0], int))
+print("y and state are those of the 201 on one device, to 1e-5:", max(by_count) < 1e-5)
+
+own_mean, own_var = np.asarray(parts.mean[:7]), np.asarray(parts.var[:7])
+exact_mean, exact_var = np.asarray(x[:COUNT]).mean(0), np.asarray(x[:COUNT]).var(0)
+pooled = jbn.merge_moments(*(jbn.Moments(*rows) for rows in zip(*parts, strict=True)))
+
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+axes[0].plot(own_mean[:, :3], "o", label=[f"feature {i}" for i in range(3)])
+axes[0].set(xlabel="device", title="means of the devices, by class far apart")
+axes[0].legend()
+axes[1].plot(exact_var, own_var.mean(0), "x", label="mean of the variances")
+axes[1].plot(exact_var, pooled.var, "o", mfc="none", label="pooled, jbn")
+axes[1].axline((0, 0), slope=1, color="gray", linewidth=1)
+axes[1].set(xlabel="variance of all examples", title="what devices put together")
+axes[1].legend()
+plt.show()
+share = float(np.mean(own_var.mean(0) / exact_var))
+print(f"the mean of the variances is {share:.0%} of the variance: it lacks that between devices")
+
+# %% [markdown]
+# ## Local statistics, synchronized at the end
+#
+# Where each device has enough examples, it may normalize by its own part, without any
+# communication. The running statistics then go eight ways, and `jbn.synchronize` puts them
+# together before evaluation: means, variances within and between. It takes how much each device
+# counts from the state, the batches absorbed, or as an argument.
+
+
+# %%
+def train_locally(x):
+    moments = jbn.moments(x)
+    return jax.tree.map(
+        lambda leaf: leaf[None], jbn.update(state, moments, momentum=jbn.cumulative, unbiased=False)
+    )
+
+
+def together(states):
+    own = jax.tree.map(lambda leaf: leaf[0], states)
+    return jbn.synchronize(own, axis_name="data")
+
+
+local = on_devices(train_locally, P("data"))(sharded)
+merged = on_devices(together, P())(local)
+agreed = jbn.is_synchronized(local, stacked=True), jbn.is_synchronized(merged)
+after = error(merged.mean, x.mean(0)), error(merged.var, x.var(0))
+print("synchronized before and after:", *agreed)
+print("mean and variance are those of all 256 examples, to 1e-5:", max(after) < 1e-5)
+
+# %% [markdown]
+# ## Training steps
+#
+# A layer, a batch norm and a classifier, 30 steps, on one device and on eight. Each device takes
+# the gradient of its share of the loss; one `pmean` makes it that of the whole. Parameters and
+# state stay those of one device.
+
+# %%
+start = {
+    "kernel": kernel,
+    "bn": params,
+    "output": jax.random.normal(jax.random.key(1), (16, 10)) / 4,
+}
+
+
+def step(carry, batch, axis_name=None):
+    params, state = carry
+    x, labels = batch
+
+    def loss(params):
+        y, new = jbn.batch_norm(
+            x @ params["kernel"], params["bn"], state, training=True, axis_name=axis_name
+        )
+        logits = jax.nn.relu(y) @ params["output"]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), new
+
+    # A device's own copy: of replicated ones JAX sums every gradient.
+    own = params if axis_name is None else jax.lax.pcast(params, axis_name, to="varying")
+    (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(own)
+    if axis_name is not None:
+        value, gradient = jax.lax.pmean((value, gradient), axis_name)
+    return (jax.tree.map(lambda p, g: p - 0.5 * g, params, gradient), new), value
+
+
+def train(step, batch):
+    return jax.lax.scan(lambda carry, _: step(carry, batch), (start, state), None, length=30)
+
+
+(one_params, one_state), one_losses = jax.jit(functools.partial(train, step))((images, labels))
+(all_params, all_state), all_losses = on_devices(
+    functools.partial(train, functools.partial(step, axis_name="data")), P()
+)(jax.device_put((images, labels), split))
+by_training = max(
+    error(a, b)
+    for a, b in zip(
+        jax.tree.leaves((all_params, all_state)),
+        jax.tree.leaves((one_params, one_state)),
+        strict=True,
+    )
+)
+print(f"loss {one_losses[0]:.2f} -> {one_losses[-1]:.2f} on one, {all_losses[-1]:.2f} on eight")
+print("parameters and statistics are the same, to 1e-4:", by_training < 1e-4)
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. With `check_vma=False`, JAX does not check what `out_specs=P()` says. Forget `axis_name` there:
+#    what comes back as the running mean? Who notices?
+# 2. Between local and global: let devices 0 to 3 share statistics, and 4 to 7. A mesh of two axes
+#    does it, without another argument. Which calls on one device give the same numbers?
+#
+# ## Answers
+#
+# <details>
+# <summary>Open</summary>
+#
+# 1. The copy of the first device is read as if it were everyone's, and no error is raised. The
+#    copies differ, and `jbn.is_synchronized` compares them.
+# 2. Name the axis of four. The first half of the batch alone gives the y of devices 0 to 3, the
+#    second half that of 4 to 7.
+#
+# </details>
+
+# %%
+forgotten = jax.jit(
+    jax.shard_map(
+        lambda x: forward(x, axis_name=None)[1],
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P(),
+        check_vma=False,
+    )
+)(sharded)
+noticed = not jbn.is_synchronized(forgotten)
+first_mean = 0.01 * x[:32].mean(0)  # Momentum .99, from 0.
+of_first = error(forgotten.mean, first_mean)
+print("copies differ:", noticed)
+print("what is read is the first device's mean, to 1e-6:", of_first < 1e-6)
+
+grid = jax.make_mesh(
+    (2, 4), ("group", "member"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=DEVICES
+)
+parts_of_grid = P(("group", "member"))
+by_group = jax.jit(
+    jax.shard_map(
+        lambda x: forward(x, axis_name="member")[0],
+        mesh=grid,
+        in_specs=parts_of_grid,
+        out_specs=parts_of_grid,
+    )
+)(x)
+halves = jnp.concatenate([forward(half, axis_name=None)[0] for half in jnp.split(x, 2)])
+of_groups = error(by_group, halves)
+print("two groups give the y of two halves, to 1e-5:", of_groups < 1e-5)
+
+# %% [markdown]
+# ## Answer
+#
+# Yes, if the function knows of the others: in `jit` over sharded arrays by itself, in `shard_map`
+# by `axis_name`. More, with groups, hosts and a table of errors, is in docs/devices.md.
+
+# %%
+assert len(DEVICES) == 8
+assert max(*by_jit, *by_name, *by_count) < 1e-5
+assert without_name > 1
+assert share < 0.8
+assert error(pooled.var, exact_var) < 1e-5
+assert agreed == (False, True)
+assert max(after) < 1e-5
+assert one_losses[-1] < 0.6 * one_losses[0]
+assert by_training < 1e-4
+assert noticed
+assert of_first < 1e-6
+assert of_groups < 1e-5
