@@ -225,7 +225,8 @@ def test_too_many_that_cannot_be_read_are_an_error(damaged, tmp_path):
         WrongData, match=rf"most 2 unreadable images, got 3, listed in {log}, the l"
     ):
         take(train_batches(source, batch_size=4, log=log, limit=2, **OPTIONS), 12)
-    with pytest.raises(WrongData, match=r"most 0 .* got 1, the last one train/\w+/\d.JPEG: \w+"):
+    # Threads that read at once may each meet one.
+    with pytest.raises(WrongData, match=r"most 0 .* got [123], the last one train/\w+/\d.JPEG"):
         take(train_batches(source, batch_size=4, limit=0, **OPTIONS), 12)
 
 
