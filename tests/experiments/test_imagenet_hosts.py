@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 from host_processes import free_port, processes, told, wait_all
 from imagenet_folders import make_folder
@@ -25,6 +26,9 @@ def test_two_hosts_have_the_numbers_of_one(tmp_path, capsys):
     images = make_folder(tmp_path / "images")
     (images / "train" / "ant" / "bad.JPEG").write_bytes(b"no JPEG")
     port = free_port()
+    assert (
+        len(jax.devices()) == 8
+    )  # Before the command asks for four, and all later tests get them.
 
     def arguments(i):
         shared = ["--data-dir", str(images), "--runs", str(tmp_path / "two")]
