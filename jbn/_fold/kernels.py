@@ -117,7 +117,7 @@ def own_arithmetic(layer: Any) -> str | None:
         while isinstance(function, functools.partial):
             function = function.func
         module = getattr(function, "__module__", None) or ""
-        is_own = function is not None and module.split(".")[0] not in ("jax", "flax")
+        is_own = function is not None and module.split(".")[0] not in ("jax", "flax", "jbn")
         if is_own or getattr(layer, f"{name}_cls", None) is not None:
             return f"has a {name} of its own, which may do more. Fold the model without it."
     return None

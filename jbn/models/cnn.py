@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jbn._dtypes import wide_dtype
 from jbn.models.attributes import check_shared, check_sizes
+from jbn.models.pooling import max_pool
 from jbn.models.units import (
     Activation,
     Initializer,
@@ -91,7 +92,7 @@ class CNN(nn.Module):
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
                 )
-            x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+            x = max_pool(x, (2, 2), (2, 2), "SAME")
         x = jnp.mean(x, (1, 2), dtype=wide_dtype(x.dtype))
         return logits(
             x,

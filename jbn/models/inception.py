@@ -14,6 +14,8 @@ from jbn._arguments import check_flag, check_size
 from jbn._dtypes import wide_dtype
 from jbn._inputs import describe
 from jbn.models.attributes import check_choice, check_share, check_shared
+from jbn.models.convolution import Conv
+from jbn.models.pooling import avg_pool, max_pool
 from jbn.models.units import (
     Activation,
     Initializer,
@@ -204,7 +206,7 @@ class InceptionNet(nn.Module):
             x: Array, features: int, size: int, name: str, stride: int = 1, norm: Norm = self.norm
         ) -> Array:
             layer = functools.partial(
-                nn.Conv,
+                Conv,
                 features // self.width,
                 (size, size),
                 (stride, stride),
@@ -251,10 +253,10 @@ class InceptionNet(nn.Module):
                 x = conv(x, 64, 1, "stem")
             else:
                 x = conv(x, 64, 7, "stem", stride=2)
-            x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
+            x = max_pool(x, (3, 3), (2, 2), "SAME")
             x = lrn(x)
             x = lrn(conv(conv(x, 64, 1, "reduce"), 192, 3, "conv"))
-            x = nn.max_pool(x, (3, 3), (2, 2), padding="SAME")
+            x = max_pool(x, (3, 3), (2, 2), "SAME")
 
         for block in self.blocks:
             name, stride, norm = f"block_{block.name}", block.stride, self.norm
@@ -266,8 +268,8 @@ class InceptionNet(nn.Module):
             h = conv(x, block.reduce_double, 1, f"{name}_reduce_double", norm=norm)
             h = conv(h, block.double, 3, f"{name}_double_0", norm=norm)
             paths.append(conv(h, block.double, 3, f"{name}_double_1", stride, norm))
-            pool = nn.max_pool if block.pool == "max" else avg_pool
-            h = pool(x, (3, 3), (stride, stride), padding="SAME")
+            pool = max_pool if block.pool == "max" else avg_pool
+            h = pool(x, (3, 3), (stride, stride), "SAME")
             if block.projection:
                 h = conv(h, block.projection, 1, f"{name}_pool", norm=norm)
             # A name that a policy of `jax.checkpoint` can keep: what leaves a block.
@@ -302,11 +304,6 @@ def local_response_norm(
     wide = x.astype(wide_dtype(x.dtype))
     squares = lax.reduce_window(wide * wide, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")
     return (wide * (bias + alpha * squares) ** -beta).astype(x.dtype)
-
-
-def avg_pool(x: Float[Array, "N H W C"], *args: Any, **kwargs: Any) -> Float[Array, "N H2 W2 C"]:
-    """Apply `nn.avg_pool`, whose sum over a window is in x's dtype, in float32 at least."""
-    return nn.avg_pool(x.astype(wide_dtype(x.dtype)), *args, **kwargs).astype(x.dtype)
 
 
 class Inception(InceptionNet):

@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float
 from jbn._arguments import check_flag
 from jbn._dtypes import wide_dtype
 from jbn.models.attributes import check_choice, check_function, check_shared, check_sizes
+from jbn.models.convolution import Conv
+from jbn.models.pooling import max_pool
 from jbn.models.units import (
     Activation,
     Initializer,
@@ -137,7 +139,7 @@ class ResNet(nn.Module):
         ) -> Array:
             padding = self.stem_padding if name == "stem" else self.padding
             layer = functools.partial(
-                nn.Conv,
+                Conv,
                 features,
                 (size, size),
                 (stride, stride),
@@ -164,7 +166,7 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = conv(x, self.widths[0], 7, "stem", stride=2)
             padding = ((1, 1), (1, 1)) if self.padding == "symmetric" else "SAME"
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=padding)
+            x = max_pool(x, (3, 3), (2, 2), padding)
         else:
             x = conv(x, self.widths[0], 3, "stem")
         for stage, (count, width) in enumerate(zip(self.blocks, self.widths, strict=True)):

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jbn.models.pooling import max_pool
 from jbn.models.units import Norm, unit
 
 
@@ -54,5 +55,5 @@ class SmallCNN(nn.Module):
                     norm_name=f"norm_{stage}_{i}",
                     activation=self.activation,
                 )
-            x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+            x = max_pool(x, (2, 2), (2, 2), "SAME")
         return nn.Dense(10, kernel_init=nn.initializers.he_normal(), name="output")(x.mean((1, 2)))
