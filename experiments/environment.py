@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("jbn", "jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "scikit-learn")
+import jbn
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "scikit-learn")
 
 
 def describe() -> dict[str, Any]:
     """Describe what this process runs on: versions, device, machine, commit of the code."""
-    versions = {"python": platform.python_version()}
+    # Not from the metadata: what was installed in place keeps those of the day it was.
+    versions = {"python": platform.python_version(), "jbn": jbn.__version__}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -78,7 +78,8 @@ def prepare_shards(arguments: list[str]) -> int:
       OSError: as of a full disk; what was finished is kept.
     """
     from experiments.plotting import counted  # Slow to import.
-    from experiments.studies.imagenet.data.prepare import UNREADABLE, prepare
+    from experiments.studies.imagenet.data.prepare import prepare
+    from experiments.studies.imagenet.data.unreadable import LOG
 
     how = parse_arguments(PrepareOptions, arguments, command="imagenet")
     index = prepare(
@@ -89,7 +90,7 @@ def prepare_shards(arguments: list[str]) -> int:
         for what, of in zip(("train on", "validate by"), index["splits"].values(), strict=True)
     )
     print(f"{len(index['classes']):,} classes, images: {counts}")
-    log = how.prepare / UNREADABLE
+    log = how.prepare / LOG
     if log.exists():
         unreadable = len(log.read_text(encoding="utf-8").splitlines())
         print(f"could not be read and left out: {counted(unreadable, 'image')}, named in {log}")

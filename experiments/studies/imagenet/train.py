@@ -23,6 +23,7 @@ from experiments.run_dir import Run
 from experiments.studies.imagenet import network as networks
 from experiments.studies.imagenet.config import Config
 from experiments.studies.imagenet.data.image_source import ImageSource
+from experiments.studies.imagenet.data.unreadable import LOG
 from experiments.studies.imagenet.evaluate import Evaluator, train_batches
 from experiments.studies.imagenet.stream import Stream
 from experiments.studies.imagenet.variants import Variant
@@ -33,7 +34,6 @@ from experiments.training.networks import Network
 from experiments.training.progress import Progress
 from experiments.training.signals import Stopped
 
-UNREADABLE = "unreadable.jsonl"  # The images that could not be read.
 AT_ONCE = 1e-3  # Seconds in which a loss is read that was there already.
 LISTEN_EVERY = 10  # Steps after which hosts tell each other of signals: it is a collective.
 
@@ -77,7 +77,7 @@ def train(
     network = networks.init(model, optimizer, sampling.keys([seed], "weights")[0], config.size)
     evaluator = Evaluator(config, model, data.validation, mesh)
     with contextlib.ExitStack() as stack:
-        log = run.path / UNREADABLE if run else None
+        log = run.path / LOG if run else None
         batches = stack.enter_context(
             train_batches(config, variant, data.train, seed=seed, devices=mesh.size, log=log)
         )

@@ -27,14 +27,13 @@ from experiments.studies.imagenet.data.crops import open_image, to_rgb
 from experiments.studies.imagenet.data.folder import Listing, Split, list_images
 from experiments.studies.imagenet.data.image_source import even_shards
 from experiments.studies.imagenet.data.shards import INDEX, VERSION, encode_record, sha256_of
-from experiments.studies.imagenet.data.unreadable import UnreadableImages
+from experiments.studies.imagenet.data.unreadable import LOG, UnreadableImages
 from experiments.tasks.data import WrongData
 
 # Of a shard: half a gigabyte of ImageNet, 257 files to train on. All are open at once, and many
 # systems allow a process 1,024.
 EXAMPLES = 5_000
 SPLITS: tuple[Split, ...] = ("train", "validation")
-UNREADABLE = "unreadable.jsonl"
 OPTIONS = "group_size:1,uncompressed"  # Each record by itself; images are compressed already.
 
 
@@ -83,7 +82,7 @@ def prepare(
     classes = listings["train"].classes
     output.mkdir(parents=True, exist_ok=True)
     with _hold(output):
-        log = output / UNREADABLE
+        log = output / LOG
         log.unlink(missing_ok=True)  # What was mended since is not counted.
         unreadable = UnreadableImages(log, limit)
         tasks = _plan(folder, output, listings, shards)

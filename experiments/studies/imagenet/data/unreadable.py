@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.run_dir import read_row
 from experiments.tasks.data import WrongData
 
+LOG = "unreadable.jsonl"  # Its name in the folder of a run, or of shards.
 _THREADS = threading.Lock()  # A lock on a file is between processes.
 
 
