@@ -71,7 +71,8 @@ def fold_model(
       bias. They fit the model built without norms and with biases (such as `MLP(norm=None)`). With
       `keep_norms`, of the same structure; the shift of a layer without bias is then in the mean of
       the batch norm after it.
-      nnx: a model whose folded batch norms are `Identity` layers, ready to be called.
+      nnx: a model whose folded batch norms are `Identity` layers, ready to be called. What asks
+      for the type of a norm finds another: take `keep_norms` for it.
 
     Raises:
       ValueError: names every batch norm that cannot be folded, and why: an activation, another

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 _PREFIX = "jbn.fold_model"
+_JIT = ("jit", "pjit")
 _RESHAPES = ("reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "name")
 
 
@@ -73,7 +74,7 @@ class _Equations:
         call = next(self.calls)
         for equation in jaxpr.eqns:
             name = equation.primitive.name
-            if name in ("jit", "pjit"):
+            if name in _JIT:
                 inner = equation.params["jaxpr"].jaxpr
                 inside = self.read(inner)
                 for variable, atom in zip(inner.invars, equation.invars, strict=True):
@@ -225,9 +226,14 @@ def _number(equation: Any, kind: str) -> int | None:
 def dependencies(jaxpr: Any) -> set[int]:
     """Return the indices of the inputs that a jaxpr's outputs depend on.
 
-    An equation's outputs depend on all of its inputs, also where it holds another jaxpr: that may
-    find a use where there is none, never the reverse.
+    An equation's outputs depend on all of its inputs, also where it holds another jaxpr, but for
+    `jax.jit`: that may find a use where there is none, never the reverse.
     """
+    return set().union(*_dependencies_of_each(jaxpr))
+
+
+def _dependencies_of_each(jaxpr: Any) -> list[set[int]]:
+    """Return what each output depends on."""
     depends: dict[Any, set[int]] = {var: {i} for i, var in enumerate(jaxpr.invars)}
 
     def of(variables: Sequence[Any]) -> set[int]:
@@ -236,7 +242,11 @@ def dependencies(jaxpr: Any) -> set[int]:
         return set().union(*known)
 
     for equation in jaxpr.eqns:
-        found = of(equation.invars)
-        for var in equation.outvars:
-            depends[var] = found
-    return of(jaxpr.outvars)
+        if equation.primitive.name in _JIT:
+            # `nnx.jit` returns all variables of a model as they came.
+            inside = _dependencies_of_each(equation.params["jaxpr"].jaxpr)
+            found = [of([equation.invars[i] for i in inputs]) for inputs in inside]
+        else:
+            found = [of(equation.invars)] * len(equation.outvars)
+        depends.update(zip(equation.outvars, found, strict=True))
+    return [of([var]) for var in jaxpr.outvars]

@@ -13,6 +13,7 @@ from folding import Net, mlp, trained, values
 
 import jbn
 import jbn.linen
+import jbn.nnx
 from jbn.models import MLP
 
 # As in test_fold: products move into the kernels, relative to the size of the output.
@@ -233,3 +234,27 @@ def test_restored_variables():
     want = jbn.fold_model(model, x, variables=variables, training=False)
     got = jbn.fold_model(model, x, variables=restored, training=False)
     chex.assert_trees_all_equal(got, want)
+
+
+class Jitted(nnx.Module):
+    """A model that compiles a part of itself."""
+
+    def __init__(self, rngs, *, reads_kernel=False):
+        self.dense = nnx.Linear(5, 4, rngs=rngs)
+        self.norm = jbn.nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+        self.reads_kernel = reads_kernel
+
+    def __call__(self, x):
+        y = nnx.jit(lambda model, x: model.norm(model.dense(x)))(self, x)
+        if self.reads_kernel:
+            y += nnx.jit(lambda model: model.dense.kernel.sum())(self)
+        return y
+
+
+def test_nnx_model_that_compiles_a_part_of_itself():
+    """nnx.jit returns all variables as they came: to return one is not to use it."""
+    model, x = Jitted(nnx.Rngs(0)), values((3, 5))
+    nnx.update(model, trained(nnx.state(model)))
+    assert_folded(jbn.fold_model(model, x)(x), model(x))
+    with pytest.raises(ValueError, match="norm: the kernel of dense is used elsewhere"):
+        jbn.fold_model(Jitted(nnx.Rngs(0), reads_kernel=True), x)
