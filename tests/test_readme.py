@@ -61,9 +61,11 @@ def test_accuracies_beside_the_figure_are_those_that_were_measured():
         assert quoted[row] == [f"{measured[f'accuracy_{name}_{n}']:.3f}"[1:] for n in steps]
 
 
-def test_norms_side_by_side_are_those_that_were_measured():
+@pytest.mark.parametrize("page", [RESULTS / "compare.md", README], ids=lambda page: page.name)
+def test_norms_side_by_side_are_those_that_were_measured(page):
     measured = metrics("ledger/compare")
-    header, *norms = rows(RESULTS / "compare.md")
+    header, *norms = (cells for cells in rows(page) if len(cells) == 7)
+    assert len(norms) == 9
     columns = [
         f"{model}_{{}}_{size}" for model in ("mlp", "cnn", "resnet20") for size in ("8", "128")
     ]

@@ -32,5 +32,5 @@ Expected: at batches of 128 BN ends above no norm and needs fewer steps; at batc
 is as good as BN; layer and weight norm are worse in the CNNs; bfloat16 changes nothing.
 
 Time: smoke takes half a minute, most of it to compile; that of quick, measured, is in
-docs/results/LEDGER.md. `paper` is for an accelerator: 30 epochs of the usual widths.
+docs/results/LEDGER.md. `full` is for an accelerator: 30 epochs of the usual widths.
 """
