@@ -98,39 +98,54 @@ for name, counts in parameters.items():
 # ## Training
 #
 # Plain SGD, batches of 32, 60 steps, two seeds. The rate is traced, so that a network and norm is
-# compiled once for all rates.
+# compiled once for all rates. The loop is Python's: within `lax.scan`, XLA convolves on one core.
 
 
 # %%
-@functools.partial(jax.jit, static_argnames=("network", "norm"))
-def train(rate, seed, *, network, norm):
-    """Return test accuracies every 5 steps."""
-    model = NETWORKS[network](norm=NORMS[norm])
-    shape = (-1, 64) if network == "MLP" else (-1, 8, 8, 1)
-    x, x_test = train_x.reshape(shape), test_x.reshape(shape)
-    of_init, of_rows = jax.random.split(jax.random.key(seed))
-    variables = {"batch_stats": {}, **model.init(of_init, x[:2], training=False)}
-    variables = {name: variables[name] for name in ("params", "batch_stats")}
-    rows = jax.random.randint(of_rows, (EVALUATIONS, EVERY, BATCH), 0, 1400)
+def shaped(x, network):
+    return x.reshape(len(x), -1) if network == "MLP" else x
 
-    def loss(params, variables, rows):
+
+@functools.partial(jax.jit, static_argnames=("network", "norm"))
+def init(seed, *, network, norm):
+    model = NETWORKS[network](norm=NORMS[norm])
+    return model.init(jax.random.key(seed), shaped(images[:2], network), training=False)
+
+
+@functools.partial(jax.jit, static_argnames=("network", "norm"))
+def advance(variables, rows, rate, *, network, norm):
+    """Take a step."""
+    model, x = NETWORKS[network](norm=NORMS[norm]), shaped(train_x[rows], network)
+
+    def loss(params):
         logits, new = model.apply(
-            {**variables, "params": params}, x[rows], training=True, mutable=["batch_stats"]
+            {**variables, "params": params}, x, training=True, mutable=["batch_stats"]
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, train_y[rows])
         return jnp.mean(losses), new
 
-    def step(variables, rows):
-        gradient, new = jax.grad(loss, has_aux=True)(variables["params"], variables, rows)
-        params = jax.tree.map(lambda p, g: p - rate * g, variables["params"], gradient)
-        return {**variables, **new, "params": params}, None
+    gradient, new = jax.grad(loss, has_aux=True)(variables["params"])
+    params = jax.tree.map(lambda p, g: p - rate * g, variables["params"], gradient)
+    return {**variables, **new, "params": params}
 
-    def some_steps(variables, rows):
-        variables, _ = jax.lax.scan(step, variables, rows)
-        logits = model.apply(variables, x_test, training=False)
-        return variables, jnp.mean(logits.argmax(-1) == test_y)
 
-    return jax.lax.scan(some_steps, variables, rows)[1]
+@functools.partial(jax.jit, static_argnames=("network", "norm"))
+def test_accuracy(variables, *, network, norm):
+    logits = NETWORKS[network](norm=NORMS[norm]).apply(
+        variables, shaped(test_x, network), training=False
+    )
+    return jnp.mean(logits.argmax(-1) == test_y)
+
+
+def train(rate, seed, **which):
+    """Return test accuracies every 5 steps."""
+    variables, found = init(seed, **which), []
+    rows = np.random.default_rng(seed).integers(1400, size=(EVALUATIONS * EVERY, BATCH))
+    for step, batch in enumerate(rows, 1):
+        variables = advance(variables, batch, rate, **which)
+        if step % EVERY == 0:
+            found.append(test_accuracy(variables, **which))
+    return np.array(found)
 
 
 rates = (0.1,) if QUICK else (0.1, 1.0)

@@ -212,7 +212,7 @@ axes.bar(place + 0.2, std, 0.4, hatch="//", label="deviation, in factors of 2")
 axes.plot(place, noise, "k_", markersize=24, label="noise of one batch")
 axes.set_xticks(place, [name.removesuffix("_norm").replace("_0_", "_0\n") for name in gaps])
 axes.set(title="The file's statistics against the truth, worst feature of each layer")
-axes.legend()
+figure.legend(loc="outside lower center", ncols=3)
 plt.show()
 
 # %% [markdown]
