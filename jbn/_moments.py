@@ -94,6 +94,7 @@ def merge_moments(*parts: Moments | WeightedMoments) -> Moments | WeightedMoment
       Moments of that shape; 0, 0 and count 0 where no part has any weight.
 
     Raises:
+      TypeError: a part that is no Moments, such as a list of them.
       ValueError: no parts, or shapes that differ.
 
     Example:

@@ -249,7 +249,8 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
       `(K, ...)`, float32 at least.
 
     Raises:
-      ValueError: window not a positive int; no values.
+      TypeError: window not an int.
+      ValueError: window not positive; no values.
 
     Example:
       >>> import jbn

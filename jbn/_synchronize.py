@@ -53,8 +53,9 @@ def synchronize(
       `shard_map` where there are no groups. Its count is the largest of the devices'.
 
     Raises:
-      TypeError: no statistics in `state`.
-      ValueError: name not bound; groups that do not partition the axis; counts that do not fit.
+      TypeError: no statistics in `state`; boolean counts.
+      ValueError: no name, or one that is not bound; groups that do not partition the axis; counts
+        that do not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp, jbn
@@ -115,7 +116,9 @@ def is_synchronized(
       inside, a boolean array, the same on every device; outside, a bool.
 
     Raises:
-      ValueError: name not bound; groups that do not partition the axis.
+      TypeError: no arrays in `state`.
+      ValueError: name not bound; groups that do not partition the axis; a traced state without
+        `axis_name`; with `stacked`, an array without a leading axis.
 
     Example:
       >>> import jax.numpy as jnp, jbn
