@@ -57,11 +57,12 @@ def normalize_with_example(
 
     Returns:
       y, of x's shape and dtype; computed in float32 at least. Examples affect each
-      other by rounding alone. Differentiable by everything, weight included.
+      other by rounding alone. Differentiable by everything, weight included. An x without values
+      is returned unchanged.
 
     Raises:
-      TypeError, ValueError: as `normalize`; the first axis a feature axis; no values; a
-        weight known at trace time outside [0, 1].
+      TypeError, ValueError: as `normalize`; the first axis a feature axis; a weight known at trace
+        time outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp, jbn
