@@ -52,8 +52,9 @@ LAYERS, WIDTH, BATCH = 20, 100, 256
 # %% [markdown]
 # ## The gradient, layer by layer
 #
-# Of the loss by the sums Wu of each layer, at Xavier's weights times a scale; between layers of
-# equal width He's weights are the square root of two times Xavier's.
+# The gradient of the loss with respect to the pre-activations Wu of each layer. The weights are
+# Xavier's times a scale; between layers of equal width, He's are Xavier's times the square root of
+# two.
 
 
 # %%

@@ -216,8 +216,9 @@ print(
 # %% [markdown]
 # ## Answer
 #
-# The statistics, and nothing else. Population statistics are right from the first step on; in
-# inference they make each answer its own; folded they cost nothing.
+# The statistics change, and nothing else. Population statistics are right from the first step on.
+# With them each answer depends on its own image alone, and once they are folded into the layer before,
+# they cost nothing.
 
 # %%
 assert population[0] > exponential[0] + 0.2

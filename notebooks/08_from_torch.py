@@ -272,10 +272,10 @@ of_return = difference_from_torch(returned, want)
 # <details>
 # <summary>Open</summary>
 #
-# 1. That of the unmended network: folding keeps what evaluation computes, mistakes and all. There
-#    are no statistics left to take anew. So fold last.
-# 2. One already has most of it: convolutions have 64 x 64 values per feature in such a batch. Its
-#    error falls with the root of the number of batches, and soon is below what an argmax sees.
+# 1. That of the network before it was mended: folding keeps what evaluation computes, mistakes
+#    included, and leaves no statistics to estimate again. So fold last.
+# 2. One batch is nearly enough: in it a convolution has 64 x 64 values per feature. The error falls
+#    with the root of the number of batches, and is soon too small to change an answer.
 #
 # </details>
 
@@ -293,8 +293,8 @@ print("test accuracy by batches:", {n: round(value, 3) for n, value in by_batche
 # %% [markdown]
 # ## Answer
 #
-# Its weights are; its statistics were not, which `train_eval_gap` shows for every layer. It
-# leaves as a program without normalization, or as the state_dict that it came as.
+# Its weights are healthy; its statistics were not, which `train_eval_gap` shows for every layer. It
+# leaves as a program without normalization, or as a state_dict like the one it came as.
 
 # %%
 assert losses[-1] < 0.3 * losses[0]
