@@ -300,6 +300,8 @@ def test_a_smoke_run_resumes_where_a_network_was_finished(tmp_path, capsys):
         (["--preset", "smoke", "--data-dir", "x"], "Expected no --data-dir"),
         (["--parallel", "pmap", "--preset", "smoke"], "--parallel with one of shard_map, jit"),
         (["--preset", "smoke", "--batch-size", "5000"], "5,000 images"),
+        (["--width", "33"], "Expected `width` in [1, 32], got 33"),
+        (["--per-activation", "True"], "`per_activation` of a variant with BN, got inception"),
     ],
 )
 def test_what_cannot_be_is_one_line(options, message, tmp_path, capsys):

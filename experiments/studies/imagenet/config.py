@@ -116,6 +116,7 @@ class Config:
             self,
             batch_size="[2, inf)",
             blocks="[1, 10]",
+            width="[1, 32]",  # The first block has a layer of 32 features.
             seed="[0, inf)",
             momentum="[0, 1)",
             rate_left="(0, 1]",
@@ -141,6 +142,13 @@ class Config:
             raise ValueError(
                 "Expected `statistics` of device, global or a number of devices, got "
                 f"{self.statistics!r}."
+            )
+
+        lacking = [name for name, of in self.variants().items() if not of.norm]
+        if self.per_activation and lacking:
+            raise ValueError(
+                f"Expected `per_activation` of a variant with BN, got {lacking[0]}. Pass another "
+                "--variant, or leave --per-activation out."
             )
 
     def reads_files(self) -> bool:
