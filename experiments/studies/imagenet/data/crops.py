@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG")
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # What 8 bits of RGB can be made of.
+THINNEST = 100  # A longer image, its shorter side made 352 pixels, may not fit into memory.
 ATTEMPTS = 10  # To draw a window that fits.
 ENHANCEMENTS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, in less time. It is, where what
@@ -62,6 +63,11 @@ def open_image(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Image.Image:
         raise ValueError(f"expected a {' or '.join(FORMATS)} file, got {begin}") from None
     if opened.mode not in MODES:
         raise ValueError(f"expected 8 bits of gray or color, got Pillow's mode {opened.mode}")
+    if max(opened.size) > THINNEST * min(opened.size):
+        raise ValueError(
+            f"expected one side at most {THINNEST} times the other, got {opened.width}x"
+            f"{opened.height} pixels"
+        )
     return opened
 
 
