@@ -132,8 +132,10 @@ def test_a_full_disk_leaves_nothing_half_written(folder, tmp_path):
 
 
 def test_wrong_arguments_are_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="`shards` and `workers` of at least 1, got 0 and 1"):
+    with pytest.raises(ValueError, match=r"`shards` and `workers` of at least 1, .* 0, 1 and 100"):
         prepare(folder, tmp_path / "out", shards=0)
+    with pytest.raises(ValueError, match="`unreadable` of at least 0, got None, 1 and -1"):
+        prepare(folder, tmp_path / "out", limit=-1)
     with pytest.raises(FileNotFoundError, match="Expected a folder of images, got "):
         prepare(tmp_path / "none", tmp_path / "out")
     for output in (folder, folder / "out", tmp_path):
@@ -148,3 +150,14 @@ def test_one_process_at_a_time(folder, tmp_path):
     (tmp_path / "out").mkdir()
     with module._hold(tmp_path / "out"), pytest.raises(ValueError, match="a process is at work in"):
         prepare(folder, tmp_path / "out")
+
+
+def test_files_of_others_are_left_alone(folder, tmp_path):
+    other = tmp_path / "out" / "imagenet-train-00000-of-01024.json"
+    other.parent.mkdir()
+    other.write_text("{}")
+    with pytest.raises(ValueError, match=rf"new or empty output, got .*, which has {other.name}"):
+        prepare(folder, other.parent)
+    assert content(other.parent) == {other.name: b"{}"}
+    with pytest.raises(ValueError, match="Expected a folder as output, got the file"):
+        prepare(folder, other)

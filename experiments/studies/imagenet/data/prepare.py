@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterable
@@ -33,6 +34,10 @@ from experiments.tasks.data import WrongData
 # Of a shard: half a gigabyte of ImageNet, 257 files to train on. All are open at once, and many
 # systems allow a process 1,024.
 EXAMPLES = 5_000
+# What an interrupted call may have left.
+OWN = re.compile(
+    rf"lock|{LOG}|{INDEX}\.partial|(train|validation)-\d+-of-\d+\.(array_record|json)(\.partial)?"
+)
 SPLITS: tuple[Split, ...] = ("train", "validation")
 OPTIONS = "group_size:1,uncompressed"  # Each record by itself; images are compressed already.
 
@@ -77,7 +82,7 @@ def prepare(
         unreadable images; an `output` that is finished, or that another process is at.
       OSError: as of a full disk; finished shards stay, and nothing half-written.
     """
-    _check(folder, output, shards, workers)
+    _check(folder, output, shards, workers, limit)
     listings = {split: list_images(folder, split) for split in SPLITS}
     classes = listings["train"].classes
     output.mkdir(parents=True, exist_ok=True)
@@ -107,10 +112,11 @@ def prepare(
     return index
 
 
-def _check(folder: Path, output: Path, shards: int | None, workers: int) -> None:
-    if (shards is not None and shards < 1) or workers < 1:
+def _check(folder: Path, output: Path, shards: int | None, workers: int, limit: int) -> None:
+    if (shards is not None and shards < 1) or workers < 1 or limit < 0:
         raise ValueError(
-            f"Expected `shards` and `workers` of at least 1, got {shards} and {workers}."
+            "Expected `shards` and `workers` of at least 1, and `unreadable` of at least 0, got "
+            f"{shards}, {workers} and {limit}."
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected a folder of images, got {folder}, which is none.")
@@ -124,6 +130,14 @@ def _check(folder: Path, output: Path, shards: int | None, workers: int) -> None
         raise ValueError(
             f"Expected a new or empty output, got {output}, which has an {INDEX}: it is finished. "
             "Use it, or remove it to make it anew."
+        )
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"Expected a folder as output, got the file {output}. Take another name.")
+    others = sorted(path.name for path in output.glob("[!.]*") if not OWN.fullmatch(path.name))
+    if others:
+        raise ValueError(
+            f"Expected a new or empty output, got {output}, which has {others[0]}. Take another "
+            "one, such as a folder in it."
         )
 
 
