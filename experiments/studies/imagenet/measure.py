@@ -15,6 +15,7 @@ from experiments.studies.imagenet.data.image_source import ImageSource
 from experiments.studies.imagenet.data.source import check_enough, open_source
 from experiments.studies.imagenet.evaluate import population
 from experiments.studies.imagenet.figures import plot_accuracy
+from experiments.studies.imagenet.network import make_mesh
 from experiments.studies.imagenet.results import Trained
 from experiments.studies.imagenet.train import Data, train
 from experiments.studies.imagenet.variants import Variant
@@ -22,7 +23,7 @@ from experiments.study import Study
 from experiments.tasks.data import WrongData
 from experiments.training import hosts
 
-RESULT = "result.json"
+RESULT, DEVICES = "result.json", "devices.json"
 
 
 def open_data(config: Config, data_dir: Path | None) -> dict[str, ImageSource]:
@@ -54,10 +55,13 @@ def measure(config: Config, study: Study) -> None:
     """Train every variant with every seed, one after the other; report and draw."""
     sources: dict[str, Any] = study.datasets
     data = Data(sources["train"], sources["validation"])
+    devices = study.execution.devices
     try:
-        check_enough(data.train, config.batch_size * study.execution.devices.count)
+        check_enough(data.train, config.batch_size * devices.count)
+        make_mesh(list(devices.mesh.devices.flat), config.statistics)
     except ValueError as error:
         raise WrongData(str(error)) from None
+    hosts.run_on_all(lambda: check_devices(study.run, devices.count) if study.has_run else None)
     trained = {
         name: [
             train_one(config, name, variant, seed, data, study)
@@ -67,6 +71,24 @@ def measure(config: Config, study: Study) -> None:
     }
     if study.has_run:
         report(config, study, trained, data.train.name)
+
+
+def check_devices(run: Run, count: int) -> None:
+    """Keep the number of devices; for a run that goes on, compare: batches are of all of them.
+
+    Raises:
+      WrongData: not as many as the run began with.
+    """
+    try:
+        before = run.read(DEVICES)["devices"]
+    except (FileNotFoundError, Damaged, KeyError):
+        run.write(DEVICES, {"devices": count})
+        return
+    if before != count:
+        raise WrongData(
+            f"Expected --devices {before}, with which {run.path} began, got {count}: a batch is of "
+            "all devices. Go on with as many, or begin another run."
+        )
 
 
 def train_one(
