@@ -1,11 +1,15 @@
 """ImageNet: what is wrong with a run, its files or its images, is told in one line."""
 
+import json
 import shutil
 
 import pytest
 from imagenet_folders import make_folder
 
+from experiments import run_dir
 from experiments.__main__ import main
+from experiments.studies.imagenet.config import PRESETS
+from experiments.studies.imagenet.measure import read_result
 
 SMALL = ("--preset", "smoke", "--variant", "bn_x5", "--dataset", "folder", "--blocks", "1",
          "--size", "8", "--batch-size", "2", "--steps", "2", "--evaluate-every", "1")  # fmt: skip
@@ -47,3 +51,24 @@ def test_a_run_goes_on_with_as_many_devices_as_it_began_with(run, images, capsys
 def test_groups_that_devices_do_not_make_are_one_line(images, tmp_path, capsys):
     options = (*SMALL, "--statistics", "2", "--data-dir", images, "--runs", tmp_path)
     assert "a number of devices that divides 1, got 2" in told(capsys, *options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("result.json", '{"moving_top_1": null}', "it lacks numbers"),
+        ("metrics.jsonl", "", "it lacks rows"),
+        ("metrics.jsonl", "{}\n", "it lacks rows"),
+        ("metrics.jsonl", '{"step":1,"loss":1.0,"top_1":0.5,"top_5":1.0}\n', "it lacks rows"),
+        ("metrics.jsonl", "{", "line 1 is no whole row"),
+    ],
+)
+def test_damaged_results_do_not_count(run, name, content, message, capsys):
+    values = json.loads((run / "config.json").read_text())
+    values.pop("experiment")
+    config = run_dir.to_config(type(PRESETS["smoke"]), values)
+    with run_dir.open_run(run / "bn_x5_0") as network:
+        assert read_result(config, network) is not None
+        (network.path / name).write_text(content)
+        assert read_result(config, network) is None
+    assert f"{name} is damaged: {message}" in capsys.readouterr().err

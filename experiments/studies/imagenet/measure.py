@@ -96,7 +96,7 @@ def train_one(
 ) -> Trained:
     """Train and evaluate one network, or read what it came to."""
     run = open_network(config, f"{name}_{seed}", study.run) if study.has_run else None
-    kept = hosts.broadcast_from_first(read_result(run) if run else None)
+    kept = hosts.broadcast_from_first(read_result(config, run) if run else None)
     if kept is None:
         say(f"{name}, seed {seed} ...")
         network, evaluator = train(config, variant, seed, data, run, study.execution)
@@ -132,14 +132,18 @@ def open_network(config: Config, name: str, run: Run) -> Run:
     return own
 
 
-def read_result(run: Run) -> dict[str, Any] | None:
+def read_result(config: Config, run: Run) -> dict[str, Any] | None:
     """Read what a trained network came to; None where it is not finished, or damaged."""
     try:
         kept = read_json(run.path / RESULT)
-        list(read_rows(run.path / "metrics.jsonl"))
-        if kept.keys() >= results.NAMES:
-            return kept
-        raise Damaged(f"{run.path / RESULT} is damaged: it lacks numbers")
+        rows = list(read_rows(run.path / "metrics.jsonl"))
+        if not all(isinstance(kept.get(name), float) for name in results.NAMES):
+            raise Damaged(f"{run.path / RESULT} is damaged: it lacks numbers")
+        every = config.evaluate_every
+        steps = [row.get("step") for row in rows if isinstance(row.get("top_1"), float)]
+        if steps != list(range(every, config.steps + 1, every)):
+            raise Damaged(f"{run.path / 'metrics.jsonl'} is damaged: it lacks rows, or has others")
+        return kept
     except FileNotFoundError:
         return None
     except Damaged as error:
