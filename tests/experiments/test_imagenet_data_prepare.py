@@ -152,6 +152,14 @@ def test_one_process_at_a_time(folder, tmp_path):
         prepare(folder, tmp_path / "out")
 
 
+def test_a_split_without_a_readable_image_is_refused(folder, tmp_path):
+    for path in folder.glob("validation/*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(WrongData, match=r"Expected images to validate by in .*, got none that can"):
+        prepare(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
 def test_files_of_others_are_left_alone(folder, tmp_path):
     other = tmp_path / "out" / "imagenet-train-00000-of-01024.json"
     other.parent.mkdir()

@@ -245,6 +245,13 @@ CHANGES = {
         lambda index: index["splits"]["train"].update(shards=[], counts=[0] * 3),
         "no shards in train",
     ),
+    "no images": (
+        lambda index: index["splits"]["train"].update(
+            counts=[0] * 3,
+            shards=[{**row, "examples": 0} for row in index["splits"]["train"]["shards"]],
+        ),
+        "no images in train",
+    ),
     "no split": (lambda index: index["splits"].pop("train"), "no 'train'"),
     "path": (
         lambda index: index["splits"]["train"]["shards"][0].update(file="../x"),

@@ -3,13 +3,18 @@
 import json
 import shutil
 
+import jax
 import pytest
 from imagenet_folders import make_folder
 
 from experiments import run_dir
 from experiments.__main__ import main
 from experiments.studies.imagenet.config import PRESETS
+from experiments.studies.imagenet.data.source import open_source
+from experiments.studies.imagenet.evaluate import Evaluator
 from experiments.studies.imagenet.measure import read_result
+from experiments.studies.imagenet.network import make_mesh
+from experiments.tasks.data import WrongData
 
 SMALL = ("--preset", "smoke", "--variant", "bn_x5", "--dataset", "folder", "--blocks", "1",
          "--size", "8", "--batch-size", "2", "--steps", "2", "--evaluate-every", "1")  # fmt: skip
@@ -72,3 +77,20 @@ def test_damaged_results_do_not_count(run, name, content, message, capsys):
         (network.path / name).write_text(content)
         assert read_result(config, network) is None
     assert f"{name} is damaged: {message}" in capsys.readouterr().err
+
+
+# ---- Images that cannot be read ------------------------------------------------------------------
+
+
+def test_images_to_validate_by_that_cannot_be_read_are_named(tmp_path):
+    folder = make_folder(tmp_path / "mine")
+    bad = list(folder.glob("validation/*/*"))
+    for path in bad:
+        path.write_bytes(b"no image")
+    source = open_source(str(folder), "validation", None)
+    mesh, log = make_mesh(jax.devices()[:1], "device"), tmp_path / "unreadable.jsonl"
+    evaluator = Evaluator(PRESETS["smoke"], None, source, mesh, log)
+    with pytest.raises(WrongData, match=r"images to validate by in mine, got none .* of 12"):
+        evaluator.accuracy([lambda image: image.mean((1, 2, 3))], source, 1)
+    names = {row["name"] for row in run_dir.read_rows(log)}
+    assert names == {str(path.relative_to(folder)) for path in bad}

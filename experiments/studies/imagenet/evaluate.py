@@ -20,6 +20,7 @@ from experiments.studies.imagenet.data.image_source import Example, ImageSource
 from experiments.studies.imagenet.network import BATCH, GROUP, forward_in_groups, inputs
 from experiments.studies.imagenet.stream import place
 from experiments.studies.imagenet.variants import Order, Variant
+from experiments.tasks.data import WrongData
 from experiments.training import hosts
 from experiments.training.networks import Network
 from jbn.models import InceptionNet
@@ -53,9 +54,16 @@ class Sample:
 class Evaluator:
     """Evaluates networks of one model on the images of one source."""
 
-    def __init__(self, config: Config, model: InceptionNet, source: ImageSource, mesh: Mesh):
-        """Compile nothing yet."""
-        self.config, self.model, self.source = config, model, source
+    def __init__(
+        self,
+        config: Config,
+        model: InceptionNet,
+        source: ImageSource,
+        mesh: Mesh,
+        log: Path | None = None,
+    ):
+        """Compile nothing yet; `log` gets the names of images that cannot be read."""
+        self.config, self.model, self.source, self.log = config, model, source, log
         self.mesh, self.sharding = mesh, NamedSharding(mesh, BATCH)
         self.local = mesh.size // hosts.count()
 
@@ -91,12 +99,20 @@ class Evaluator:
         Returns:
           shares of images whose class is the likeliest, `top_1`, or among the five, `top_5`. What
           diverged has probabilities of NaN, none of which is right.
+
+        Raises:
+          WrongData: no image can be read, or more cannot than the config allows.
         """
         correct = jnp.zeros(3)
         for image, label, mask in self._batches(source, crops):
             mean: Any = sum(member(image) for member in members)
             correct += count_correct(mean, label, mask)
         top_1, top_5, count = np.asarray(correct, np.float64)
+        if not count:
+            raise WrongData(
+                f"Expected images to validate by in {source.name}, got none that can be read of "
+                f"{len(source):,}. Mend them, or add others."
+            )
         return {"top_1": float(top_1 / count), "top_5": float(top_5 / count)}
 
     def _batches(self, source: Any, crops: Literal[1, 144]) -> Iterator[tuple[Array, Array, Array]]:
@@ -109,6 +125,7 @@ class Evaluator:
             host=jax.process_index(),
             hosts=hosts.count(),
             workers=self.config.workers,
+            log=self.log,
             limit=self.config.unreadable,
         )
         put = functools.partial(jax.make_array_from_process_local_data, self.sharding)
@@ -156,7 +173,13 @@ def train_batches(
 
 
 def population(
-    config: Config, variant: Variant, network: Network, train: ImageSource, seed: int, mesh: Mesh
+    config: Config,
+    variant: Variant,
+    network: Network,
+    train: ImageSource,
+    seed: int,
+    mesh: Mesh,
+    log: Path | None = None,
 ) -> Network:
     """Give a network the statistics of Algorithm 2: averaged afresh over training batches.
 
@@ -173,7 +196,7 @@ def population(
     sharding = NamedSharding(mesh, BATCH)
     drawn = int(sampling.rng(seed, "population").integers(2**31))
     with train_batches(
-        config, variant, train, seed=drawn, devices=mesh.size, log=None, order="shuffled"
+        config, variant, train, seed=drawn, devices=mesh.size, log=log, order="shuffled"
     ) as batches:
         some = itertools.islice(batches, config.population_batches)
         placed = (place(batch, sharding) for batch in some)

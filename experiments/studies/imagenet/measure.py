@@ -101,7 +101,9 @@ def train_one(
         say(f"{name}, seed {seed} ...")
         network, evaluator = train(config, variant, seed, data, run, study.execution)
         kept = {}
-        averaged = population(config, variant, network, data.train, seed, evaluator.mesh)
+        averaged = population(
+            config, variant, network, data.train, seed, evaluator.mesh, evaluator.log
+        )
         for statistics, each in (("moving", network), ("population", averaged)):
             members = [evaluator.predictor(each.variables)]
             accuracy = evaluator.accuracy(members, data.validation, config.crops)

@@ -75,9 +75,9 @@ def train(
     model = networks.make_model(config, variant, classes)
     optimizer = networks.make_optimizer(config, variant, mesh.size)
     network = networks.init(model, optimizer, sampling.keys([seed], "weights")[0], config.size)
-    evaluator = Evaluator(config, model, data.validation, mesh)
+    log = run.path / LOG if run else None
+    evaluator = Evaluator(config, model, data.validation, mesh, log)
     with contextlib.ExitStack() as stack:
-        log = run.path / LOG if run else None
         batches = stack.enter_context(
             train_batches(config, variant, data.train, seed=seed, devices=mesh.size, log=log)
         )

@@ -104,6 +104,10 @@ def prepare(
                 f"Expected images to train on of every class in {folder}, got none of {empty[0]} "
                 "that can be read. Add some, or remove the folder."
             )
+        if not index["splits"]["validation"]["examples"]:
+            raise WrongData(
+                f"Expected images to validate by in {folder}, got none that can be read. Add some."
+            )
         with replacing(output / INDEX) as partial:
             partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         for task in tasks:

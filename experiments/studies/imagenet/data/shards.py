@@ -198,8 +198,8 @@ def _check_index(path: Path, split: str, index: Index) -> None:
     names = [shard.file for shard in shards]
     examples = sum(shard.examples for shard in shards)
     problem = ""
-    if not shards:
-        problem = "no shards"
+    if not shards or not examples:
+        problem = "no images" if shards else "no shards"
     elif len(counts) != len(classes):
         problem = f"{len(classes)} classes, but counts of {len(counts)}"
     elif len(set(classes)) < len(classes):
