@@ -107,6 +107,10 @@ def evaluate_ensemble(arguments: list[str]) -> int:
     from experiments.studies.imagenet import ensemble  # Slow to import.
 
     how = parse_arguments(EnsembleOptions, arguments, command="imagenet")
+    if how.output and not how.output.parent.is_dir():  # Before hours of evaluation.
+        raise FileNotFoundError(
+            f"Expected --output in a folder that there is, got {how.output}. Make the folder first."
+        )
     members = ensemble.find_members(how.ensemble)
     errors = ensemble.evaluate(members, how.data_dir, how.crops)
     print(ensemble.table(errors, how.crops))

@@ -9,6 +9,7 @@ from imagenet_folders import make_folder
 
 from experiments import run_dir
 from experiments.__main__ import main
+from experiments.studies.imagenet import ensemble
 from experiments.studies.imagenet.config import PRESETS
 from experiments.studies.imagenet.data.source import open_source
 from experiments.studies.imagenet.evaluate import Evaluator
@@ -94,3 +95,36 @@ def test_images_to_validate_by_that_cannot_be_read_are_named(tmp_path):
         evaluator.accuracy([lambda image: image.mean((1, 2, 3))], source, 1)
     names = {row["name"] for row in run_dir.read_rows(log)}
     assert names == {str(path.relative_to(folder)) for path in bad}
+
+
+# ---- Ensembles -----------------------------------------------------------------------------------
+
+
+def test_an_ensemble_of_one_has_the_numbers_of_its_run(run, images, tmp_path, capsys):
+    output = tmp_path / "errors.json"
+    options = ["--ensemble", run, "--data-dir", images, "--output", output]
+    assert main(["imagenet", *map(str, options)]) == 0
+    (error,) = json.loads(output.read_text())["errors"].values()
+    result = json.loads((run / "bn_x5_0" / "result.json").read_text())
+    assert error["top_1"] == 1 - result["population_top_1"]
+    assert error["top_5"] == 1 - result["population_top_5"]
+    assert "bn_x5_0" in capsys.readouterr().out
+
+
+def test_an_ensemble_of_other_images_is_refused_and_damages_nothing(run, tmp_path, capsys):
+    other = make_folder(tmp_path / "other", classes=("ant", "bee"))
+    line = told(capsys, "--ensemble", run, "--data-dir", other)
+    assert f"Expected the train images of {run / 'bn_x5_0'}, mine, got other" in line
+    assert (run / "bn_x5_0" / "checkpoints" / "2").is_dir()
+
+
+def test_an_ensemble_of_wrong_runs_is_one_line(run, tmp_path, capsys):
+    assert "got none. Pass folders" in told(capsys, "--ensemble")
+    assert "which has no trained network" in told(capsys, "--ensemble", tmp_path)
+    line = told(capsys, "--ensemble", run, run / "bn_x5_0")
+    assert f"Expected each network once, got {(run / 'bn_x5_0').resolve()} 2 times" in line
+    line = told(capsys, "--ensemble", run, "--output", tmp_path / "no" / "x.json")
+    assert "Expected --output in a folder that there is" in line
+    (run / "bn_x5_0" / "result.json").unlink()
+    with pytest.raises(ValueError, match="no trained network"):
+        ensemble.find_members([run])

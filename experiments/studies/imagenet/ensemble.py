@@ -1,6 +1,7 @@
 """The mean of the class probabilities of several networks: the paper's Fig. 4."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,7 @@ from experiments.training.networks import Network
 
 # Top-1 and top-5 error in percent: a network and six together, by crops.
 PAPER = {(1, 1): (25.2, 7.82), (1, 144): (21.99, 5.82), (6, 144): (20.1, 4.9)}
+MEND = "Pass folders such as runs/imagenet/<time>, or those of networks in them."
 
 
 class Member(NamedTuple):
@@ -41,8 +43,11 @@ def find_members(paths: Sequence[Path]) -> list[Member]:
     """Find the trained networks in runs; of a network's own folder that one.
 
     Raises:
-      ValueError: a folder without any, or networks of other images than the first.
+      ValueError: no folder, or one without any; a network twice; networks of other images than the
+        first.
     """
+    if not paths:
+        raise ValueError(f"Expected runs of imagenet with --ensemble, got none. {MEND}")
     members = []
     for path in paths:
         folders = [path, *sorted(folder for folder in path.glob("*/") if folder.is_dir())]
@@ -50,9 +55,12 @@ def find_members(paths: Sequence[Path]) -> list[Member]:
         if not inside:
             raise ValueError(
                 f"Expected runs of imagenet with --ensemble, got {path}, which has no trained "
-                "network. Pass folders such as runs/imagenet/<time>, or those of networks in them."
+                f"network. {MEND}"
             )
         members += inside
+    (member, count), *_ = Counter(member.path.resolve() for member in members).most_common(1)
+    if count > 1:
+        raise ValueError(f"Expected each network once, got {member} {count} times. Pass it once.")
     seen = [(member.config.dataset, member.config.size) for member in members]
     if len(set(seen)) > 1:
         raise ValueError(
@@ -96,10 +104,12 @@ def evaluate(
       errors by the network's folder, and "together".
 
     Raises:
-      ValueError, FileNotFoundError: what is wrong with the images.
+      ValueError, FileNotFoundError: what is wrong with the images, or they are not the runs'.
       Damaged: a network without a whole checkpoint.
     """
     data: dict[str, ImageSource] = open_data(members[0].config, data_dir)
+    for member in members:
+        check_images(member, data)
     mesh = networks.make_mesh(jax.devices()[:1], "device")
     evaluators, predictors = [], {}
     for member in members:
@@ -117,6 +127,24 @@ def evaluate(
         name: error_of(evaluators[0].accuracy(group, data["validation"], crops))
         for name, group in groups.items()
     }
+
+
+def check_images(member: Member, data: Mapping[str, ImageSource]) -> None:
+    """Refuse other images than those of the member's run: classes may have other numbers.
+
+    Raises:
+      ValueError: they are others.
+    """
+    for split, source in data.items():
+        try:
+            before = read_json(member.path.parent / f"data_{split}.json")
+        except FileNotFoundError:  # The network's folder was copied by itself.
+            continue
+        if before.get("sha256") != source.sha256:
+            raise ValueError(
+                f"Expected the {split} images of {member.path}, {before.get('name')}, got "
+                f"{source.name}, which are not the same. Pass the --data-dir that its run had."
+            )
 
 
 def restore(member: Member, classes: int) -> Network:
