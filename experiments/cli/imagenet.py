@@ -46,6 +46,8 @@ class EnsembleOptions:
 def carry_out(arguments: list[str]) -> int | None:
     """Do what an option asks for; return the exit status, None where there is no such option."""
     given = {word.partition("=")[0] for word in arguments}
+    if not given.isdisjoint(("-h", "--help")):
+        arguments = ["--help"]  # Whatever else is lacking.
     for option, command in COMMANDS.items():
         if option in given:
             try:

@@ -59,6 +59,15 @@ def test_groups_that_devices_do_not_make_are_one_line(images, tmp_path, capsys):
     assert "a number of devices that divides 1, got 2" in told(capsys, *options)
 
 
+@pytest.mark.parametrize("option", ["--prepare", "--ensemble", "--compile"])
+def test_what_does_something_else_has_a_help_of_its_own(option, monkeypatch, capsys):
+    monkeypatch.setattr("experiments.training.machines.look_for_no_device", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        main(["imagenet", option, "--help"])
+    assert ended.value.code == 0
+    assert f"{option} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -12,6 +12,9 @@ each device, as each worker of the paper had its own, of groups of devices, or o
 
 Command: python -m experiments imagenet --variant all --preset cifar
 
+Options that do something else have a help of their own, as --prepare --help: --prepare, --ensemble
+and --compile.
+
 Expected, of the paper: 72.2 % after 31.0, 13.3, 2.1 and 2.7 million steps (inception, bn_baseline,
 bn_x5, bn_x30); best 72.2, 72.7, 73.0, 74.8 and, with sigmoids, 69.8 %.
 
