@@ -68,6 +68,11 @@ def test_what_does_something_else_has_a_help_of_its_own(option, monkeypatch, cap
     assert f"{option} " in capsys.readouterr().out
 
 
+def test_images_of_ones_own_need_their_option(images, tmp_path, capsys):
+    line = told(capsys, "--variant", "bn_x5", "--data-dir", images, "--runs", tmp_path)
+    assert "For images of your own: --dataset folder." in line
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -38,7 +38,12 @@ def open_data(config: Config, data_dir: Path | None) -> dict[str, ImageSource]:
             "and validation/CLASS/*.jpg, or is what --prepare made."
         )
     where = str(data_dir) if config.dataset == "folder" else config.dataset
-    train = hosts.run_on_all(lambda: open_source(where, "train", data_dir))
+    try:
+        train = hosts.run_on_all(lambda: open_source(where, "train", data_dir))
+    except FileNotFoundError as error:
+        if where != "cifar10" or data_dir is None:
+            raise
+        raise FileNotFoundError(f"{error} For images of your own: --dataset folder.") from None
     validation = hosts.run_on_all(lambda: open_source(where, "validation", data_dir))
     if train.classes != validation.classes:
         raise ValueError(
