@@ -14,7 +14,8 @@ from experiments.studies.imagenet.config import PRESETS
 from experiments.studies.imagenet.data.source import open_source
 from experiments.studies.imagenet.evaluate import Evaluator
 from experiments.studies.imagenet.measure import read_result
-from experiments.studies.imagenet.network import make_mesh
+from experiments.studies.imagenet.network import make_mesh, make_model
+from experiments.studies.imagenet.variants import VARIANTS
 from experiments.tasks.data import WrongData
 
 SMALL = ("--preset", "smoke", "--variant", "bn_x5", "--dataset", "folder", "--blocks", "1",
@@ -104,7 +105,9 @@ def test_images_to_validate_by_that_cannot_be_read_are_named(tmp_path):
         path.write_bytes(b"no image")
     source = open_source(str(folder), "validation", None)
     mesh, log = make_mesh(jax.devices()[:1], "device"), tmp_path / "unreadable.jsonl"
-    evaluator = Evaluator(PRESETS["smoke"], None, source, mesh, log)
+    config = PRESETS["smoke"]
+    model = make_model(config, VARIANTS["bn_x5"], 3)
+    evaluator = Evaluator(config, model, source, mesh, log)
     with pytest.raises(WrongData, match=r"images to validate by in mine, got none .* of 12"):
         evaluator.accuracy([lambda image: image.mean((1, 2, 3))], source, 1)
     names = {row["name"] for row in run_dir.read_rows(log)}
