@@ -217,8 +217,8 @@ print(
 # ## Answer
 #
 # The statistics change, and nothing else. Population statistics are right from the first step on.
-# With them each answer depends on its own image alone, and once they are folded into the layer before,
-# they cost nothing.
+# With them each answer depends on its own image alone, and once they are folded into the layer
+# before, they cost nothing.
 
 # %%
 assert population[0] > exponential[0] + 0.2

@@ -296,8 +296,8 @@ print(f"median gradients: {of_w:.4f} of the weights before, {of_scale:.2f} of th
 # %% [markdown]
 # ## Answer
 #
-# With one example the input is lost, with two all but its sign, and with four training and inference
-# still disagree. Below eight examples take a norm that does not mix them, or renorm:
+# With one example the input is lost, with two all but its sign, and with four training and
+# inference still disagree. Below eight examples take a norm that does not mix them, or renorm:
 # docs/guides/choosing_a_norm.md has what was measured.
 
 # %%

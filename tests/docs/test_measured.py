@@ -14,6 +14,13 @@ QUOTED = {
     for path in PAGES
     for name in re.findall(r"\{measured\}`([^`]+)`", path.read_text())
 }
+VARIANTS = {
+    "Inception": "inception",
+    "BN-Baseline": "bn_baseline",
+    "BN-x5": "bn_x5",
+    "BN-x30": "bn_x30",
+    "BN-x5-Sigmoid": "bn_x5_sigmoid",
+}
 
 
 @pytest.mark.parametrize("page", sorted({page for page, _ in QUOTED}))
@@ -42,3 +49,18 @@ def test_the_number_of_claims_is_that_of_the_ledger(page):
     ledger = (DOCS / "results" / "LEDGER.md").read_text()
     claims = re.search(r"(\d+) claims", ledger)[1]
     assert re.search(rf"\b{claims}( claims|$|개)", (DOCS / page).read_text(), re.MULTILINE)
+
+
+def test_the_table_of_inception_is_that_of_its_run():
+    folder = DOCS / "results" / "imagenet"
+    summary = json.loads((folder / "summary.json").read_text())["metrics"]
+    measured = {name: metric["value"] for name, metric in summary.items()}
+    page = (folder / "README.md").read_text()
+    lines = re.findall(r"^\| (Inception|BN-.*?) \| (.*) \|$", page, re.MULTILINE)
+    assert [name for name, _ in lines] == list(VARIANTS)
+    for name, cells in lines:
+        steps, *shares = cells.split(" | ")[1:6]
+        key = VARIANTS[name]
+        assert steps == (f"{measured[f'{key}_steps']:,.0f}" if f"{key}_steps" in measured else "-")
+        numbers = ("best", "moving_top_1", "population_top_1", "population_top_5")
+        assert shares == [f"{100 * measured[f'{key}_{number}']:.1f}" for number in numbers]
