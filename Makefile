@@ -120,7 +120,7 @@ clean:
 
 .venv/.base:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo 'jbn needs Python 3.11 or later, $(PYTHON) is older: make PYTHON=python3.12 ...' >&2; exit 1; }
+	  echo 'jbn needs Python 3.11 or later; $(PYTHON) is older, or does not run: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	@touch $@
 
