@@ -47,7 +47,7 @@ def _pointwise(
     """Multiply every pixel by the one matrix of the kernel.
 
     On CPU, XLA convolves to get the gradient of the kernel, and transposes both arrays for that:
-    two times the time of this, with few features.
+    1.2 to 2.3 times the time of this, with few features.
     """
 
     def product(x: Array, kernel: Array) -> Array:

@@ -61,7 +61,7 @@ def _shifted(
     """Combine x with itself, shifted, within rows and then across them.
 
     On CPU, XLA makes of a `reduce_window` a loop that checks bounds, and scatters for the gradient
-    of a largest value: 1 to 5 times the time of this forward, 2 to 15 times with the gradient.
+    of a largest value: 1 to 5 times the time of this forward, 2 to 13 times with the gradient.
     """
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.studies.imagenet.results import LABELS
+from experiments.studies.imagenet.variants import COMPARED
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [path for path in DOCS.rglob("*.md") if "_build" not in path.parts]
@@ -14,13 +17,7 @@ QUOTED = {
     for path in PAGES
     for name in re.findall(r"\{measured\}`([^`]+)`", path.read_text())
 }
-VARIANTS = {
-    "Inception": "inception",
-    "BN-Baseline": "bn_baseline",
-    "BN-x5": "bn_x5",
-    "BN-x30": "bn_x30",
-    "BN-x5-Sigmoid": "bn_x5_sigmoid",
-}
+VARIANTS = {LABELS[name]: name for name in COMPARED}
 
 
 @pytest.mark.parametrize("page", sorted({page for page, _ in QUOTED}))
