@@ -144,6 +144,11 @@ class Config:
                 f"{self.statistics!r}."
             )
 
+        if self.dropped and self.dropout is False:
+            raise ValueError(
+                f"Expected `dropped` with dropout, got {self.dropped} and `dropout` of False. Pass "
+                "one of the two."
+            )
         lacking = [name for name, of in self.variants().items() if not of.norm]
         if self.per_activation and lacking:
             raise ValueError(
