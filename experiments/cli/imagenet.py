@@ -115,9 +115,13 @@ def evaluate_ensemble(arguments: list[str]) -> int:
         )
     members = ensemble.find_members(how.ensemble)
     errors = ensemble.evaluate(members, how.data_dir, how.crops)
-    print(ensemble.table(errors, how.crops))
+    print(ensemble.table(members, errors, how.crops))
     if how.output:
-        content = {"crops": how.crops, "errors": {k: e._asdict() for k, e in errors.items()}}
+        content = {
+            "crops": how.crops,
+            "networks": {str(member.path): member.describe() for member in members},
+            "errors": {name: error._asdict() for name, error in errors.items()},
+        }
         with replacing(how.output) as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0

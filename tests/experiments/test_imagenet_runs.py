@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -10,7 +11,7 @@ from imagenet_folders import make_folder
 from experiments import run_dir
 from experiments.__main__ import main
 from experiments.studies.imagenet import ensemble
-from experiments.studies.imagenet.config import PRESETS
+from experiments.studies.imagenet.config import PRESETS, Config
 from experiments.studies.imagenet.data.source import open_source
 from experiments.studies.imagenet.evaluate import Evaluator
 from experiments.studies.imagenet.measure import read_result
@@ -121,11 +122,19 @@ def test_an_ensemble_of_one_has_the_numbers_of_its_run(run, images, tmp_path, ca
     output = tmp_path / "errors.json"
     options = ["--ensemble", run, "--data-dir", images, "--output", output]
     assert main(["imagenet", *map(str, options)]) == 0
-    (error,) = json.loads(output.read_text())["errors"].values()
+    written = json.loads(output.read_text())
+    assert list(written["networks"].values()) == ["bn_x5, seed 0"]
+    (error,) = written["errors"].values()
     result = json.loads((run / "bn_x5_0" / "result.json").read_text())
     assert error["top_1"] == 1 - result["population_top_1"]
     assert error["top_5"] == 1 - result["population_top_5"]
-    assert "bn_x5_0" in capsys.readouterr().out
+    assert "bn_x5, seed 0" in capsys.readouterr().out
+
+
+def test_a_member_is_described_by_its_changes():
+    config = Config(variant="bn_x30", dropped=0.05, init_scale=1.4)
+    member = ensemble.Member(Path("run"), config, "bn_x30", 3)
+    assert member.describe() == "bn_x30, dropped 0.05, init_scale 1.4, seed 3"
 
 
 def test_an_ensemble_of_other_images_is_refused_and_damages_nothing(run, tmp_path, capsys):

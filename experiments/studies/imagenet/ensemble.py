@@ -10,7 +10,7 @@ import jax
 from experiments import run_dir, sampling
 from experiments.run_dir import Damaged, read_json
 from experiments.studies.imagenet import network as networks
-from experiments.studies.imagenet.config import Config
+from experiments.studies.imagenet.config import SWITCHES, Config
 from experiments.studies.imagenet.data.image_source import ImageSource
 from experiments.studies.imagenet.evaluate import Evaluator, population
 from experiments.studies.imagenet.measure import open_data
@@ -28,8 +28,19 @@ class Member(NamedTuple):
 
     path: Path
     config: Config
-    variant: Variant
+    name: str
     seed: int
+
+    @property
+    def variant(self) -> Variant:
+        """Return what it trained with."""
+        return self.config.variants()[self.name]
+
+    def describe(self) -> str:
+        """Name the variant, its changes and the seed."""
+        changes = {switch: getattr(self.config, switch) for switch in SWITCHES}
+        given = [f"{name} {value}" for name, value in changes.items() if value is not None]
+        return ", ".join([self.name, *given, f"seed {self.seed}"])
 
 
 class Error(NamedTuple):
@@ -82,8 +93,9 @@ def read_member(folder: Path) -> Member | None:
     values = read_json(folder / "config.json")
     name, _, seed = str(values.pop("network", "")).rpartition("_")
     try:
-        config = run_dir.to_config(Config, values)
-        return Member(folder, config, config.variants()[name], int(seed))
+        member = Member(folder, run_dir.to_config(Config, values), name, int(seed))
+        member.config.variants()[name]  # Refuses a name that is none.
+        return member
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(
             f"{folder / 'config.json'} is damaged, or of another version: {error}"
@@ -172,12 +184,14 @@ def error_of(accuracy: dict[str, Any]) -> Error:
     return Error(1 - accuracy["top_1"], 1 - accuracy["top_5"])
 
 
-def table(errors: dict[str, Error], crops: int) -> str:
+def table(members: Sequence[Member], errors: dict[str, Error], crops: int) -> str:
     """Lay out Fig. 4: ours, and the paper's beside it, in percent."""
     width = max(map(len, errors)) + 2
+    described = {str(member.path): member.describe() for member in members}
     lines = [f"{'error in percent':{width}}  top-1  top-5"]
     lines += [
-        f"{name:{width}}  {100 * error.top_1:5.1f}  {100 * error.top_5:5.1f}"
+        f"{name:{width}}  {100 * error.top_1:5.1f}  {100 * error.top_5:5.1f}  "
+        f"{described.get(name, '')}".rstrip()
         for name, error in errors.items()
     ]
     lines += [
