@@ -63,9 +63,9 @@ def test_what_is_estimated_follows_from_cycles():
     assert ROW.rate == pytest.approx(1600)
     assert ROW.memory == 1_201_000_000
     text = scale_page.summary(ROW)
-    assert "30.0 million, at 1.5 GHz 20.0 ms. No measurement" in text
+    assert "30.0 million, at 1.5 GHz 20.0 ms. Not a measurement" in text
     assert "all-reduce: 2, 45.0 MB" in text
-    assert "1,600 images/s for a chip, 6,400 for each of 64 hosts, 409,600 for all" in text
+    assert "1,600 images/s per chip, 6,400 to each of 64 hosts, 409,600 in total" in text
     gpu = dataclasses.replace(ROW, machine="h100:1x8", cycles=None)
     assert (gpu.seconds, gpu.rate) == (None, None)
     assert "cycles" not in scale_page.summary(gpu)

@@ -15,11 +15,12 @@ BATCH_SIZES, CHIPS = (32, 64, 128, 256), (1, 8, 64, 256)
 ROOM = {"v5e": 16e9, "h100": 80e9}
 
 PROGRAM_COLUMNS = (
-    "images a chip", "chips", "arguments, MB", "temporary, MB", "output, MB", "at once, MB",
-    "collectives", "MB of them", "million cycles", "ms",
+    "images per chip", "chips", "arguments, MB", "temporary, MB", "output, MB", "total, MB",
+    "collectives", "collectives, MB", "million cycles", "ms",
 )  # fmt: skip
 IMAGE_COLUMNS = (
-    "images a chip", "chips", "hosts", "images/s: a chip", "a host", "all", "cores: a host", "all",
+    "images per chip", "chips", "hosts", "images/s per chip", "per host", "total",
+    "cores per host", "total",
 )  # fmt: skip
 
 
@@ -107,8 +108,8 @@ def summary(row: Row) -> str:
     lines = [
         f"{title}, statistics: {row.statistics}{', remat' * row.remat} "
         f"(compiled in {row.compile_seconds:.0f} s)",
-        f"  memory of a chip: arguments {_mega(row.arguments)}, temporary {_mega(row.temporary)}, "
-        f"output {_mega(row.output)}, of which {_mega(row.aliased)} in place of arguments",
+        f"  memory per chip: arguments {_mega(row.arguments)}, temporary {_mega(row.temporary)}, "
+        f"output {_mega(row.output)}, of which {_mega(row.aliased)} reuse that of the arguments",
     ]
     for name, (count, size) in row.collectives.items():
         lines.append(f"  {name}: {count}, {_mega(size)}")
@@ -121,10 +122,10 @@ def summary(row: Row) -> str:
     clock = CLOCKS[row.target] / 1e9
     lines += [
         f"  cycles, as XLA estimates them: {row.cycles / 1e6:.1f} million, at {clock:g} GHz "
-        f"{1e3 * row.seconds:.1f} ms. No measurement; collectives are not in it.",
-        f"  to be read for that: {row.rate:,.0f} images/s for a chip, "
-        f"{row.rate * row.chips / row.hosts:,.0f} for each of {row.hosts} hosts, "
-        f"{row.rate * row.chips:,.0f} for all",
+        f"{1e3 * row.seconds:.1f} ms. Not a measurement, and without collectives.",
+        f"  the input pipeline must deliver {row.rate:,.0f} images/s per chip, "
+        f"{row.rate * row.chips / row.hosts:,.0f} to each of {row.hosts} hosts, "
+        f"{row.rate * row.chips:,.0f} in total",
     ]
     return "\n".join(lines)
 
@@ -133,13 +134,13 @@ def page(kept: Kept) -> str:
     """Write the page."""
     parts = [
         "# A step of the ImageNet study on many chips",
-        "Made by `python -m experiments imagenet --compile v5e:16x16 --batch-sizes 32 128` and the "
-        "like. XLA compiled the training step of the preset `imagenet` (224 x 224 images, bfloat16 "
-        "with float32 weights and statistics, a program for each device by `shard_map`) for "
-        "machines that are not here. **Nothing was run on them.** Memory and collectives are those "
-        "of the compiled programs. Cycles are XLA's own estimate, milliseconds these cycles at the "
-        "chip's clock: no measurements, and without the time of collectives. Blank is what was not "
-        "compiled.",
+        "XLA compiled the training step of the preset `imagenet` (224 x 224 images, bfloat16 with "
+        "float32 weights and statistics, one program per device by `shard_map`) for machines that "
+        "are not here: `python -m experiments imagenet --compile v5e:16x16 --batch-sizes 32 128` "
+        "and similar commands. **Nothing was run on them.** Memory and collectives are those of "
+        "the compiled programs. Cycles are XLA's own estimate, and milliseconds are these cycles "
+        "at the chip's clock rate. They are not measurements, and do not include the time of "
+        "collectives. Blank cells were not compiled.",
     ]
     for setting in dict.fromkeys(row.setting for row in kept.rows.values()):
         rows = [row for row in kept.rows.values() if row.setting == setting]
@@ -169,12 +170,12 @@ def _section(rows: list[Row], loader: Loader | None) -> list[str]:
     parts = [
         title,
         f"Compiled: {len(found)} of {len(cells)} cells ({', '.join(versions)}). Memory and "
-        f"collectives are those of one chip, which has {ROOM[first.target] / 1e9:.0f} GB; the "
-        "output takes the place of arguments.",
+        f"collectives are per chip; a chip has {ROOM[first.target] / 1e9:.0f} GB. The output "
+        "reuses the memory of the arguments.",
         _table(PROGRAM_COLUMNS, programs),
     ]
     if first.target not in CLOCKS:
-        return [*parts, "For a GPU XLA estimates no cycles without one."]
+        return [*parts, "XLA does not estimate cycles for a GPU that is not there."]
     images = [
         [f"{batch_size}", f"{chips}", *_images(found[batch_size, chips], loader)]
         for batch_size, chips in sorted(found)
@@ -182,9 +183,9 @@ def _section(rows: list[Row], loader: Loader | None) -> list[str]:
     ]
     return [
         *parts,
-        "Images a second that have to be read, if a step takes no longer than that. A host has 4 "
-        "chips, as in libtpu's topologies; one of 8 needs twice as much. Cores are those that read "
-        "as many, at the rate of a core here, which is below.",
+        "Images per second that the input pipeline must deliver if a step takes no longer than "
+        "that. A host has 4 chips, as in libtpu's topologies; a host with 8 needs twice as many "
+        "images. The number of cores assumes the rate of a core here, see below.",
         _table(IMAGE_COLUMNS, images),
     ]
 
@@ -214,11 +215,10 @@ def _reading(loader: Loader) -> list[str]:
     return [
         "## Reading images",
         f"One core reads **{loader.rate:,.0f} images/s** ({loader.lowest:,.0f} to "
-        f"{loader.highest:,.0f} in several rounds, by the time of the process itself): "
-        f"`data/rate.py`, JPEGs of 500 x 375 pixels of 1/f noise made for the purpose, "
-        f"{loader.file_bytes / 1e3:,.0f} kB each, decoded, cropped, mirrored and distorted, on "
-        f"{loader.cpu} with {loader.cores} cores. Measured on this machine; cores of another one "
-        "differ, and this one was at other work.",
+        f"{loader.highest:,.0f} in several rounds, in CPU time). `data/rate.py` decodes, crops, "
+        "mirrors and distorts JPEGs of 500 x 375 pixels of 1/f noise, generated for this "
+        f"measurement, {loader.file_bytes / 1e3:,.0f} kB each, on {loader.cpu} with {loader.cores} "
+        "cores. The machine was doing other work; other CPUs differ.",
     ]
 
 
