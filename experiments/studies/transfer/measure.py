@@ -171,7 +171,7 @@ def measure(config: Config, study: Study) -> None:
     begin = starts(config, target, pretrained)
 
     names = [describe_data(study.dataset(of).name) for of in (config.source, config.target)]
-    hidden = describe_layers(config.hidden, "sigmoids")
+    hidden = describe_layers(config.hidden, "ReLUs")
     about = f"From {names[0]} to {names[1]}, {hidden} with BN."
 
     # ---- The race
