@@ -11,8 +11,9 @@
 # %% [markdown]
 # # Is a network that comes from torch healthy, and how does it leave?
 #
-# Somebody's checkpoint: good in training, they say, and useless in evaluation. We read it, find
-# out which layers are to blame, mend their statistics, fold the normalization away, and export a
+# Somebody gives you a checkpoint of a network with batch normalization: its training loss was
+# low, they say, and in evaluation it is useless. We read it, find out which layers are to blame,
+# mend their statistics, fold each normalization into the convolution before it, and export a
 # program that needs neither jbn nor Flax.
 #
 # torch is not needed. A checkpoint is a mapping of names to arrays, and here it is one of NumPy
@@ -41,6 +42,7 @@ if importlib.util.find_spec("jbn") is None:
 # %%
 import importlib.util
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +67,10 @@ train_x, train_y, test_x, test_y = images[:1400], labels[:1400], images[1400:], 
 # %% [markdown]
 # ## The checkpoint
 #
-# No file is at hand, so we make one, with the mistake in it: a training loop that throws the new
-# statistics away. Training never reads them, so the loss falls as it should; the file has mean 0
-# and variance 1 in every layer.
+# We have no such file, so we make one, on the 1,797 small digits inside scikit-learn, with a common
+# mistake: the training loop throws the new running statistics away. Training itself never reads
+# them, so the loss falls as it should; but what the file has is still what every layer began with,
+# mean 0 and variance 1.
 
 # %%
 model = ResNet(blocks=(1, 1), widths=(8, 16), norm="batch", shortcut="project")
@@ -80,6 +83,7 @@ rows = np.random.default_rng(1).integers(0, 1400, (40 if QUICK else 80, 32))
 def train(params):
     def loss(params, rows):
         variables = {**fresh, "params": params}
+        # The mistake: `_` has the new running statistics.
         logits, _ = model.apply(variables, train_x[rows], training=True, mutable=["batch_stats"])
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, train_y[rows]))
 
@@ -95,6 +99,7 @@ def train(params):
 
 params, losses = train(fresh["params"])
 print(f"training loss {losses[0]:.2f} -> {losses[-1]:.2f}")
+# tensors=False: NumPy arrays instead of torch's tensors.
 checkpoint = jbn.convert.network_to_torch(model, {**fresh, "params": params}, tensors=False)
 for name in sorted(checkpoint)[:7]:
     print(f"{name:26} {checkpoint[name].shape}")
@@ -102,8 +107,8 @@ for name in sorted(checkpoint)[:7]:
 # %% [markdown]
 # ## In
 #
-# `network_from_torch` wants a model of the same blocks and widths; it lists everything that does
-# not fit. Kernels change their layout, names change, numbers do not.
+# `network_from_torch` wants a model of the same blocks and widths; if something does not fit, its
+# error lists all of it. The layout of the kernels changes and so do the names, the numbers do not.
 
 # %%
 variables = jbn.convert.network_from_torch(model, checkpoint)
@@ -122,7 +127,8 @@ before = accuracy(evaluate(variables, test_x))
 print(f"test accuracy in evaluation: {before:.3f}")
 
 # %% [markdown]
-# The same arrays in torch, a network of the same layers:
+# Is the import to blame? In torch, a network of the same layers with the same arrays gives the
+# same outputs:
 
 # %%
 if HAS_TORCH:
@@ -179,16 +185,22 @@ else:
 # %% [markdown]
 # ## Diagnosis
 #
-# `train_eval_gap` compares, layer by layer, the running statistics with those of a batch, and both
-# with the truth over many batches, which `jbn.linen.population` takes with the weights held. `mean`
-# is in standard deviations, `std` in factors of two.
+# What should the running statistics be? `jbn.linen.population` measures them: it averages those of
+# many batches while the weights stay as they are. We call that the truth. `train_eval_gap` says how
+# far each layer of the file is from it, by its worst feature:
+#
+# - `mean`: by how many standard deviations the mean is off.
+# - `std`: by how many factors of two the standard deviation is off; at 1 it is twice or half of
+#   what it should be.
+# - `noise`: the same for the statistics of one batch, the larger of the two. That is no mistake, so
+#   only what is well above it counts.
 
 # %%
 batches = train_x[:1280].reshape(20, 64, 8, 8, 1)
 
 
 @jax.jit
-def absorb(batch_stats, x):
+def absorb(batch_stats, x):  # Let one batch move the statistics.
     held = {**variables, "batch_stats": batch_stats}
     return model.apply(held, x, training=True, mutable=["batch_stats"])[1]["batch_stats"]
 
@@ -207,21 +219,25 @@ print(f"test accuracy with statistics of its own: {after:.3f}, before {before:.3
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
 place = np.arange(len(gaps))
 mean, std, noise = ([float(value) for value in columns[field].values()] for field in SHOWN)
-axes.bar(place - 0.2, mean, 0.4, label="mean, in deviations")
-axes.bar(place + 0.2, std, 0.4, hatch="//", label="deviation, in factors of 2")
-axes.plot(place, noise, "k_", markersize=24, label="noise of one batch")
-axes.set_xticks(place, [name.removesuffix("_norm").replace("_0_", "_0\n") for name in gaps])
-axes.set(title="The file's statistics against the truth, worst feature of each layer")
+axes.bar(place - 0.2, mean, 0.4, label="mean, in standard deviations")
+axes.bar(place + 0.2, std, 0.4, hatch="//", label="standard deviation, in factors of 2")
+axes.plot(place, noise, "k_", markersize=24, label="noise of one batch of 64")
+short = [name.removesuffix("_norm") for name in gaps]
+axes.set_xticks(place, [re.sub(r"(block_\d_\d)_", r"\1\n", name) for name in short])
+axes.set(ylabel="gap", title="The file's statistics against the truth, worst feature of each layer")
 figure.legend(loc="outside lower center", ncols=3)
 plt.show()
 
 # %% [markdown]
-# Every layer's statistics are off by more than a batch's noise: they were never moved. No weight is
-# to blame, so twenty batches mend the network, without a step of training.
+# In every layer the statistics are off by far more than a batch's noise: they were never moved. No
+# weight is to blame, so the statistics of twenty batches mend the network, without a step of
+# training.
 #
 # ## Folded
 #
-# In evaluation each norm is an affine map, and goes into the convolution before it.
+# In evaluation each norm is an affine map of its input, a factor and a shift per feature. So is
+# what the convolution before it does, so both can be one: `fold_model` returns the weights of the
+# same network without norms, whose convolutions have a bias instead.
 
 # %%
 folded = jbn.fold_model(model, test_x[:1], variables=mended, training=False)
@@ -241,8 +257,9 @@ print(f"{sizes[0]} arrays become {sizes[1]}; the outputs are the same, to 1e-3:"
 # %% [markdown]
 # ## Out
 #
-# `jax.export` writes a program for any number of images; who reads it needs jax alone. And back to
-# torch, as torch's own state_dict: bit by bit what the model has.
+# `jax.export` writes a program that takes any number of images, and needs only jax to run.
+# `network_to_torch` gives the mended network back to torch, as a state_dict: the statistics are
+# new, and all other arrays are those of the checkpoint, bit by bit.
 
 # %%
 shape = jax.export.symbolic_shape("images, 8, 8, 1")
@@ -259,23 +276,27 @@ unchanged = all(
     if "running" not in name
 )
 of_return = difference_from_torch(returned, want)
+print("all but the running statistics came back unchanged:", unchanged)
 
 # %% [markdown]
 # ## Exercises
 #
 # 1. Fold the network before its statistics are mended. What is its accuracy, and can it be mended
 #    afterwards?
-# 2. How many batches of 64 does the mending need? Take the statistics of 1, 2, 5 and 20.
+# 2. How many batches of 64 does it take to mend the network? Try 1, 2, 5 and 20.
 #
 # ## Answers
 #
 # <details>
 # <summary>Open</summary>
 #
-# 1. That of the network before it was mended: folding keeps what evaluation computes, mistakes
-#    included, and leaves no statistics to estimate again. So fold last.
-# 2. One batch is nearly enough: in it a convolution has 64 x 64 values per feature. The error falls
-#    with the root of the number of batches, and is soon too small to change an answer.
+# 1. The same as before it was mended: folding keeps what evaluation computes, mistakes included,
+#    and leaves no statistics to estimate again. So fold last.
+# 2. One is enough here. A batch has 64 images of 64 positions (16 in the second block), so even
+#    one gives each feature a thousand values or more. More batches make the statistics more
+#    precise, but no longer change the accuracy by more than a point or so.
+#
+# The next cell computes both.
 #
 # </details>
 
@@ -293,19 +314,21 @@ print("test accuracy by batches:", {n: round(value, 3) for n, value in by_batche
 # %% [markdown]
 # ## Answer
 #
-# Its weights are healthy; its statistics were not, which `train_eval_gap` shows for every layer. It
-# leaves as a program without normalization, or as a state_dict like the one it came as.
+# Its weights are healthy; its statistics were not, as `train_eval_gap` shows for every layer. It
+# leaves as a program without normalization, or as a state_dict with the same names as the one it
+# came as.
 
 # %%
 assert losses[-1] < 0.3 * losses[0]
 assert before < 0.7
 assert after > 0.9
 assert after > before + 0.2
-assert all(max(gap.mean, gap.std) > gap.noise for gap in gaps.values())
+assert all(max(gap.mean, gap.std) > 3 * gap.noise for gap in gaps.values())
 assert all(max(gap.mean, gap.std) < 1e-3 for gap in gaps_after.values())
 assert of_folding < 1e-3
 assert of_export < 1e-3
 assert unchanged
 assert not HAS_TORCH or max(of_import, of_return) < 1e-3
 assert folded_early == before
-assert by_batches[1] > before
+assert by_batches[1] > before + 0.2
+assert max(by_batches.values()) - min(by_batches.values()) < 0.05
