@@ -29,7 +29,7 @@ if importlib.util.find_spec("jbn") is None:
     places += [*Path.cwd().glob("*/jbn/__init__.py"), *Path.cwd().glob("jbn-*.whl")]
     nearby = [p.parents[1] if p.name == "__init__.py" else p for p in places if p.is_file()]
     if not (REPOSITORY or nearby):
-        raise ImportError('Expected jbn, got none. Set REPOSITORY = "https://..." to its address.')
+        raise ImportError("Expected jbn, got none. Set REPOSITORY, or put its wheel or clone here.")
     source = f"jbn[flax,export] @ git+{REPOSITORY}" if REPOSITORY else f"{nearby[0]}[flax,export]"
     print(f"installing {source}")
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
