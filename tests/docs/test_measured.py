@@ -61,3 +61,28 @@ def test_the_table_of_inception_is_that_of_its_run():
         assert steps == (f"{measured[f'{key}_steps']:,.0f}" if f"{key}_steps" in measured else "-")
         numbers = ("best", "moving_top_1", "population_top_1", "population_top_5")
         assert shares == [f"{100 * measured[f'{key}_{number}']:.1f}" for number in numbers]
+
+
+def test_the_errors_of_the_ensemble_are_those_that_were_measured():
+    folder = DOCS / "results" / "imagenet"
+    measured = json.loads((folder / "ensemble.json").read_text())
+    page = (folder / "README.md").read_text()
+    rows = re.findall(
+        r"^\| (?!paper)([^|]*) \| (\d?) ?\| (\d+\.\d) \| (\d\.\d) \|$", page, re.MULTILINE
+    )
+    for (path, changes), (name, seed, *_) in zip(measured["networks"].items(), rows, strict=False):
+        assert changes.endswith(f", seed {seed}"), path
+        assert ("init_scale 1.4" in changes) == ("initial weights x 1.4" in name)
+        assert ("per_activation" in changes) == ("per-activation" in name)
+        assert re.findall(r"dropped 0(\.\d+)", changes) == re.findall(r"dropout (\.\d+)", name)
+    quoted = [(top_1, top_5) for *_, top_1, top_5 in rows]
+    errors = measured["errors"].values()
+    assert quoted == [tuple(f"{100 * share:.1f}" for share in error.values()) for error in errors]
+    *single, together = [error["top_1"] for error in errors]
+    mean = sum(single) / len(single)
+    for text in (
+        f"{100 * (min(single) - together):.1f} points less",
+        f"{100 * (mean - together):.1f} less than their mean",
+        f"reduction by {100 * (1 - together / mean):.0f}%",
+    ):
+        assert text in page
