@@ -71,16 +71,16 @@ def init(
 
     Args:
       num_features: C, or one size per feature axis, in the order of x's axes.
-      use_scale: have a scale (gamma); else it is None.
-      use_bias: have a bias (beta); else it is None.
-      param_dtype: dtype of scale and bias. Statistics are float32 at least; complex parameters
-        come with a complex mean.
+      use_scale: create a scale (gamma); if False, it is None.
+      use_bias: create a bias (beta); if False, it is None.
+      param_dtype: dtype of scale and bias. Statistics are at least float32; the mean is complex if
+        the parameters are.
 
     Returns:
       `(params, state)`: arrays of shape `(C,)`, and count 0 of shape `()` int32.
 
     Raises:
-      TypeError: num_features not an int or ints; param_dtype neither floating nor complex.
+      TypeError: num_features neither an int nor ints; param_dtype neither floating nor complex.
       ValueError: num_features not positive.
 
     Example:
@@ -137,41 +137,42 @@ def batch_norm(
     axis_name: AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Array, OptionalState]:
-    """Normalize x per feature, by the batch in training and by running statistics otherwise.
+    """Normalize x per feature, by batch statistics in training and running statistics otherwise.
 
     y = scale * (x - mean) / sqrt(var + epsilon) + bias. In training, mean and biased var are those
-    of the batch, over all mapped devices of `axis_name`, and the state moves towards them (see
-    `update`). They are computed about a pivot and never cancel: the error of y stays near 1e-6 in
-    float32 up to mean/std 1e5, at any scale at which x, mean and deviation are finite. Gradients
-    pass through the statistics, in closed form.
+    of the batch, pooled over the devices along `axis_name`, and the state moves toward them (see
+    `update`). They are computed from values shifted by a pivot, which avoids cancellation: in
+    float32 the error of y stays near 1e-6 up to mean/std 1e5, at any scale at which x, mean and
+    standard deviation are finite. Gradients flow through the statistics, in closed form.
 
     Args:
       x: the batch, floating or complex, any rank.
       params: scale and bias, `(C,)`, or None for either.
-      state: running statistics, `(C,)`. None in training keeps none: batch statistics alone.
+      state: running statistics, `(C,)`. May be None in training: then none are kept.
       training: static. If False, returns `state` unchanged and ignores `mask` and `axis_name`.
       axis: feature axis or axes; all others are reduced.
       momentum: weight of the *old* statistics, or a schedule of it (see `update`). May be traced.
       epsilon: added to var, positive. May be traced.
-      unbiased: running var takes Bessel's factor n / (n - 1), as in the paper.
-      mask: bool, or non-negative float weights (see `moments`), of x's rank, with length 1 where
-        they do not vary. Masked values are excluded from the statistics and the state update; y is
-        still computed for them. With no weight left, y uses the running statistics and the state
-        comes back unchanged. Where a mask leaves one value of a feature, its variance is 0 and y
-        is the bias alone; the running mean moves, the running variance stays.
-      axis_name: name, or tuple of names, of mapped axes (pmap, shard_map, vmap) to pool over. In
-        jit over sharded arrays the batch is already global: leave it None.
-      axis_index_groups: partition of the indices along `axis_name`; pools within each group. On
-        more than 64 devices a 2-D mesh, with the name of one axis, sends less.
+      unbiased: apply Bessel's correction n / (n - 1) to the running var, as in the paper.
+      mask: bool, or non-negative float weights (see `moments`), of x's rank, with length 1 along
+        axes where they do not vary. Masked values are excluded from the statistics and the state
+        update; y is still computed for them. If all values are masked, y uses the running
+        statistics and the state is returned unchanged. If one value of a feature is left, its
+        variance is 0 and y is just the bias; the running mean moves, the running variance does not.
+      axis_name: name, or tuple of names, of mapped axes (pmap, shard_map, vmap) to pool over. Under
+        jit over sharded arrays the batch is already global; leave it None.
+      axis_index_groups: partition of the indices along `axis_name`; statistics are pooled within
+        each group. On more than 64 devices, naming one axis of a 2-D mesh sends less data.
 
     Returns:
-      `(y, state)`: y of x's shape and dtype, state of the shapes and dtypes it came with, or None.
+      `(y, state)`: y of x's shape and dtype, state of the same shapes and dtypes as before, or
+      None.
 
     Raises:
-      TypeError: integer x; complex x with real statistics; a mask neither boolean nor floating;
-        params or state of another type.
-      ValueError: features that do not fit params or state; one value per feature in training, where
-        the variance would be 0; empty batch; mask, axis, momentum, epsilon or names out of range.
+      TypeError: integer x; complex x with real statistics; a mask that is neither boolean nor
+        floating; params or state of another type.
+      ValueError: params or state that do not match the features; one value per feature in training,
+        whose variance would be 0; an empty batch; invalid mask, axis, momentum, epsilon or names.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -242,21 +243,21 @@ def normalize(
     axis: int | Sequence[int] = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> Array:
-    """Normalize x by given statistics: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
+    """Normalize x by the given statistics: y = scale * (x - mean) / sqrt(var + epsilon) + bias.
 
     Args:
       x: floating or complex, any rank.
       mean, var: statistics, `(C,)`.
-      params: scale and bias, `(C,)`; None, or None for either, leaves them out.
+      params: scale and bias, `(C,)`; None, or None for either, omits them.
       axis: feature axis or axes.
       epsilon: added to var, positive. May be traced.
 
     Returns:
-      y, of x's shape and dtype; computed in float32 at least.
+      y, of x's shape and dtype; computed in at least float32.
 
     Raises:
       TypeError: integer x.
-      ValueError: shapes that do not fit; epsilon not positive.
+      ValueError: shapes that do not match; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -389,7 +390,8 @@ def check_features(
             )
     if jnp.iscomplexobj(mean) != jnp.iscomplexobj(x):
         raise TypeError(
-            f"Expected a mean complex if x is and real if not, got {mean.dtype} for x of {x.dtype}."
+            f"Expected a mean that is complex like x or real like x, got {mean.dtype} for x of "
+            f"{x.dtype}."
             " Make the state with jbn.init(..., param_dtype=x.dtype)."
         )
     if any(jnp.iscomplexobj(p) for p in params) and not jnp.iscomplexobj(x):

@@ -33,29 +33,29 @@ def moments(
 ) -> Moments | WeightedMoments:
     """Compute mean, biased variance and count of a batch, per feature.
 
-    mean = sum(w x) / sum(w), var = sum(w |x - mean|^2) / sum(w), count = sum(w), with w = 1 where
-    no mask is given. Sums are shifted by a value near the mean, so that var is right to float32's
-    precision whatever the mean (1e-6 at mean/std 1e5).
+    mean = sum(w x) / sum(w), var = sum(w |x - mean|^2) / sum(w), count = sum(w), with w = 1 if no
+    mask is given. x is shifted by a value near the mean before it is summed, so that var has
+    float32's precision whatever the mean (1e-6 at mean/std 1e5).
 
     Args:
       x: the batch, floating or complex, any rank.
       axis: feature axis or axes; all others are reduced.
-      mask: bool, or non-negative float weights, of x's rank, with length 1 where they do not vary.
-        Weights are those of `numpy.cov(..., aweights=w)`: only their ratios count. A negative
-        weight counts as 0. The result can be differentiated with respect to them.
+      mask: bool, or non-negative float weights, of x's rank, with length 1 along axes where they do
+        not vary. Weights are those of `numpy.cov(..., aweights=w)`: only their ratios matter. A
+        negative weight counts as 0. The result is differentiable with respect to the weights.
       axis_name: name, or tuple of names, of mapped axes to pool over, weighted by count.
       axis_index_groups: partition of the indices along `axis_name` (row-major over several names);
-        pools within each group.
+        moments are pooled within each group.
 
     Returns:
-      Moments of x's feature shape, float32 at least; WeightedMoments where weights are float.
-        Where no weight is left: 0, 0 and count 0. What is beyond the dtype's largest number, as
-        the variance of values above 1e19 in float32, is that number.
+      Moments of x's feature shape, at least float32, or WeightedMoments if the mask is float. If
+        the total weight is 0, then mean, var and count are 0. A value too large for the dtype, such
+        as the variance of values above 1e19 in float32, is clipped to the largest finite number.
 
     Raises:
-      TypeError: integer or boolean x; a mask neither boolean nor floating.
-      ValueError: axis out of range or given twice; empty batch; a mask of another rank than x's, or
-        that does not broadcast to it; name not bound; groups that do not partition the axis.
+      TypeError: integer or boolean x; a mask that is neither boolean nor floating.
+      ValueError: axis out of range or given twice; an empty batch; a mask whose rank is not x's or
+        that does not broadcast to x; an unbound name; groups that do not partition the axis.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -82,20 +82,20 @@ def _moments(
 
 
 def merge_moments(*parts: Moments | WeightedMoments) -> Moments | WeightedMoments:
-    """Pool moments of disjoint parts of a batch: exactly those of the whole.
+    """Merge the moments of disjoint parts of a batch into those of the whole, exactly.
 
     n = sum n_i, mean = sum n_i mean_i / n, var = sum n_i (var_i + |mean_i - mean|^2) / n. Parts of
-    count 0 add nothing. The same for shards, accumulation steps, and federated clients.
+    count 0 contribute nothing. Use it for shards, gradient accumulation or federated clients.
 
     Args:
-      parts: one or more, all of one feature shape.
+      parts: one or more Moments of the same feature shape.
 
     Returns:
-      Moments of that shape; 0, 0 and count 0 where no part has any weight.
+      Moments of that shape; mean, var and count are 0 where no part has any weight.
 
     Raises:
-      TypeError: a part that is no Moments, such as a list of them.
-      ValueError: no parts, or shapes that differ.
+      TypeError: a part that is not Moments, such as a list of them.
+      ValueError: no parts, or different shapes.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -120,7 +120,7 @@ def merge_moments(*parts: Moments | WeightedMoments) -> Moments | WeightedMoment
     if len(shapes) > 1:
         raise ValueError(
             f"Expected Moments of one feature shape, got {sorted(shapes)}. "
-            "Give the parts that belong together, with mean, var and count of that shape."
+            "Merge moments of the same layer, whose mean, var and count all have that shape."
         )
     return _merge_moments(parts)
 

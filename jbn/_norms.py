@@ -30,23 +30,23 @@ def layer_norm(
     axis: int | Sequence[int] = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> Array:
-    """Normalize over the feature axes, at every other position by itself.
+    """Normalize over the feature axes, separately at every other position.
 
-    y = scale * (x - mean) / sqrt(var + epsilon) + bias, with mean and biased var over `axis`. No
-    running statistics: the same in training and inference, at any batch size.
+    y = scale * (x - mean) / sqrt(var + epsilon) + bias, with mean and biased var over `axis`. There
+    are no running statistics: training and inference are the same, at any batch size.
 
     Args:
       x: floating or complex, any rank.
-      params: scale and bias of x's shape along `axis`; None, or None for either, leaves them out.
-      axis: what to normalize over: -1 for the features of one token, (1, 2, 3) for a whole image.
+      params: scale and bias of x's shape along `axis`; None, or None for either, omits them.
+      axis: axes to normalize over: -1 for the features of one token, (1, 2, 3) for a whole image.
       epsilon: added to var, positive. May be traced.
 
     Returns:
-      y, of x's shape and dtype; computed in float32 at least.
+      y, of x's shape and dtype; computed in at least float32.
 
     Raises:
       TypeError: integer x.
-      ValueError: one value along `axis`, or none; params that do not fit; epsilon not positive.
+      ValueError: fewer than two values along `axis`; params of another shape; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -73,22 +73,22 @@ def group_norm(
 ) -> Array:
     """Normalize each example over its positions and over each group of consecutive features.
 
-    Layer norm over a whole example at groups=1, instance norm at groups=C.
+    With groups=1 this is layer norm over a whole example, with groups=C instance norm.
 
     Args:
       x: floating or complex, examples along the first axis.
-      params: scale and bias, `(C,)`; None, or None for either, leaves them out.
-      groups: how many, a divisor of C.
+      params: scale and bias, `(C,)`; None, or None for either, omits them.
+      groups: number of groups, a divisor of C.
       axis: the feature axis, not the first.
       epsilon: added to var, positive. May be traced.
 
     Returns:
-      y, of x's shape and dtype; computed in float32 at least.
+      y, of x's shape and dtype; computed in at least float32.
 
     Raises:
       TypeError: integer x.
-      ValueError: groups that do not divide C; one value per example and group, or none; params that
-        do not fit; epsilon not positive.
+      ValueError: groups that do not divide C; fewer than two values per example and group; params
+        of another shape; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -122,16 +122,17 @@ def instance_norm(
 
     Args:
       x: floating or complex, examples along the first axis.
-      params: scale and bias, `(C,)`; None, or None for either, leaves them out.
+      params: scale and bias, `(C,)`; None, or None for either, omits them.
       axis: feature axis or axes, not the first.
       epsilon: added to var, positive. May be traced.
 
     Returns:
-      y, of x's shape and dtype; computed in float32 at least.
+      y, of x's shape and dtype; computed in at least float32.
 
     Raises:
       TypeError: integer x.
-      ValueError: one position per example, or none; params that do not fit; epsilon not positive.
+      ValueError: fewer than two positions per example; params of another shape; epsilon not
+        positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -158,23 +159,23 @@ def weight_norm(
     *,
     axis: int | Sequence[int] = -1,
 ) -> Array:
-    """Give each output feature's kernel a length of its own: w = scale * v / ||v||.
+    """Set the length of each output feature's kernel separately: w = scale * v / ||v||.
 
-    Length and direction are learned apart, as batch norm does it, but without statistics of the
-    batch. ||v|| is taken of v / max |v|, so its squares neither overflow nor vanish.
+    Length and direction are learned separately, as with batch norm, but without batch statistics.
+    ||v|| is computed from v / max |v|, so that squares neither overflow nor underflow.
 
     Args:
       kernel: v, of a dense `(in, C)` or convolutional `(H, W, in, C)` layer.
       scale: g, `(C,)`; None for length 1.
-      axis: output feature axis or axes of the kernel; ||v|| is over all others.
+      axis: output feature axis or axes of the kernel; ||v|| is taken over all others.
 
     Returns:
-      w, of the kernel's shape and dtype; computed in float32 at least. 0 where v is 0, where
-      it has no direction, with gradient 0.
+      w, of the kernel's shape and dtype; computed in at least float32. Where v is 0 and has no
+      direction, w and its gradient are 0.
 
     Raises:
       TypeError: integer kernel.
-      ValueError: a scale that does not fit; no axis to sum over.
+      ValueError: a scale of another shape; no axis to sum over.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -209,24 +210,25 @@ def weight_norm_init(
     feature_axis: int | Sequence[int] = -1,
     epsilon: ArrayLike = 1e-5,
 ) -> BatchNormParams:
-    """Choose scale and bias of a weight-normalized layer from one batch: data-dependent init.
+    """Initialize scale and bias of a weight-normalized layer from one batch of data.
 
     scale = 1 / std[t], bias = -mean[t] / std[t] with t = v . x / ||v||, so that the layer's first
-    outputs on this batch have mean 0 and variance 1 per feature, as batch norm's have.
+    outputs on this batch have mean 0 and variance 1 per feature, as with batch norm.
 
     Args:
       kernel: v, as for `weight_norm`.
-      pre_activations: v . x, the layer's output for the batch by v itself, without a bias.
+      pre_activations: v . x, the layer's output for the batch with kernel v and no bias.
       axis: output feature axis or axes of the kernel.
-      feature_axis: those of the pre-activations, as many.
-      epsilon: added to var[t], positive: a constant feature gets a finite scale.
+      feature_axis: feature axis or axes of the pre-activations, as many as in `axis`.
+      epsilon: added to var[t], positive, so that a constant feature gets a finite scale.
 
     Returns:
-      BatchNormParams of scale and bias, `(C,)`, float32 at least.
+      BatchNormParams of scale and bias, `(C,)`, at least float32.
 
     Raises:
       TypeError: integer arrays.
-      ValueError: features that differ; one value per feature, or none; epsilon not positive.
+      ValueError: different numbers of features; fewer than two values per feature; epsilon not
+        positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn

@@ -1,4 +1,4 @@
-"""Population statistics: Algorithm 2, for any step that moves running statistics."""
+"""Population statistics (Algorithm 2), for any step that updates running statistics."""
 
 from __future__ import annotations
 
@@ -19,45 +19,47 @@ State = TypeVar("State")
 
 
 def population(step: Callable[[State, Any], State], state: State, batches: Any) -> State:
-    """Recompute running statistics as plain averages over batches: Algorithm 2, precise BN.
+    """Recompute running statistics as plain averages over batches (Algorithm 2, precise BN).
 
-    Every statistic moves as new = w * old + (1 - w) * batch. With old = 0 a step returns
+    Every statistic is updated as new = w * old + (1 - w) * batch. With old = 0 a step returns
     (1 - w) * batch, and d new / d old = w, so new / (1 - w) is the batch's own statistic, whatever
-    momentum, library or layer moved it: the model stays as it is. Batches without weight (w = 1)
-    count for nothing.
+    momentum, library or layer is used; the model needs no change. Batches without weight (w = 1)
+    are ignored.
 
-    A layer that one step calls k times moves its statistics k times; what is read off is then
-    sum_i w^(k-i) batch_i / sum_i w^(k-i): all calls count, late ones by up to w^(1-k) more (1.01
-    for two calls at w = .99). `jbn.cumulative` weighs them alike, and so do
-    `jbn.linen.population` and `jbn.nnx.population`, whatever the momentum.
+    A layer that is called k times in one step updates its statistics k times. The average over
+    these calls is then sum_i w^(k-i) batch_i / sum_i w^(k-i), in which late calls weigh up to
+    w^(1-k) times as much as early ones (1.01 for two calls at w = .99). `jbn.cumulative` weights
+    them equally, and so do `jbn.linen.population` and `jbn.nnx.population`, whatever the momentum.
 
-    A step does not tell how many values it has seen: each batch counts alike, a ragged one as much
-    as a full one. Where that matters use `jbn.linen.population` or `jbn.nnx.population`, which see
-    the layers and weigh each call by its values, or pool `jbn.moments` by `jbn.merge_moments`.
+    A step does not reveal how many values it has seen, so every batch has the same weight, even a
+    smaller last one. Where that matters, use `jbn.linen.population` or `jbn.nnx.population`, which
+    see the layers and weight each call by its number of values, or merge `jbn.moments` with
+    `jbn.merge_moments`.
 
-    Not for layers whose output in training depends on the running statistics, as batch renorm's
-    does: those statistics are what they are to be used with.
+    Do not use this for layers whose training output depends on the running statistics, such as
+    batch renorm: they have to be evaluated with the statistics they were trained with.
 
     Args:
-      step: `(state, batch) -> state`, one forward pass in training mode with parameters frozen.
-        Its float leaves are the statistics; integer leaves (counts) are carried along, from 0.
-        Compiled once a call and shape of batch: it may read whatever is around it, traced values
-        too, which is read when `population` is called.
-      state: any pytree: BatchNormState, a dict of them, a Flax `batch_stats` collection.
-      batches: an array, or a tuple, NamedTuple, dict or other pytree of arrays, with a leading axis
-        of K batches. Or an iterable of batches, of any number and sizes: a list (never a pytree of
-        stacked arrays here), a generator, a torch DataLoader; each batch is a pytree of arrays or
-        CPU tensors, and is let go once it is averaged.
+      step: `(state, batch) -> state`, one forward pass in training mode with frozen parameters.
+        The float leaves of the state are the statistics; integer leaves (counts) start from 0 and
+        are carried along. The step is compiled once per call of `population` and batch shape. It
+        may close over anything, including traced values, as they are when `population` is called.
+      state: any pytree, such as a BatchNormState, a dict of them, or a Flax `batch_stats`
+        collection.
+      batches: an array or a pytree of arrays (tuple, NamedTuple, dict, ...) with a leading axis of
+        K batches; or an iterable of any number of batches of any size, such as a generator, a torch
+        DataLoader or a list (which is never taken for a pytree of stacked arrays). Each batch is a
+        pytree of arrays or CPU tensors, and is released once it has been averaged.
 
     Returns:
-      A state like the one given, with the averages over the K batches. If the step corrects
-      the variance by Bessel's factor, as `jbn.batch_norm` does by default, that is
-      Algorithm 2's m / (m - 1) E[var]. A statistic that no batch moved stays as it was.
+      A state of the same structure, with the averages over the K batches. If the step applies
+      Bessel's correction, as `jbn.batch_norm` does by default, the variance is Algorithm 2's
+      m / (m - 1) E[var]. Statistics that no batch updated are unchanged.
 
     Raises:
-      TypeError: arguments in another order; batches that are neither arrays nor an iterable.
-      ValueError: no batches; leading axes that differ; one batch x without an axis of batches,
-        x[None] or [x]; a step whose result is unlike `state`.
+      TypeError: arguments in the wrong order; batches that are neither arrays nor an iterable.
+      ValueError: no batches; different leading axes; a single batch x that is not passed as x[None]
+        or [x]; a step whose result has another structure than `state`.
 
     Example:
       >>> import jax.numpy as jnp, jbn

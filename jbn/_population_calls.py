@@ -115,8 +115,8 @@ def weight_of_call(statistic: Array, layer: Any, x: Any, mask: ArrayLike | None)
     if not others and devices is None:
         raise ValueError(
             f"Expected each of `batches` to hold several examples, got x of shape {x.shape} in a "
-            f"{type(layer).__name__}, which is one. Pass one batch x as x[None], or as the list "
-            "[x]; make batches of single examples."
+            f"{type(layer).__name__}, which is a single example. Pass a single batch x as x[None] "
+            "or [x]; put single examples together into batches."
         )
     if mask is None:
         count = jnp.float32(x.size // max(statistic.size, 1))
@@ -133,7 +133,7 @@ def check_momentum(layer: Any, tallies: dict[str, Tally]) -> None:
     if not hasattr(layer, "momentum"):
         raise ValueError(
             f"Expected layers with `momentum`, got {type(layer).__name__}, which keeps "
-            f"{' and '.join(tallies)} without. Use jbn.population, which takes any statistics."
+            f"{' and '.join(tallies)} without one. Use jbn.population, which takes any statistics."
         )
 
 

@@ -1,4 +1,4 @@
-"""How running statistics move."""
+"""The update of running statistics."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ def update(
     momentum: ArrayLike | Schedule,
     unbiased: bool = True,
 ) -> BatchNormState:
-    """Move running statistics towards the moments of one batch.
+    """Move running statistics toward the moments of one batch.
 
-    new = momentum * old + (1 - momentum) * batch, for mean and var, where the batch's var takes
-    Bessel's factor n / (n - 1) if `unbiased`, with n the effective count of float weights. The only
-    place where running statistics move.
+    new = momentum * old + (1 - momentum) * batch, for mean and var. With `unbiased`, the batch's
+    var is first multiplied by Bessel's correction n / (n - 1), where n is the count, or the
+    effective count with float weights. All running statistics are updated here.
 
     Args:
       state: running statistics, `(C,)`.
-      moments: of the batch, `(C,)`; var biased.
+      moments: moments of the batch, `(C,)`, with biased var.
       momentum: weight of the *old* value, in [0, 1] (PyTorch's momentum is 1 - this), or a
         schedule of it: a function of `state.count`, such as `jbn.cumulative`. May be traced. At 0
-        the old value is replaced, at 1 it stays, whatever the other one is, NaN included.
-      unbiased: correct var by n / (n - 1).
+        the old value is replaced and at 1 it is kept, even if the other value is NaN.
+      unbiased: apply Bessel's correction to var.
 
     Returns:
-      BatchNormState of the same shapes and dtypes, count one higher, up to its dtype's largest
-      number. Where n is 1, one value says nothing of a variance: the mean moves and var stays.
-      A feature without any weight keeps its statistics; if all are without, the state comes back
-      unchanged. A variance that the dtype cannot hold counts as its largest number.
+      BatchNormState of the same shapes and dtypes. count increases by one, up to the largest value
+      of its dtype. Where n is 1, the mean moves and var does not, since one value has no variance.
+      A feature with total weight 0 keeps its statistics; if all features do, the state is returned
+      unchanged. A variance too large for the dtype is clipped to the largest finite number.
 
     Raises:
       TypeError: state or moments of another type.
-      ValueError: a momentum known at trace time outside [0, 1]; shapes that differ.
+      ValueError: a momentum known at trace time outside [0, 1]; different shapes.
 
     Example:
       >>> import jax.numpy as jnp, jbn

@@ -60,15 +60,15 @@ def _other_arguments(schedule: Any) -> str | None:
 
 
 def cumulative(count: Int[ArrayLike, ""]) -> Float[Array, ""]:
-    """Weigh all batches since count 0 equally: count / (count + 1), a schedule for `momentum`.
+    """Schedule for `momentum` that weights all batches equally: count / (count + 1).
 
-    The running statistics are then the means over batches that Algorithm 2 asks for.
+    The running statistics are then the averages over batches of Algorithm 2.
 
     Args:
-      count: batches absorbed so far.
+      count: number of batches absorbed so far.
 
     Returns:
-      weight of the old value, float32.
+      Weight of the old value, float32.
 
     Example:
       >>> import jbn
@@ -117,7 +117,7 @@ class _OfDecay:
 
 
 class Debiased(_OfDecay):
-    """What `debiased` makes; it tells its decay. Haiku's moving average.
+    """The schedule that `debiased` returns, with its decay: Haiku's moving average.
 
     Example:
       >>> import jbn
@@ -132,7 +132,7 @@ class Debiased(_OfDecay):
 
 
 class FirstBatch(_OfDecay):
-    """Weight 0 for the first batch, `decay` from then on: Equinox' `mode="ema"`.
+    """Schedule with weight 0 for the first batch and `decay` after it: Equinox' `mode="ema"`.
 
     Example:
       >>> import jbn
@@ -164,20 +164,20 @@ class Switched:
 
 
 def debiased(decay: ArrayLike) -> Debiased:
-    """Make the schedule of an exponential average that forgets its initial value at once.
+    """Make the schedule of a bias-corrected exponential average, without the initial value.
 
-    After t batches, mean = sum_i decay^(t-i) batch_i (1 - decay) / (1 - decay^t). As a weight of
-    the old value that is decay (1 - decay^t) / (1 - decay^(t+1)): 0 at count 0, `decay` in the end.
+    After t batches, mean = sum_i decay^(t-i) batch_i (1 - decay) / (1 - decay^t). The weight of the
+    old value is decay (1 - decay^t) / (1 - decay^(t+1)): 0 at count 0, approaching `decay`.
 
     Args:
-      decay: in [0, 1), the weight of the old value in the long run. May be traced.
+      decay: weight of the old value in the long run, in [0, 1). May be traced.
 
     Returns:
-      schedule, count -> weight of the old value, for `momentum`. It pickles, and equals
-      every other one of the same decay, unless that is traced.
+      Schedule for `momentum`, count -> weight of the old value. It can be pickled, and compares
+      equal to another schedule of the same decay, unless the decay is traced.
 
     Raises:
-      TypeError: not a number.
+      TypeError: a decay that is not a number.
       ValueError: a decay known at trace time outside [0, 1).
 
     Example:
@@ -237,16 +237,16 @@ _switched_traced = jax.jit(_switch, static_argnums=(1, 2))
 
 
 def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[Array, "K ..."]:
-    """Average each value with the ones before it, `window` of them or as many as there are.
+    """Compute the simple moving average: the mean of the last `window` values, fewer at the start.
 
-    The simple moving average that textbooks use to explain running statistics.
+    Textbooks use it to explain running statistics.
 
     Args:
       values: one per step along the first axis, `(K, ...)`.
-      window: how many values, at least 1.
+      window: number of values to average, at least 1.
 
     Returns:
-      `(K, ...)`, float32 at least.
+      `(K, ...)`, at least float32.
 
     Raises:
       TypeError: window not an int.

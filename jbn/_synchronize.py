@@ -1,7 +1,7 @@
-"""Running statistics that each device moved by itself, put together; and whether that is needed.
+"""Pool running statistics that each device updated on its own, and check whether they differ.
 
-A run may choose local statistics: no `axis_name` in training, no collective. Its devices then hold
-different states, and evaluating or saving one of them forgets what the others saw.
+A run may use local statistics: without `axis_name` in training there is no collective. Its devices
+then hold different states, and evaluating or saving one of them ignores what the others saw.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ def synchronize(
     axis_name: AxisName | None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> State:
-    """Pool running statistics over devices: the means, and the variance within *and between* them.
+    """Pool running statistics over devices: means, and variances within *and between* devices.
 
-    mean = sum n_d mean_d / n, var = sum n_d (var_d + |mean_d - mean|^2) / n, with n = sum n_d. An
-    average of the variances alone would drop the spread between the devices. Call it inside the
+    mean = sum n_d mean_d / n, var = sum n_d (var_d + |mean_d - mean|^2) / n, with n = sum n_d.
+    Averaging the variances alone would lose the spread between devices. Call this inside the
     mapped function, before evaluation and checkpoints; nothing else in training needs it.
 
     Args:
-      state: BatchNormState, or any pytree of them; dicts with `mean` and `var`, as in a Flax
-        `batch_stats` collection, count as one.
-      counts: n_d, how much this device's statistics weigh: a number, one per feature, `(C,)`, or
-        Moments, whose count it is. None takes the state's own `count`, the batches absorbed, and 1
-        for dicts that have none. A negative one counts as 0, NaN makes the result NaN. Where all
-        devices weigh 0 they weigh alike.
+      state: BatchNormState, or any pytree of them. Dicts with `mean` and `var`, as in a Flax
+        `batch_stats` collection, are also recognized.
+      counts: n_d, the weight of this device's statistics: a number, an array `(C,)` with one per
+        feature, or Moments, whose count is used. None uses the state's own `count`, the number of
+        batches absorbed, or 1 for dicts without one. Negative counts are 0; NaN makes the result
+        NaN. If all devices have weight 0, they are weighted equally.
       axis_name: name, or tuple of names, of mapped axes (pmap, vmap, shard_map).
-      axis_index_groups: partition of the indices along `axis_name`; pools within each group.
+      axis_index_groups: partition of the indices along `axis_name`; statistics are pooled within
+        each group.
 
     Returns:
-      State like the one given, the same on every device (of a group), and typed as replicated by
-      `shard_map` where there are no groups. Its count is the largest of the devices'.
+      A state of the same structure, equal on every device (of a group), which `shard_map` types as
+      replicated if there are no groups. Its count is the largest over the devices.
 
     Raises:
       TypeError: no statistics in `state`; boolean counts.
-      ValueError: no name, or one that is not bound; groups that do not partition the axis; counts
-        that do not fit.
+      ValueError: no name, or an unbound one; groups that do not partition the axis; counts of
+        another shape.
 
     Example:
       >>> import jax, jax.numpy as jnp, jbn
@@ -102,22 +103,24 @@ def is_synchronized(
     axis_index_groups: Sequence[Sequence[int]] | None = None,
     stacked: bool = False,
 ) -> Bool[ArrayLike, ""]:
-    """Tell whether all devices hold the same state.
+    """Check whether all devices hold the same state.
 
     Args:
       state: any pytree of arrays. NaN counts as equal to NaN.
-      axis_name: inside a mapped function, its axis or axes. None outside of one: then the copies
-        of each array on this host's devices are compared, which `shard_map` without check_vma may
-        have left different, whatever its out_specs say.
-      axis_index_groups: partition of the indices along `axis_name`: whether each group agrees.
-      stacked: outside, the arrays have a leading axis of devices, as `pmap` and `vmap` return them.
+      axis_name: inside a mapped function, its axis or axes. Outside of one, None: then the copies
+        of each array on this host's devices are compared, since `shard_map` without check_vma can
+        leave them different whatever its out_specs say.
+      axis_index_groups: partition of the indices along `axis_name`; devices are compared within
+        each group.
+      stacked: outside a mapped function, whether the arrays have a leading device axis, as `pmap`
+        and `vmap` return them.
 
     Returns:
-      inside, a boolean array, the same on every device; outside, a bool.
+      Inside a mapped function, a boolean array, the same on every device; outside, a bool.
 
     Raises:
       TypeError: no arrays in `state`.
-      ValueError: name not bound; groups that do not partition the axis; a traced state without
+      ValueError: an unbound name; groups that do not partition the axis; a traced state without
         `axis_name`; with `stacked`, an array without a leading axis.
 
     Example:

@@ -22,16 +22,16 @@ else:
 
 
 class BatchNormParams(NamedTuple, Generic[Factor]):
-    """What training learns: gamma and beta of the paper, `(C,)`; None where one is not used."""
+    """Learned parameters, gamma and beta of the paper, `(C,)`; None where one is not used."""
 
     scale: Factor
     bias: Factor
 
 
 class BatchNormState(NamedTuple):
-    """Running statistics: float32 at least, whatever the dtype of x.
+    """Running statistics, in at least float32 whatever the dtype of x.
 
-    `count` is the number of batches absorbed, which schedules such as `jbn.cumulative` read.
+    `count` is the number of batches absorbed; schedules such as `jbn.cumulative` depend on it.
     """
 
     mean: Float[Array, "*C"] | Complex[Array, "*C"]
@@ -44,7 +44,7 @@ OptionalState = TypeVar("OptionalState", BatchNormState, None)
 
 
 class Moments(NamedTuple):
-    """Moments of one batch: mean, *biased* variance, and how much data they rest on.
+    """Moments of one batch: mean, *biased* variance, and count.
 
     `count` is the number of values per feature.
     """
@@ -55,10 +55,10 @@ class Moments(NamedTuple):
 
 
 class WeightedMoments(NamedTuple):
-    """Moments of one batch whose values float weights weigh: those of `numpy.cov`'s `aweights`.
+    """Moments of one batch with float weights, as `numpy.cov` computes them with `aweights`.
 
     `count` is the total weight, sum w. `effective_count` is Kish's effective sample size
-    (sum w)^2 / sum w^2, which takes the place of n in Bessel's factor n / (n - 1).
+    (sum w)^2 / sum w^2, which replaces n in Bessel's correction n / (n - 1).
     """
 
     mean: Float[Array, "*C"] | Complex[Array, "*C"]

@@ -20,7 +20,7 @@ from jbn._sharding import gathered, like, on_all
 
 
 class Whitening(NamedTuple):
-    """What `whiten` did: y_i = sum_j matrix[g, i, j] (x_j - mean_j) in each group g of features."""
+    """The transform by `whiten`: y_i = sum_j matrix[g, i, j] (x_j - mean_j) in feature group g."""
 
     mean: Float[Array, "C"]
     matrix: Float[Array, "groups width width"]
@@ -34,35 +34,35 @@ def whiten(
     epsilon: ArrayLike = 1e-5,
     method: Literal["zca", "cholesky"] = "zca",
 ) -> tuple[Array, Whitening]:
-    """Decorrelate the features of a batch: y = W (x - mean) has covariance I, in each group.
+    """Decorrelate the features of a batch: y = W (x - mean) has covariance I in each group.
 
-    What batch norm only approximates, one feature at a time. W^T W = (S + epsilon I)^-1 with S
-    the biased covariance of m values: for "zca" the symmetric root, which keeps y nearest to x; for
-    "cholesky" the triangular one, which is cheaper, and where y_i depends on x_1 to x_i.
+    Batch norm approximates this one feature at a time. W^T W = (S + epsilon I)^-1, where S is the
+    biased covariance of m values. With "zca", W is the symmetric root, which keeps y closest to x;
+    with "cholesky", the triangular one, which is cheaper, and y_i depends on x_1 to x_i only.
 
-    It costs O(m d^2 + d^3) for each group of d features, where batch norm costs O(m d). From m <= d
-    values on S has rank m - 1 at most, and no W makes the covariance I: the directions that the
-    batch does not have stay 0 in y, and W has 1 / sqrt(epsilon) there, to blow up what other data
-    have in them. The rounding of float32 counts as 1e-7 of the largest eigenvalue; with
-    "cholesky" a smaller epsilon on a singular S gives NaN, with "zca" noise.
+    It costs O(m d^2 + d^3) for each group of d features; batch norm costs O(m d). If m <= d, S has
+    rank at most m - 1 and no W makes the covariance I. In the directions in which the batch does
+    not vary, y is 0 and W is 1 / sqrt(epsilon), which amplifies other data in these directions. In
+    float32, rounding errors are 1e-7 of the largest eigenvalue; with a smaller epsilon and a
+    singular S, "cholesky" gives NaN and "zca" gives noise.
 
     Args:
       x: the batch, floating, any rank.
       axis: the feature axis; all others are reduced.
-      groups: of C / groups consecutive features each, decorrelated among themselves.
+      groups: number of groups of C / groups consecutive features, each decorrelated separately.
       epsilon: added to the eigenvalues of S, as batch norm adds it to var: the variance of y along
         an eigenvector is lambda / (lambda + epsilon). May be traced, or 0 where m > d.
       method: "zca" or "cholesky".
 
     Returns:
-      `(y, Whitening)`: y of x's shape and dtype; mean and W for `apply_whitening`, in
-      float32 at least. First derivatives are finite at equal eigenvalues, too; second derivatives
-      of "zca" are not.
+      `(y, Whitening)`: y of x's shape and dtype; mean and W for `apply_whitening`, in at least
+      float32. First derivatives are finite even at equal eigenvalues; second derivatives of "zca"
+      are not.
 
     Raises:
       TypeError: x not floating.
-      ValueError: groups that do not divide C; epsilon negative, or 0 with no more values than
-        features in a group; another method; one value per feature.
+      ValueError: groups that do not divide C; a negative epsilon, or 0 with no more values than
+        features in a group; an unknown method; one value per feature.
 
     Example:
       >>> import jax, jax.numpy as jnp, jbn
@@ -134,19 +134,21 @@ def _whiten(
 def apply_whitening(
     x: Float[ArrayLike, "..."], whitening: Whitening, *, axis: int = -1
 ) -> Float[Array, "..."]:
-    """Whiten x by what `whiten` found on other data: y = W (x - mean), as inference does.
+    """Whiten x with a transform that `whiten` computed on other data, as in inference.
+
+    y = W (x - mean).
 
     Args:
       x: floating, any rank.
-      whitening: as `whiten` returned it, or averages of several.
+      whitening: result of `whiten`, or an average of several.
       axis: the feature axis.
 
     Returns:
-      y, of x's shape and dtype; computed in float32 at least.
+      y, of x's shape and dtype; computed in at least float32.
 
     Raises:
       TypeError: x not floating.
-      ValueError: another number of features.
+      ValueError: a different number of features.
 
     Example:
       >>> import jax.numpy as jnp, jbn

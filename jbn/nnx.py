@@ -38,38 +38,38 @@ from jbn.linen._batch_norm import (
 
 
 class BatchNorm(nnx.Module):
-    """Normalize by the batch in training, by running statistics otherwise.
+    """Normalize by batch statistics in training, by running statistics otherwise.
 
     y = scale * (x - mean) / sqrt(var + epsilon) + bias, by `jbn.batch_norm`. Arguments, defaults
     and variables (`Param`: scale, bias; `BatchStat`: mean, var) are those of `flax.nnx.BatchNorm`,
     so a checkpoint of one loads in the other; `train`, `eval`, `set_attributes` and `nnx.view`
-    switch the mode as there.
+    switch the mode in the same way.
 
-    What differs: one value per feature in training is an error; a batch without any unmasked
-    position is no NaN; named axes are pooled by count; float masks are weights; statistics are
+    Differences: one value per feature in training is an error; a batch with every position masked
+    does not give NaN; named axes are pooled by count; float masks are weights; statistics are
     never rounded to `dtype`.
 
     Args:
       num_features: C, or one size per feature axis, in the order of x's axes.
-      use_running_average: normalize by the statistics kept, and leave them.
+      use_running_average: normalize by the stored statistics, without updating them.
       axis: feature axis or axes; all others are reduced.
       momentum: weight of the *old* statistics (PyTorch's momentum is 1 - this), or a schedule of
-        it such as `jbn.cumulative`; then the layer has a `count` beside mean and var, int32.
-        `nnx.update` with a state that has none, such as Flax's, leaves the layer's own: set it,
-        `layer.count[...] = jnp.int32(n)`, for at 0 training forgets the statistics it finds.
+        it such as `jbn.cumulative`. With a schedule the layer also has an int32 `count`.
+        `nnx.update` with a state without one, such as Flax's, does not change it. Then set it,
+        `layer.count[...] = jnp.int32(n)`: at 0, training discards the statistics it starts from.
       epsilon: added to var.
-      dtype: of y; None infers it from x, the statistics and the parameters.
-      param_dtype: of scale and bias.
-      use_bias, use_scale: have a bias (beta), a scale (gamma).
+      dtype: dtype of y; None infers it from x, the statistics and the parameters.
+      param_dtype: dtype of scale and bias.
+      use_bias, use_scale: whether to use a bias (beta) and a scale (gamma).
       bias_init, scale_init: their initializers.
-      axis_name: mapped axis or axes to pool over; in jit over sharded arrays leave it None.
+      axis_name: mapped axis or axes to pool over; leave it None under jit over sharded arrays.
       axis_index_groups: partition of the indices along `axis_name`.
-      use_fast_variance: accepted and ignored: the variance is exact and takes one pass.
-      promote_dtype: Flax's rule for the dtype of y: takes `(x, mean, var, scale, bias)` and
-        `dtype`. Only the dtypes of what it returns count: the arithmetic is float32 at least in
-        any case.
-      unbiased: the running var takes Bessel's factor n / (n - 1), as in the paper. Flax has none,
-        hence the default.
+      use_fast_variance: accepted for compatibility and ignored: the variance is always exact, in
+        one pass.
+      promote_dtype: Flax's rule for the dtype of y; called with `(x, mean, var, scale, bias)` and
+        `dtype`. Only the dtypes of its results are used: computation is always in at least float32.
+      unbiased: apply Bessel's correction n / (n - 1) to the running var, as in the paper. Flax does
+        not, hence the default.
       rngs: keys for the initializers.
       bias_metadata, scale_metadata: metadata of the two variables.
 
@@ -147,19 +147,19 @@ class BatchNorm(nnx.Module):
         *,
         mask: ArrayLike | None = None,
     ) -> Array:
-        """Normalize x; in training, move the statistics.
+        """Normalize x; in training, also update the statistics.
 
         Args:
           x: the batch, any rank.
-          use_running_average: overrules the layer's; one of the two must be given.
-          mask: boolean, or weights, broadcastable to x: what is masked counts for nothing in the
-            statistics; y is still computed there.
+          use_running_average: overrides the layer's setting; one of the two must be given.
+          mask: boolean mask or weights, broadcastable to x. Masked values are excluded from the
+            statistics; y is still computed for them.
 
         Returns:
           y, of x's shape.
 
         Raises:
-          TypeError: `use_running_average` traced, or no bool.
+          TypeError: `use_running_average` traced or not a bool.
           ValueError: no `use_running_average` given; in training, a schedule without a count. See
             also `jbn.batch_norm`.
         """
@@ -216,7 +216,7 @@ class BatchNorm(nnx.Module):
         """Set the mode of a copy that `nnx.view` makes.
 
         Args:
-          use_running_average: if True, normalize by the statistics kept, and leave them.
+          use_running_average: if True, normalize by the stored statistics, without updating them.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
@@ -225,34 +225,34 @@ class BatchNorm(nnx.Module):
 def population(
     forward: Callable[[Any, Any], Any], model: nnx.Module, batches: Any
 ) -> nnx.State[Any, Any]:
-    """Recompute a model's `BatchStat` as averages over batches and calls: Algorithm 2, precise BN.
+    """Recompute a model's `BatchStat` as averages over batches and calls (Algorithm 2, precise BN).
 
-    The average is over all calls of all batches, so that a layer shared within the model is counted
-    right, each call weighted by its values per feature, of a mask by its sum. So mean =
-    sum_i n_i mean_i / sum_i n_i is the mean of all values, and var that average of the variances
-    (with Bessel's factor where the layer applies it). For layers of `jbn.nnx`, of Flax, and any
-    other module with `momentum`, and `mean` or `var` of type `BatchStat`; calls count alike where
-    it has no `axis` to tell their values by. Works on copies: the model stays as it is until it is
-    given the result.
+    The average is over all calls in all batches, so a layer that the model calls several times is
+    averaged correctly. Each call is weighted by its number of values per feature, or with a mask by
+    the mask's sum: mean = sum_i n_i mean_i / sum_i n_i is the mean of all values, and var the same
+    average of the variances (with Bessel's correction if the layer applies it). It works for layers
+    of `jbn.nnx` and of Flax, and any other module with `momentum`, and `mean` or `var` of type
+    `BatchStat`; calls of a module without `axis` all have the same weight. It runs on copies: the
+    model changes only when you update it with the result.
 
     Args:
-      forward: `(model, batch)`, one forward pass of a copy in training mode; what it returns is
+      forward: `(model, batch)`, one forward pass of a copy in training mode; its return value is
         ignored.
-      model: in training mode, or put into it by `forward`.
-      batches: an array, or a tuple, NamedTuple, dict or other pytree of arrays, with a leading axis
-        of K batches. Or an iterable of batches, of any number and sizes: a list (never a pytree of
-        stacked arrays here), a generator, a torch DataLoader; each batch is a pytree of arrays or
-        CPU tensors, and is let go once it is averaged.
+      model: model in training mode, or that `forward` puts into training mode.
+      batches: an array or a pytree of arrays (tuple, NamedTuple, dict, ...) with a leading axis of
+        K batches; or an iterable of any number of batches of any size, such as a generator, a torch
+        DataLoader or a list (which is never taken for a pytree of stacked arrays). Each batch is a
+        pytree of arrays or CPU tensors, and is released once it has been averaged.
 
     Returns:
-      The state for `nnx.update(model, state)`. A statistic that nothing moved stays as it was, and
-      so does every BatchStat that is neither mean, var nor an integer count.
+      The state for `nnx.update(model, state)`. Statistics that no call updated are unchanged, and
+      so is every BatchStat other than mean, var and integer counts.
 
     Raises:
-      TypeError: arguments in another order; batches that are neither arrays nor an iterable; a
-        linen model inside `nnx.bridge.ToNNX`.
-      ValueError: no batches; leading axes that differ; one batch x without an axis of batches,
-        x[None] or [x]; statistics without `momentum`.
+      TypeError: arguments in the wrong order; batches that are neither arrays nor an iterable; a
+        linen model wrapped in `nnx.bridge.ToNNX`.
+      ValueError: no batches; different leading axes; a single batch x that is not passed as x[None]
+        or [x]; statistics without `momentum`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -304,7 +304,7 @@ def _check_model(model: Any) -> None:
     if not is_tree or not any(isinstance(node, nnx.Module) for _, node in nnx.iter_graph(model)):
         raise TypeError(
             "Expected population(forward, model, batches) with an nnx.Module as `model`, got "
-            f"{describe(model)}. Pass the model itself, and of a split one "
+            f"{describe(model)}. Pass the model itself; if you split it, pass "
             "nnx.merge(graphdef, state)."
         )
 

@@ -30,23 +30,23 @@ def fold(
     Then layer'(u) = batch_norm(layer(u)), at the cost of the layer alone.
 
     Args:
-      kernel: of a dense `(in, C)` or convolutional `(H, W, in, C)` layer: output features last.
-        Floating or complex: quantize after folding.
+      kernel: kernel of a dense `(in, C)` or convolutional `(H, W, in, C)` layer, output features
+        last. Floating or complex; quantize after folding.
       bias: the layer's own bias `(C,)`, or None.
-      params: scale and bias, `(C,)`, or None for either; a mapping of them, as a checkpoint that
-        was restored without a target has it, will do.
-      state: running statistics, `(C,)`; a mapping with mean and var will do.
-      epsilon: as given to `batch_norm`.
+      params: scale and bias, `(C,)`, or None for either; or a mapping of them, as in a checkpoint
+        restored without a target.
+      state: running statistics, `(C,)`, or a mapping with mean and var.
+      epsilon: as passed to `batch_norm`.
 
     Returns:
-      `(kernel, bias)` of the kernel's shape and `(C,)`, in the kernel's dtype; computed in
-      float32 at least.
+      `(kernel, bias)` of the kernel's shape and `(C,)`, in the kernel's dtype; computed in at least
+      float32.
 
     Raises:
-      ValueError: a kernel whose last axis is not C long; a bias, scale, shift or var whose shape is
-        not `(C,)`; an epsilon that is not positive.
-      TypeError: a kernel of integers; complex statistics or parameters with a real kernel; params
-        or state that are something else.
+      ValueError: a kernel whose last axis is not of length C; a bias, scale, shift or var whose
+        shape is not `(C,)`; an epsilon that is not positive.
+      TypeError: an integer kernel; complex statistics or parameters with a real kernel; params or
+        state of another type.
 
     Example:
       >>> import jax.numpy as jnp, jbn
@@ -115,8 +115,8 @@ def _as_kernel(kernel: Any) -> Array:
     array = as_array("kernel", kernel, "Pass the layer's kernel, and its bias or None after it.")
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(
-            f"Expected a floating or complex kernel, got {array.dtype}: the folded one is scaled "
-            "and could not be held. Fold before you quantize, or pass kernel.astype(jnp.float32)."
+            f"Expected a floating or complex kernel, got {array.dtype}, which cannot hold the "
+            "scaled kernel. Fold before you quantize, or pass kernel.astype(jnp.float32)."
         )
     return array
 

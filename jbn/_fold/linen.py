@@ -54,9 +54,9 @@ def fold_linen(
     for option in ("mutable", "capture_intermediates"):
         if kwargs.pop(option, False):
             raise TypeError(
-                f"Expected no `{option}` in the call of a model to be folded, got some: it is that "
-                "of inference, which moves nothing, and only its outputs stay the same. Leave it "
-                "out."
+                f"Expected no `{option}` in the call of a model to be folded, got some: the call "
+                "is that of inference, which updates nothing, and folding keeps only its outputs. "
+                "Leave it out."
             )
     variables = nn.meta.unbox(unfreeze(dict(variables)))
     flat = flatten_dict(variables)

@@ -1,4 +1,4 @@
-"""Fold every batch norm of a Flax model into the dense or convolutional layer beside it."""
+"""Fold every batch norm of a Flax model into the dense or convolutional layer next to it."""
 
 from __future__ import annotations
 
@@ -47,43 +47,45 @@ def fold_model(
 ) -> Any:
     """Fold the batch norms of a Flax model into its dense and convolutional layers.
 
-    For linen (`Dense`, `Conv`, `ConvTranspose`, `DenseGeneral`, `Einsum` of one contraction) and
-    nnx (`Linear`, `Conv`, `ConvTranspose`, `LinearGeneral`, `Einsum`), any groups. A batch norm is
-    any layer with statistics mean, var and an epsilon: Flax's and jbn's. The folded model equals
-    the model in inference, up to rounding; see `fold` for the formula.
+    Supports linen (`Dense`, `Conv`, `ConvTranspose`, `DenseGeneral`, `Einsum` with one contraction)
+    and nnx (`Linear`, `Conv`, `ConvTranspose`, `LinearGeneral`, `Einsum`), with any groups. Any
+    layer with statistics mean and var and an epsilon counts as a batch norm, including Flax's and
+    jbn's. The folded model equals the original in inference, up to rounding; see `fold` for the
+    formula.
 
-    A batch norm is folded into the layer before it, or else into the layer after it, unless that is
-    a `ConvTranspose` or pads its input with zeros. Between the two may be reshapes and averages
-    over space, `nn.avg_pool` and means: with zeros of padding only if they do not count.
+    A batch norm is folded into the layer before it, or otherwise into the layer after it, unless
+    that is a `ConvTranspose` or pads its input with zeros. Between the two there may be reshapes
+    and averages over space (`nn.avg_pool`, means), zero-padded only if the zeros are not counted.
 
     Args:
-      model: linen module, or nnx module, which stays as it is.
-      args, kwargs: what the model is called with in inference; arrays, or `jax.ShapeDtypeStruct`
-        of them, as only shapes matter. Nothing is `mutable` there.
-      variables: of a linen model, `{"params": ..., "batch_stats": ..., ...}`, both not empty.
-      layers: names of the batch norms to fold, such as ["block_0/norm"]; None for all there are.
-      keep_norms: leave the batch norms where they are, as identities, so that the same model
-        applies; those with an epsilon above 1 divide by its root, which the layers make good.
-        Otherwise they go.
+      model: linen or nnx module; it is not modified.
+      args, kwargs: arguments of the model's call in inference, without `mutable`; arrays or
+        `jax.ShapeDtypeStruct`, since only shapes matter.
+      variables: variables of a linen model, `{"params": ..., "batch_stats": ..., ...}`, both not
+        empty.
+      layers: names of the batch norms to fold, such as ["block_0/norm"]; None folds all.
+      keep_norms: keep the batch norms as identities, so that the same model can be applied; those
+        with an epsilon above 1 divide by its square root, which the folded layers compensate. If
+        False, they are removed.
 
     Returns:
-      linen: variables without those of the folded batch norms, where each layer folded into has a
-      bias. They fit the model built without norms and with biases (such as `MLP(norm=None)`). With
-      `keep_norms`, of the same structure; the shift of a layer without bias is then in the mean of
-      the batch norm after it.
-      nnx: a model whose folded batch norms are `Identity` layers, ready to be called. What asks
-      for the type of a norm finds another: take `keep_norms` for it.
+      linen: variables without those of the folded batch norms, in which each layer that was folded
+      into has a bias. They fit the model built without norms and with biases (such as
+      `MLP(norm=None)`). With `keep_norms` they keep their structure; the shift of a layer without
+      bias is then in the mean of the batch norm after it.
+      nnx: a model whose folded batch norms are `Identity` layers, ready to be called. If code
+      depends on the type of a norm, use `keep_norms`.
 
     Raises:
       ValueError: names every batch norm that cannot be folded, and why: an activation, another
-        kind of layer or anything else on both sides, an output, parameter or layer used twice,
-        zeros around the input of the layer after it, features that are not the layer's, training
-        mode, a `__call__` or `dot_general` of its own, another feature axis, lifted transforms
-        (`nn.scan`, `nn.remat`) that change its variables on the way, a place inside
-        `nnx.bridge.ToNNX` or `ToLinen`. Or variables lack a collection.
-      TypeError: a model neither linen's nor nnx's, linen's inside `nnx.bridge.ToNNX`, linen without
-        `variables` or with shapes alone, a call with `mutable`, or `layers` that are no list of
-        names.
+        kind of layer or anything else on both sides; an output, parameter or layer used twice;
+        zero padding of the input of the layer after it; features that do not match the layer's;
+        training mode; a custom `__call__` or `dot_general`; another feature axis; lifted transforms
+        (`nn.scan`, `nn.remat`) that change its variables; a place inside `nnx.bridge.ToNNX` or
+        `ToLinen`. Also if variables lack a collection.
+      TypeError: a model that is neither linen nor nnx, or linen inside `nnx.bridge.ToNNX`; linen
+        without `variables` or with shapes only; a call with `mutable`; `layers` that are not a list
+        of names.
       ImportError: Flax is not installed.
 
     Example:
@@ -104,8 +106,8 @@ def fold_model(
         from flax import nnx
     except ModuleNotFoundError as error:
         raise ImportError(
-            "Expected Flax, whose models fold_model folds, got none. pip install 'jbn[flax]', or "
-            "fold single layers with jbn.fold."
+            "Expected Flax to be installed, whose models fold_model folds, got none. Run pip "
+            "install 'jbn[flax]', or fold single layers with jbn.fold."
         ) from error
 
     _check_layers(layers)
@@ -115,8 +117,8 @@ def fold_model(
 
         if variables is None:
             raise TypeError(
-                "Expected `variables` with a linen model, got None. Pass what model.init made, "
-                "or training: fold_model(model, x, variables=variables)."
+                "Expected `variables` with a linen model, got None. Pass those of model.init or of "
+                "training: fold_model(model, x, variables=variables)."
             )
         return fold_linen(model, variables, args, kwargs, layers, keep_norms)
     if isinstance(model, nnx.bridge.ToNNX):

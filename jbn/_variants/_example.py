@@ -40,29 +40,29 @@ def normalize_with_example(
 ) -> Array:
     """Normalize x by given statistics mixed with each example's own: inference example weighing.
 
-    With mean_x, var_x of one example over its positions and w = `weight`, the moments of the
-    mixture: mean' = w mean_x + (1 - w) mean and
-    var' = w var_x + (1 - w) var + w (1 - w) |mean_x - mean|^2, which is
-    w E[x^2 of the example] + (1 - w) E[x^2] - mean'^2 without its cancellation. In training an
+    With mean_x and var_x of one example over its positions and w = `weight`, the moments of the
+    mixture are mean' = w mean_x + (1 - w) mean and
+    var' = w var_x + (1 - w) var + w (1 - w) |mean_x - mean|^2, which equals
+    w E[x^2 of the example] + (1 - w) E[x^2] - mean'^2 without its cancellation. In training, an
     example is part of the batch that normalizes it; this restores some of that in inference.
 
     Args:
       x: floating or complex, examples along the first axis.
-      mean, var: statistics, `(C,)`, mostly the running ones.
-      params: scale and bias, `(C,)`; None, or None for either, leaves them out.
-      weight: of the example's own statistics, in [0, 1]: 0 is `normalize`, 1 is instance norm. May
-        be traced. To be chosen on held-out data.
+      mean, var: statistics, `(C,)`, usually the running ones.
+      params: scale and bias, `(C,)`; None, or None for either, omits them.
+      weight: weight of the example's own statistics, in [0, 1]: 0 is `normalize`, 1 is instance
+        norm. May be traced. Choose it on held-out data.
       axis: feature axis or axes, not the first.
       epsilon: added to var', positive. May be traced.
 
     Returns:
-      y, of x's shape and dtype; computed in float32 at least. Examples affect each
-      other by rounding alone. Differentiable by everything, weight included. An x without values
-      is returned unchanged.
+      y, of x's shape and dtype; computed in at least float32. Examples affect each other only
+      through rounding. Differentiable with respect to all inputs, including weight. An empty x is
+      returned unchanged.
 
     Raises:
-      TypeError, ValueError: as `normalize`; the first axis a feature axis; a weight known at trace
-        time outside [0, 1].
+      TypeError, ValueError: as `normalize`; the first axis as a feature axis; a weight known at
+        trace time outside [0, 1].
 
     Example:
       >>> import jax.numpy as jnp, jbn

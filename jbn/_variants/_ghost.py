@@ -51,35 +51,35 @@ def ghost_batch_norm(
     unbiased: bool = True,
     mask: ArrayLike | None = None,
 ) -> tuple[Array, OptionalState]:
-    """Normalize each `batch_size` consecutive examples by their own moments, in training.
+    """Normalize groups of `batch_size` consecutive examples by their own moments, in training.
 
     A large batch then has the noise of small ones, which Hoffer et al. find to generalize better.
-    A final partial group is normalized on its own. At inference, equivalent to `batch_norm`.
+    A final partial group is normalized on its own. Inference is the same as in `batch_norm`.
 
-    The state moves once per call, by the moments of all groups merged, which are the batch's own:
-    it is the state that `batch_norm` returns, whatever `batch_size`, and `momentum` keeps its
-    meaning. Hoffer et al. (Algorithm 1) move it by each group in turn, so that the last group
-    weighs most and a ragged one as much as a full one; both estimate the same population.
+    The state is updated once per call with the merged moments of all groups, which are those of the
+    whole batch. So the state equals that of `batch_norm` for any `batch_size`, and `momentum` keeps
+    its meaning. Hoffer et al. (Algorithm 1) update it with each group in turn, so that the last
+    group has the largest weight, even if it is partial; both estimate the same population.
 
     Args:
       x: the batch, examples along the first axis, floating or complex.
       params: scale and bias, `(C,)`, or None for either.
-      state: running statistics, `(C,)`. None in training keeps none.
+      state: running statistics, `(C,)`. May be None in training: then none are kept.
       training: static. If False, returns `state` unchanged and ignores `batch_size` and `mask`.
-      batch_size: examples per group, static. As many as x has or more make one group.
+      batch_size: examples per group, static. If x has no more than that, it is one group.
       axis: feature axis or axes, not the first; all others are reduced.
       momentum, epsilon, unbiased: as for `batch_norm`.
-      mask: as for `batch_norm`. A group without any weight is normalized by the running
-        statistics, and has no gradient by its weights; if all are without, the state comes back
-        unchanged.
+      mask: as for `batch_norm`. A fully masked group is normalized by the running statistics, and
+        has no gradient with respect to its weights; if all groups are fully masked, the state is
+        returned unchanged.
 
     Returns:
-      `(y, state)`: y of x's shape and dtype, state of the shapes and dtypes it came with. Groups
-      are of this device; pool states that devices moved by themselves with `synchronize`.
+      `(y, state)`: y of x's shape and dtype, state of the same shapes and dtypes as before. Groups
+      do not extend over devices; use `synchronize` to pool the states of several devices.
 
     Raises:
-      TypeError, ValueError: as `batch_norm`; batch_size not a positive int; the first axis a
-        feature axis; a group with one value per feature, where the variance would be 0.
+      TypeError, ValueError: as `batch_norm`; batch_size not a positive int; the first axis as a
+        feature axis; a group with one value per feature, whose variance would be 0.
 
     Example:
       >>> import jax.numpy as jnp, jbn

@@ -1,4 +1,4 @@
-"""Batch renormalization: by the batch, corrected towards running statistics."""
+"""Batch renormalization: batch statistics, corrected toward running statistics."""
 
 from __future__ import annotations
 
@@ -56,15 +56,16 @@ def batch_renorm(
     axis_name: AxisName | None = None,
     axis_index_groups: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Array, BatchNormState]:
-    """Normalize x by the batch, corrected towards the running statistics, in training.
+    """Normalize x by batch statistics, corrected toward the running statistics, in training.
 
     y = scale * (xhat * r + d) + bias, with xhat of `batch_norm`, sigma = sqrt(var + epsilon),
     r = clip(sigma_batch / sigma_running, 1 / r_max, r_max) and
-    d = clip((mean_batch - mean_running) / sigma_running, -d_max, d_max), by the statistics before
-    they move. No gradient passes through r and d. Where neither is clipped, y is what inference
-    gives, so that training on small or dependent batches learns what inference computes.
+    d = clip((mean_batch - mean_running) / sigma_running, -d_max, d_max). The running statistics
+    are those before the update. No gradient flows through r and d. Where neither is clipped, y is
+    the same as in inference, so training on small or dependent batches matches inference.
 
-    r_max = 1 and d_max = 0 are `batch_norm`, its values and gradients; inference is the same, too.
+    With r_max = 1 and d_max = 0, values and gradients are those of `batch_norm`. Inference is
+    always the same as in `batch_norm`.
 
     Args:
       x: the batch, floating, any rank.
@@ -72,7 +73,7 @@ def batch_renorm(
       state: running statistics, `(C,)`.
       training: static. If False, returns `state` unchanged.
       r_max: limit of r, at least 1, or a schedule of it: a function of `state.count`. May be
-        traced. Starting at 1 lets the running statistics settle first.
+        traced. Start at 1 to let the running statistics settle first.
       d_max: limit of d, at least 0, or a schedule of it. May be traced.
       axis, momentum, epsilon, unbiased, mask, axis_name, axis_index_groups: as for `batch_norm`.
 

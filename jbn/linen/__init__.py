@@ -1,4 +1,4 @@
-"""Flax linen layers: `BatchNorm`, its variants, and the norms that it is compared with."""
+"""Flax linen layers: `BatchNorm`, its variants, and the norms it is compared with."""
 
 from jbn import _flax as _flax
 

@@ -33,35 +33,36 @@ Initializer = Callable[..., Array]
 
 
 class BatchNorm(nn.Module):
-    """Normalize by the batch in training, by running statistics otherwise.
+    """Normalize by batch statistics in training, by running statistics otherwise.
 
     y = scale * (x - mean) / sqrt(var + epsilon) + bias, by `jbn.batch_norm`. Arguments, defaults
     and variables (`params`: scale, bias; `batch_stats`: mean, var) are those of
-    `flax.linen.BatchNorm`, so a checkpoint of one loads in the other. As there, `init` needs no
-    named axis and does not move the statistics.
+    `flax.linen.BatchNorm`, so a checkpoint of one loads in the other. As in Flax, `init` needs no
+    named axis and does not update the statistics.
 
-    What differs: one value per feature in training is an error; a batch without any unmasked
-    position is no NaN; named axes are pooled by count; float masks are weights.
+    Differences: one value per feature in training is an error; a batch with every position masked
+    does not give NaN; named axes are pooled by count; float masks are weights.
 
     Attributes:
-      use_running_average: normalize by the statistics in `batch_stats`, and leave them.
+      use_running_average: normalize by the statistics in `batch_stats`, without updating them.
       axis: feature axis or axes; all others are reduced.
       momentum: weight of the *old* statistics (PyTorch's momentum is 1 - this), or a schedule of
-        it such as `jbn.cumulative`; then `batch_stats` has a `count` beside mean and var, int32.
-        A checkpoint without one needs it before training goes on. `lax.pmean` makes it a float,
-        which the next step rounds and stores as int32 again; `jbn.synchronize` leaves it int32.
+        it such as `jbn.cumulative`. With a schedule, `batch_stats` also has an int32 `count`; add
+        it to a checkpoint without one before you resume training. `lax.pmean` turns it into a
+        float, which the next step rounds back to int32; `jbn.synchronize` keeps it int32.
       epsilon: added to var.
-      dtype: of y; None infers it from x and the parameters.
-      param_dtype: of scale and bias.
-      use_bias, use_scale: have a bias (beta), a scale (gamma).
+      dtype: dtype of y; None infers it from x and the parameters.
+      param_dtype: dtype of scale and bias.
+      use_bias, use_scale: whether to use a bias (beta) and a scale (gamma).
       bias_init, scale_init: their initializers.
-      axis_name: mapped axis or axes to pool over; in jit over sharded arrays leave it None.
+      axis_name: mapped axis or axes to pool over; leave it None under jit over sharded arrays.
       axis_index_groups: partition of the indices along `axis_name`.
-      use_fast_variance: accepted and ignored: the variance is exact and takes one pass.
-      force_float32_reductions: False keeps mean and var in `param_dtype`; the arithmetic is
-        float32 at least in any case.
-      unbiased: the running var takes Bessel's factor n / (n - 1), as in the paper. Flax has none,
-        hence the default.
+      use_fast_variance: accepted for compatibility and ignored: the variance is always exact, in
+        one pass.
+      force_float32_reductions: if False, mean and var are stored in `param_dtype`; computation is
+        always in at least float32.
+      unbiased: apply Bessel's correction n / (n - 1) to the running var, as in the paper. Flax does
+        not, hence the default.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -186,32 +187,32 @@ class BatchNorm(nn.Module):
 
 
 def population(step: Callable[[State, Any], State], batch_stats: State, batches: Any) -> State:
-    """Recompute `batch_stats` as averages over batches and calls: Algorithm 2, precise BN.
+    """Recompute `batch_stats` as averages over batches and calls (Algorithm 2, precise BN).
 
-    `jbn.population`, for models that call a layer several times in one forward pass and for batches
-    of several sizes as well: the average is over all calls of all batches, each call weighted by
-    its values per feature, of a mask by its sum. So mean = sum_i n_i mean_i / sum_i n_i is the mean
-    of all values, and var that average of the variances (with Bessel's factor where the layer
-    applies it). For layers of `jbn.linen`, of Flax, and any other with `momentum`, and `mean` or
-    `var` in `batch_stats`; calls count alike where the layer has no `axis` to tell their values by.
-    Neither the model nor its parameters change.
+    Like `jbn.population`, but exact also for layers that are called several times in one forward
+    pass, and for batches of different sizes. The average is over all calls in all batches, each
+    weighted by its number of values per feature, or with a mask by the mask's sum: mean =
+    sum_i n_i mean_i / sum_i n_i is the mean of all values, and var the same average of the
+    variances (with Bessel's correction if the layer applies it). It works for layers of `jbn.linen`
+    and of Flax, and any other layer with `momentum`, and `mean` or `var` in `batch_stats`; calls of
+    a layer without `axis` all have the same weight. The model and its parameters do not change.
 
     Args:
       step: `(batch_stats, batch) -> batch_stats`, one forward pass in training mode.
       batch_stats: the collection.
-      batches: an array, or a tuple, NamedTuple, dict or other pytree of arrays, with a leading axis
-        of K batches. Or an iterable of batches, of any number and sizes: a list (never a pytree of
-        stacked arrays here), a generator, a torch DataLoader; each batch is a pytree of arrays or
-        CPU tensors, and is let go once it is averaged.
+      batches: an array or a pytree of arrays (tuple, NamedTuple, dict, ...) with a leading axis of
+        K batches; or an iterable of any number of batches of any size, such as a generator, a torch
+        DataLoader or a list (which is never taken for a pytree of stacked arrays). Each batch is a
+        pytree of arrays or CPU tensors, and is released once it has been averaged.
 
     Returns:
-      A collection like the one given. A statistic that nothing moved stays as it was, and so does
-      what is neither mean, var nor an integer count.
+      A collection of the same structure. Statistics that no call updated are unchanged, and so is
+      everything other than mean, var and integer counts.
 
     Raises:
-      TypeError: arguments in another order; batches that are neither arrays nor an iterable.
-      ValueError: no batches; leading axes that differ; one batch x without an axis of batches,
-        x[None] or [x]; a step that returns another tree; statistics without `momentum`.
+      TypeError: arguments in the wrong order; batches that are neither arrays nor an iterable.
+      ValueError: no batches; different leading axes; a single batch x that is not passed as x[None]
+        or [x]; a step that returns another tree; statistics without `momentum`.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""Flax linen layers of batch norm's variants, and of the norms that it is compared with.
+"""Flax linen layers for the variants of batch norm, and for the norms it is compared with.
 
-All are made as `norm(use_running_average=...)` and called as `norm(x, mask=...)`, like `BatchNorm`,
-so that a model takes any of them. Those without running statistics ignore both.
+All are constructed as `norm(use_running_average=...)` and called as `norm(x, mask=...)`, like
+`BatchNorm`, so a model can use any of them. Norms without running statistics ignore both arguments.
 """
 
 from jbn import _flax as _flax
@@ -26,10 +26,11 @@ from jbn.linen._batch_norm import BatchNorm, Initializer
 
 
 class GhostBatchNorm(BatchNorm):
-    """`jbn.ghost_batch_norm` as a layer: `BatchNorm`'s arguments, and `batch_size`.
+    """`jbn.ghost_batch_norm` as a layer: the arguments of `BatchNorm`, and `batch_size`.
 
     Attributes:
-      batch_size: examples that share statistics in training; a ragged tail is its own group.
+      batch_size: number of examples that share statistics in training; a last partial group has
+        its own.
     """
 
     batch_size: int = 32
@@ -49,19 +50,18 @@ class GhostBatchNorm(BatchNorm):
 
 
 class BatchRenorm(BatchNorm):
-    """`jbn.batch_renorm` as a layer: `BatchNorm`'s arguments, and the limits.
+    """`jbn.batch_renorm` as a layer: the arguments of `BatchNorm`, the limits, and a warm-up.
 
-    `batch_stats` has a `count` if any of momentum, r_max, d_max is a schedule, or there is a
-    warm-up.
+    `batch_stats` has a `count` if momentum, r_max or d_max is a schedule, or there is a warm-up.
 
     Attributes:
-      r_max, d_max: how far batch and running statistics may be apart: numbers, or schedules of the
-        batches absorbed.
-      warmup_steps: for so many batches r is 1 and d is 0, as in `BatchNorm`: running statistics
-        that start at 0 and 1 are no estimate to be drawn to.
+      r_max, d_max: limits of the difference between batch and running statistics: numbers, or
+        schedules of the number of batches absorbed.
+      warmup_steps: number of batches at the start with r = 1 and d = 0, as in `BatchNorm`, since
+        the initial running statistics 0 and 1 are not yet estimates.
 
     References:
-      warm-up as in SBX, `BatchRenorm(warm_up_steps=...)`, and TorchRL,
+      Warm-up as in SBX, `BatchRenorm(warm_up_steps=...)`, and TorchRL,
       `BatchRenorm1d(warmup_steps=...)`.
     """
 
@@ -146,7 +146,7 @@ class _WithoutStatistics(nn.Module):
 
 
 class LayerNorm(_WithoutStatistics):
-    """`jbn.layer_norm` as a layer: over the features, at each position."""
+    """`jbn.layer_norm` as a layer: normalizes over the features at each position."""
 
     @nn.nowrap
     def _normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
@@ -154,10 +154,10 @@ class LayerNorm(_WithoutStatistics):
 
 
 class GroupNorm(_WithoutStatistics):
-    """`jbn.group_norm` as a layer: over positions and groups of features, example by example.
+    """`jbn.group_norm` as a layer: normalizes each example over positions and groups of features.
 
     Attributes:
-      groups: into how many the features are cut.
+      groups: number of groups of features.
     """
 
     groups: int = 32
@@ -168,7 +168,7 @@ class GroupNorm(_WithoutStatistics):
 
 
 class InstanceNorm(_WithoutStatistics):
-    """`jbn.instance_norm` as a layer: over positions, for each feature of each example."""
+    """`jbn.instance_norm` as a layer: normalizes each feature of each example over positions."""
 
     @nn.nowrap
     def _normalize(self, x: Array, params: BatchNormParams, **options: Any) -> Array:
