@@ -42,7 +42,7 @@ def fold(absorb: Callable[[Carry, Any], Carry], carry: Carry, batches: Any) -> C
             raise ValueError(
                 "Expected an iterable of batches, got what looks like one of examples: `step` "
                 f"takes several arrays of shape {_shapes(batch)} as one batch. Pass one batch x "
-                "as the list [x], or as x[None]; make batches of single examples."
+                "as the list [x], or as x[None]; put single examples together into batches."
             )
         with _explained(batch) if is_first else contextlib.nullcontext():
             carry = step(carry, batch)

@@ -377,7 +377,7 @@ def check_values(x: Array | jax.ShapeDtypeStruct, kept: tuple[int, ...]) -> int:
         raise ValueError(
             f"Expected more than one value to normalize over, got {values} for shape {x.shape} "
             f"with one variance for each position along axes {kept}: it would be 0. Check `axis` "
-            "and `groups`; without space, an example has one value per feature."
+            "and `groups`; without spatial axes, an example has one value per feature."
         )
     return values
 
@@ -386,7 +386,7 @@ def one_feature_axis(x: Array, axis: int) -> int:
     """Turn `axis` into the one non-negative axis that it has to be."""
     axes = feature_axes(axis, x.ndim)
     if len(axes) != 1:
-        raise ValueError(f"Expected one feature axis, got {axis}. Reshape x to have them in one.")
+        raise ValueError(f"Expected one feature axis, got {axis}. Reshape x to merge them.")
     return axes[0]
 
 

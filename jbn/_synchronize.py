@@ -76,7 +76,7 @@ def synchronize(
     if devices is None:
         raise ValueError(
             "Expected `axis_name`, got None. Call synchronize inside the mapped function, with the "
-            "name of its axis; in jit over sharded arrays statistics are those of all already."
+            "name of its axis; under jit over sharded arrays, statistics are already global."
         )
     found = 0
 
@@ -178,13 +178,13 @@ def _merge_layer(
     n = as_array("counts", weight, "Pass a number, one per feature, or Moments.")
     if n.dtype == jnp.bool_:
         raise TypeError(
-            "Expected `counts` to be numbers of values, got bool. Pass how many values each "
-            "device's statistics are of, or counts.astype(jnp.int32)."
+            "Expected `counts` to be numbers of values, got bool. Pass how many values this "
+            "device's statistics are based on, or counts.astype(jnp.int32)."
         )
     if n.shape not in ((), mean.shape):
         raise ValueError(
             f"Expected `counts` to be a number or of shape {mean.shape}, one per feature, got "
-            f"{n.shape}. Pass how many examples this device's statistics rest on."
+            f"{n.shape}. Pass how many examples this device's statistics are based on."
         )
     mean, var, count = _merged(mean, var, n, fields.get("count"), pool=devices)
     fields |= {"mean": mean, "var": var} | ({} if count is None else {"count": count})

@@ -92,7 +92,7 @@ def whiten(
     if known == 0 and isinstance(values, int) and values <= width:
         raise ValueError(
             f"Expected more values than features in a group with epsilon=0, got {values} values of "
-            f"{width} features: their covariance has rank {values - 1} at most and no inverse. Use "
+            f"{width} features: the covariance has at most rank {values - 1} and no inverse. Use "
             "a larger batch, more groups, or a positive epsilon."
         )
     return _whiten(x, as_scalar(epsilon, x), feature=feature, groups=groups, method=method)
@@ -174,7 +174,7 @@ def apply_whitening(
         )
     if whitening.mean.shape != (x.shape[feature],):
         raise ValueError(
-            f"Expected x of the whitening's {whitening.mean.shape[0]} features, got "
+            f"Expected x with the {whitening.mean.shape[0]} features of `whitening`, got "
             f"x.shape={x.shape} with feature axis {axis}. Check `axis`."
         )
     return _apply_whitening(x, whitening, feature=feature)

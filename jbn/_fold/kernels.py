@@ -98,7 +98,7 @@ def einsum(layer: Any, x: Array, shape: tuple[int, ...], rest: tuple, kwargs: Ma
     features = [a for a in output if a in right and a not in left]
     kernel = Kernel(shape, tuple(map(right.find, summed)), tuple(map(right.find, features)))
     if "." in right or sorted(right) != sorted(summed + features):
-        problem = f"is no single contraction: {equation}."
+        problem = f"is not a single contraction: {equation}."
         return kernel._replace(not_after=problem, not_before=problem)
     if output[-len(features) :] != "".join(features):
         kernel = kernel._replace(not_after=f"has other axes after its features: {equation}.")

@@ -22,23 +22,23 @@ from jbn._fold.kernels import Kernel
 from jbn._fold.paths import Path, dependencies, find_paths, mark_input, mark_output
 
 TRAINING = "is called in training mode. Call the model with running statistics."
-SEVERAL_AXES = "its feature axis is not the last one. Fold it by jbn.fold."
-OWN_CALL = "has a __call__ of its own, which may do more than normalize. Fold it by jbn.fold."
+SEVERAL_AXES = "its feature axis is not the last one. Fold it with jbn.fold."
+OWN_CALL = "has a __call__ of its own, which may do more than normalize. Fold it with jbn.fold."
 CHANGED = (
     "has its {} changed or copied on the way, by a lifted transform such as nn.scan, nn.remat or "
     "WeightNorm. Trace the model without it."
 )
 NO_BIAS = (
-    "has no bias to take the shift that keep_norms leaves to it. Give it one by use_bias=True, or "
-    "leave out keep_norms."
+    "has no bias to take the shift that keep_norms leaves to it. Give it one with use_bias=True, "
+    "or leave out keep_norms."
 )
 
 
 def hidden_in(bridge: str) -> str:
     """Say why a batch norm behind a bridge of Flax's cannot be folded."""
     return (
-        f"is inside nnx.bridge.{bridge}, which hides the layers around it. Fold the model that is "
-        "wrapped there by itself."
+        f"is inside nnx.bridge.{bridge}, which hides the layers around it. Fold the wrapped model "
+        "separately."
     )
 
 
@@ -166,8 +166,8 @@ def find_pairs(
     if problems:
         lines = "".join(f"\n  - {name}: {problems[name]}" for name in wanted if name in problems)
         raise ValueError(
-            f"Cannot fold every batch norm of the model; in the way:{lines}\nName those that can "
-            "be folded in `layers`, or change the model."
+            f"Cannot fold every batch norm of the model:{lines}\nName those that can be folded in "
+            "`layers`, or change the model."
         )
     return [pairs[name] for name in wanted]
 
@@ -217,8 +217,8 @@ def _layer_before(
         return f"{layer.name} before it {layer.problem or layer.kernel.not_after}"
     if layer.kernel.output_size % features:
         return (
-            f"it has {features} features, between which {layer.name} before it, with "
-            f"{layer.kernel.output_size}, does not tell."
+            f"it has {features} features, which do not divide the {layer.kernel.output_size} of "
+            f"{layer.name} before it."
         )
     return Pair(layer.name, name, layer.kernel, norm_first=False)
 
@@ -246,8 +246,8 @@ def _layer_after(name: str, calls: list[_Call], paths: dict[int, Path]) -> Pair 
         return f"It feeds {' and '.join(site.name for site in fed)}, expected one."
     if layer.kernel.input_size % features:
         return (
-            f"It has {features} features, between which {layer.name} after it, with "
-            f"{layer.kernel.input_size} inputs, does not tell."
+            f"It has {features} features, which do not divide the {layer.kernel.input_size} inputs "
+            f"of {layer.name} after it."
         )
     return Pair(layer.name, name, layer.kernel, norm_first=True)
 

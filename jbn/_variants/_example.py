@@ -84,8 +84,8 @@ def normalize_with_example(
     known = check_number("weight", weight, "a number in [0, 1]")
     if known is not None and not 0 <= known <= 1:
         raise ValueError(
-            f"Expected `weight`, that of the example's own statistics, in [0, 1], got {weight}."
-            " 0 uses the given statistics alone."
+            f"Expected `weight`, the weight of the example's own statistics, in [0, 1], got "
+            f"{weight}. With 0, only the given statistics are used."
         )
     if x.size == 0:
         return x

@@ -1,7 +1,7 @@
-"""What batch normalization does inside a network: pure functions on pytrees, and one table of them.
+"""Pure functions on pytrees that show what batch normalization does in a network, and a table.
 
-Layers are named by their path in the pytree, as "block_0/norm". Statistics may be `BatchNormState`
-or dicts with `mean` and `var`, as in a Flax `batch_stats` collection.
+Layers are named by their path in the pytree, such as "block_0/norm". Statistics may be
+`BatchNormState` or dicts with `mean` and `var`, as in a Flax `batch_stats` collection.
 """
 
 from jbn.diagnostics._activations import dead_units as dead_units

@@ -1,4 +1,4 @@
-"""What a nonlinearity makes of its inputs."""
+"""Slopes, saturation and dead units of a nonlinearity, and percentiles of its inputs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ Activation = Callable[[Array], Array]
 
 
 def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "..."]:
-    """Compute |activation'(x)|, value by value.
+    """Compute |activation'(x)| elementwise.
 
     Args:
       x: floating, any shape.
-      activation: elementwise. One that mixes values, such as softmax, has no slope of each.
+      activation: elementwise function. For one that mixes values, such as softmax, slopes of
+        single values are not defined.
 
     Returns:
-      slopes, of x's shape.
+      Slopes, of x's shape.
 
     Raises:
-      TypeError: integer x; an activation that is no function, or returns no floats.
-      ValueError: an activation that returns another shape.
+      TypeError: integer x; an activation that is not a function or does not return floats.
+      ValueError: an activation that changes the shape.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -44,7 +45,7 @@ def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "
     x = as_inexact("x", x, "Pass x.astype(jnp.float32), then the activation.")
     if not callable(activation):
         raise TypeError(
-            f"Expected `activation` as a function, got {describe(activation)}. Pass one such as "
+            f"Expected `activation` to be a function, got {describe(activation)}. Pass one such as "
             "jax.nn.relu after x."
         )
     y = jax.eval_shape(activation, x)
@@ -56,7 +57,7 @@ def slopes(x: Float[ArrayLike, "..."], activation: Activation) -> Float[Array, "
     if y.shape != x.shape:
         raise ValueError(
             f"Expected an elementwise activation, which returns x.shape={x.shape}, got {y.shape}. "
-            "Apply what changes the shape before."
+            "Change the shape of x beforehand."
         )
     return jnp.abs(jax.jvp(activation, (x,), (jnp.ones_like(x),))[1])
 
@@ -67,14 +68,16 @@ def saturation(
     """Compute the share of values at which the nonlinearity is flat: |activation'(x)| < threshold.
 
     Args:
-      x: what enters the nonlinearity. activation: elementwise. threshold: of the slope,
-        positive.
+      x: inputs of the nonlinearity.
+      activation: elementwise function.
+      threshold: slope below which the nonlinearity counts as flat, positive.
 
     Returns:
-      share, in [0, 1].
+      Share, in [0, 1].
 
     Raises:
-      ValueError: empty x; a threshold that is not positive, or several. See also `slopes`.
+      ValueError: empty x; a threshold that is not positive or not a single number. See also
+        `slopes`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -97,13 +100,14 @@ def saturation(
 
 
 def dead_units(x: Float[ArrayLike, "N ... C"], activation: Activation) -> Float[Array, ""]:
-    """Compute the share of units (last axis) whose slope is 0 for every value of the batch.
+    """Compute the share of units (last axis) whose slope is 0 for all values of the batch.
 
     Args:
-      x: what enters the nonlinearity, `(N, ..., C)`. activation: elementwise.
+      x: inputs of the nonlinearity, `(N, ..., C)`.
+      activation: elementwise function.
 
     Returns:
-      share, in [0, 1].
+      Share, in [0, 1].
 
     Raises:
       ValueError: empty x, or x without a batch axis. See also `slopes`.
@@ -122,17 +126,18 @@ def dead_units(x: Float[ArrayLike, "N ... C"], activation: Activation) -> Float[
 def percentiles(
     x: Float[ArrayLike, "N ... C"], q: Sequence[float] = (15, 50, 85)
 ) -> Float[Array, "Q C"]:
-    """Compute percentiles of each unit (last axis) over the batch: a row of Fig. 1 (b, c).
+    """Compute percentiles of each unit (last axis) over the batch, as in Fig. 1 (b, c).
 
     Args:
-      x: `(N, ..., C)`. q: percentages, Q of them, each in [0, 100].
+      x: `(N, ..., C)`.
+      q: Q percentages, each in [0, 100].
 
     Returns:
       `(Q, C)`.
 
     Raises:
-      ValueError: empty x, or x without a batch axis; q that is no list of percentages.
-      TypeError: integer x, or a q that is no list of numbers.
+      ValueError: empty x, or x without a batch axis; a q that is not a list of percentages.
+      TypeError: integer x; a q that is not a list of numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -149,7 +154,7 @@ def percentiles(
     check_number("q", q, 0, 100, "percentages in [0, 100]", remedy, kind="a list of numbers")
     shares = q if isinstance(q, jax.Array) else jax.device_put(np.asarray(q, np.float32))
     if shares.ndim != 1 or not shares.size:
-        raise ValueError(f"Expected `q` as a list of percentages, got {describe(q)}. {remedy}")
+        raise ValueError(f"Expected `q` to be a list of percentages, got {describe(q)}. {remedy}")
     return _percentiles(x, shares.astype(jnp.finfo(x.dtype).dtype))
 
 

@@ -23,10 +23,10 @@ def precise(*numbers: ArrayLike) -> list[Any]:
 def check_momentum(momentum: Any, *, below_one: bool) -> None:
     """Reject a known momentum outside [0, 1], or at 1."""
     remedy = (
-        "It is the weight of the old value; of a schedule pass its decay, and count goes first."
+        "It is the weight of the old value; for a schedule, pass its decay. `count` comes first."
     )
     most = np.nextafter(1, 0) if below_one else 1
-    check_number("momentum", momentum, 0, most, "[0, 1)" if below_one else "[0, 1]", remedy)
+    check_number("momentum", momentum, 0, most, "in [0, 1)" if below_one else "in [0, 1]", remedy)
 
 
 def check_count(count: Any) -> None:
@@ -52,15 +52,15 @@ def check_number(
     except ValueError:  # Lists of different lengths.
         array = np.asarray(None)
     if not jnp.issubdtype(array.dtype, jnp.integer) | jnp.issubdtype(array.dtype, jnp.floating):
-        raise TypeError(f"Expected `{name}` as {kind}, got {describe(value)}. {remedy}")
+        raise TypeError(f"Expected `{name}` to be {kind}, got {describe(value)}. {remedy}")
     if not np.all((array >= least) & (array <= most)):
-        raise ValueError(f"Expected `{name}`: {interval}, got {value}. {remedy}")
+        raise ValueError(f"Expected `{name}` to be {interval}, got {value}. {remedy}")
 
 
 def check_single(name: str, value: Any, remedy: str) -> None:
     """Reject several numbers where one is wanted."""
     if isinstance(value, list | tuple) or np.ndim(value):
-        raise ValueError(f"Expected `{name}` as one number, got {describe(value)}. {remedy}")
+        raise ValueError(f"Expected `{name}` to be one number, got {describe(value)}. {remedy}")
 
 
 def as_inexact(name: str, value: Any, remedy: str) -> Array:
@@ -75,7 +75,7 @@ def check_batch(x: Array, least_axes: int) -> None:
     """Reject an x without values, or with too few axes."""
     if x.ndim < least_axes or not x.size:
         raise ValueError(
-            f"Expected x with values{', as (N, ..., C)' if least_axes else ''}, got shape "
+            f"Expected x to be non-empty{', (N, ..., C)' if least_axes else ''}, got shape "
             f"{x.shape}. Pass a batch, or x[None] for one example."
         )
 
@@ -84,13 +84,13 @@ def check_loss(loss: Any, params: Any) -> None:
     """Reject what cannot be differentiated, before JAX does."""
     if not callable(loss):
         raise TypeError(
-            f"Expected `loss` as a function of params, got {describe(loss)}. It goes first."
+            f"Expected `loss` to be a function of params, got {describe(loss)}. Pass it first."
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         as_inexact(
             f"params, {jax.tree_util.keystr(path)}",
             leaf,
-            "Close the loss over what is not trained.",
+            "Let the loss close over values that are not trained.",
         )
     value = jax.eval_shape(loss, params)
     if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):

@@ -13,10 +13,10 @@ from jbn.diagnostics._checks import (
 
 
 class Drift(NamedTuple):
-    """How the distribution of each unit's input moves over training: means over units, `()`.
+    """How the input distribution of each unit changes during training: means over units, `()`.
 
     - median: largest |median - first median|.
-    - spread: largest / smallest distance from the lowest to the highest percentile.
+    - spread: ratio of the largest to the smallest distance between the outer percentiles.
     """
 
     median: Float[Array, ""]
@@ -24,16 +24,16 @@ class Drift(NamedTuple):
 
 
 def drift(over_training: Float[ArrayLike, "K Q C"]) -> Drift:
-    """Measure internal covariate shift as Ioffe & Szegedy show it: by percentiles over training.
+    """Measure internal covariate shift as Ioffe & Szegedy do, by percentiles during training.
 
     Args:
-      over_training: K rows of `percentiles`, Q odd, the median in the middle.
+      over_training: K results of `percentiles`, with Q odd and the median in the middle.
 
     Returns:
-      Drift; spread is inf where the percentiles of a unit fall together once.
+      Drift; spread is inf if the percentiles of a unit ever coincide.
 
     Raises:
-      ValueError: an even number of percentiles, which has no median in the middle, or none.
+      ValueError: no percentiles, or an even number, which has no median in the middle.
       TypeError: integers.
 
     References:

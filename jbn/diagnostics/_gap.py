@@ -1,4 +1,4 @@
-"""How far training and evaluation are apart."""
+"""The gap between the statistics of training and of evaluation."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from jbn.diagnostics._statistics import Statistics, statistics
 
 
 class Gap(NamedTuple):
-    """How far a layer's running statistics are from what they stand for.
+    """How far a layer's running statistics are from the true ones.
 
-    All are numbers, `()`, the worst over the layer's features.
+    All fields are numbers, `()`, and the worst case over the layer's features.
 
     - mean: |running mean - true mean| in units of the true standard deviation.
-    - std: |log2(running std / true std)|: 1 where one is twice the other.
-    - noise: the same two, taken together, between the batch and the truth, where both are given.
-    - digits: bits that E[x^2] - E[x]^2 would lose of the 24 that float32 has, log2(1 + mean^2/var).
-    - batches: `effective_batches` that the running statistics rest on.
-    - stale: `initial_weight`, what they still have of the initial 0 and 1.
+    - std: |log2(running std / true std)|, which is 1 if one is twice the other.
+    - noise: the larger of these two, between the batch and the truth if both are given.
+    - digits: bits, of float32's 24, that E[x^2] - E[x]^2 would lose: log2(1 + mean^2/var).
+    - batches: `effective_batches` of the running statistics.
+    - stale: `initial_weight`, the remaining weight of the initial values 0 and 1.
     """
 
     mean: Float[Array, ""]
@@ -51,26 +51,27 @@ def train_eval_gap(
 ) -> dict[str, Gap]:
     """Compare running statistics with those that training uses, layer by layer.
 
-    Training normalizes by the batch, evaluation by the running statistics. Where `population` is
-    given (from `jbn.population`) it is the truth, and the batch is compared with it as well; else
-    the batch is.
+    Training normalizes by the batch, evaluation by the running statistics. If `population` is given
+    (from `jbn.population`), it is taken as the truth, and the batch is compared with it as well;
+    otherwise the batch is taken as the truth.
 
     Args:
-      running: pytree of statistics, as training left them.
-      batch: of the same structure, from one batch: statistics moved with momentum 0.
-      population: of the same structure, averaged over many batches; None has none.
-      epsilon: that of the layers, added to every variance.
-      momentum: that of the layers, in [0, 1); None leaves `batches` and `stale` NaN.
-      count: batches that running statistics absorbed, for those that do not count themselves; None
-        leaves the same two NaN there.
+      running: pytree of statistics after training.
+      batch: pytree of the same structure, with the statistics of one batch: updated with momentum
+        0.
+      population: pytree of the same structure, with averages over many batches, or None.
+      epsilon: epsilon of the layers, added to every variance.
+      momentum: momentum of the layers, in [0, 1); with None, `batches` and `stale` are NaN.
+      count: number of batches absorbed, for layers without a count of their own; with None,
+        `batches` and `stale` of these are NaN.
 
     Returns:
-      name of each layer -> Gap.
+      Dict from the name of each layer to its Gap.
 
     Raises:
-      ValueError: other layers, or other shapes, in one than in another; no statistics at all;
-        epsilon, momentum or count out of range.
-      TypeError: a momentum or count that is no number, such as a schedule.
+      ValueError: different layers or shapes; no statistics at all; epsilon, momentum or count out
+        of range.
+      TypeError: a momentum or count that is not a number, such as a schedule.
 
     Example:
       >>> import jax.numpy as jnp
@@ -106,20 +107,21 @@ def train_eval_gap(
 
 
 def effective_batches(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
-    """Compute how many batches an exponential average rests on, were they weighed alike.
+    """Compute the effective number of batches in an exponential average.
 
     (sum w)^2 / sum w^2 over the weights w_i = (1 - momentum) momentum^(count - i) of the batches
-    absorbed: (1 + momentum) / (1 - momentum) in the end, 199 for .99.
+    absorbed. It approaches (1 + momentum) / (1 - momentum), which is 199 for .99.
 
     Args:
-      count: batches absorbed. momentum: weight of the old value, in [0, 1).
+      count: number of batches absorbed.
+      momentum: weight of the old value, in [0, 1).
 
     Returns:
-      float32; 0 at count 0. What is not traced is computed in double precision.
+      float32; 0 at count 0. Computed in double precision unless an argument is traced.
 
     Raises:
       ValueError: a known count below 0, or momentum outside [0, 1).
-      TypeError: no numbers.
+      TypeError: arguments that are not numbers.
 
     Example:
       >>> from jbn import diagnostics
@@ -137,19 +139,20 @@ def effective_batches(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]
 
 
 def initial_weight(count: ArrayLike, momentum: ArrayLike) -> Float[Array, ""]:
-    """Compute the weight that the initial mean 0, var 1 still has: momentum^count.
+    """Compute the weight that the initial mean 0 and var 1 still have: momentum^count.
 
     Running statistics are stale while it is large: at momentum .99 it is .37 after 100 batches.
 
     Args:
-      count: batches absorbed. momentum: weight of the old value, in [0, 1].
+      count: number of batches absorbed.
+      momentum: weight of the old value, in [0, 1].
 
     Returns:
-      float32, in [0, 1]. What is not traced is computed in double precision.
+      float32, in [0, 1]. Computed in double precision unless an argument is traced.
 
     Raises:
       ValueError: a known count below 0, or momentum outside [0, 1].
-      TypeError: no numbers.
+      TypeError: arguments that are not numbers.
 
     Example:
       >>> from jbn import diagnostics

@@ -1,4 +1,4 @@
-"""Gradients: how large, how they shift, how the loss goes along them."""
+"""Gradients: their norms, their shift, and the loss along them."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Loss = Callable[[Any], Float[Array, ""]]
 
 
 def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, ""]]:
-    """Compute the L2 norm of the gradient of every layer.
+    """Compute the L2 norm of each layer's gradient.
 
     Args:
-      gradient: pytree like the parameters.
-      depth: how many keys of the path name a layer: 1 for `params["dense_0"]`, leaves beyond.
+      gradient: pytree with the structure of the parameters.
+      depth: number of path keys that name a layer: 1 for `params["dense_0"]`, more to go deeper.
 
     Returns:
-      name -> norm, float32 at least.
+      Dict from name to norm, at least float32.
 
     Raises:
       ValueError: no arrays, or a depth below 1.
-      TypeError: leaves that are no gradients.
+      TypeError: leaves that are not gradients.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,8 +72,9 @@ def _norm(leaves: list[Array]) -> Array:
 class GradientShift(NamedTuple):
     """Change of a layer's gradient when the layers before it take their step.
 
-    - distance: ||G - G'||, and relative to ||G||: `relative`.
-    - cosine: of the angle between them: 1 where the earlier layers change nothing.
+    - distance: ||G - G'||.
+    - relative: ||G - G'|| / ||G||.
+    - cosine: cosine of the angle between G and G', 1 if the earlier layers change nothing.
     """
 
     distance: Float[Array, ""]
@@ -86,22 +87,22 @@ def gradient_shift(
 ) -> dict[str, GradientShift]:
     """Measure internal covariate shift as Santurkar et al. define it, layer by layer.
 
-    G is the gradient of the loss with respect to layer i; G' the same with the layers before it
-    already moved. Their difference is what layer i could not know of.
+    G is the gradient of the loss with respect to layer i; G' is the same gradient after the layers
+    before it have been updated. Their difference is the change that layer i cannot anticipate.
 
     Args:
-      loss: params -> loss, on one batch.
-      params: before the step, a dict by layer.
-      moved: after it, of the same structure.
-      layers: names, from the input to the output.
+      loss: function from params to the loss on one batch.
+      params: parameters before the step, a dict by layer.
+      moved: parameters after the step, of the same structure.
+      layers: names of layers, from input to output.
 
     Returns:
-      name -> GradientShift; for the first layer there is none before it: 0, 0 and 1.
+      Dict from name to GradientShift; for the first layer it is 0, 0 and 1.
 
     Raises:
-      ValueError: a name that params do not have; a layer of another structure in `moved`.
-      TypeError: a loss that is no function of params to one number; params that are no dicts;
-        `layers` as one string.
+      ValueError: a name that is not in params; a layer of another structure in `moved`.
+      TypeError: a loss that is not a function from params to one number; params that are not a
+        dict; `layers` given as one string.
 
     References:
       Santurkar, Tsipras, Ilyas, Madry, "How Does Batch Normalization Help
@@ -110,20 +111,21 @@ def gradient_shift(
     for what, tree in (("params", params), ("moved", moved)):
         if not isinstance(tree, Mapping):
             raise TypeError(
-                f"Expected `{what}` as a dict by layer, got {describe(tree)}. The order is loss, "
-                "params, moved, layers."
+                f"Expected `{what}` to be a dict by layer, got {describe(tree)}. The arguments "
+                "are loss, params, moved, layers."
             )
     if isinstance(layers, str) or not isinstance(layers, Sequence):
         name = layers if isinstance(layers, str) else "dense_0"
         raise TypeError(
-            f"Expected `layers` as a list of names, got {describe(layers)}. Pass layers=[{name!r}]."
+            f"Expected `layers` to be a list of names, got {describe(layers)}. Pass "
+            f"layers=[{name!r}]."
         )
     for tree in (params, moved):
         missing = [name for name in layers if name not in tree]
         if missing:
             raise ValueError(
-                f"Expected layers among {sorted(tree)}, got {missing}. Name those of params and "
-                "moved."
+                f"Expected layers among {sorted(tree)}, got {missing}. Use the names in params "
+                "and moved."
             )
     for name in layers:
         if _shapes(params[name]) != _shapes(moved[name]):
@@ -158,11 +160,11 @@ def _shapes(tree: Any) -> Any:
 
 
 class Landscape(NamedTuple):
-    """The loss along one step: `(S,)` for S step sizes, and the effective smoothness, `()`.
+    """The loss along the gradient: `(S,)` for S step sizes, and the effective smoothness, `()`.
 
-    - loss: at params - size * gradient.
-    - gradient_change: ||gradient there - gradient here||.
-    - smoothness: largest gradient_change / distance moved: a Lipschitz constant along the step.
+    - loss: loss at params - size * gradient.
+    - gradient_change: norm of the difference between the gradient there and at params.
+    - smoothness: largest gradient_change / distance, a Lipschitz constant along the step.
     """
 
     loss: Float[Array, "S"]
@@ -171,19 +173,19 @@ class Landscape(NamedTuple):
 
 
 def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscape:
-    """Look along the gradient: how the loss and its gradient vary within one step.
+    """Measure how the loss and its gradient vary along the gradient, for several step sizes.
 
     Args:
-      loss: params -> loss, on one batch.
+      loss: function from params to the loss on one batch.
       params: pytree.
       sizes: step sizes, positive.
 
     Returns:
-      Landscape; smoothness is NaN where the gradient is 0.
+      Landscape; smoothness is NaN if the gradient is 0.
 
     Raises:
-      ValueError: sizes that are not positive, or no list.
-      TypeError: a loss that is no function of params to one number, or params of integers.
+      ValueError: sizes that are not positive or not a list.
+      TypeError: a loss that is not a function from params to one number; integer params.
 
     Example:
       >>> import jax.numpy as jnp
@@ -208,7 +210,7 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
     check_loss(loss, params)
     steps = jnp.asarray(sizes)
     if steps.ndim != 1 or not steps.size:
-        raise ValueError(f"Expected `sizes` as a list of steps, got {describe(sizes)}. {remedy}")
+        raise ValueError(f"Expected `sizes` to be a list of steps, got {describe(sizes)}. {remedy}")
     gradient = jax.grad(loss)(params)
     length = _norm(jax.tree.leaves(gradient))
 

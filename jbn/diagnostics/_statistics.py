@@ -1,4 +1,4 @@
-"""Statistics of layers, wherever they are in a pytree."""
+"""Statistics of layers, found anywhere in a pytree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jbn._types import BatchNormState, is_statistics
 
 
 class Statistics(NamedTuple):
-    """One layer's, wherever they were; count None where they do not count."""
+    """Statistics of one layer; count is None if the layer keeps none."""
 
     mean: Array
     var: Array
@@ -22,11 +22,11 @@ class Statistics(NamedTuple):
 
 
 def statistics(tree: Any) -> dict[str, Statistics]:
-    """Find mean, var and count of every layer in a pytree, by its name.
+    """Find mean, var and count of every layer in a pytree, by the layer's name.
 
     Raises:
-      ValueError: there are none; a mean and var of no or of different shapes.
-      TypeError: a mean or var that is no array.
+      ValueError: no statistics; an empty mean and var, or of different shapes.
+      TypeError: a mean or var that is not an array.
     """
     found = {}
     for path, node in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_statistics)[0]:

@@ -1,4 +1,4 @@
-"""One table of everything."""
+"""One table of all diagnostics."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from jbn._inputs import describe
 
 
 def summarize(*, file: TextIO | None = None, **reports: Mapping[str, Any]) -> None:
-    """Print a table: a line for each layer, a column for each number.
+    """Print a table with a row for each layer and a column for each number.
 
     Args:
-      file: where to; None is standard output.
-      **reports: by the name of their columns. Each gives a layer a number, or a NamedTuple of
-        numbers, such as `train_eval_gap`, `gradient_norms` and `gradient_shift` return.
+      file: file to print to; None is standard output.
+      **reports: reports by column name. Each is a dict from layer to a number or a NamedTuple of
+        numbers, as `train_eval_gap`, `gradient_norms` and `gradient_shift` return.
 
     Raises:
-      TypeError: a report that is no dict by layer, or has something else than numbers.
+      TypeError: a report that is not a dict by layer, or contains anything but numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -33,8 +33,8 @@ def summarize(*, file: TextIO | None = None, **reports: Mapping[str, Any]) -> No
     for name, report in reports.items():
         if not isinstance(report, Mapping):
             raise TypeError(
-                f"Expected `{name}` as a dict by layer, got {describe(report)}. Pass what "
-                "gradient_norms or train_eval_gap returned, or {'layer': number}."
+                f"Expected `{name}` to be a dict by layer, got {describe(report)}. Pass the result "
+                "of gradient_norms or train_eval_gap, or {'layer': number}."
             )
         for layer, values in report.items():
             fields = values._asdict() if hasattr(values, "_asdict") else {"": values}

@@ -357,9 +357,9 @@ def as_count(count: Any) -> Array:
         return count if hasattr(count, "dtype") else jnp.int32(count)
     if not isinstance(count, jax.core.Tracer) and np.any(np.asarray(count) % 1 != 0):
         raise ValueError(
-            f"Expected `count` to be a whole number of batches, got {count}: an average of several "
-            "states' counts is none. Average mean and var alone, and keep one state's count, such "
-            "as the newest one's."
+            f"Expected `count` to be a whole number of batches, got {count}. If you average "
+            "several states, average only mean and var, and keep the count of one state, such as "
+            "the newest."
         )
     return jnp.round(count).astype(jnp.int32)
 
@@ -367,9 +367,9 @@ def as_count(count: Any) -> Array:
 def missing_count(remedy: str) -> str:
     """Say that training needs a count."""
     return (
-        "Expected a `count` beside mean and var, as the layer has a schedule, got none: a "
-        "checkpoint of Flax's layer, or of one without a schedule, has none. Say how many batches "
-        f"its statistics have absorbed, 0 to start them anew: {remedy}."
+        "Expected a `count` next to mean and var, since the layer has a schedule, got none: a "
+        "checkpoint of Flax's layer, or of one without a schedule, has none. Set it to the number "
+        f"of batches that the statistics have absorbed, or to 0 to restart them: {remedy}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Flax networks to compare normalizations on."""
+"""Flax networks for comparing normalizations."""
 
 from jbn import _flax as _flax
 

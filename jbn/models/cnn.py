@@ -1,4 +1,4 @@
-"""Plain convolutional network for MNIST, Fashion-MNIST and CIFAR."""
+"""A plain convolutional network for MNIST, Fashion-MNIST and CIFAR."""
 
 import functools
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ from jbn.models.units import (
 
 
 class CNN(nn.Module):
-    """3x3 convolutions, two to a stage, a max pool after each stage, then the mean over space.
+    """Stages of two 3x3 convolutions and a max pool, then global average pooling and a dense layer.
 
     Attributes:
       widths: features of each stage.
       outputs: number of outputs.
-      norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
+      norm, activation, placement: for every convolution; see `jbn.models.units.unit`.
       kernel_init: initializer of every kernel.
-      use_bias: have a bias in every convolution; None drops it where the normalization cancels it.
-      dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
-        all statistics are float32 at least.
-      param_dtype: of kernels and biases; those of normalizations are float32.
+      use_bias: use a bias in every convolution; None omits it where the normalization cancels it.
+      dtype: dtype of the computation, such as jnp.bfloat16; None promotes as Flax does. The last
+        layer and all statistics use at least float32.
+      param_dtype: dtype of kernels and biases; parameters of normalizations are float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -69,7 +69,7 @@ class CNN(nn.Module):
         training: bool,
         mask: Bool[Array, "N"] | None = None,
     ) -> Float[Array, "N outputs"]:
-        """Compute the outputs; `mask` tells which images count for the statistics."""
+        """Compute the outputs; only images selected by `mask` count for the statistics."""
         x, mask = check_call(x, "N H W C", training=training, mask=mask)
         pixels = None if mask is None else mask[:, None, None, None]
         for stage, width in enumerate(self.widths):

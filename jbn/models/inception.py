@@ -1,4 +1,4 @@
-"""Inception of the paper's section 4.2 and Fig. 5, with batch normalization and without."""
+"""The Inception network of the paper's section 4.2 and Fig. 5, with and without batch norm."""
 
 import functools
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ from jbn.models.units import (
 
 
 class Block(NamedTuple):
-    """A row of Fig. 5: features of each path, and how it pools.
+    """A row of Fig. 5: the features of each path, and the pooling.
 
-    A block that halves the space has no 1x1 path and lets the pooled input pass as it is.
+    A block that halves the resolution has no 1x1 path and passes the pooled input on unchanged.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Block(NamedTuple):
 
 
 def plan(pool_of_4cd: int = 128) -> tuple[Block, ...]:
-    """Return Fig. 5's blocks; with pool 128 in 4c and 4d, as printed, they have 608 features.
+    """Return Fig. 5's blocks; with pool 128 in 4c and 4d, as printed, these have 608 features.
 
-    The output sizes printed there, 576, need a pool of 96.
+    The output sizes printed there, 576, require a pool of 96.
     """
     return (
         Block("3a", 64, 64, 64, 64, 96, "average", 32),
@@ -74,7 +74,7 @@ def check_blocks(blocks: Any, width: int) -> None:
     """
     if not isinstance(blocks, Sequence) or not all(isinstance(row, Block) for row in blocks):
         raise TypeError(
-            f"Expected `blocks` as a sequence of rows as of Fig. 5, got {describe(blocks)}. Take "
+            f"Expected `blocks` to be a sequence of rows of Fig. 5, got {describe(blocks)}. Take "
             "them from jbn.models.BNInception().blocks."
         )
     for row in blocks:
@@ -111,35 +111,36 @@ def check_per_activation(names: Any, blocks: Sequence[Block]) -> None:
     known = [block.name for block in blocks]
     if isinstance(names, str) or not set(names) <= set(known):
         raise ValueError(
-            f"Expected `per_activation` with names of blocks, {', '.join(known)}, got {names!r}. "
+            f"Expected `per_activation` to name blocks, {', '.join(known)}, got {names!r}. "
             "Pass a tuple of them, such as ('5a', '5b')."
         )
 
 
 class InceptionNet(nn.Module):
-    """A stem, the blocks, the mean over space, dropout, one dense layer.
+    """A stem, the blocks, global average pooling, dropout, and a dense layer.
 
     Attributes:
-      blocks: the rows of the plan, see `plan`.
+      blocks: the rows of the plan; see `plan`.
       stem: "full", a 7x7 convolution with stride 2; "separable", 7x7 with eight filters for each
         color, then 1x1, as in the paper; "small", one 3x3 convolution, for images of 32x32.
-      width: what every number of features is divided by.
+      width: divisor of every number of features.
       outputs: number of outputs.
-      local_response: normalize responses locally around the second convolution, as the original;
-        with the small stem, after that.
-      local_response_alpha: of `local_response_norm`; its 2e-5 is made for pixels of deviation 58.
-      dropout: share of the last features that is dropped in training, which needs a `dropout` rng.
-      norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
+      local_response: apply local response normalization around the second convolution, as in the
+        original; with the small stem, after it.
+      local_response_alpha: alpha of `local_response_norm`; the default 2e-5 is meant for pixels
+        with a standard deviation of 58.
+      dropout: dropout rate of the last features in training, which needs a `dropout` rng.
+      norm, activation, placement: for every convolution; see `jbn.models.units.unit`.
       per_activation: names of blocks, such as "5b", whose normalization has statistics, scale and
-        bias for every activation and not every feature, as dense layers have (section 4.2.3).
+        bias per activation instead of per feature, as in dense layers (section 4.2.3).
       kernel_init: initializer of every kernel.
-      use_bias: have a bias in every convolution; None drops it where the normalization cancels it.
-      dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
-        all statistics are float32 at least.
-      param_dtype: of kernels and biases; those of normalizations are float32.
-      padding: of convolutions, "same", XLA's SAME, or "symmetric", as the ports to Caffe and
-        PyTorch have it: as many zeros before as after, which begins a pixel earlier where a stride
-        meets an even size.
+      use_bias: use a bias in every convolution; None omits it where the normalization cancels it.
+      dtype: dtype of the computation, such as jnp.bfloat16; None promotes as Flax does. The last
+        layer and all statistics use at least float32.
+      param_dtype: dtype of kernels and biases; parameters of normalizations are float32.
+      padding: padding of convolutions: "same", XLA's SAME, or "symmetric", as in the ports to Caffe
+        and PyTorch, with as many zeros before as after. With a stride and an even size, the latter
+        starts one pixel earlier.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -151,11 +152,11 @@ class InceptionNet(nn.Module):
       11285224
 
     Raises:
-      TypeError: blocks that are no rows of a plan, outputs or a width that are no ints, a norm that
-        is no name and makes no layer, an activation that is no function, a dtype that is not
-        floating.
-      ValueError: a stem, placement or padding that there is not; a width that leaves a layer no
-        feature; a dropout outside [0, 1).
+      TypeError: blocks that are not rows of a plan; outputs or a width that are not ints; a norm
+        that is neither a name nor makes a layer; an activation that is not a function; a dtype that
+        is not floating.
+      ValueError: an unknown stem, placement or padding; a width that leaves a layer without
+        features; a dropout outside [0, 1).
 
     References:
       Ioffe, Szegedy, "Batch Normalization", 2015, section 4.2 and Fig. 5.
@@ -295,7 +296,7 @@ def local_response_norm(
 ) -> Float[Array, "N H W C"]:
     """Divide by (bias + alpha sum of squares over the 2 radius + 1 nearest features)^beta.
 
-    Computed in float32 at least: in float16 squares overflow from 256 on.
+    Computed in at least float32: in float16, squares overflow from 256 on.
 
     References:
       Krizhevsky, Sutskever, Hinton, "ImageNet Classification", 2012, section 3.3.
@@ -307,10 +308,10 @@ def local_response_norm(
 
 
 class Inception(InceptionNet):
-    """GoogLeNet's stand-in of the paper's section 4.2: `BNInception` before batch normalization.
+    """Inception, the paper's baseline in section 4.2: `BNInception` without batch normalization.
 
     The blocks of Fig. 5, with local response normalization and dropout of .4 instead. 11,275,208
-    parameters; `dropout` takes a rng of that name in training. Attributes are `InceptionNet`'s.
+    parameters. Training needs a `dropout` rng. Attributes are those of `InceptionNet`.
 
     Example:
       >>> from jbn.models import Inception
@@ -330,9 +331,9 @@ class Inception(InceptionNet):
 class BNInception(InceptionNet):
     """BN-Inception, the paper's ImageNet network (Fig. 5): 11,285,224 parameters.
 
-    Batch normalization before every nonlinearity, neither dropout nor local response
-    normalization. The public ports to Caffe and PyTorch keep the convolutions' biases, which
-    `use_bias=True` does. Attributes are `InceptionNet`'s.
+    Batch normalization before every nonlinearity, without dropout or local response normalization.
+    The public ports to Caffe and PyTorch keep the convolutions' biases, as `use_bias=True` does.
+    Attributes are those of `InceptionNet`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -349,10 +350,10 @@ class BNInception(InceptionNet):
 
 
 class SmallInception(InceptionNet):
-    """`Inception` for images of 32x32: the same blocks, an eighth of the features.
+    """`Inception` for images of 32x32: the same blocks with an eighth of the features.
 
-    One 3x3 convolution is the stem, so there is no early pooling; 10 outputs; dropout of .4, no
-    local response normalization. 161,238 parameters. Attributes are `InceptionNet`'s.
+    The stem is one 3x3 convolution, without early pooling; 10 outputs; dropout of .4, no local
+    response normalization. 161,238 parameters. Attributes are those of `InceptionNet`.
 
     Example:
       >>> from jbn.models import SmallInception
@@ -368,10 +369,10 @@ class SmallInception(InceptionNet):
 
 
 class SmallBNInception(InceptionNet):
-    """`BNInception` for images of 32x32: the same blocks, an eighth of the features.
+    """`BNInception` for images of 32x32: the same blocks with an eighth of the features.
 
-    One 3x3 convolution is the stem, so there is no early pooling; 10 outputs; batch normalization
-    before every nonlinearity, no dropout. 162,474 parameters. Attributes are `InceptionNet`'s.
+    The stem is one 3x3 convolution, without early pooling; 10 outputs; batch normalization before
+    every nonlinearity, no dropout. 162,474 parameters. Attributes are those of `InceptionNet`.
 
     Example:
       >>> from jbn.models import SmallBNInception

@@ -21,24 +21,24 @@ from jbn.models.units import (
 
 
 class MLP(nn.Module):
-    """Dense layers: u -> activation(norm(W u)), then a last W u + b.
+    """Dense layers u -> activation(norm(W u)), then a last layer W u + b.
 
-    Normalization goes before the nonlinearity, and where it is, the bias is dropped: subtracting
-    the mean would cancel it. Weights come from the same random numbers with and without `norm`.
+    By default the normalization comes before the nonlinearity, and the bias is omitted where
+    subtracting the mean would cancel it. Initial weights are the same with and without `norm`.
 
     Attributes:
       hidden: width of each hidden layer.
       outputs: number of outputs.
       activation: the nonlinearity.
       kernel_init: initializer of every W.
-      norm, placement: of every hidden layer, see `jbn.models.units.unit`: a name such as "batch",
-        or a function such as `jbn.linen.BatchNorm`; None for none.
-      use_bias: have a bias in every hidden layer; None drops it where the normalization cancels it.
-      dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
-        all statistics are float32 at least.
-      param_dtype: of kernels and biases; those of normalizations are float32.
+      norm, placement: for every hidden layer; see `jbn.models.units.unit`. A norm is a name such as
+        "batch", or a function such as `jbn.linen.BatchNorm`; None for none.
+      use_bias: use a bias in every hidden layer; None omits it where the normalization cancels it.
+      dtype: dtype of the computation, such as jnp.bfloat16; None promotes as Flax does. The last
+        layer and all statistics use at least float32.
+      param_dtype: dtype of kernels and biases; parameters of normalizations are float32.
 
-    What enters each nonlinearity is sown in `intermediates` as `activation_input_0`, `..._1`, ...
+    Inputs of the nonlinearities are sown in `intermediates` as `activation_input_0`, `..._1`, ...
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Recurrent networks over sequences: plain, GRU and LSTM, their inputs normalized or not."""
+"""Recurrent networks over sequences: plain, GRU and LSTM, with or without normalized inputs."""
 
 import functools
 from typing import Any, Literal
@@ -27,26 +27,27 @@ GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 
 
 class Recurrent(nn.Module):
-    """One recurrent layer, and a dense one on its last output.
+    """A recurrent layer, and a dense layer on its last output.
 
-    What comes from the input, W x_t, is normalized over examples and time at once, or, placed
-    after the nonlinearity, the states that the output reads; what comes from the past, U h, is
-    not: its statistics differ from step to step.
+    The normalization is applied to the input term W x_t, over examples and time jointly, or with
+    placement "after" to the states that the output reads. The recurrent term U h is not normalized,
+    since its statistics differ from step to step.
 
     Attributes:
       cell: "rnn", h' = activation(W x + U h + b); "gru"; "lstm".
       hidden: H, width of the state.
       outputs: number of outputs.
-      norm, placement: "before" normalizes W x, see `jbn.models.units.unit`, and its bias is then
-        that of all gates; "after" the states.
-      activation: the nonlinearity of "rnn", and of the candidates of the others.
-      forget_bias: added to the LSTM's forget gate, and to the GRU's update gate, which keeps.
+      norm, placement: "before" normalizes W x, and the norm's bias is then that of all gates;
+        "after" normalizes the states. See `jbn.models.units.unit`.
+      activation: the nonlinearity of "rnn", and of the candidate states of the others.
+      forget_bias: added to the LSTM's forget gate, or to the GRU's update gate, which likewise
+        keeps the old state.
       kernel_init, recurrent_init: initializers of W and U.
-      use_bias: have a bias of the gates; None drops it where the normalization cancels it.
-      dtype: of the products W x and U h, and of the states given out, such as jnp.bfloat16; None
-        promotes as Flax does. Gates, the states from step to step, the last layer and all
-        statistics are float32 at least.
-      param_dtype: of kernels and biases; those of normalizations are float32.
+      use_bias: use a bias in the gates; None omits it where the normalization cancels it.
+      dtype: dtype of the products W x and U h and of the returned states, such as jnp.bfloat16;
+        None promotes as Flax does. Gates, the carried state, the last layer and all statistics use
+        at least float32.
+      param_dtype: dtype of kernels and biases; parameters of normalizations are float32.
 
     The states, `(N, T, H)`, are sown in `intermediates` as `states`.
 
@@ -182,8 +183,8 @@ class Recurrent(nn.Module):
 class RNN(Recurrent):
     """A plain recurrent network, h' = tanh(W x + U h + b), and a dense layer on its last state.
 
-    With F features, H hidden: F H + H^2 + H parameters, and the last layer's. Attributes are
-    `Recurrent`'s.
+    With F features and H hidden units: F H + H^2 + H parameters, plus the last layer's. Attributes
+    are those of `Recurrent`.
 
     Example:
       >>> from jbn.models import RNN
@@ -196,10 +197,10 @@ class RNN(Recurrent):
 
 
 class GRU(Recurrent):
-    """Gated recurrent units, and a dense layer on their last state.
+    """A layer of gated recurrent units, and a dense layer on its last state.
 
-    With F features, H hidden: 3 (F H + H^2 + H) parameters, and the last layer's. Attributes are
-    `Recurrent`'s.
+    With F features and H hidden units: 3 (F H + H^2 + H) parameters, plus the last layer's.
+    Attributes are those of `Recurrent`.
 
     Example:
       >>> from jbn.models import GRU
@@ -216,8 +217,8 @@ class GRU(Recurrent):
 class LSTM(Recurrent):
     """A long short-term memory with a forget bias of 1, and a dense layer on its last state.
 
-    With F features, H hidden: 4 (F H + H^2 + H) parameters, and the last layer's. Attributes are
-    `Recurrent`'s.
+    With F features and H hidden units: 4 (F H + H^2 + H) parameters, plus the last layer's.
+    Attributes are those of `Recurrent`.
 
     Example:
       >>> from jbn.models import LSTM

@@ -1,4 +1,4 @@
-"""Residual networks, with skip connections or without, of any depth."""
+"""Residual networks of any depth, with or without skip connections."""
 
 import functools
 from collections.abc import Sequence
@@ -25,31 +25,31 @@ from jbn.models.units import (
 
 
 class ResNet(nn.Module):
-    """A stem, stages of blocks, the mean over space, one dense layer.
+    """A stem, stages of residual blocks, global average pooling, and a dense layer.
 
-    A block is two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 to four times the width,
-    added to what came in. The nonlinearity after the addition is that of the original.
+    A block is two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 convolutions to four times
+    the width, added to its input. As in the original, a nonlinearity follows the addition.
 
     Attributes:
-      blocks: number of blocks in each stage; each stage after the first halves the space.
+      blocks: number of blocks in each stage; each stage after the first halves the resolution.
       widths: features of each stage.
-      bottleneck: three convolutions to a block instead of two.
+      bottleneck: use three convolutions per block instead of two.
       stem: "cifar", a 3x3 convolution; "imagenet", a 7x7 one with stride 2 and a 3x3 max pool.
-      skip: add what came in; without it the network is a plain one of the same depth.
+      skip: use skip connections; without them, the network is a plain one of the same depth.
       shortcut: where the shape changes, "pad" the features with zeros (CIFAR) or "project" them.
       outputs: number of outputs.
-      norm, activation, placement: of every convolution, see `jbn.models.units.unit`.
+      norm, activation, placement: for every convolution; see `jbn.models.units.unit`.
       kernel_init: initializer of every kernel.
-      use_bias: have a bias in every convolution; None drops it where the normalization cancels it.
-      dtype: of the arithmetic, such as jnp.bfloat16; None promotes as Flax does. The last layer and
-        all statistics are float32 at least.
-      param_dtype: of kernels and biases; those of normalizations are float32.
-      zero_init_last: start the scale of each block's last normalization at 0, so that the network
-        begins as its shortcuts alone; needs `skip`, and a normalization with a scale.
+      use_bias: use a bias in every convolution; None omits it where the normalization cancels it.
+      dtype: dtype of the computation, such as jnp.bfloat16; None promotes as Flax does. The last
+        layer and all statistics use at least float32.
+      param_dtype: dtype of kernels and biases; parameters of normalizations are float32.
+      zero_init_last: initialize the scale of each block's last normalization to 0, so that each
+        block starts as its shortcut; needs `skip`, and a normalization with a scale.
       padding, stem_padding: "symmetric", as many zeros before as after, or "same", XLA's SAME, as
-        Flax's and Haiku's examples have it: in images of an even size, strided convolutions and the
-        max pool begin a pixel later. The second is the first convolution's.
-      stride_in_1x1: halve the space in a bottleneck's first 1x1 convolution, as in the paper and
+        in Flax's and Haiku's networks: with even image sizes, strided convolutions and the max pool
+        then start one pixel later. `stem_padding` is that of the first convolution.
+      stride_in_1x1: put the stride in a bottleneck's first 1x1 convolution, as in the paper and
         Keras, instead of its 3x3.
 
     Example:
@@ -63,9 +63,10 @@ class ResNet(nn.Module):
       269722
 
     Raises:
-      TypeError: blocks or widths that are no sequences, outputs that are no int, a norm that is no
-        name and makes no layer, an activation that is no function, a dtype that is not floating.
-      ValueError: a stem, shortcut, placement or padding that there is not; not as many widths as
+      TypeError: blocks or widths that are not sequences; outputs that are not an int; a norm that
+        is neither a name nor makes a layer; an activation that is not a function; a dtype that is
+        not floating.
+      ValueError: an unknown stem, shortcut, placement or padding; different numbers of widths and
         blocks; `zero_init_last` without `skip`.
 
     References:
@@ -117,7 +118,7 @@ class ResNet(nn.Module):
         """Compute the outputs; `mask` tells which images count for the statistics."""
         if not len(self.blocks) == len(self.widths) > 0:
             raise ValueError(
-                f"Expected as many `widths` as `blocks`, one for each stage, got blocks="
+                f"Expected as many `widths` as `blocks`, one per stage, got blocks="
                 f"{tuple(self.blocks)} and widths={tuple(self.widths)}."
             )
         if self.zero_init_last and not self.skip:

@@ -1,4 +1,4 @@
-"""The ResNets of known depths: of CIFAR's, 20 to 110 layers, and of ImageNet's, 18 to 152."""
+"""ResNets of standard depths: 20 to 110 layers for CIFAR, 18 to 152 for ImageNet."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -41,14 +41,14 @@ def _make(attributes: dict[str, Any]) -> ResNet:
 def resnet20(**attributes: Any) -> ResNet:
     """Make the ResNet of 20 layers for CIFAR-10: 269,722 parameters with batch normalization.
 
-    Three stages of 3 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
-    zeros. 10 outputs, no normalization unless one is given.
+    Three stages of 3 blocks of two 3x3 convolutions with 16, 32 and 64 features; shortcuts pad with
+    zeros. 10 outputs; no normalization by default.
 
     Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
+      **attributes: attributes of `ResNet`, overriding these and its other defaults.
 
     Returns:
-      the model.
+      The model.
 
     Example:
       >>> from jbn.models import resnet20
@@ -64,14 +64,14 @@ def resnet20(**attributes: Any) -> ResNet:
 def resnet56(**attributes: Any) -> ResNet:
     """Make the ResNet of 56 layers for CIFAR-10: 853,018 parameters with batch normalization.
 
-    Three stages of 9 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
-    zeros. 10 outputs, no normalization unless one is given.
+    Three stages of 9 blocks of two 3x3 convolutions with 16, 32 and 64 features; shortcuts pad with
+    zeros. 10 outputs; no normalization by default.
 
     Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
+      **attributes: attributes of `ResNet`, overriding these and its other defaults.
 
     Returns:
-      the model.
+      The model.
 
     Example:
       >>> from jbn.models import resnet56
@@ -87,14 +87,14 @@ def resnet56(**attributes: Any) -> ResNet:
 def resnet110(**attributes: Any) -> ResNet:
     """Make the ResNet of 110 layers for CIFAR-10: 1,727,962 parameters with batch normalization.
 
-    Three stages of 18 blocks of two 3x3 convolutions, of 16, 32 and 64 features; shortcuts pad with
-    zeros. 10 outputs, no normalization unless one is given.
+    Three stages of 18 blocks of two 3x3 convolutions with 16, 32 and 64 features; shortcuts pad
+    with zeros. 10 outputs; no normalization by default.
 
     Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
+      **attributes: attributes of `ResNet`, overriding these and its other defaults.
 
     Returns:
-      the model.
+      The model.
 
     Example:
       >>> from jbn.models import resnet110
@@ -110,15 +110,14 @@ def resnet110(**attributes: Any) -> ResNet:
 def resnet18(**attributes: Any) -> ResNet:
     """Make the ResNet of 18 layers for ImageNet: 11,689,512 parameters with batch normalization.
 
-    Stages of 2, 2, 2 and 2 blocks of two 3x3 convolutions, of 64, 128, 256 and 512 features;
-    shortcuts are projected where the shape changes. 1000 outputs, no normalization unless one is
-    given.
+    Stages of 2, 2, 2 and 2 blocks of two 3x3 convolutions with 64, 128, 256 and 512 features;
+    shortcuts are projected where the shape changes. 1000 outputs; no normalization by default.
 
     Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
+      **attributes: attributes of `ResNet`, overriding these and its other defaults.
 
     Returns:
-      the model.
+      The model.
 
     Example:
       >>> import jax.numpy as jnp
@@ -135,15 +134,14 @@ def resnet18(**attributes: Any) -> ResNet:
 def resnet34(**attributes: Any) -> ResNet:
     """Make the ResNet of 34 layers for ImageNet: 21,797,672 parameters with batch normalization.
 
-    Stages of 3, 4, 6 and 3 blocks of two 3x3 convolutions, of 64, 128, 256 and 512 features;
-    shortcuts are projected where the shape changes. 1000 outputs, no normalization unless one is
-    given.
+    Stages of 3, 4, 6 and 3 blocks of two 3x3 convolutions with 64, 128, 256 and 512 features;
+    shortcuts are projected where the shape changes. 1000 outputs; no normalization by default.
 
     Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
+      **attributes: attributes of `ResNet`, overriding these and its other defaults.
 
     Returns:
-      the model.
+      The model.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,15 +159,15 @@ def resnet50(**attributes: Any) -> ResNet:
     """Make the ResNet of 50 layers for ImageNet: 25,557,032 parameters with batch normalization.
 
     Stages of 3, 4, 6 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
-    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
-    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
-    no normalization unless one is given.
+    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); in the
+    paper it is in the 1x1 convolution before. Shortcuts are projected where the shape changes. 1000
+    outputs; no normalization by default.
 
     Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
+      **attributes: attributes of `ResNet`, overriding these and its other defaults.
 
     Returns:
-      the model.
+      The model.
 
     Example:
       >>> import jax.numpy as jnp
@@ -187,15 +185,15 @@ def resnet101(**attributes: Any) -> ResNet:
     """Make the ResNet of 101 layers for ImageNet: 44,549,160 parameters with batch normalization.
 
     Stages of 3, 4, 23 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
-    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
-    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
-    no normalization unless one is given.
+    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); in the
+    paper it is in the 1x1 convolution before. Shortcuts are projected where the shape changes. 1000
+    outputs; no normalization by default.
 
     Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
+      **attributes: attributes of `ResNet`, overriding these and its other defaults.
 
     Returns:
-      the model.
+      The model.
 
     Example:
       >>> import jax.numpy as jnp
@@ -213,15 +211,15 @@ def resnet152(**attributes: Any) -> ResNet:
     """Make the ResNet of 152 layers for ImageNet: 60,192,808 parameters with batch normalization.
 
     Stages of 3, 8, 36 and 3 blocks of 1x1, 3x3 and 1x1 convolutions, to 256, 512, 1024 and 2048
-    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); the
-    paper has it in the 1x1 before. Shortcuts are projected where the shape changes. 1000 outputs,
-    no normalization unless one is given.
+    features. A stage's stride is in its first 3x3 convolution, as in torchvision ("v1.5"); in the
+    paper it is in the 1x1 convolution before. Shortcuts are projected where the shape changes. 1000
+    outputs; no normalization by default.
 
     Args:
-      **attributes: of `ResNet`, in place of these and its other defaults.
+      **attributes: attributes of `ResNet`, overriding these and its other defaults.
 
     Returns:
-      the model.
+      The model.
 
     Example:
       >>> import jax.numpy as jnp

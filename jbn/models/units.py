@@ -1,4 +1,4 @@
-"""One layer of a network: the affine map, its normalization, its nonlinearity, in either order."""
+"""One layer of a network: affine map, normalization and nonlinearity, in either order."""
 
 import functools
 import inspect
@@ -37,7 +37,7 @@ def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
     """Look a normalization up by its name; None where no module follows the layer.
 
     Raises:
-      ValueError: a name that there is not.
+      ValueError: an unknown name.
       TypeError: neither a name nor what makes a layer of linen.
     """
     check_norm(norm)
@@ -120,31 +120,31 @@ def unit(
     """Apply activation(norm(layer(x))), or norm(activation(layer(x))); within a compact method.
 
     Args:
-      layer: makes the affine map, called with `use_bias` and `name`, and with `dtype` and
-        `param_dtype` where they are given: a partial `nn.Dense`.
+      layer: makes the affine map, such as a partial `nn.Dense`; called with `use_bias` and `name`,
+        and with `dtype` and `param_dtype` if these are given.
       x: input.
       training: normalize by the batch.
-      name, norm_name: of the two modules.
-      norm: a key of `NORMS`, "weight" (direction and length of the kernel are apart), "none" or
-        None, or a function called as `norm(use_running_average=..., name=...)`, and with `dtype`
-        where one is given, see `normalize`.
+      name, norm_name: names of the two modules.
+      norm: a key of `NORMS`, "weight" (weight normalization of the kernel), "none" or None, or a
+        function called as `norm(use_running_average=..., name=...)`, and with `dtype` if one is
+        given; see `normalize`.
       activation: the nonlinearity; None for none.
       placement: normalize "before" the nonlinearity, as in the paper's section 3.2, or "after".
       mask: for the normalization, broadcastable to the layer's output.
-      sow: called with what enters the nonlinearity.
+      sow: called with the input of the nonlinearity.
       use_bias: give the layer a bias; None gives it one unless the normalization comes next and
         cancels it.
-      zero_scale: start the normalization's scale at 0 instead of 1.
-      dtype: of the arithmetic and the output; None promotes as Flax does. Normalizations compute
-        their statistics in float32 at least.
-      param_dtype: of the layer's parameters; None leaves it to the layer. Parameters and statistics
-        of normalizations stay float32.
+      zero_scale: initialize the normalization's scale to 0 instead of 1.
+      dtype: dtype of the computation and the output; None promotes as Flax does. Normalizations
+        compute their statistics in at least float32.
+      param_dtype: dtype of the layer's parameters; None leaves it to the layer. Parameters and
+        statistics of normalizations stay float32.
 
     Returns:
       the output.
 
     Raises:
-      ValueError: a norm or placement that there is not; `zero_scale` of a norm without a scale.
+      ValueError: an unknown norm or placement; `zero_scale` with a norm without a scale.
     """
     check_choice("placement", placement, ("before", "after"))
     if use_bias is None:
@@ -199,7 +199,7 @@ def normalize(
       the output; x where there is no normalization, or it is the kernel's.
 
     Raises:
-      ValueError: a norm that there is not; `zero_scale` of a norm without a scale.
+      ValueError: an unknown norm; `zero_scale` with a norm without a scale.
     """
     make = make_norm(norm)
     options: dict[str, Any] = {}

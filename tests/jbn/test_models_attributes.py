@@ -122,7 +122,7 @@ KINDS = {
     "`hidden` as a sequence of positive ints, got '100'.": (models.MLP, {"hidden": "100"}),
     "`widths` as a sequence of positive ints, got None.": (models.CNN, {"widths": None}),
     "`hidden` to be a positive int, got an": (models.LSTM, {"hidden": np.ones(2)}),
-    "`blocks` as a sequence of rows as of Fig. 5, got a tuple of 1 (int).": (
+    "`blocks` to be a sequence of rows of Fig. 5, got a tuple of 1 (int).": (
         models.BNInception,
         {"blocks": (3,)},
     ),
