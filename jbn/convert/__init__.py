@@ -1,21 +1,21 @@
-"""Batch norm from PyTorch, Keras, Flax, Haiku and Equinox, and back.
+"""Convert batch norm layers from and to PyTorch, Keras, Flax, Haiku and Equinox.
 
-Each `from_...` returns `(params, state, options)`: the trees that `jbn.batch_norm` takes and, in
-jbn's convention, the hyper-parameters it needs to go on as the framework would:
+Each `from_...` returns `(params, state, options)`: the trees that `jbn.batch_norm` takes and the
+hyperparameters, in jbn's convention, with which it behaves as the framework's layer does:
 
     params, state, options = jbn.convert.from_torch(model, "bn1")
     y, state = jbn.batch_norm(x, params, state, training=True, **options._asdict())
 
-Each `to_...` makes the framework's own containers. What a format does not hold, it loses: Keras and
-Flax have no count, so it comes back 0, or as the `count` given; Haiku and Equinox keep sums that
-are debiased when read, which come back with a rounding. Everything else makes the round trip bit by
-bit.
+Each `to_...` returns the framework's own containers. Whatever a format does not hold is lost: Keras
+and Flax have no count, so it comes back as 0, or as the `count` you pass; Haiku and Equinox store
+sums that are debiased when read, which come back with rounding errors. Everything else makes the
+round trip bit for bit.
 
-Whole networks, `jbn.models.ResNet` and `BNInception`, are read by the layers' names that public
-weights have: `network_from_torch`, and back, `network_from_keras`, `network_from_flax` and
-`network_from_haiku`.
+Whole networks, `jbn.models.ResNet` and `BNInception`, are converted by the layer names of public
+weights: `network_from_torch` and back with `network_to_torch`, `network_from_keras`,
+`network_from_flax` and `network_from_haiku`.
 
-No framework is imported before a function that makes its objects is called.
+A framework is imported only when a function that creates its objects is called.
 """
 
 from jbn.convert.common import ConversionError as ConversionError

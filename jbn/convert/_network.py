@@ -121,7 +121,7 @@ class Network:
             init = functools.partial(model.init, training=False)
             self.target = flatten_dict(jax.eval_shape(init, jax.random.key(0), images))
         if not any(path[-1] == "mean" for path in self.target):
-            self.problem(f"the model has norm={model.norm!r}, expected 'batch'. Make it so.")
+            self.problem(f"the model has norm={model.norm!r}, expected 'batch'. Make it with that.")
             self.finish()
         self._check_attributes(options)
         self._check_epsilons(options, modules)
@@ -156,7 +156,7 @@ class Network:
         if others:
             self.problem(
                 f"the source's network has {' and '.join(others)}, expected relu. Make the model "
-                "with that activation, and pass it as activation=, too."
+                "with that activation, and also pass it as activation=."
             )
         elif not computes_the_same(self.model.activation, options.activation or jax.nn.relu):
             function = self.model.activation

@@ -107,7 +107,7 @@ def _missing(network: Network, place: Place, unused: Mapping[str, Any]) -> str:
 def _unexpected(network: Network, key: str, value: Any) -> str:
     if not hasattr(value, "shape"):
         return (
-            f"{key!r} is {describe(value)}, no array. Leave it out: {{key: value for key, value in "
+            f"{key!r} is {describe(value)}, not an array. Drop it: {{key: value for key, value in "
             "source.items() if hasattr(value, 'shape')}."
         )
     hint = ""

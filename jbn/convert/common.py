@@ -20,10 +20,10 @@ from jbn.convert._arrays import CountError, as_array, as_count, how_to_read
 
 
 class Options(NamedTuple):
-    """Hyper-parameters in jbn's convention: `batch_norm(..., **options._asdict())`.
+    """Hyperparameters in jbn's convention: `batch_norm(..., **options._asdict())`.
 
-    `momentum` is the weight of the *old* value, or a schedule of it; `unbiased` says whether the
-    running variance takes Bessel's factor.
+    `momentum` is the weight of the *old* value, or a schedule of it; `unbiased` says whether
+    Bessel's correction is applied to the running variance.
     """
 
     momentum: ArrayLike | Schedule
@@ -32,7 +32,7 @@ class Options(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """What a converter returns: the two trees of `batch_norm`, and its options."""
+    """Result of a converter: params, state and options of `batch_norm`."""
 
     params: BatchNormParams
     state: BatchNormState
@@ -40,7 +40,7 @@ class Converted(NamedTuple):
 
 
 class ConversionError(ValueError):
-    """Everything that keeps `what` from being converted, in `problems`; the message shows it."""
+    """Raised with all reasons why `what` cannot be converted, listed in `problems`."""
 
     def __init__(
         self, problems: Sequence[str], what: str = "batch norm", *, shown: Sequence[str] = ()
@@ -48,26 +48,26 @@ class ConversionError(ValueError):
         """Make the message of `problems`, or of the lines `shown` where those are too many."""
         self.problems: tuple[str, ...] = tuple(problems)
         lines = "".join(f"\n  - {problem}" for problem in shown or self.problems)
-        super().__init__(f"Cannot convert {what}; {len(self.problems)} to mend:{lines}")
+        super().__init__(f"Cannot convert {what}; problems ({len(self.problems)}):{lines}")
 
 
 def convert_layers(
     convert: Callable[..., Converted], *source: Any, names: Iterable[str], **keywords: Any
 ) -> dict[str, Converted]:
-    """Convert the named layers of a network, with one error for all that is wrong with any.
+    """Convert the named layers of a network, with one error that lists the problems of all.
 
     Args:
       convert: `from_torch`, `from_linen` or `from_haiku`.
-      source: what it takes before the name: a state_dict; variables; params and state.
-      names: of the layers: torch's prefixes, linen's paths, Haiku's module names.
-      keywords: what else it takes, the same for all.
+      source: its arguments before the name: a state_dict; variables; or params and state.
+      names: names of the layers: torch's prefixes, linen's paths or Haiku's module names.
+      keywords: further arguments of `convert`, the same for all layers.
 
     Returns:
-      dict, name -> `Converted`.
+      Dict from name to `Converted`.
 
     Raises:
-      ConversionError: with the problems of all layers.
-      TypeError: names that are one string, or a `convert` that is no function.
+      ConversionError: lists the problems of all layers.
+      TypeError: names given as one string, or a `convert` that is not a function.
 
     Example:
       >>> import numpy as np, jbn
@@ -81,7 +81,7 @@ def convert_layers(
     if not callable(convert):
         raise TypeError(
             f"Expected a converter such as jbn.convert.from_torch first, got {describe(convert)}. "
-            "The source comes after it: convert_layers(jbn.convert.from_torch, model, names=[...])."
+            "Pass the source second: convert_layers(jbn.convert.from_torch, model, names=[...])."
         )
     if isinstance(names, str) or not isinstance(names, Iterable):
         name = names if isinstance(names, str) else "bn1"

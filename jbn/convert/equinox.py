@@ -32,25 +32,26 @@ def from_equinox(
 ) -> Converted:
     """Convert a batch norm of Equinox and its part of the state.
 
-    `mode="batch"` keeps sums that are divided by 1 - momentum^count when read: `Debiased`. From
-    count 1 on jbn goes on exactly so. Equinox' sum of variances starts at 1 instead of 0, which
-    jbn does not repeat: a layer converted before its first step has the right variance after it.
-    `mode="ema"` takes the first batch as it is: `FirstBatch`; the state says only whether there was
-    one, so count is 0 or 1. In training it normalizes by the running statistics, which
-    `batch_norm` never does: there only evaluation and the statistics' moves are the same.
+    `mode="batch"` stores sums that are divided by 1 - momentum^count when read, so the momentum is
+    `Debiased`. From count 1 on, jbn continues in exactly the same way. Equinox' sum of variances
+    starts at 1 instead of 0, which jbn does not reproduce: a layer converted before its first step
+    has the correct variance after it. `mode="ema"` starts from the first batch, so the momentum is
+    `FirstBatch`; the state tells only whether there has been a batch, so count is 0 or 1. In
+    training that mode normalizes by the running statistics, which `batch_norm` never does: only
+    evaluation and the updates of the statistics agree.
 
     Args:
       layer: `eqx.nn.BatchNorm`.
-      state: `eqx.nn.State` of it, or of the model that has it.
-      num_features: C, if it should be checked.
-      options: what you expect; anything else is an error.
+      state: `eqx.nn.State` of the layer, or of the model that contains it.
+      num_features: C, checked if given.
+      options: the options you expect; an error is raised if the layer's differ.
 
     Returns:
       `(params, state, options)`. Arrays are copies. The running variance is biased.
 
     Raises:
-      ConversionError: lists every missing part, wrong shape and unexpected option, and says
-        what was found where no batch norm is.
+      ConversionError: lists every missing part, wrong shape and unexpected option, and says what
+        was found if it is not a batch norm.
 
     Example:
       >>> import types, numpy as np, jbn
@@ -89,13 +90,13 @@ def _check_kinds(where: str, layer: Any, state: Any) -> None:
     problems = []
     if not (hasattr(layer, "mode") and hasattr(layer, "momentum") and hasattr(layer, "eps")):
         problems.append(
-            f"{where}: `layer` is {describe(layer)}, expected eqx.nn.BatchNorm. Of a model pass "
-            "the layer, such as model.norm, with the model's whole state."
+            f"{where}: `layer` is {describe(layer)}, expected eqx.nn.BatchNorm. Pass the layer, "
+            "such as model.norm, with the model's whole state."
         )
     if not hasattr(state, "get"):
         problems.append(
             f"{where}: the state is {describe(state)}, expected the eqx.nn.State that "
-            "eqx.nn.make_with_state returns beside the model."
+            "eqx.nn.make_with_state returns with the model."
         )
     if problems:
         raise ConversionError(problems)
@@ -123,24 +124,25 @@ def to_equinox(
     *,
     options: Options | None = None,
 ) -> tuple[Any, Any]:
-    """Put a layer into a batch norm of Equinox and its state.
+    """Write a layer into a batch norm of Equinox and its state.
 
-    `mode="ema"` keeps the statistics bit by bit, and of the count whether it is 0. `mode="batch"`
-    keeps the count, and the statistics times 1 - momentum^count: a rounding there and back.
+    `mode="ema"` keeps the statistics bit for bit, but of the count only whether it is 0.
+    `mode="batch"` keeps the count, and the statistics times 1 - momentum^count, which rounds in
+    both directions.
 
     Args:
-      params, state: of a layer with one feature axis.
+      params, state: params and state of a layer with one feature axis.
       layer: `eqx.nn.BatchNorm` to fill.
-      eqx_state: `eqx.nn.State` of it, or of the model that has it. It stays valid.
-      options: of the layer, if they should be checked against `layer`.
+      eqx_state: `eqx.nn.State` of the layer, or of the model that contains it. It stays valid.
+      options: options to check against those of `layer`.
 
     Returns:
-      `(layer, eqx_state)`, new ones.
+      A new `(layer, eqx_state)`.
 
     Raises:
-      ConversionError: lists shapes and options that do not fit the layer; a count that is no whole
-        number, such as an average of states leaves; a layer or state of another kind.
-      TypeError: params or state that are something else.
+      ConversionError: lists shapes and options that do not match the layer; a count that is not a
+        whole number, as after averaging states; a layer or state of another kind.
+      TypeError: params or state of another type.
 
     Example: `layer, state = to_equinox(*jbn.init(3), *eqx.nn.make_with_state(eqx.nn.BatchNorm)(
       3, axis_name="batch", mode="batch"))`.

@@ -34,23 +34,24 @@ def from_linen(
 ) -> Converted:
     """Convert the variables of a linen batch norm.
 
-    They hold neither momentum nor epsilon: those are `options`, or Flax's defaults; Flax's
-    running variance is biased. A count is there if jbn's layer has a schedule.
+    Variables hold neither momentum nor epsilon, so these come from `options` or are Flax's
+    defaults. Flax's running variance is biased. The count is read if there is one, as in jbn's
+    layer with a schedule.
 
     Args:
       variables: `{"params": ..., "batch_stats": ...}` of a layer or of a model.
-      path: names from the model to the layer, such as "block_0/norm".
-      num_features: C, if it should be checked.
-      options: see above.
-      count: batches absorbed, where the variables do not say; None is 0, and an error where a
-        schedule would read it.
+      path: path from the model to the layer, such as "block_0/norm".
+      num_features: C, checked if given.
+      options: options of the layer; see above.
+      count: number of batches absorbed, if the variables have none. None means 0, and is an error
+        if a schedule would use it.
 
     Returns:
       `(params, state, options)`. Arrays are copies.
 
     Raises:
-      ConversionError: lists every missing variable and wrong shape, and says what was found
-        where no batch norm is.
+      ConversionError: lists every missing variable and wrong shape, and says what was found if it
+        is not a batch norm.
 
     Example:
       >>> import numpy as np, jbn
@@ -107,17 +108,17 @@ def to_linen(
     """Make the variables of a linen batch norm; without `with_count` the count is lost.
 
     Args:
-      params, state: of a layer, any number of feature axes.
-      path: names from the model to the layer, such as "block_0/norm".
-      with_count: keep the count, as jbn's layer does where its momentum is a schedule.
+      params, state: params and state of a layer, with any number of feature axes.
+      path: path from the model to the layer, such as "block_0/norm".
+      with_count: keep the count, as jbn's layer does if its momentum is a schedule.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}`, nested as the path says; no "params" where scale
-      and bias are None.
+      `{"params": ..., "batch_stats": ...}`, nested by the path, without "params" if scale and bias
+      are None.
 
     Raises:
-      ConversionError: shapes that differ; a count, if it is kept, that is no whole number.
-      TypeError: params or state that are something else.
+      ConversionError: different shapes; a count to be kept that is not a whole number.
+      TypeError: params or state of another type.
 
     Example:
       >>> import jbn
@@ -147,23 +148,24 @@ def from_nnx(
 ) -> Converted:
     """Convert a batch norm of nnx.
 
-    A state holds neither momentum nor epsilon: from one, they are `options`, or Flax's defaults. A
-    layer has them: there `options` is what you expect, and anything else an error. The running
-    variance is biased, unless the layer says so (jbn's); a count is there if the layer has one.
+    A state holds neither momentum nor epsilon, so these come from `options` or are Flax's defaults.
+    A layer holds them; then `options` are those you expect, and a difference is an error. The
+    running variance is biased, unless the layer has `unbiased=True` (jbn's). The count is read if
+    there is one.
 
     Args:
-      source: the layer, its `nnx.state`, or a mapping of arrays scale, bias, mean, var.
-      num_features: C, if it should be checked.
-      options: see above.
-      count: batches absorbed, where the source does not say; None is 0, and an error where a
-        schedule would read it.
+      source: the layer, its `nnx.state`, or a mapping with arrays scale, bias, mean and var.
+      num_features: C, checked if given.
+      options: options of the layer; see above.
+      count: number of batches absorbed, if the source has none. None means 0, and is an error if a
+        schedule would use it.
 
     Returns:
       `(params, state, options)`. Arrays are copies.
 
     Raises:
-      ConversionError: lists every missing variable, wrong shape and unexpected option, and
-        says what was found where no batch norm is.
+      ConversionError: lists every missing variable, wrong shape and unexpected option, and says
+        what was found if it is not a batch norm.
 
     Example:
       >>> import numpy as np, jbn
@@ -185,7 +187,7 @@ def from_nnx(
         raise ConversionError(
             [
                 f"nnx layer: the source is {describe(source)}, expected a BatchNorm or its state. "
-                "Of a model pass the layer, such as model.norm."
+                "Pass the layer, such as model.norm."
             ]
         )
     reader = Reader("nnx layer", _KEYS, hint)
@@ -197,19 +199,19 @@ def from_nnx(
 def to_nnx(
     params: BatchNormParams, state: BatchNormState, *, with_count: bool = False
 ) -> dict[str, Array]:
-    """Make what `nnx.update(layer, ...)` takes; without `with_count` the count is lost.
+    """Make the argument of `nnx.update(layer, ...)`; without `with_count` the count is lost.
 
     Args:
-      params, state: of a layer with one feature axis.
-      with_count: keep the count, as jbn's layer does where its momentum is a schedule.
+      params, state: params and state of a layer with one feature axis.
+      with_count: keep the count, as jbn's layer does if its momentum is a schedule.
 
     Returns:
-      dict of scale, bias (where they are), mean, var.
+      Dict of scale and bias (unless None), mean and var.
 
     Raises:
-      ConversionError: more than one feature axis, or shapes that differ; a count, if it is kept,
-        that is no whole number.
-      TypeError: params or state that are something else.
+      ConversionError: more than one feature axis; different shapes; a count to be kept that is not
+        a whole number.
+      TypeError: params or state of another type.
 
     Example:
       >>> import jbn

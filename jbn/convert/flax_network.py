@@ -41,33 +41,35 @@ def network_from_flax(
     epsilon: float | None = None,
     activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Make a model's variables of those of a ResNet of Flax's ImageNet example.
+    """Convert the variables of a ResNet of Flax's ImageNet example.
 
-    That one pads strided 3x3 convolutions and its max pool as XLA's "SAME", which begins one pixel
-    later in images of an even size: make the model with `padding="same"`. Its momentum is 0.9:
+    That network pads strided 3x3 convolutions and the max pool as XLA's "SAME" does, which with
+    even image sizes starts one pixel later, so make the model with `padding="same"`. Its momentum
+    is 0.9:
 
         norm = functools.partial(jbn.linen.BatchNorm, momentum=0.9)
         model = jbn.models.resnet50(norm=norm, padding="same")
 
     Args:
-      model: a `ResNet` of `jbn.models`, of the same blocks and widths, with batch norm.
-      variables: `{"params": ..., "batch_stats": ...}`, of a `TrainState` its params and
+      model: a `ResNet` of `jbn.models` with batch norm and the same blocks and widths.
+      variables: `{"params": ..., "batch_stats": ...}`; of a `TrainState`, its params and
         batch_stats.
-      head: read the last dense layer, too. If False, as for another number of classes, the
-        variables lack `params["output"]`: add your own.
-      count: batches absorbed, for a model whose momentum is a schedule: Flax has no count.
-      epsilon, activation: of the source, where they are not the original's, 1e-5 and relu: its
+      head: also convert the last dense layer. If False, for example for another number of classes,
+        the result lacks `params["output"]`; add your own.
+      count: number of batches absorbed, for a model whose momentum is a schedule, since Flax keeps
+        no count.
+      epsilon, activation: those of the source, if they are not the original's 1e-5 and relu; its
         variables hold neither.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
+      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies, in the model's
       dtypes.
 
     Raises:
       ConversionError: lists everything that does not fit: missing, unexpected and unreadable
-        arrays, wrong shapes, and attributes with which the model computes something else, such as
-        its activation and its norms' epsilon.
-      TypeError: a model of another class, options of other types, or variables that are none.
+        arrays, wrong shapes, and attributes of the model that would change its output, such as the
+        activation and the norms' epsilon.
+      TypeError: a model of another class; options or variables of another type.
 
     References:
       https://github.com/google/flax/blob/main/examples/imagenet/models.py
@@ -107,33 +109,33 @@ def network_from_haiku(
     epsilon: float | None = None,
     activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Make a model's variables of those of `hk.nets.ResNet18` to `200`, without `resnet_v2`.
+    """Convert the variables of `hk.nets.ResNet18` to `200`, without `resnet_v2`.
 
-    Haiku pads as XLA's "SAME", the first convolution, too, which begins a pixel later in images of
-    an even size: make the model with `padding="same", stem_padding="same"`. Its running statistics
-    are debiased from zero, by default at the rate 0.9:
+    Haiku pads as XLA's "SAME" does, including the first convolution, which with even image sizes
+    starts one pixel later, so make the model with `padding="same", stem_padding="same"`. Its
+    running statistics are debiased, by default with decay 0.9:
 
         norm = functools.partial(jbn.linen.BatchNorm, momentum=jbn.debiased(0.9))
         model = jbn.models.resnet50(norm=norm, padding="same", stem_padding="same")
 
     Args:
-      model: a `ResNet` of `jbn.models`, of the same blocks and widths, with batch norm.
-      params, state: of the transformed function, that hold this network alone.
-      head: read the last dense layer, too. If False, as for another number of classes, the
-        variables lack `params["output"]`: add your own.
-      epsilon, activation: of the source, where they are not the original's, 1e-5 and relu: its
+      model: a `ResNet` of `jbn.models` with batch norm and the same blocks and widths.
+      params, state: params and state of the transformed function, holding only this network.
+      head: also convert the last dense layer. If False, for example for another number of classes,
+        the result lacks `params["output"]`; add your own.
+      epsilon, activation: those of the source, if they are not the original's 1e-5 and relu; its
         trees hold neither.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
+      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies, in the model's
       dtypes.
 
     Raises:
       ConversionError: lists everything that does not fit: missing, unexpected and unreadable
-        arrays, wrong shapes, and attributes with which the model computes something else, such as
-        its activation and its norms' epsilon.
-      TypeError: a model of another class, options of other types, or params and state that are
-        none, or swapped.
+        arrays, wrong shapes, and attributes of the model that would change its output, such as the
+        activation and the norms' epsilon.
+      TypeError: a model of another class; options, params or state of another type; params and
+        state swapped.
 
     References:
       https://dm-haiku.readthedocs.io/en/latest/api.html#resnet

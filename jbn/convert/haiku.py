@@ -45,22 +45,23 @@ def from_haiku(
 ) -> Converted:
     """Convert a batch norm of Haiku.
 
-    Its running statistics are the `average` of two `ExponentialMovingAverage`, `hidden` divided by
-    1 - decay_rate^counter: `jbn.debiased` by the same decay, without Bessel's factor. Haiku's
-    trees hold neither decay_rate nor eps; a decay_rate that does not fit hidden is an error.
+    Haiku's running statistics are the `average` of two `ExponentialMovingAverage`: `hidden` divided
+    by 1 - decay_rate^counter. This is `jbn.debiased` with the same decay, without Bessel's
+    correction. Haiku's trees hold neither decay_rate nor eps; a decay_rate that does not match
+    `hidden` is an error.
 
     Args:
-      params, state: of the transformed function: module name -> arrays.
-      name: of the layer's module, such as "net/~/batch_norm".
-      decay_rate, epsilon: as given to `hk.BatchNorm`.
-      num_features: C, if it should be checked.
+      params, state: params and state of the transformed function: module name -> arrays.
+      name: name of the layer's module, such as "net/~/batch_norm".
+      decay_rate, epsilon: as passed to `hk.BatchNorm`.
+      num_features: C, checked if given.
 
     Returns:
       `(params, state, options)`, with momentum `Debiased(decay_rate)`. Arrays are copies.
 
     Raises:
-      ConversionError: lists every missing array, wrong shape, and a wrong decay_rate, and
-        says what was found where no batch norm is.
+      ConversionError: lists every missing array, wrong shape and wrong decay_rate, and says what
+        was found if it is not a batch norm.
 
     Example:
       >>> import numpy as np, jbn
@@ -124,7 +125,7 @@ def from_haiku(
     if len(set(counts.values())) > 1:
         reader.problems.append(
             f"{reader.where}: mean_ema has seen {counts['mean_ema']} batches, var_ema "
-            f"{counts['var_ema']}, expected as many. Take both from one checkpoint."
+            f"{counts['var_ema']}, expected the same number. Take both from one checkpoint."
         )
     options = Options(Debiased(decay_rate), epsilon, unbiased=False)
     return reader.finish(None, options, options, num_features)
@@ -168,23 +169,23 @@ def to_haiku(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Make the params and state of a Haiku batch norm.
 
-    `average` and `counter` are exact; `hidden`, average * (1 - decay_rate^counter), is rounded,
-    so only Haiku -> jbn -> Haiku may differ in the last bit there.
+    `average` and `counter` are exact; `hidden`, average * (1 - decay_rate^counter), is rounded, so
+    after Haiku -> jbn -> Haiku it may differ in the last bit.
 
     Args:
-      params, state: of a layer with one feature axis.
-      name: of the layer's module.
-      decay_rate: as given to `hk.BatchNorm`.
-      ndim, axis: rank of its input, and the feature axis there.
+      params, state: params and state of a layer with one feature axis.
+      name: name of the layer's module.
+      decay_rate: as passed to `hk.BatchNorm`.
+      ndim, axis: rank of the layer's input, and its feature axis.
 
     Returns:
-      `(params, state)` with these modules alone, to be merged into those of the network.
+      `(params, state)` of this layer only, to be merged into those of the network.
 
     Raises:
-      ConversionError: more than one feature axis, shapes that differ, a decay_rate outside [0, 1),
-        or a count that is no whole number, such as an average of states leaves.
+      ConversionError: more than one feature axis; different shapes; a decay_rate outside [0, 1); a
+        count that is not a whole number, as after averaging states.
       ValueError: an axis that an input of rank `ndim` does not have.
-      TypeError: params or state that are something else.
+      TypeError: params or state of another type.
 
     Example:
       >>> import jbn

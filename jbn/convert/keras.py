@@ -34,24 +34,24 @@ def from_keras(
 ) -> Converted:
     """Convert a batch norm of Keras.
 
-    Weights hold neither momentum nor epsilon: from them, they are `options`, or Keras' defaults,
-    whose epsilon is 1e-3. A layer has them: there `options` is what you expect, and anything else
-    an error. Keras' running variance is biased, and it has no count.
+    Weights hold neither momentum nor epsilon, so these come from `options` or are Keras' defaults,
+    whose epsilon is 1e-3. A layer holds them; then `options` are those you expect, and a difference
+    is an error. Keras' running variance is biased, and it keeps no count.
 
     Args:
       source: a built layer; its `get_weights()`, in Keras' order gamma, beta, moving_mean,
-        moving_variance; or a mapping of these names.
-      use_scale, use_bias: whether a list, which has no names, begins with gamma, beta.
-      num_features: C, if it should be checked.
-      options: see above.
-      count: batches absorbed; None is 0, and an error where a schedule would read it.
+        moving_variance; or a mapping with these names.
+      use_scale, use_bias: whether a list, which has no names, includes gamma and beta.
+      num_features: C, checked if given.
+      options: options of the layer; see above.
+      count: number of batches absorbed. None means 0, and is an error if a schedule would use it.
 
     Returns:
       `(params, state, options)`. Arrays are copies.
 
     Raises:
-      ConversionError: lists every missing weight, wrong shape and unexpected option, and says
-        what was found where no batch norm is.
+      ConversionError: lists every missing weight, wrong shape and unexpected option, and says what
+        was found if it is not a batch norm.
 
     Example:
       >>> import numpy as np, jbn
@@ -105,7 +105,7 @@ def _named(where: str, source: Any, use_scale: bool, use_bias: bool) -> dict[str
         if len(source) == len(keys):
             return dict(zip(keys, source, strict=True))
         problem = (
-            f"{len(source)} weights, expected {len(keys)}: {', '.join(keys)}. Say use_scale=False "
+            f"{len(source)} weights, expected {len(keys)}: {', '.join(keys)}. Pass use_scale=False "
             "or use_bias=False for a layer without gamma (scale) or beta (center)."
         )
     raise ConversionError([f"{where}: {problem}"])
@@ -115,16 +115,16 @@ def to_keras(params: BatchNormParams, state: BatchNormState) -> list[np.ndarray]
     """Make the list for `set_weights` of a Keras batch norm; only the count is lost.
 
     Args:
-      params, state: of a layer with one feature axis; scale or bias None means a Keras layer
-        made with `scale=False`, `center=False`.
+      params, state: params and state of a layer with one feature axis. If scale or bias is None,
+        make the Keras layer with `scale=False` or `center=False`.
 
     Returns:
-      list of gamma, beta (where they are), moving_mean, moving_variance.
-      `framework_kwargs(options, "keras")` has the momentum and epsilon for the layer.
+      List of gamma and beta (unless None), moving_mean and moving_variance.
+      `framework_kwargs(options, "keras")` gives the momentum and epsilon for the layer.
 
     Raises:
-      ConversionError: more than one feature axis, or shapes that differ.
-      TypeError: params or state that are something else.
+      ConversionError: more than one feature axis, or different shapes.
+      TypeError: params or state of another type.
 
     Example:
       >>> import jbn

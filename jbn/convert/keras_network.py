@@ -29,39 +29,41 @@ def network_from_keras(
     epsilon: float | None = None,
     activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Make a model's variables of the weights of the same ResNet in Keras.
+    """Convert the weights of the same ResNet in Keras.
 
-    Keras' bottlenecks halve the space in their first 1x1 convolution, as in the paper, ours in the
-    3x3: make the model with `stride_in_1x1=True`. Its epsilon is 1.001e-5, its momentum 0.99, its
-    running variance biased, and our outputs are logits, as Keras' with classifier_activation=None:
+    Keras' bottlenecks have their stride in the first 1x1 convolution, as in the paper, and ours in
+    the 3x3, so make the model with `stride_in_1x1=True`. Keras' epsilon is 1.001e-5, its momentum
+    0.99, and its running variance is biased. Our outputs are logits, as Keras' are with
+    classifier_activation=None:
 
         norm = functools.partial(jbn.linen.BatchNorm, epsilon=1.001e-5, momentum=0.99)
         model = jbn.models.resnet50(norm=norm, stride_in_1x1=True)
         variables = jbn.convert.network_from_keras(model, keras.applications.ResNet50())
 
-    Its convolutions have biases. They go into the running means, mean - bias, and nothing changes;
-    a model made with use_bias=True keeps them. Images want `keras.applications.resnet.
-    preprocess_input`.
+    Keras' convolutions have biases. They are subtracted from the running means, which leaves the
+    output unchanged; a model made with use_bias=True keeps them. Preprocess images with
+    `keras.applications.resnet.preprocess_input`.
 
     Args:
-      model: a bottleneck `ResNet` of `jbn.models`, of the same blocks and widths, with batch norm.
+      model: a bottleneck `ResNet` of `jbn.models` with batch norm and the same blocks and widths.
       source: the Keras model.
-      head: read the last dense layer, too. If False, as for another number of classes, or a source
-        made with include_top=False, the variables lack `params["output"]`: add your own.
-      count: batches absorbed, for a model whose momentum is a schedule: Keras has no count.
-      epsilon, activation: of the source, where it computes with others than its layers say: the
-        epsilon of its batch norms, 1.001e-5, is read, and its activations have to be relu.
+      head: also convert the last dense layer. If False, for example for another number of classes
+        or a source made with include_top=False, the result lacks `params["output"]`; add your own.
+      count: number of batches absorbed, for a model whose momentum is a schedule, since Keras keeps
+        no count.
+      epsilon, activation: those of the source, if they differ from what its layers say. By default
+        the epsilon is read from its batch norms (1.001e-5), and its activations have to be relu.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies in the model's
+      `{"params": ..., "batch_stats": ...}` for `model.apply`. Arrays are copies, in the model's
       dtypes.
 
     Raises:
       ConversionError: lists everything that does not fit: missing, unexpected and unreadable
-        arrays, wrong shapes, and attributes with which the model computes something else, such as
-        its activation and its norms' epsilon.
-      TypeError: a model of another class, a source that is no Keras model, or options of other
-        types.
+        arrays, wrong shapes, and attributes of the model that would change its output, such as the
+        activation and the norms' epsilon.
+      TypeError: a model of another class; a source that is not a Keras model; options of another
+        type.
 
     References:
       https://keras.io/api/applications/resnet/

@@ -1,4 +1,4 @@
-"""Hyper-parameters: the schedules other frameworks imply, and the arguments of their layers."""
+"""Hyperparameters: the schedules other frameworks imply, and the arguments of their layers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def framework_kwargs(options: Options, framework: str) -> dict[str, Any]:
     """Translate options into the arguments of a framework's own batch norm.
 
     Args:
-      options: in jbn's convention.
-      framework: "torch", "keras", "linen", "nnx", "haiku" or "equinox"; Flax's own layers are
-        meant: those of jbn take `**options._asdict()` as it is.
+      options: options in jbn's convention.
+      framework: "torch", "keras", "linen", "nnx", "haiku" or "equinox". "linen" and "nnx" are
+        Flax's own layers; those of jbn take `**options._asdict()` directly.
 
     Returns:
-      Keyword arguments of the layer: {"momentum": 1 - m, "eps": e} for torch, where `cumulative`
-      is None; "decay_rate" for Haiku; "mode" beside the rest for Equinox.
+      Keyword arguments of the layer: {"momentum": 1 - m, "eps": e} for torch, with None for
+      `cumulative`; "decay_rate" for Haiku; also "mode" for Equinox.
 
     Raises:
-      ConversionError: what the framework's layer cannot do: a schedule it has not, or a running
-        variance with (torch: without) Bessel's factor.
-      ValueError: no such framework.
-      TypeError: options that are something else.
+      ConversionError: options that the framework's layer does not support: a schedule, or a running
+        variance with (torch: without) Bessel's correction.
+      ValueError: an unknown framework.
+      TypeError: options of another type.
 
     Example:
       >>> import jbn
@@ -46,7 +46,7 @@ def framework_kwargs(options: Options, framework: str) -> dict[str, Any]:
     if not isinstance(options, Options):
         raise TypeError(
             f"Expected `options` as jbn.convert.Options, got {describe(options)}. Pass the third "
-            "part of what a converter returned, or make it."
+            "result of a converter, or make one."
         )
     if not isinstance(framework, str) or framework not in _LAYERS:
         raise ValueError(

@@ -43,32 +43,32 @@ def from_torch(
 ) -> Converted:
     """Convert a batch norm of PyTorch.
 
-    A state_dict holds neither momentum nor eps: from one, they are `options`, or torch's defaults.
-    A module has them: there `options` is what you expect, and anything else an error. torch's
-    momentum is the weight of the *new* value, None the cumulative average; its running variance
-    takes Bessel's factor.
+    A state_dict holds neither momentum nor eps, so these come from `options` or are torch's
+    defaults. A module holds them; then `options` are those you expect, and a difference is an
+    error. torch's momentum is the weight of the *new* value, or None for the cumulative average;
+    its running variance has Bessel's correction.
 
     Frozen layers, such as torchvision's `FrozenBatchNorm2d`, and old or stripped checkpoints have
-    no `num_batches_tracked`: `count` stands in for it. What a state_dict cannot tell is an
-    `InstanceNorm` with running statistics, whose keys are the same: from a module it is an error.
+    no `num_batches_tracked`; pass `count` instead. An `InstanceNorm` with running statistics has
+    the same keys, so it is not recognized in a state_dict; as a module it is an error.
 
     Args:
-      source: a state_dict (values: tensors or arrays), or a module.
-      prefix: name of the layer in it, such as "layer1.0.bn1", with or without a last dot. One of
-        `DataParallel`, or of a compiled model, begins with "module." or "_orig_mod.".
-      num_features: C, if it should be checked.
-      options: see above.
-      count: batches absorbed, for a source that does not say; None is 0, and an error where a
-        schedule would read it.
+      source: a state_dict (of tensors or arrays), or a module.
+      prefix: name of the layer in it, such as "layer1.0.bn1", with or without a final dot. With
+        `DataParallel` or a compiled model it begins with "module." or "_orig_mod.".
+      num_features: C, checked if given.
+      options: options of the layer; see above.
+      count: number of batches absorbed, if the source has none. None means 0, and is an error if a
+        schedule would use it.
 
     Returns:
-      `(params, state, options)`; scale and bias None for `affine=False`. Arrays are copies.
-      float64 needs `jax_enable_x64`, as everywhere in JAX. A count above int32's largest value
-      becomes that.
+      `(params, state, options)`; scale and bias are None for `affine=False`. Arrays are copies.
+      float64 needs `jax_enable_x64`, as everywhere in JAX. A count above int32's maximum is clipped
+      to it.
 
     Raises:
-      ConversionError: lists every missing key, wrong shape and unexpected option; says what
-        was found where no batch norm is: another kind of layer, a network, a whole checkpoint.
+      ConversionError: lists every missing key, wrong shape and unexpected option, and says what was
+        found if it is not a batch norm: another kind of layer, a network, a whole checkpoint.
 
     Example:
       >>> import numpy as np, jbn
@@ -160,21 +160,21 @@ def to_torch(
     """Make the state_dict of a PyTorch batch norm; nothing is lost.
 
     Args:
-      params, state: of a layer with one feature axis. torch has both scale and bias or neither:
-        a missing one becomes ones, or zeros.
-        A mapping of them, as a restored checkpoint has it, will do.
-      prefix: name of the layer, put before each key.
-      tensors: make tensors, which `load_state_dict` wants; False leaves NumPy arrays and does not
-        import torch.
+      params, state: params and state of a layer with one feature axis, or mappings of them as in a
+        restored checkpoint. torch has either both scale and bias or neither: a missing scale
+        becomes ones, a missing bias zeros.
+      prefix: name of the layer, prepended to each key.
+      tensors: return tensors, which `load_state_dict` needs; False returns NumPy arrays and does
+        not import torch.
 
     Returns:
-      dict of weight, bias, running_mean, running_var, and num_batches_tracked (int64).
-      `framework_kwargs(options, "torch")` has the momentum and eps for the layer.
+      Dict of weight, bias, running_mean, running_var, and num_batches_tracked (int64).
+      `framework_kwargs(options, "torch")` gives the momentum and eps for the layer.
 
     Raises:
-      ConversionError: more than one feature axis, shapes that differ, or a count that is no whole
-        number, such as an average of states leaves.
-      TypeError: params or state that are something else.
+      ConversionError: more than one feature axis; different shapes; a count that is not a whole
+        number, as after averaging states.
+      TypeError: params or state of another type.
 
     Example:
       >>> import jbn
@@ -209,27 +209,27 @@ def _tensor(array: np.ndarray) -> Any:
 def from_torch_kernel(
     weight: Inexact[ArrayLike, "..."] | Any, *, transposed: bool = False
 ) -> Inexact[Array, "..."]:
-    """Lay out a weight of PyTorch as Flax has it: output features last.
+    """Convert a weight of PyTorch to Flax's layout, with output features last.
 
-    Linear (out, in) -> (in, out). Conv1d, 2d, 3d (out, in, *space) -> (*space, in, out), with
-    groups too: in is then in / groups, and `feature_group_count` the number of groups, so a
-    depthwise kernel is (*space, 1, out). Transposed convolutions of torch are the gradient of a
+    Linear: (out, in) -> (in, out). Conv1d, 2d, 3d: (out, in, *space) -> (*space, in, out). With
+    groups, `in` stands for in / groups, and `feature_group_count` is the number of groups, so a
+    depthwise kernel is (*space, 1, out). torch's transposed convolutions are the gradient of a
     convolution: (in, out, *space) -> (*space, in, out) with space flipped, for
-    `flax.linen.ConvTranspose(transpose_kernel=False)`. Equinox lays out as torch.
+    `flax.linen.ConvTranspose(transpose_kernel=False)`. Equinox has the same layout as torch.
 
     torch's `padding=p` is `padding=((p, p), ...)` in Flax, and for a transposed convolution
-    `((k - 1 - p, k - 1 - p + output_padding), ...)`, k the dilated kernel's size.
+    `((k - 1 - p, k - 1 - p + output_padding), ...)`, where k is the size of the dilated kernel.
 
     Args:
-      weight: of the layer, a tensor or array.
-      transposed: it is that of a ConvTranspose with groups=1 (Flax has no others).
+      weight: weight of the layer, a tensor or array.
+      transposed: whether it belongs to a ConvTranspose with groups=1 (Flax has no others).
 
     Returns:
-      the kernel, a copy, bit by bit.
+      The kernel, an exact copy.
 
     Raises:
       ValueError: fewer than 2 axes, or fewer than 3 if transposed.
-      TypeError: no array.
+      TypeError: not an array.
 
     Example:
       >>> import numpy as np, jbn
@@ -240,7 +240,7 @@ def from_torch_kernel(
         weight = as_array(weight)
     except (TypeError, ValueError, RuntimeError):  # The last of parameters without values.
         raise TypeError(
-            f"Expected a weight as tensor or array, got {type(weight).__name__}. Pass layer.weight."
+            f"Expected a tensor or array as weight, got {type(weight).__name__}. Pass layer.weight."
         ) from None
     _check_rank("weight", weight.ndim, transposed)
     space = tuple(range(2, weight.ndim))
@@ -252,19 +252,19 @@ def from_torch_kernel(
 def to_torch_kernel(
     kernel: Inexact[ArrayLike, "..."], *, transposed: bool = False, tensors: bool = True
 ) -> Any:
-    """Undo `from_torch_kernel`, bit by bit.
+    """Invert `from_torch_kernel`, bit for bit.
 
     Args:
       kernel: `(in, out)`, or `(*space, in, out)`.
-      transposed: it is that of a transposed convolution.
-      tensors: make a tensor; False leaves a NumPy array and does not import torch.
+      transposed: whether it belongs to a transposed convolution.
+      tensors: return a tensor; False returns a NumPy array and does not import torch.
 
     Returns:
-      the weight of torch's layer.
+      The weight of torch's layer.
 
     Raises:
       ValueError: fewer than 2 axes, or fewer than 3 if transposed.
-      TypeError: no array.
+      TypeError: not an array.
 
     Example:
       >>> import numpy as np, jbn
@@ -276,7 +276,7 @@ def to_torch_kernel(
     except ValueError:  # Lists of different lengths.
         array = np.array(None)
     if array.dtype == object:
-        raise TypeError(f"Expected a kernel as array, got {describe(kernel)}. Pass its kernel.")
+        raise TypeError(f"Expected an array as kernel, got {describe(kernel)}. Pass its kernel.")
     _check_rank("kernel", array.ndim, transposed)
     space = tuple(range(array.ndim - 2))
     if transposed:
@@ -292,5 +292,5 @@ def _check_rank(name: str, ndim: int, transposed: bool) -> None:
     if ndim < least:
         raise ValueError(
             f"Expected a {name} of at least {least} axes, got {ndim}. A vector is a bias or a "
-            "batch norm's weight: it needs no new layout."
+            "batch norm's weight, which needs no conversion."
         )

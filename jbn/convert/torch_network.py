@@ -44,50 +44,50 @@ def network_from_torch(
     epsilon: float | None = None,
     activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Make a model's variables of the weights of the same network in PyTorch.
+    """Convert the weights of the same network in PyTorch.
 
-    Known are the ResNets of torchvision and timm, 18 to 152 and whatever else has their layers,
-    and BN-Inception as pretrained-models.pytorch has it. Read a file with
+    Supports the ResNets of torchvision and timm (18 to 152, and others with the same layers), and
+    BN-Inception of pretrained-models.pytorch. Read a file with
     `safetensors.numpy.load_file(file)`, or with `torch.load(file, weights_only=True,
-    map_location="cpu")`, which runs no code that a stranger put into it.
+    map_location="cpu")`, which does not execute code from the file.
 
-    In evaluation, the outputs are those of the torch network, up to float32's rounding. To train on
-    as there, too, say how torch's layers move their statistics: its momentum of 0.1 is 0.9 here,
-    and its running variance takes Bessel's factor:
+    In evaluation, the outputs are those of the torch network, up to float32 rounding. To continue
+    training as in torch, also update the statistics as its layers do: its momentum of 0.1 is 0.9
+    here, and its running variance has Bessel's correction:
 
         norm = functools.partial(jbn.linen.BatchNorm, momentum=0.9, unbiased=True, epsilon=1e-5)
         model = jbn.models.resnet50(norm=norm)
 
-    BN-Inception has biases in its convolutions. They go into the running means, mean - bias, and
-    nothing changes; a model made with use_bias=True keeps them. The model has to be made with
-    padding="symmetric", since the port's strided convolutions pad 3 or 1 on both sides; its max
-    pools, in ceil mode, and those here are the same where both sides of the images are multiples of
-    32. It wants BGR images in 0..255, less (104, 117, 128), and its layers have torch's momentum
-    0.9, here 0.1.
+    The convolutions of BN-Inception have biases. They are subtracted from the running means, which
+    leaves the output unchanged; a model made with use_bias=True keeps them. Make the model with
+    padding="symmetric", since the port's strided convolutions pad 3 or 1 on both sides. Its max
+    pools, in ceil mode, agree with those here if both sides of the images are multiples of 32. It
+    expects BGR images in 0..255 minus (104, 117, 128), and its layers have torch's momentum 0.9,
+    which is 0.1 here.
 
     Args:
-      model: a `ResNet` or `InceptionNet` of `jbn.models`, of the same blocks and widths, with
-        batch norm.
-      state_dict: tensors, NumPy or JAX arrays by torch's names, or the module that has them. What
-        `DataParallel` and `torch.compile` put before the names is left out, and a checkpoint's
-        `state_dict`, `model_state_dict` or `model` is taken out; for others, such as an average
-        of weights, pass checkpoint["state_dict_ema"].
-      head: read the last dense layer, too. If False, as for another number of classes, the
-        variables lack `params["output"]`: add your own, as the example does.
-      count: batches absorbed, for a model whose momentum is a schedule, where the file has no
-        `num_batches_tracked`. Other models keep none.
-      epsilon, activation: of the source, where they are not the original's, 1e-5 and relu, as of a
-        network of timm that was made with others; a module's own epsilon is read from it.
+      model: a `ResNet` or `InceptionNet` of `jbn.models` with batch norm and the same blocks and
+        widths.
+      state_dict: tensors, NumPy or JAX arrays by torch's names, or the module that holds them.
+        Prefixes of `DataParallel` and `torch.compile` are removed, and a checkpoint's `state_dict`,
+        `model_state_dict` or `model` is used; for other entries, such as averaged weights, pass for
+        example checkpoint["state_dict_ema"].
+      head: also convert the last dense layer. If False, for example for another number of classes,
+        the result lacks `params["output"]`; add your own, as in the example.
+      count: number of batches absorbed, for a model whose momentum is a schedule, if the file has
+        no `num_batches_tracked`. Other models keep none.
+      epsilon, activation: those of the source, if they are not the original's 1e-5 and relu, as in
+        some networks of timm; the epsilon of a module is read from it.
 
     Returns:
-      `{"params": ..., "batch_stats": ...}` for `model.apply`, as `model.init` makes them. Arrays
-      are copies in the model's dtypes: its `param_dtype`, and float32 for statistics.
+      `{"params": ..., "batch_stats": ...}` for `model.apply`, with the structure of `model.init`.
+      Arrays are copies in the model's dtypes: its `param_dtype`, and float32 for statistics.
 
     Raises:
       ConversionError: lists everything that does not fit: missing, unexpected and unreadable
-        arrays, wrong shapes, and attributes with which the model computes something else, such as
-        its activation and its norms' epsilon.
-      TypeError: a model of another class, a state_dict that is none, or options of other types.
+        arrays, wrong shapes, and attributes of the model that would change its output, such as the
+        activation and the norms' epsilon.
+      TypeError: a model of another class; a state_dict or options of another type.
 
     Example:
       >>> import jax, jax.numpy as jnp, jbn
@@ -122,30 +122,31 @@ def network_to_torch(
     epsilon: float | None = None,
     activation: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
-    """Make the state_dict of the same network in PyTorch, by torchvision's names, or the port's.
+    """Make the state_dict of the same network in PyTorch, with torchvision's or the port's names.
 
-    Undoes `network_from_torch` bit by bit, but for what the model has not: its convolutions'
-    biases, which are zeros in BN-Inception's state_dict, for their place there is in the means;
-    `num_batches_tracked`, 0 unless the momentum is a schedule; and the digits that a smaller
-    `param_dtype` lost.
+    Inverts `network_from_torch` bit for bit, except for what the model does not hold: the biases of
+    BN-Inception's convolutions, which become zeros, since they are part of the means;
+    `num_batches_tracked`, which is 0 unless the momentum is a schedule; and precision lost to a
+    smaller `param_dtype`.
 
     Args:
       model: a `ResNet` or `InceptionNet` of `jbn.models` with batch norm.
-      variables: of the model, `{"params": ..., "batch_stats": ...}`.
-      head: write the last dense layer, too.
-      tensors: make tensors, which `load_state_dict` wants; False leaves NumPy arrays, which
+      variables: variables of the model, `{"params": ..., "batch_stats": ...}`.
+      head: also convert the last dense layer.
+      tensors: return tensors, which `load_state_dict` needs; False returns NumPy arrays, which
         `safetensors.numpy.save_file` takes, and does not import torch.
-      epsilon, activation: of the network that is to take the state_dict, where they are not the
-        original's, 1e-5 and relu: a state_dict holds neither.
+      epsilon, activation: those of the network that will load the state_dict, if they are not the
+        original's 1e-5 and relu; a state_dict holds neither.
 
     Returns:
-      the state_dict.
+      The state_dict.
 
     Raises:
       ConversionError: lists everything that does not fit: missing and unexpected variables, wrong
-        shapes, and attributes with which the model computes something else, such as its activation
-        and its norms' epsilon.
-      TypeError: a model of another class, variables that are no mapping, or options of other types.
+        shapes, and attributes of the model that would change its output, such as the activation and
+        the norms' epsilon.
+      TypeError: a model of another class; variables that are not a mapping; options of another
+        type.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp, jbn

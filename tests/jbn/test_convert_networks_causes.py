@@ -115,7 +115,7 @@ def test_weights_beside_an_optimizer(model, weights):
         convert.network_from_torch(model, {**weights, "optimizer": optimizer, "epoch": 3})
     mapping, number = caught.value.problems
     assert "'optimizer' holds a dict with the keys 'state', 'param_groups', expected" in mapping
-    assert "'epoch' is 3, no array. Leave it out: {key: value" in number
+    assert "'epoch' is 3, not an array. Drop it: {key: value" in number
 
 
 def test_without_a_head(model, weights):

@@ -110,7 +110,7 @@ def test_a_schedule_needs_a_count(weights):
 @pytest.mark.parametrize("norm", [None, "layer"])
 def test_a_model_without_batch_norm(weights, norm):
     model = resnet(blocks=(1,), widths=(4,), norm=norm)
-    wanted = [f"the model has norm={norm!r}, expected 'batch'. Make it so."]
+    wanted = [f"the model has norm={norm!r}, expected 'batch'. Make it with that."]
     assert problems(convert.network_from_torch, model, weights) == wanted
 
 
