@@ -37,7 +37,7 @@ def trained():
         ({"choosing": 4}, "`choosing` of at most 3"),
         ({"batch_sizes": (128, 8)}, "`batch_sizes` ascending"),
         ({"shrink": 3}, "`shrink` of 1, 2 or 4"),
-        ({"examples": 12_801}, "`examples` a multiple of 80"),
+        ({"examples": 12_801}, "`examples` to be a multiple of 80"),
         ({"groups": 5}, "`groups` to divide all widths"),
         ({"norms": ("bath",)}, "`norms` of type"),
         ({"models": ("mlp", "mlp")}, "each of `models` once"),

@@ -110,7 +110,7 @@ def test_names_stand_beside_words(pages):
     assert f'>titanic</a><br><small class="wide about">{summary}</small>' in row
     assert f'<option value="titanic">titanic: {summary}</option>' in index
     assert f"<h1>{summary} <code>titanic</code></h1>" in page
-    assert "<code>folds</code> of the cross-validation<" in page
+    assert "<code>folds</code> number of folds of the cross-validation<" in page
     label = next(claim for claim in CLAIMS if claim.id == "titanic-accuracy").checks[0].label
     assert f"<tr><td>{label} <code>gain_raw_relu</code></td>" in page
 

@@ -11,14 +11,14 @@ class Config:
     """What the measurement depends on."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 5
-    """how many seeds"""
+    """number of seeds"""
     train: int = 20_000
-    """training images of a seed"""
+    """training images per seed"""
     validation: int = 2000
-    """training images of a seed, drawn at random, to choose rates on"""
+    """further training images per seed, drawn at random, on which rates are chosen"""
     hidden: tuple[int, ...] = (100, 100, 100)
     """width of each hidden layer"""
     ghost: int = 64
@@ -26,31 +26,32 @@ class Config:
     rates: tuple[float, ...] = (0.06, 0.12, 0.25, 0.5, 1.0)
     """learning rates of plain SGD to choose from at batches of 32"""
     top_rates: tuple[float, ...] = (0.12, 0.25, 0.5, 1.0, 2.0, 4.0)
-    """those to choose from at the largest size; the choice is also the cap at lesser sizes"""
+    """learning rates to choose from at the largest size; the choice also caps those of smaller
+    sizes"""
     small: tuple[int, ...] = (1, 2, 4, 8)
-    """sizes of batches below 32; the claims are about 2 and 4"""
+    """batch sizes below 32; the claims are about 2 and 4"""
     small_examples: int = 16_384
-    """seen by each network in batches of up to 32"""
+    """examples seen by each network in batches of up to 32"""
     small_methods: tuple[str, ...] = ("none", "batch", "renorm", "layer", "group", "weight")
-    """what is trained in small batches"""
+    """methods trained in small batches"""
     huge: tuple[int, ...] = (64, 256, 1024, 4096)
     """sizes of large batches, of which the first and the last are compared"""
     huge_examples: int = 163_840
-    """seen by each network in large batches"""
+    """examples seen by each network in large batches"""
     huge_methods: tuple[str, ...] = (
         "none", "batch", "ghost", "renorm", "layer", "group", "weight",
     )  # fmt: skip
-    """what is trained in large batches"""
+    """methods trained in large batches"""
     equal_steps: int = 300
-    """steps of the first and the last of the large sizes at an equal rate"""
+    """steps at the first and the last of the large sizes, at an equal rate"""
     population: int = 4096
     """training images that population statistics are averaged over"""
     descent: int = 1024
     """training images in full-batch descent"""
     descent_epochs: int = 80
-    """how long mini-batches, and full batches, may take to reach the loss"""
+    """most epochs that mini-batches and full batches may take to reach the loss"""
     descent_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
-    """learning rates that both choose from"""
+    """learning rates to choose from for both"""
     descent_loss: float = 0.3
     """the training loss to reach"""
 

@@ -11,28 +11,28 @@ class Config:
     """What the measurements depend on."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 6
-    """runs of each kind, each from its own examples, weights and batches"""
+    """runs of each kind, each with its own examples, weights and batches"""
     hidden: tuple[int, ...] = (100, 100, 100)
-    """width of each hidden layer, of sigmoid units"""
+    """width of each hidden layer of sigmoid units"""
     batch_size: int = 60
     """examples in a training batch, even"""
     learning_rate: float = 0.5
-    """of plain SGD at the first step; it falls linearly to 0"""
+    """learning rate of plain SGD at the first step; it decays linearly to 0"""
     examples: int = 10_020
-    """training images of each seed, in whole batches"""
+    """training images per seed, a whole number of batches"""
     steps: int = 2500
     """training steps with each kind of batches"""
     sizes: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-    """of the batches whose mean is compared with that of all"""
+    """sizes of the batches whose mean is compared with that of all the data"""
     draws: int = 200
-    """batches of each such size"""
+    """batches of each of these sizes"""
     whole_examples: int = 1020
-    """training images of each seed, where all of them normalize"""
+    """training images per seed when normalizing by all of them"""
     whole_steps: int = 1000
-    """training steps there"""
+    """training steps when normalizing by all images"""
 
     def __post_init__(self) -> None:
         """Refuse a batch that has no halves, and sets that are not whole batches."""

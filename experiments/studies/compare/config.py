@@ -24,30 +24,30 @@ class Config:
         "none", "batch", "batch_bfloat16", "ghost", "renorm", "layer", "group", "instance",
         "weight",
     )  # fmt: skip
-    """which norms; all networks are float32 but those of batch_bfloat16"""
+    """which norms; all networks are float32 except those of batch_bfloat16"""
     datasets: tuple[DatasetName, ...] = ("mnist", "fashion_mnist", "cifar10")
-    """which data sets; digits are the small ones inside scikit-learn"""
+    """which data sets; digits are the small images in scikit-learn"""
     seeds: int = 3
-    """how many seeds"""
+    """number of seeds"""
     choosing: int = 1
-    """by how many of the seeds, the first ones, the rate is chosen"""
+    """number of seeds, the first ones, by which the rate is chosen"""
     batch_sizes: tuple[int, ...] = (8, 128)
-    """ascending; claims compare the first and the last"""
+    """batch sizes, ascending; claims compare the first and the last"""
     train: int = 10_240
     """training images"""
     validation: int = 1_000
-    """training images, drawn at random, to choose the rate on"""
+    """training images, drawn at random, on which the rate is chosen"""
     test: int = 1_000
-    """test images, spread over all; as many as for validation take one program less"""
+    """test images, spread over all; if as many as for validation, one program less is compiled"""
     examples: int = 10_240
-    """seen by each network, whatever the size of its batches"""
+    """examples seen by each network at every batch size"""
     evaluations: int = 10
-    """times that the test accuracy is looked at"""
+    """number of evaluations of the test accuracy"""
     rates: tuple[float, ...] = (0.004, 0.016, 0.064, 0.256)
-    """first learning rates to choose from at batches of 128; at another size times the square root
-    of size / 128"""
+    """initial learning rates to choose from at batches of 128; scaled by the square root of
+    size / 128 at other sizes"""
     shrink: int = 4
-    """how many pixels of a side of 32 are averaged into one"""
+    """factor by which images of 32x32 are reduced, by averaging pixels"""
     hidden: tuple[int, ...] = (128, 128, 128)
     """width of each hidden layer of the MLP"""
     cnn_widths: tuple[int, ...] = (16, 32)
@@ -55,17 +55,17 @@ class Config:
     resnet_widths: tuple[int, ...] = (8, 16, 32)
     """features of each stage of ResNet-20"""
     resnet_blocks: int = 3
-    """of each of its stages, of two convolutions each; three stages of 3 make 20 layers"""
+    """blocks of two convolutions in each of its three stages; 3 make 20 layers"""
     groups: int = 4
-    """of group norm, a divisor of all widths"""
+    """groups of group norm, a divisor of all widths"""
     ghost: int = 32
     """examples that share statistics in ghost batch norm"""
     memory: int = 1_280
-    """examples that running averages remember, about"""
+    """approximate number of examples that running averages remember"""
     rounds: int = 5
-    """how often steps of all norms are timed by turns"""
+    """rounds in which steps of all norms are timed in turn"""
     timed_examples: int = 1_280
-    """seen by each norm in a round"""
+    """examples seen by each norm in a round"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be compared."""
@@ -79,8 +79,8 @@ class Config:
                 raise ValueError(
                     f"Expected a norm that does something in {model}, batches of {size}, got "
                     f"{' '.join(self.norms)}: instance norm has one value for each feature in an "
-                    f"MLP, and ghost batches of {self.ghost} are no parts of a batch below "
-                    f"{2 * self.ghost}. Name another norm, too."
+                    f"MLP, and ghost batches of {self.ghost} need a batch of at least "
+                    f"{2 * self.ghost}. Add another norm."
                 )
         if self.choosing > self.seeds:
             raise ValueError(
@@ -93,8 +93,8 @@ class Config:
         for size in self.batch_sizes:
             if self.examples % (size * self.evaluations):
                 raise ValueError(
-                    f"Expected `examples` a multiple of {size * self.evaluations}, batches of "
-                    f"{size} at each of {self.evaluations} evaluations, got {self.examples}."
+                    f"Expected `examples` to be a multiple of {size * self.evaluations}, batches "
+                    f"of {size} at each of {self.evaluations} evaluations, got {self.examples}."
                 )
         wrong = [
             n for n in (*self.hidden, *self.cnn_widths, *self.resnet_widths) if n % self.groups

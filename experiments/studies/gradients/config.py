@@ -24,38 +24,38 @@ class Training:
     """What the training depends on, and nothing else."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 8
-    """networks of each kind, before training and in it, but for those below"""
+    """networks of each kind, before and during training, unless an option below says otherwise"""
     train_examples: int = 10_000
     """images to train on"""
     test_examples: int = 2_000
-    """test images, and as many training images, drawn at random, to choose the rate by"""
+    """test images, and as many training images, drawn at random, on which the rate is chosen"""
     batch_size: int = 60
     """examples in a batch"""
     depth: int = 20
     """weight layers of a deep network"""
     width: int = 100
-    """of its hidden layers"""
+    """width of its hidden layers"""
     first_steps: int = 100
-    """training steps in which to see how much each layer moves, and what clipping does"""
+    """training steps for the movement of each layer, and for clipping"""
     dying_rates: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8, 1.6)
-    """learning rates for ReLU and leaky ReLU"""
+    """learning rates at which ReLU and leaky ReLU may die"""
     dying_steps: int = 500
-    """training steps at each"""
+    """training steps at each of these rates"""
     clip_norm: float = 1.0
-    """largest norm of the gradient"""
+    """largest norm of the clipped gradient"""
     residual_depth: int = 56
     """weight layers of the deeper of the plain and residual networks"""
     residual_width: int = 32
-    """of their hidden layers in training"""
+    """width of their hidden layers in training"""
     residual_rates: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)
-    """learning rates from which each kind takes its best"""
+    """learning rates, of which each kind takes its best"""
     residual_steps: int = 150
-    """training steps at each"""
+    """training steps at each of these rates"""
     residual_seeds: int = 5
-    """networks at each"""
+    """networks at each of these rates"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
@@ -77,11 +77,11 @@ class Config(Training):
     """What the measurements depend on, and nothing else."""
 
     field_networks: int = 40
-    """networks that the mean field theory is tested with"""
+    """networks with which the mean field theory is tested"""
     field_width: int = 256
-    """their width, large as the theory wants it"""
+    """their width, large as the theory assumes"""
     field_batch: int = 128
-    """their batches where the theory wants large ones"""
+    """their batch size where the theory assumes large batches"""
 
 
 PRESETS = {

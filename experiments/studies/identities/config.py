@@ -10,11 +10,11 @@ class Config:
     """What the run depends on, and nothing else."""
 
     draws: int = 20
-    """random cases, each of its own seed"""
+    """random cases, each with its own seed"""
     batches: int = 20_000
-    """batches that a variance is averaged over, in each draw"""
+    """batches over which a variance is averaged, in each draw"""
     fan: int = 400
-    """fan in of the weights whose variance is measured; fan out is half of it"""
+    """fan-in of the weights whose variance is measured; fan-out is half of it"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""

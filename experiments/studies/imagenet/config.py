@@ -28,85 +28,86 @@ class Config:
     """What the run depends on, and nothing else."""
 
     variant: Name = "all"
-    """a row of Fig. 3; all are the five of them"""
+    """a row of Fig. 3, or all five of them"""
     dataset: str = "cifar10"
-    """cifar10; digits, the small ones inside scikit-learn; folder: the images or shards of
+    """cifar10; digits, the small images in scikit-learn; folder, the images or shards in
     --data-dir"""
     seeds: int = 1
-    """of weights, batches, distortion, dropout"""
+    """number of seeds for weights, batches, distortion and dropout"""
     seed: int = 0
-    """the first of them"""
+    """the first seed"""
     stem: Literal["full", "separable", "small"] = "small"
-    """full and separable are for images of 224x224, see `jbn.models.InceptionNet`"""
+    """full and separable are for images of 224x224; see `jbn.models.InceptionNet`"""
     blocks: int = 10
-    """how many of Fig. 5's blocks the network has, from the first; all are 10"""
+    """number of Fig. 5's 10 blocks, from the first, in the network"""
     width: int = 16
-    """what every number of features of Fig. 5 is divided by"""
+    """divisor of every number of features of Fig. 5"""
     size: int = 32
-    """pixels of a side"""
+    """side of an image in pixels"""
     batch_size: int = 32
-    """images in a batch of one device"""
+    """images per device in a batch"""
     steps: int = 6_000
     """training steps"""
     evaluate_every: int = 250
     """steps between evaluations"""
     watched: int = 2_000
-    """validation images to evaluate by while training; at the end it is all of them"""
+    """validation images for evaluations during training; at the end, all are used"""
     learning_rate: float = 0.01
-    """of the original: variants have multiples. Of .003, .01, .03 and .1 the one with the best
-    accuracy of the original (.284, .311, .236, .111) after 1,000 steps of another seed"""
+    """learning rate of the original; variants have multiples. Of .003, .01, .03 and .1, the one
+    with the best accuracy of the original (.284, .311, .236, .111) after 1,000 steps with another
+    seed"""
     scale_rate: bool = False
-    """multiply the rate by the number of devices, as their batches add up"""
+    """multiply the rate by the number of devices, like the total batch size"""
     momentum: float = 0.9
-    """of SGD"""
+    """momentum of SGD"""
     rate_left: float = 0.5
-    """share of its rate that the original has left at the end, falling exponentially; the changed
-    ones decay six times as fast, to rate_left**6"""
+    """share of the original's rate that is left at the end of its exponential decay; the changed
+    variants decay six times as fast, to rate_left**6"""
     weight_decay: float = 5e-4
     """L2 of the original: weight of half the sum of squares of the kernels"""
     drop: float = 0.4
     """share of the last features that the original drops"""
     lrn_alpha: float = 0.067
-    """of the original's LRN: 2e-5, made for pixels of standard deviation 58, times 58**2"""
+    """alpha of the original's LRN: 2e-5, meant for pixels of standard deviation 58, times 58**2"""
     strength: tuple[float, float] = (0.4, 0.1)
     """strength of photometric distortion, original and changed"""
     min_area: float = 0.5
-    """smallest share of an image that a random crop has; the paper's is .08"""
+    """smallest share of an image in a random crop; the paper's is .08"""
     rate: float | None = None
     """change of a variant: factor of the learning rate"""
     decay: float | None = None
-    """change: how many times as fast the rate decays"""
+    """change: factor by which the rate decays faster"""
     l2: float | None = None
     """change: factor of the L2 weight"""
     dropout: bool | None = None
-    """change: drop features, or not"""
+    """change: use dropout or not"""
     lrn: bool | None = None
-    """change: normalize responses locally, or not"""
+    """change: use local response normalization or not"""
     distortion: bool | None = None
     """change: distort as strongly as the original, or weakly"""
     order: Order | None = None
-    """change: shuffled anew, within shards, or the same batches in every epoch"""
+    """change: batches newly shuffled, shuffled within shards, or the same in every epoch"""
     dropped: float | None = None
     """for ensembles: share of features dropped, such as .05"""
     init_scale: float | None = None
     """for ensembles: factor of the initial kernels, such as 1.4"""
     per_activation: bool | None = None
-    """for ensembles: BN of the last two blocks per activation, not per feature"""
+    """for ensembles: BN of the last two blocks per activation instead of per feature"""
     statistics: str = "device"
-    """whose values batch statistics are of: device, as the paper's workers; global; or the number
-    of devices in a group"""
+    """devices that share batch statistics: device, each its own, as the paper's workers; global,
+    all; or the number of devices in a group"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the arithmetic; weights and statistics stay float32"""
+    """dtype of the computation; weights and statistics stay float32"""
     remat: bool = False
-    """keep what leaves each block alone, and compute the rest again for the gradient"""
+    """keep only the outputs of blocks, and recompute the rest for the gradient"""
     workers: int = 0
     """processes that read images on each host; 0 reads in threads"""
     unreadable: int = 100
-    """how many images that cannot be read are skipped before the run ends"""
+    """number of unreadable images that are skipped before the run ends"""
     population_batches: int = 100
-    """training batches that the statistics of the end are averaged over"""
+    """training batches over which the final statistics are averaged"""
     crops: Literal[1, 144] = 1
-    """of each validation image at the end"""
+    """crops of each validation image at the end"""
     tensorboard: bool = False
     """write event files for TensorBoard as well"""
 

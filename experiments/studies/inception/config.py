@@ -11,37 +11,37 @@ class Config:
     """What the study depends on, and nothing else."""
 
     dataset: Literal["cifar10", "digits"] = "cifar10"
-    """digits are the small ones inside scikit-learn"""
+    """data set; digits are the small images in scikit-learn"""
     seeds: int = 4
-    """of weights, batches, dropout and distortion"""
+    """number of seeds for weights, batches, dropout and distortion"""
     steps: int = 1_280
     """training steps"""
     watch_every: int = 40
     """steps between evaluations of the accuracy"""
     batch_size: int = 32
-    """as in the paper"""
+    """examples in a batch, as in the paper"""
     train_examples: int = 5_120
-    """a whole number of batches, so that the fixed ones are the same in every epoch"""
+    """training images, a whole number of batches, so that fixed ones are the same in every epoch"""
     test_examples: int = 1_000
-    """on which the accuracy is watched"""
+    """test images on which the accuracy is evaluated"""
     shrink: int = 2
-    """how many pixels of a side are averaged into one"""
+    """factor by which images are reduced, by averaging pixels"""
     blocks: tuple[int, ...] = (1, 2)
-    """of Inception, after each max pooling"""
+    """blocks of Inception after each max pooling"""
     width: int = 8
     """features of each path of a block"""
     rate: float = 0.03
-    """learning rate of the original: of .003, .01, .03 and .1 the one with its best accuracy (.285,
-    .369, .385, .360, mean of two other seeds) on the 1,000 images after the training ones"""
+    """learning rate of the original: of .003, .01, .03 and .1, the one with its best accuracy
+    (.285, .369, .385, .360, mean of two other seeds) on the 1,000 images after the training ones"""
     rate_left: float = 0.5
-    """share of the rate that the original's decay leaves after all steps; the changed ones decay
-    six times as fast, to rate_left**6"""
+    """share of the original's rate that is left after all steps; the changed variants decay six
+    times as fast, to rate_left**6"""
     l2: float = 5e-4
-    """weight of half the sum of squares of the kernels; the changed ones take a fifth"""
+    """weight of half the sum of squares of the kernels; the changed variants use a fifth of it"""
     dropout: float = 0.4
-    """share of the last features that the original drops; the changed ones drop none"""
+    """share of the last features that the original drops; the changed variants drop none"""
     lrn: float = 0.067
-    """alpha of the original's LRN: 2e-5, made for pixels of standard deviation 58, times 58**2"""
+    """alpha of the original's LRN: 2e-5, meant for pixels of standard deviation 58, times 58**2"""
     distortion: tuple[float, float] = (0.4, 0.1)
     """strength of photometric distortion, original and changed"""
 

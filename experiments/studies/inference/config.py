@@ -13,24 +13,24 @@ class Config:
     """What the measurements depend on."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 10
-    """networks, each from its own weights and batches"""
+    """networks, each with its own weights and batches"""
     hidden: tuple[int, ...] = (100, 100, 100)
-    """width of each hidden layer, of sigmoid units"""
+    """width of each hidden layer of sigmoid units"""
     steps: int = 6000
     """training steps"""
     batch_size: int = 60
-    """examples in a training batch, and in one of Algorithm 2"""
+    """examples in a training batch, and in a batch of Algorithm 2"""
     learning_rate: float = 0.5
-    """of plain SGD"""
+    """learning rate of plain SGD"""
     contrast: float = 0.5
-    """what gray levels of 0 to 1 are multiplied by, in shifted images"""
+    """factor of the gray levels, 0 to 1, in shifted images"""
     brightness: float = 0.3
-    """what is added to them then"""
+    """value added to them afterwards"""
     degrees: float = 30.0
-    """by how much images are rotated"""
+    """angle by which images are rotated"""
 
     def __post_init__(self) -> None:
         """Refuse a run that never fills the window."""

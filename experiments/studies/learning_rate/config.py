@@ -15,42 +15,42 @@ class Config:
     """What the run depends on, and nothing else; lengths of training in steps."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 3
-    """how many seeds"""
+    """number of seeds"""
     hidden: tuple[int, ...] = (100, 100, 100)
     """width of each hidden layer"""
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-    """of the grid, ascending, with .01"""
+    """learning rates of the grid, ascending, with .01"""
     sigmas: tuple[float, ...] = (0.05, 0.5, 5.0)
-    """of the grid, ascending, with .05 and 5"""
+    """initial standard deviations of the grid, ascending, with .05 and 5"""
     grid_steps: int = 1500
-    """of the grid"""
+    """training steps of the grid"""
     plateau_steps: int = 20_000
-    """at sigma .05 and rate .01, without BN"""
+    """training steps at sigma .05 and rate .01, without BN"""
     plateau_every: int = 250
-    """steps between evaluations there, a divisor"""
+    """steps between evaluations there, a divisor of `plateau_steps`"""
     fast_rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    """whose speed is measured, at sigma .1; ascending, with .1 and 1"""
+    """learning rates whose speed is measured, at sigma .1; ascending, with .1 and 1"""
     fast_steps: int = 5000
-    """of those"""
+    """training steps at these rates"""
     fast_every: int = 50
-    """steps between evaluations there, a divisor"""
+    """steps between evaluations there, a divisor of `fast_steps`"""
     half_life: int = 500
-    """of the decay from rate 1, which is also taken 6 times longer and shorter"""
+    """half-life of the decay from rate 1; 6 times as long and as short ones are also tried"""
     exploding_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
-    """of ReLU with weights of sigma .5, ascending to 1"""
+    """learning rates of ReLU with weights of sigma .5, ascending to 1"""
     exploding_seeds: int = 8
-    """how many seeds of those"""
+    """number of seeds at these rates"""
     short_steps: int = 500
-    """of those, and from weights of zero"""
+    """training steps at these rates, and from zero weights"""
     validation: int = 1000
-    """training images, drawn at random, to choose the rate on"""
+    """training images, drawn at random, on which the rate is chosen"""
     looked_at: int = 2000
-    """test images where evaluations are many; else all"""
+    """test images for frequent evaluations; others use all"""
     population_batches: int = 10
-    """training batches that the population statistics are averaged over"""
+    """training batches over which the population statistics are averaged"""
 
     def __post_init__(self) -> None:
         """Refuse what has no answer."""

@@ -13,16 +13,16 @@ class Config:
     """What the run depends on, and nothing else."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 3
-    """how many seeds, trained at once"""
+    """number of seeds, trained together"""
     steps: int = 10_000
     """training steps"""
     batch_size: int = 60
     """examples in a batch"""
     learning_rate: float = 0.1
-    """of plain SGD"""
+    """learning rate of plain SGD"""
     sigma: float = 0.1
     """standard deviation of the initial weights"""
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -30,7 +30,7 @@ class Config:
     momentum: float = 0.99
     """weight of the old value in the exponential averages"""
     population_batches: int = 100
-    """training batches that the population statistics are averaged over"""
+    """training batches over which the population statistics are averaged"""
     evaluate_every: int = 100
     """steps between evaluations"""
 

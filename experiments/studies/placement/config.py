@@ -11,16 +11,16 @@ class Config:
     """What the run depends on, and nothing else."""
 
     dataset: str = "fashion_mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 5
-    """how many seeds"""
+    """number of seeds"""
     batch_size: int = 60
     """examples in a batch"""
     validation: int = 2_000
-    """training images, drawn at random, to choose the rate on"""
+    """training images, drawn at random, on which the rate is chosen"""
     statistics: int = 2_000
-    """training images that the population statistics are computed from"""
+    """training images from which the population statistics are computed"""
     steps: int = 800
     """training steps of the three-layer networks"""
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -28,13 +28,13 @@ class Config:
     sigma: float = 0.1
     """standard deviation of their initial weights"""
     learning_rates: tuple[float, ...] = (0.1, 0.4, 1.6)
-    """grid of their rates, of plain SGD"""
+    """grid of their learning rates, with plain SGD"""
     conv_steps: int = 300
     """training steps of the convolutional networks"""
     widths: tuple[int, ...] = (8, 16)
     """features of each of their stages"""
     conv_learning_rates: tuple[float, ...] = (0.004, 0.016)
-    """grid of their rates, of Adam"""
+    """grid of their learning rates, with Adam"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""

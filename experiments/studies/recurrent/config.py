@@ -15,39 +15,39 @@ class Config:
     """What the run depends on, and nothing else."""
 
     jacobian_seeds: int = 8
-    """networks and input sequences whose Jacobian is taken"""
+    """networks and input sequences whose Jacobian is computed"""
     jacobian_hidden: int = 50
-    """their state's width"""
+    """width of their state"""
     jacobian_inputs: int = 10
-    """their inputs' width"""
+    """width of their inputs"""
     seeds: int = 5
     """networks of each kind and rate in the adding problem"""
     hidden: int = 32
-    """their state's width"""
+    """width of their state"""
     batch_size: int = 32
-    """sequences in a batch, fresh in every step"""
+    """sequences in a batch, new ones in every step"""
     steps: int = 700
     """training steps"""
     looks: int = 20
-    """evaluations over training, a divisor of `steps`"""
+    """evaluations during training, a divisor of `steps`"""
     rates: tuple[float, ...] = (0.003, 0.01)
     """learning rates of Adam, of which each kind takes its best"""
     held_out: int = 250
-    """sequences to choose the rate on, and as many to report"""
+    """sequences on which the rate is chosen, and as many on which results are reported"""
     clip: float = 1.0
-    """largest norm of the gradient of all parameters, where it is clipped"""
+    """largest norm of the gradient of all parameters, with clipping"""
     clip_seeds: int = 16
-    """runs with clipping and without"""
+    """runs with clipping, and as many without"""
     clip_gain: float = 2.0
-    """the recurrent weights there are orthogonal times this"""
+    """factor of the orthogonal recurrent weights in these runs"""
     clip_length: int = 50
-    """length of the adding problem there"""
+    """length of their adding problem"""
     clip_steps: int = 300
-    """training steps there"""
+    """their training steps"""
     clip_rate: float = 0.05
-    """of plain gradient descent there"""
+    """their learning rate of plain gradient descent"""
     clip_bound: float = 10 * CHANCE
-    """a run whose error in the end is above this, or not finite, has diverged"""
+    """final error above which, or if it is not finite, a run has diverged"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""

@@ -11,47 +11,47 @@ class Config:
     """What the measurement depends on."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 6
-    """how many seeds"""
+    """number of seeds"""
     train: int = 512
-    """training images of a seed"""
+    """training images per seed"""
     validation: int = 2000
-    """training images of a seed, drawn at random, to choose rates and strengths on"""
+    """further training images per seed, drawn at random, on which rates and strengths are chosen"""
     test: int = 5000
     """test images, spread over all, the same for all seeds"""
     depth: int = 2
     """hidden layers"""
     width: int = 256
-    """units in each"""
+    """units in each hidden layer"""
     widths: tuple[int, ...] = (16, 64, 256, 1024)
-    """those that are compared, narrowest first"""
+    """widths that are compared, ascending"""
     batch_size: int = 64
     """examples in a batch"""
     steps: int = 400
     """training steps"""
     large_batch: int = 256
-    """examples in a batch where ghost batches are compared"""
+    """examples in a batch when ghost batches are compared"""
     large_steps: int = 200
-    """training steps there"""
+    """training steps with these batches"""
     ghosts: tuple[int, ...] = (16, 64)
-    """examples that share statistics in a large batch, smallest first"""
+    """examples that share statistics in a large batch, ascending"""
     rates: tuple[float, ...] = (0.2, 0.28, 0.4, 0.57, 0.8, 1.13, 1.6, 2.26)
-    """learning rates of plain SGD to choose from, close together: without BN the best is just below
+    """learning rates of plain SGD to choose from, on a fine grid: without BN the best is just below
     the first that diverges, and a coarse grid would miss it and favor BN"""
     dropout: tuple[float, ...] = (0.05, 0.1, 0.4)
     """shares of hidden units dropped"""
     l1: tuple[float, ...] = (1e-5, 1e-4, 1e-3)
-    """strengths: times the sum of all |w|"""
+    """strengths of L1, factors of the sum of all |w|"""
     l2: tuple[float, ...] = (1e-4, 1e-3, 1e-2)
-    """strengths: times the sum of all w^2"""
+    """strengths of L2, factors of the sum of all w^2"""
     combined: tuple[float, float, float] = (0.1, 1e-5, 1e-4)
-    """dropout, L1 and L2 that are combined, each with each and with none"""
+    """strengths of dropout, L1 and L2 in all their combinations"""
     flips: tuple[float, ...] = (0.2, 0.4, 0.6)
     """shares of training labels that are replaced by wrong ones; the claim is about .4"""
     near_zero: float = 1e-3
-    """a weight smaller than this is near zero"""
+    """absolute value below which a weight counts as near zero"""
 
     def __post_init__(self) -> None:
         """Refuse epochs that batches do not divide, and a sweep without what the claim is about."""

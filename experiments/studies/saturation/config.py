@@ -11,10 +11,10 @@ class Config:
     """What the run depends on, and nothing else."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 5
-    """how many seeds"""
+    """number of seeds"""
     steps: int = 2_000
     """training steps"""
     batch_size: int = 60
@@ -24,19 +24,19 @@ class Config:
     sigma: float = 0.1
     """standard deviation of the initial weights"""
     learning_rates: tuple[float, ...] = (0.1, 0.4, 1.6, 6.4)
-    """grid that gamma and beta's worth is measured on, each network at its best"""
+    """grid of learning rates, each network at its best, with and without gamma and beta"""
     large_sigma: float = 1.0
     """standard deviation of large initial weights"""
     large_learning_rate: float = 0.1
-    """rate that these are trained at"""
+    """learning rate of networks with large initial weights"""
     looks: int = 10
-    """times that saturation is looked at over training, a divisor of `steps`"""
+    """number of measurements of saturation during training, a divisor of `steps`"""
     validation: int = 5_000
-    """training images, drawn at random, to choose the rate on"""
+    """training images, drawn at random, on which the rate is chosen"""
     statistics: int = 10_000
-    """training images that the population statistics are computed from"""
+    """training images from which the population statistics are computed"""
     looked_at: int = 1_000
-    """test images on which units are looked at"""
+    """test images on which units are measured"""
     sample: int = 1_000_000
     """values drawn to measure a distribution's shape"""
 

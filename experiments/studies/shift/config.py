@@ -11,40 +11,40 @@ class Config:
     """What the numbers depend on."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 5
-    """of every trained network"""
+    """number of seeds of every trained network"""
     train_examples: int = 50_000
     """images to train on"""
     test_examples: int = 5_000
-    """images to test on, and as many training images, drawn at random, to choose rates by"""
+    """test images, and as many training images, drawn at random, on which rates are chosen"""
     batch_size: int = 60
     """examples in a batch"""
     hidden: tuple[int, ...] = (100, 100, 100)
     """width of each layer of Fig. 1's network"""
     sigma: float = 0.1
-    """deviation of its initial weights"""
+    """standard deviation of its initial weights"""
     learning_rate: float = 0.1
-    """of its plain gradient descent, for all methods"""
+    """learning rate of its plain gradient descent, for all methods"""
     steps: int = 5_000
-    """of its training"""
+    """its training steps"""
     look_every: int = 100
     """steps between measurements"""
     subset: int = 500
-    """examples, the whole of which is the full batch"""
+    """examples of the small set, which form the full batch"""
     subset_steps: int = 2_000
-    """steps of training on them"""
+    """training steps on them"""
     depths: tuple[int, ...] = (3, 10, 20)
-    """numbers of hidden layers, from the least to the most"""
+    """numbers of hidden layers, ascending"""
     width: int = 64
-    """of those layers"""
+    """width of these layers"""
     rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
-    """learning rates, with momentum .9, to choose the best of for each depth and network"""
+    """learning rates, with momentum .9, of which the best is chosen for each depth and network"""
     depth_steps: int = 500
-    """of the training of each"""
+    """training steps of each"""
     untrained: int = 20
-    """seeds of the untrained networks"""
+    """number of seeds of the untrained networks"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""

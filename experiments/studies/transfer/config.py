@@ -13,11 +13,11 @@ class Config:
     """What the run depends on, and nothing else."""
 
     source: DatasetName = "mnist"
-    """what networks are pretrained on"""
+    """data set on which networks are pretrained"""
     target: DatasetName = "fashion_mnist"
-    """what they are adapted to; with permuted pixels where it is the source"""
+    """data set to which they are adapted, with permuted pixels if it is the source"""
     seeds: int = 5
-    """how many seeds"""
+    """number of seeds"""
     batch_size: int = 60
     """examples in a batch"""
     hidden: tuple[int, ...] = (100, 100, 100)
@@ -25,25 +25,25 @@ class Config:
     sigma: float = 0.1
     """standard deviation of the initial weights"""
     validation: int = 5_000
-    """training images, drawn at random, to choose the rate on"""
+    """training images, drawn at random, on which the rate is chosen"""
     statistics: int = 5_000
-    """training images that population statistics are computed from"""
+    """training images from which population statistics are computed"""
     pretraining_steps: int = 2_000
     """training steps on the source"""
     pretraining_rate: float = 0.2
-    """learning rate there"""
+    """learning rate on the source"""
     learning_rates: tuple[float, ...] = (0.05, 0.2, 0.8, 3.2)
-    """grid of rates on the target"""
+    """grid of learning rates on the target"""
     goal: float = 0.8
-    """test accuracy to race to"""
+    """test accuracy to reach in the race"""
     race_steps: int = 500
-    """training steps of the race; who does not arrive counts as arriving after the last"""
+    """training steps of the race; a network that does not reach the goal counts with all of them"""
     race_every: int = 10
-    """steps from evaluation to evaluation, a divisor of `race_steps`"""
+    """steps between evaluations in the race, a divisor of `race_steps`"""
     race_images: int = 2_000
-    """for validation, testing and statistics, at each evaluation"""
+    """images each for validation, testing and statistics at an evaluation in the race"""
     steps: int = 1_500
-    """training steps of every way, to the end"""
+    """training steps otherwise"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""

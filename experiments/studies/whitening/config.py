@@ -13,30 +13,30 @@ class Config:
     """What the run depends on, and nothing else."""
 
     dataset: str = "mnist"
-    """mnist, fashion_mnist, digits, the small ones inside scikit-learn, or the path of your own, a
-    .npz file or a folder"""
+    """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
+    data, a .npz file or a folder"""
     seeds: int = 8
-    """subsets of the data, or draws of inputs and weights"""
+    """number of subsets of the data, or of draws of inputs and weights"""
     choosing_seeds: int = 4
-    """other subsets, on which rates are chosen"""
+    """number of other subsets, on which rates are chosen"""
     examples: int = 500
-    """images in a subset, more than the pixels"""
+    """images in a subset, more than an image has pixels"""
     features: tuple[int, ...] = (128, 256, 512)
-    """numbers of features to time, growing; the last is the claim's"""
+    """numbers of features to time, ascending; the claim is about the last"""
     repetitions: int = 7
-    """of the timing"""
+    """repetitions of the timing"""
     rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    """of the logistic regression, on pixels from 0 to 1"""
+    """learning rates of the logistic regression, on pixels from 0 to 1"""
     descent_steps: int = 1000
-    """its steps at most"""
+    """most steps of the logistic regression"""
     target_loss: float = 0.2
-    """training loss to reach, nats"""
+    """training loss to reach, in nats"""
     stuck_seeds: int = 24
     """small networks on each kind of input"""
     stuck_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-    """their rates"""
+    """learning rates of these networks"""
     stuck_steps: int = 3000
-    """their steps"""
+    """training steps of these networks"""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
