@@ -99,7 +99,7 @@ CASES = {
     "arguments of what came": (
         lambda: convert.framework_kwargs(convert.from_torch(state_dict()), "torch"),
         TypeError,
-        ["`options`", "Converted", "third part"],
+        ["`options`", "Converted", "third result"],
     ),
     "framework as a list": (
         lambda: convert.framework_kwargs(BARE, ["torch"]),

@@ -78,7 +78,7 @@ CASES = {
     "swapped momentum and count": (
         lambda: diagnostics.effective_batches(0.99, 100),
         ValueError,
-        ["`momentum`", "100", "count goes first"],
+        ["`momentum`", "100", "`count` comes first"],
     ),
     "momentum of 1": (
         lambda: diagnostics.effective_batches(3, np.float32(1)),
@@ -199,7 +199,7 @@ CASES = {
                 jnp.ones((4, 2)), jnp.tanh, threshold=threshold
             ),
             error,
-            ["`threshold` as", came, "slope"],
+            ["`threshold` to be", came, "slope"],
         )
         for threshold, error, came in (
             (np.ones(3), ValueError, "an array of shape (3,)"),
@@ -275,7 +275,7 @@ CASES = {
     "landscape, swapped": (
         lambda: diagnostics.landscape(ONE, lambda w: w, [0.1]),
         TypeError,
-        ["`loss`", "It goes first"],
+        ["`loss`", "Pass it first"],
     ),
     **{
         f"sizes of {sizes}": (

@@ -140,7 +140,7 @@ def test_values_of_other_types(words):
 @pytest.mark.parametrize(("blocks", "widths"), [((1, 2), (4,)), ((), ())])
 def test_every_stage_has_blocks_and_a_width(blocks, widths):
     model = models.resnet18().copy(blocks=blocks).copy(widths=widths)  # Set one by one.
-    words = f"one for each stage, got blocks={blocks} and widths={widths}."
+    words = f"one per stage, got blocks={blocks} and widths={widths}."
     with pytest.raises(ValueError, match=re.escape(words)):
         model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), training=False)
 
