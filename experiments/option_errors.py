@@ -7,13 +7,13 @@ words, and those of Python.
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from experiments.checks import did_you_mean
 
-KINDS = {int: "a whole number", float: "a number"}
+KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ def refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def explain(arguments: Sequence[str], kind: type) -> str:
-    """Say in one line which value cannot be; nothing where none is seen.
+    """Say in one line which value cannot be, or is not there; nothing where none is seen.
 
     Args:
       arguments: the words after the command.
@@ -62,11 +62,38 @@ def explain(arguments: Sequence[str], kind: type) -> str:
     """
     hints = options_of(kind)
     for option, values in _given(arguments):
-        if option in hints:
+        if option in hints and hints[option] is not bool:  # A flag takes no value.
+            if line := _too_few(option, values, hints[option]):
+                return line
             # What comes after the value of an option that takes one is none of its own.
             for value in values if get_origin(hints[option]) is tuple else values[:1]:
                 if line := _wrong(option, value, hints[option]):
                     return line
+    return ""
+
+
+def lacking(arguments: Sequence[str], kind: type) -> str:
+    """Say in one line which option has to be given, and is not; nothing where none is.
+
+    Args:
+      arguments: the words after the command.
+      kind: a dataclass whose fields are the options.
+
+    Example:
+      >>> import dataclasses
+      >>> from experiments.option_errors import lacking
+      >>> @dataclasses.dataclass
+      ... class Options:
+      ...     output: str
+      ...     steps: int = 10
+      >>> lacking(["--steps", "3"], Options)
+      'Expected --output as well, got none.'
+    """
+    given = {option for option, _ in _given(arguments)}
+    for field in fields(kind):
+        option = f"--{field.name.replace('_', '-')}"
+        if field.default is MISSING and field.default_factory is MISSING and option not in given:
+            return f"Expected {option} as well, got none."
     return ""
 
 
@@ -111,6 +138,21 @@ def _given(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
         yield option, values
 
 
+def _too_few(option: str, values: Sequence[str], hint: Any) -> str:
+    """Say that an option has less values than it takes; nothing where it has enough."""
+    kinds = get_args(hint) if get_origin(hint) is tuple else ()
+    count, got = max(len(kinds), 1), len(values) or "none"
+    if Ellipsis in kinds or len(values) >= count:
+        return ""
+    if count > 1:
+        return f"Expected {option} with {count} values, got {got}."
+    one, *others = (
+        {hint} if get_origin(hint) is Literal else set(get_args(hint)) - {NoneType} or {hint}
+    )
+    expected = "" if others else _expected(one)
+    return f"Expected {option} with {expected or 'a value'}, got none."
+
+
 def _wrong(option: str, value: str, hint: Any) -> str:
     """Say what is wrong with one value; nothing where it can be."""
     is_one = get_origin(hint) in (None, Literal)
@@ -138,6 +180,8 @@ def _expected(kind: Any) -> str:
 def _can_be(value: str, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in map(str, get_args(kind))
+    if kind is bool:
+        return value in ("True", "False")
     try:
         kind(value)
     except ValueError:

@@ -122,9 +122,11 @@ def parse(
         default=whole(**{key: default for key, (_, default) in fields.items()}),
     )
     if resumed is not None and parsed.config != resumed:
+        given, before = dataclasses.asdict(parsed.config), dataclasses.asdict(resumed)
+        others = [f"--{key.replace('_', '-')}" for key in before if given[key] != before[key]]
         raise ValueError(
-            f"Expected the options of {known.resume} itself, got others. Leave them out: a run "
-            "goes on as it was begun."
+            f"Expected the options of {known.resume} itself, got others: {', '.join(others)}. "
+            "Leave them out: a run goes on as it was begun."
         )
     if parsed.execution.data_dir is not None and not reads_files(parsed.config):
         raise ValueError(
@@ -141,6 +143,7 @@ def parse_arguments(
     command: str,
     description: str | None = None,
     default: Parsed | None = None,
+    example: str = "",
 ) -> Parsed:
     """Parse the words of a command line, and say in one line what is wrong with them.
 
@@ -150,6 +153,7 @@ def parse_arguments(
       command: what was typed after `python -m experiments`.
       description: what the help says first; None takes the docstring of `kind`.
       default: what options have that are not given; None takes the defaults of `kind`.
+      example: words after the command, to be told where one is missing.
 
     Returns:
       An object of `kind`.
@@ -186,8 +190,13 @@ def parse_arguments(
     except SystemExit as ended:
         if not ended.code:
             raise
-        line = option_errors.explain(arguments, kind) or _first_paragraph(stderr.getvalue())
-        raise ValueError(line) from None
+        line = option_errors.explain(arguments, kind)
+        if not line and default is None:
+            line = option_errors.lacking(arguments, kind)
+        if line.endswith("got none."):
+            typed = f"Type: python -m experiments {command} {example}"
+            line += f" {typed if example else 'Type one, or leave it out.'}"
+        raise ValueError(line or _first_paragraph(stderr.getvalue())) from None
     if unknown:
         option = next((word for word in unknown if word.startswith("-")), unknown[0])
         option = option.partition("=")[0]

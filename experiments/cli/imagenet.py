@@ -68,7 +68,8 @@ def compile_step(arguments: list[str]) -> int:
     from experiments.training import machines
 
     machines.look_for_no_device()
-    scale.main(parse_arguments(scale.Options, arguments, command="imagenet"))
+    example = "--compile v5e:16x16"
+    scale.main(parse_arguments(scale.Options, arguments, command="imagenet", example=example))
     return 0
 
 
@@ -83,7 +84,8 @@ def prepare_shards(arguments: list[str]) -> int:
     from experiments.studies.imagenet.data.prepare import prepare
     from experiments.studies.imagenet.data.unreadable import LOG
 
-    how = parse_arguments(PrepareOptions, arguments, command="imagenet")
+    example = "--prepare SHARDS --data-dir FOLDER"
+    how = parse_arguments(PrepareOptions, arguments, command="imagenet", example=example)
     index = prepare(
         how.data_dir, how.prepare, shards=how.shards, workers=how.workers, limit=how.unreadable
     )

@@ -44,7 +44,7 @@ ROOT = Path(__file__).parents[2]
         ("mnist_mlp --preset smok", "smoke, quick, paper, got smok. Did you mean smoke?"),
         ("mnist_mlp --preset", "Expected --preset with one of smoke, quick, paper, got none."),
         ("mnist_mlp --steps x", "Expected --steps to be a whole number, got 'x'."),
-        ("mnist_mlp --steps", "Missing value for argument '--steps'"),
+        ("mnist_mlp --steps", "Expected --steps with a whole number, got none. Type one"),
         ("mnist_mlp --parallel pmpa", "or pmap, got 'pmpa'. Did you mean pmap?"),
         ("mnist_mlp x", "got 'x'. See: python -m experiments mnist_mlp --help"),
         ("mnist_mlp --resume a x", "got 'x'"),

@@ -19,6 +19,9 @@ class Inner:
 class Options:
     kinds: tuple[Literal["batch", "layer"], ...] = ("batch",)
     sizes: tuple[int, ...] = (8,)
+    strength: tuple[float, float] = (0.4, 0.1)
+    drop: bool | None = None
+    flag: bool = False
     seeds: int = 1
     name: str = ""
     inner: Inner = dataclasses.field(default_factory=Inner)
@@ -36,7 +39,15 @@ class Options:
         (["--share", "half"], "Expected --share to be a number, got 'half'."),
         (["--seeds", "1.5"], "Expected --seeds to be a whole number, got '1.5'."),
         (["--seeds", "1", "x", "--kind", "y"], "Expected --kind to be batch or layer, got 'y'."),
+        (["--drop", "yes"], "Expected --drop to be True or False, got 'yes'."),
         (["--name", "x", "--sizes", "8", "-1"], ""),
+        (["--seeds", "--name", "x"], "Expected --seeds with a whole number, got none."),
+        (["--kind"], "Expected --kind with batch or layer, got none."),
+        (["--name", "x", "--share"], "Expected --share with a number, got none."),
+        (["--name"], "Expected --name with a value, got none."),
+        (["--drop"], "Expected --drop with True or False, got none."),
+        (["--strength", "0.4"], "Expected --strength with 2 values, got 1."),
+        (["--flag", "--sizes"], ""),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_expected(words, line):
@@ -79,6 +90,9 @@ def test_an_empty_value_is_refused(words):
         (["compare", "--batch-sizes", "8 16"], "got '8 16'. Type: --batch-sizes 8 16"),
         (["compare", "--norms", "bach"], "group, instance or weight, got 'bach'. Did you mean bat"),
         (["all", "--only", "titanic batches"], "Type: --only titanic batches"),
+        (["gradients", "--seeds"], "with a whole number, got none. Type one, or leave it out."),
+        (["imagenet", "--prepare"], "got none. Type: python -m experiments imagenet --prepare SH"),
+        (["imagenet", "--prepare", "x"], "Expected --data-dir as well, got none. Type: python"),
     ],
 )
 def test_commands_tell_it_in_one_line(words, message, capsys):
