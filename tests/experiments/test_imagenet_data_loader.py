@@ -153,6 +153,13 @@ def test_processes_read_the_same_as_threads(tmp_path):
         batches.set_state(other.get_state())
         assert_equal([next(batches) for _ in range(5)], undisturbed[5:])
         assert batches.get_state()["position"] == 40
+        # A signal to all processes of a job is for the first; one that memory lacks for is killed.
+        (process,) = multiprocessing.active_children()
+        process.terminate()
+        assert len([next(batches) for _ in range(8)]) == 8
+        process.kill()
+        with pytest.raises(OSError, match=r"ended with exit code -9, .*: 'a process that reads"):
+            list(batches)
     assert [json.loads(line)["name"] for line in log.read_text().splitlines()] == [
         "train/bee/2.JPEG"
     ]

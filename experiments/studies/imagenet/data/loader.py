@@ -7,9 +7,11 @@ an example, its window, mirroring and distortion, is a function of seed and posi
 a position is all that is needed to go on from.
 """
 
+import errno
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import weakref
@@ -29,6 +31,7 @@ from experiments.studies.imagenet.data.unreadable import UnreadableImages
 Batch = dict[str, np.ndarray]
 LAST = 2**48  # Position at which training would end.
 THREADS = 2  # That read, in each process: Pillow decodes and resizes without Python's lock.
+PATIENCE = 30.0  # Seconds from SIGTERM to the end of a process that reads.
 READ_AHEAD = 4  # Batches, in each process.
 READ_AHEAD_144 = 1  # Of 32 images with 144 crops of 224 pixels, one is 700 MB.
 
@@ -90,10 +93,19 @@ class Batches(Iterator[Batch]):
 
         Raises:
           WrongData: too many images cannot be read.
+          OSError: a process that reads has ended, as where memory ran out.
         """
         if not self._reading:
             self._reading.append(iter(self._dataset()))
-        batch = next(self._reading[0])
+        try:
+            batch = next(self._reading[0])
+        except RuntimeError as error:  # How grain tells it, and errors of its own.
+            code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+            if not code:
+                raise
+            self.close()
+            how = f"ended with exit code {code[1]}, as where memory runs out"
+            raise OSError(errno.ECHILD, how, "a process that reads images") from None
         self._position += self._hosts * self._batch_size
         # What processes read is in shared memory, of which there may be little: out of it.
         return {name: np.array(value) for name, value in batch.items()} if self._workers else batch
@@ -278,8 +290,12 @@ def _close(reading: list[grain.DatasetIterator[Batch]]) -> None:
 
 
 def _end_with_the_parent(worker: int, workers: int) -> None:
-    """Prepare a process that reads: Ctrl-C is for its parent, without which it ends, too."""
+    """Prepare a process that reads: signals are for its parent, without which it ends, too.
+
+    Whoever ends a job sends SIGTERM to all processes of it: the parent writes a checkpoint first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -289,3 +305,10 @@ def _end_with_the_parent(worker: int, workers: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _end_later(number: int, frame: object) -> None:
+    """End by a signal once the parent has had the time to do so."""
+    timer = threading.Timer(PATIENCE, os._exit, (128 + number,))
+    timer.daemon = True
+    timer.start()
