@@ -10,6 +10,7 @@ import pytest
 
 from experiments import run_dir
 from experiments.__main__ import main
+from experiments.studies.imagenet import ensemble
 from experiments.studies.imagenet import network as networks
 from experiments.studies.imagenet.config import PRESETS, SWITCHES
 from experiments.studies.imagenet.data.source import open_source
@@ -237,6 +238,20 @@ def test_population_statistics_are_averaged_over_batches(tmp_path, digits):
     assert jax.tree.structure(averaged.batch_stats) == jax.tree.structure(network.batch_stats)
     again = population(config, X5, averaged, digits.train, 0, mesh)
     assert_close(again.batch_stats, averaged.batch_stats)
+
+
+@pytest.mark.parametrize("statistics", ["device", "global"])
+def test_an_ensemble_takes_the_statistics_of_a_run_on_many_devices(statistics, tmp_path, digits):
+    config = dataclasses.replace(TINY, population_batches=2, statistics=statistics)
+    (tmp_path / "devices.json").write_text('{"devices": 2}')
+    member = ensemble.Member(tmp_path / "bn_x5_0", config, X5, 0)
+    model = networks.make_model(config, X5, 10)
+    network = networks.init(model, networks.make_optimizer(config, X5, 1), jax.random.key(0), 8)
+    one = networks.make_mesh(jax.devices()[:1], "device")
+    two = networks.make_mesh(jax.devices()[:2], statistics)
+    want = population(config, X5, network, digits.train, 0, two)
+    got = population(ensemble.as_on_one_device(member), X5, network, digits.train, 0, one)
+    assert_close(got.batch_stats, want.batch_stats)
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from experiments.studies.imagenet import ensemble
 from experiments.studies.imagenet.config import PRESETS, Config
 from experiments.studies.imagenet.data.source import open_source
 from experiments.studies.imagenet.evaluate import Evaluator
-from experiments.studies.imagenet.measure import read_result
+from experiments.studies.imagenet.measure import check_devices, read_result
 from experiments.studies.imagenet.network import make_mesh, make_model
 from experiments.studies.imagenet.variants import VARIANTS
 from experiments.tasks.data import WrongData
@@ -54,6 +54,21 @@ def test_a_run_goes_on_with_as_many_devices_as_it_began_with(run, images, capsys
     (run / "summary.json").unlink()
     options = ("--resume", run, "--data-dir", images, "--devices")
     assert f"Expected --devices 1, with which {run} began, got 2" in told(capsys, *options, 2)
+
+
+def test_a_damaged_number_of_devices_is_not_taken_for_another(run):
+    """With another, the run would end with other numbers."""
+    (run / "devices.json").write_text("")
+    with run_dir.open_run(run) as held:
+        with pytest.raises(run_dir.Damaged, match=r'Write \{"devices": 1\} into it'):
+            check_devices(held, 2)
+        held.write("devices.json", {"devices": 1})
+        check_devices(held, 1)
+
+
+def test_other_options_of_a_run_that_goes_on_are_named(run, images, capsys):
+    line = told(capsys, "--resume", run, "--data-dir", images, "--workers", 2, "--seed", 1)
+    assert "itself, got others: --seed, --workers. Leave them out" in line
 
 
 def test_groups_that_devices_do_not_make_are_one_line(images, tmp_path, capsys):
@@ -151,6 +166,10 @@ def test_an_ensemble_of_wrong_runs_is_one_line(run, tmp_path, capsys):
     assert f"Expected each network once, got {(run / 'bn_x5_0').resolve()} 2 times" in line
     line = told(capsys, "--ensemble", run, "--output", tmp_path / "no" / "x.json")
     assert "Expected --output in a folder that there is" in line
+    (member,) = ensemble.find_members([run])
+    shutil.rmtree(run / "bn_x5_0" / "checkpoints")
+    with pytest.raises(run_dir.Damaged, match=r"Remove .*result\.json, by which it counts as fin"):
+        ensemble.restore(member, 3)
     (run / "bn_x5_0" / "result.json").unlink()
     with pytest.raises(ValueError, match="no trained network"):
         ensemble.find_members([run])

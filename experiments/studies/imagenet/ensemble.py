@@ -1,5 +1,6 @@
 """The mean of the class probabilities of several networks: the paper's Fig. 4."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from experiments.studies.imagenet import network as networks
 from experiments.studies.imagenet.config import SWITCHES, Config
 from experiments.studies.imagenet.data.image_source import ImageSource
 from experiments.studies.imagenet.evaluate import Evaluator, population
-from experiments.studies.imagenet.measure import open_data
+from experiments.studies.imagenet.measure import DEVICES, RESULT, count_devices, open_data
 from experiments.studies.imagenet.variants import Variant
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.networks import Network
@@ -88,7 +89,7 @@ def read_member(folder: Path) -> Member | None:
     Raises:
       Damaged: a config that is not one of this version.
     """
-    if not (folder / "result.json").is_file() or not (folder / "config.json").is_file():
+    if not (folder / RESULT).is_file() or not (folder / "config.json").is_file():
         return None
     values = read_json(folder / "config.json")
     name, _, seed = str(values.pop("network", "")).rpartition("_")
@@ -128,7 +129,9 @@ def evaluate(
         config, classes = member.config, len(data["train"].classes)
         model = networks.make_model(config, member.variant, classes)
         network = restore(member, classes)
-        averaged = population(config, member.variant, network, data["train"], member.seed, mesh)
+        averaged = population(
+            as_on_one_device(member), member.variant, network, data["train"], member.seed, mesh
+        )
         evaluator = Evaluator(config, model, data["validation"], mesh)
         evaluators.append(evaluator)
         predictors[str(member.path)] = evaluator.predictor(averaged.variables)
@@ -139,6 +142,30 @@ def evaluate(
         name: error_of(evaluators[0].accuracy(group, data["validation"], crops))
         for name, group in groups.items()
     }
+
+
+def as_on_one_device(member: Member) -> Config:
+    """Change batches so that one device's have the statistics that its run's devices had together.
+
+    Each group of a run's devices had statistics of its own, which are averaged like those of
+    batches: a group's part of a batch becomes a batch.
+    """
+    config, path = member.config, member.path.parent / DEVICES
+    try:
+        count = count_devices(path)
+    except FileNotFoundError:  # The network's folder was copied by itself.
+        count = 1
+        if config.statistics != "device":
+            run_dir.say(
+                f"{path}, how many devices shared batches, is missing: population statistics are "
+                "those of batches of one. Put the folder back into its run for those of the run"
+            )
+    size = networks.group_size(config.statistics, count)
+    return dataclasses.replace(
+        config,
+        batch_size=config.batch_size * size,
+        population_batches=config.population_batches * (count // size),
+    )
 
 
 def check_images(member: Member, data: Mapping[str, ImageSource]) -> None:
@@ -174,7 +201,9 @@ def restore(member: Member, classes: int) -> Network:
     if restored is None or restored[0] != member.config.steps:
         raise Damaged(
             f"Expected a checkpoint of step {member.config.steps:,} in {member.path}, got "
-            f"{f'one of step {restored[0]:,}' if restored else 'none'}. Resume its run."
+            f"{f'one of step {restored[0]:,}' if restored else 'none'}. Remove "
+            f"{member.path / RESULT}, by which it counts as finished, and go on with its run: "
+            f"--resume {member.path.parent}"
         )
     return restored[1]
 

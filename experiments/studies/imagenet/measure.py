@@ -83,10 +83,11 @@ def check_devices(run: Run, count: int) -> None:
 
     Raises:
       WrongData: not as many as the run began with.
+      Damaged: how many it began with cannot be read.
     """
     try:
-        before = run.read(DEVICES)["devices"]
-    except (FileNotFoundError, Damaged, KeyError):
+        before = count_devices(run.path / DEVICES)
+    except FileNotFoundError:
         run.write(DEVICES, {"devices": count})
         return
     if before != count:
@@ -94,6 +95,25 @@ def check_devices(run: Run, count: int) -> None:
             f"Expected --devices {before}, with which {run.path} began, got {count}: a batch is of "
             "all devices. Go on with as many, or begin another run."
         )
+
+
+def count_devices(path: Path) -> int:
+    """Read how many devices shared a run's batches.
+
+    Raises:
+      FileNotFoundError: the run kept no number.
+      Damaged: it cannot be read.
+    """
+    try:
+        count = read_json(path).get("devices")
+    except Damaged:
+        count = None
+    if type(count) is not int or count < 1:
+        raise Damaged(
+            f"Expected {path} with how many devices share a batch, but it is damaged. Write "
+            f'{{"devices": 1}} into it, or the number that `spread` has in env.json beside it.'
+        )
+    return count
 
 
 def train_one(

@@ -75,6 +75,26 @@ def _kernels(params: Any) -> Any:
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def group_size(statistics: str, devices: int) -> int:
+    """Count the devices that share batch statistics; `statistics` is that of the config.
+
+    Raises:
+      ValueError: a group that does not divide the number of devices.
+
+    Example:
+      >>> from experiments.studies.imagenet.network import group_size
+      >>> [group_size(statistics, 8) for statistics in ("device", "4", "global")]
+      [1, 4, 8]
+    """
+    size = {"device": 1, "global": devices}.get(statistics) or int(statistics)
+    if devices % size:
+        raise ValueError(
+            f"Expected --statistics with a number of devices that divides {devices}, got {size}. "
+            f"Pass --devices with a multiple of {size}, or another --statistics."
+        )
+    return size
+
+
 def make_mesh(devices: list[jax.Device], statistics: str) -> Mesh:
     """Make the mesh: `statistics` is that of the config.
 
@@ -82,11 +102,7 @@ def make_mesh(devices: list[jax.Device], statistics: str) -> Mesh:
       ValueError: a group that does not divide the number of devices.
     """
     count = len(devices)
-    size = {"device": 1, "global": count}.get(statistics) or int(statistics)
-    if count % size:
-        raise ValueError(
-            f"Expected --statistics with a number of devices that divides {count}, got {size}."
-        )
+    size = group_size(statistics, count)
     axes = (jax.sharding.AxisType.Auto,) * 2
     return jax.make_mesh((count // size, size), (GROUP, MEMBER), axes, devices=devices)
 
