@@ -14,7 +14,7 @@ from experiments.studies.imagenet import ensemble
 from experiments.studies.imagenet import network as networks
 from experiments.studies.imagenet.config import PRESETS, SWITCHES
 from experiments.studies.imagenet.data.source import open_source
-from experiments.studies.imagenet.evaluate import count_correct, population
+from experiments.studies.imagenet.evaluate import Evaluator, count_correct, population
 from experiments.studies.imagenet.measure import open_network
 from experiments.studies.imagenet.network import Batch
 from experiments.studies.imagenet.results import Trained, steps_to_best_of_inception
@@ -224,7 +224,8 @@ def test_what_diverges_is_recorded_and_never_right(tmp_path, digits):
     network, evaluator = train(config, VARIANTS["inception"], 0, digits, run, Execution())
     assert [row["loss"] for row in rows(run)] == [None, None]
     assert rows(run)[-1]["top_1"] == 0
-    accuracy = evaluator.accuracy([evaluator.predictor(network.variables)], digits.validation, 1)
+    members = [evaluator.predictor(network.variables)]
+    (accuracy,) = evaluator.accuracies(members, digits.validation, 1)
     assert accuracy == {"top_1": 0, "top_5": 0}
 
 
@@ -255,6 +256,21 @@ def test_an_ensemble_takes_the_statistics_of_a_run_on_many_devices(statistics, t
 
 
 # ---- Evaluation ----------------------------------------------------------------------------------
+
+
+def test_networks_are_evaluated_alone_and_together(digits):
+    def member(seed):
+        weights = jax.random.normal(jax.random.key(seed), (64, 10))
+        return lambda image: jax.nn.softmax(image[:, 0, :, :, 0].reshape(-1, 64) / 255 @ weights)
+
+    one, other, seen = member(0), member(1), []
+    mesh = networks.make_mesh(jax.devices()[:1], "device")
+    evaluator = Evaluator(TINY, networks.make_model(TINY, X5, 10), digits.validation, mesh)
+    found = evaluator.accuracies([one, other], digits.validation, 1, seen.append)
+    groups = (one, other, lambda image: one(image) + other(image))
+    assert found == [evaluator.accuracies([of], digits.validation, 1)[0] for of in groups]
+    assert len({accuracy["top_1"] for accuracy in found}) == 3
+    assert sum(seen) >= len(digits.validation)
 
 
 def test_the_first_and_the_first_five_are_counted():

@@ -125,7 +125,7 @@ def test_images_to_validate_by_that_cannot_be_read_are_named(tmp_path):
     model = make_model(config, VARIANTS["bn_x5"], 3)
     evaluator = Evaluator(config, model, source, mesh, log)
     with pytest.raises(WrongData, match=r"images to validate by in mine, got none .* of 12"):
-        evaluator.accuracy([lambda image: image.mean((1, 2, 3))], source, 1)
+        evaluator.accuracies([lambda image: image.mean((1, 2, 3))], source, 1)
     names = {row["name"] for row in run_dir.read_rows(log)}
     assert names == {str(path.relative_to(folder)) for path in bad}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+from tqdm import tqdm
 
 from experiments import run_dir, sampling
 from experiments.run_dir import Damaged, read_json
@@ -21,6 +22,7 @@ from experiments.training.networks import Network
 
 # Top-1 and top-5 error in percent: a network and six together, by crops.
 PAPER = {(1, 1): (25.2, 7.82), (1, 144): (21.99, 5.82), (6, 144): (20.1, 4.9)}
+BAR: Any = {"delay": 2, "disable": None}  # Only where it takes long, on a terminal.
 MEND = "Pass folders such as runs/imagenet/<time>, or those of networks in them."
 
 
@@ -124,24 +126,24 @@ def evaluate(
     for member in members:
         check_images(member, data)
     mesh = networks.make_mesh(jax.devices()[:1], "device")
-    evaluators, predictors = [], {}
-    for member in members:
-        config, classes = member.config, len(data["train"].classes)
-        model = networks.make_model(config, member.variant, classes)
-        network = restore(member, classes)
+    classes = len(data["train"].classes)
+    predictors = []
+    for member in tqdm(members, "population statistics", unit=" networks", **BAR):
+        model = networks.make_model(member.config, member.variant, classes)
         averaged = population(
-            as_on_one_device(member), member.variant, network, data["train"], member.seed, mesh
+            as_on_one_device(member),
+            member.variant,
+            restore(member, classes),
+            data["train"],
+            member.seed,
+            mesh,
         )
-        evaluator = Evaluator(config, model, data["validation"], mesh)
-        evaluators.append(evaluator)
-        predictors[str(member.path)] = evaluator.predictor(averaged.variables)
-    groups = {name: [each] for name, each in predictors.items()}
-    if len(members) > 1:
-        groups["together"] = list(predictors.values())
-    return {
-        name: error_of(evaluators[0].accuracy(group, data["validation"], crops))
-        for name, group in groups.items()
-    }
+        evaluator = Evaluator(member.config, model, data["validation"], mesh)
+        predictors.append(evaluator.predictor(averaged.variables))
+    with tqdm(total=len(data["validation"]), desc="evaluating", unit=" images", **BAR) as bar:
+        found = evaluator.accuracies(predictors, data["validation"], crops, bar.update)
+    names = [*(str(member.path) for member in members), "together"]
+    return {name: error_of(accuracy) for name, accuracy in zip(names, found, strict=False)}
 
 
 def as_on_one_device(member: Member) -> Config:

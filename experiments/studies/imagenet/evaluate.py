@@ -80,40 +80,53 @@ class Evaluator:
     def watch(self, network: Network) -> dict[str, float]:
         """Evaluate by moving averages on some images, one crop of each."""
         watched = Sample(self.source, self.config.watched)
-        return self.accuracy([self.predictor(network.variables)], watched, 1)
+        (accuracy,) = self.accuracies([self.predictor(network.variables)], watched, 1)
+        return accuracy
 
     def predictor(self, variables: Any) -> Predictor:
         """Make the function from crops of images to the mean of their class probabilities."""
         return functools.partial(self.probabilities, variables)
 
-    def accuracy(
-        self, members: Sequence[Predictor], source: Any, crops: Literal[1, 144]
-    ) -> dict[str, float]:
-        """Evaluate the mean of the members' class probabilities.
+    def accuracies(
+        self,
+        members: Sequence[Predictor],
+        source: Any,
+        crops: Literal[1, 144],
+        progress: Callable[[int], object] = lambda images: None,
+    ) -> list[dict[str, float]]:
+        """Evaluate members, and, if there are several, the mean of their class probabilities.
 
         Args:
           members: from `predictor`, of this network or others.
           source: images.
           crops: 1 or 144 of each.
+          progress: called after each batch with the number of its images.
 
         Returns:
-          shares of images whose class is the likeliest, `top_1`, or among the five, `top_5`. What
-          diverged has probabilities of NaN, none of which is right.
+          of each member, and then of their mean, shares of images whose class is the likeliest,
+          `top_1`, or among the five likeliest, `top_5`. A network that diverged has probabilities
+          of NaN, none of which is right.
 
         Raises:
           WrongData: no image can be read, or more cannot than the config allows.
         """
-        correct = jnp.zeros(3)
+        correct: Any = 0
         for image, label, mask in self._batches(source, crops):
-            mean: Any = sum(member(image) for member in members)
-            correct += count_correct(mean, label, mask)
-        top_1, top_5, count = np.asarray(correct, np.float64)
-        if not count:
+            scores: list[Any] = [member(image) for member in members]
+            if len(members) > 1:
+                scores.append(sum(scores))
+            correct += jnp.stack([count_correct(each, label, mask) for each in scores])
+            progress(len(label))
+        counts = np.asarray(correct, np.float64)
+        if not counts.any():
             raise WrongData(
                 f"Expected images to validate by in {source.name}, got none that can be read of "
                 f"{len(source):,}. Mend them, or add others."
             )
-        return {"top_1": float(top_1 / count), "top_5": float(top_5 / count)}
+        return [
+            {"top_1": float(top_1 / count), "top_5": float(top_5 / count)}
+            for top_1, top_5, count in counts
+        ]
 
     def _batches(self, source: Any, crops: Literal[1, 144]) -> Iterator[tuple[Array, Array, Array]]:
         size = max(1, LARGEST // crops) * self.local

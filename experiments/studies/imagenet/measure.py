@@ -131,7 +131,7 @@ def train_one(
         )
         for statistics, each in (("moving", network), ("population", averaged)):
             members = [evaluator.predictor(each.variables)]
-            accuracy = evaluator.accuracy(members, data.validation, config.crops)
+            (accuracy,) = evaluator.accuracies(members, data.validation, config.crops)
             kept |= {f"{statistics}_{key}": value for key, value in accuracy.items()}
         if run:
             run.write(RESULT, kept)
