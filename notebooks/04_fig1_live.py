@@ -111,8 +111,9 @@ def train(rate, sigma, batches=BATCHES, *, norm, depth):
 #
 # As in the paper: (a) test accuracy, (b, c) the percentiles of one typical unit. The paper does not
 # say how it chose that; we sort the units by how far their median moves from where it began, and
-# take the one in the middle. Below the figure are sliders, where ipywidgets is installed and
-# the notebook runs; on a page there is the figure alone. What was trained once is kept.
+# take the one in the middle. Below the figure are sliders and a button, where ipywidgets is
+# installed and the notebook runs; on a page there is the figure alone. What was trained once is
+# kept.
 
 # %%
 steps = np.arange(EVERY, STEPS + 1, EVERY)
@@ -162,6 +163,7 @@ else:
     )
     widget = ipywidgets.interactive(
         figure_1,
+        {"manual": True, "manual_name": "Train"},  # Not at once: the figure is above already.
         rate=slider(value=0.5, min=-2, max=1),
         sigma=slider(value=0.1, min=-2, max=1),
         depth=ipywidgets.IntSlider(value=3, min=1, max=6, continuous_update=False),
