@@ -89,6 +89,17 @@ def test_the_page_says_which_cells_were_compiled(tmp_path):
     assert "**200 images/s**" in text
 
 
+def test_what_is_known_of_no_row_has_no_column():
+    gpu = dataclasses.replace(ROW, machine="h100:32x8", cycles=None)
+    text = scale_page.page(Kept({"one": gpu}, None))
+    assert "collectives, MB" in text
+    assert "million cycles" not in text
+    full = dataclasses.replace(ROW, no_room="Used 20G of 16G", cycles=None)
+    text = scale_page.page(Kept({"one": full}, None))
+    assert "does not fit" in text
+    assert "images/s per chip" not in text
+
+
 def test_rows_that_are_kept_stay(tmp_path, monkeypatch, capsys):
     compiled = []
 

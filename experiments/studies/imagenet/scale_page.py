@@ -166,7 +166,7 @@ def _section(rows: list[Row], loader: Loader | None) -> list[str]:
         first.statistics, f"groups of {first.statistics}"
     )
     title = f"## {NAMES[first.target]}: {LABELS[first.variant]}, statistics of {of}"
-    title += ", blocks computed again for the gradient" * first.remat
+    title += ", gradient checkpointing" * first.remat
     parts = [
         title,
         f"Compiled: {len(found)} of {len(cells)} cells ({', '.join(versions)}). Memory and "
@@ -181,11 +181,13 @@ def _section(rows: list[Row], loader: Loader | None) -> list[str]:
         for batch_size, chips in sorted(found)
         if found[batch_size, chips].rate
     ]
+    if not images:
+        return parts
     return [
         *parts,
         "Images per second that the input pipeline must deliver if a step takes no longer than "
-        "that. A host has 4 chips, as in libtpu's topologies; a host with 8 needs twice as many "
-        "images. The number of cores assumes the rate of a core here, see below.",
+        "that. A host has up to 4 chips, as in libtpu's topologies; a host with 8 needs twice as "
+        "many images. The number of cores assumes the rate of a core here, see below.",
         _table(IMAGE_COLUMNS, images),
     ]
 
@@ -227,7 +229,9 @@ def _mega(size: int | None, unit: str = " MB") -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table that reads well as plain text."""
+    """Lay out a Markdown table that reads well as plain text, without columns that are empty."""
+    columns = [[title, *cells] for title, *cells in zip(header, *rows, strict=True) if any(cells)]
+    header, *rows = zip(*columns, strict=True)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
