@@ -145,6 +145,70 @@ error_of_maps = float(jnp.abs(maps.reshape(-1, 4) - flat).max())
 print(f"largest difference: {error_of_maps:.1e}")
 
 # %% [markdown]
+# ## Exercises
+#
+# 1. What happens to y, and to the gradient with respect to x, when x is multiplied by 10? By 0.001?
+#    And when 1000 is added to it?
+# 2. One value of a batch of 60 is a mistake, a million where the others are near 3. What becomes of
+#    it, and of the other 59? How large can a normalized value be at all?
+#
+# ## Answers
+#
+# <details>
+# <summary>Open</summary>
+#
+# 1. Ten times x gives the same y, and a tenth of the gradient: so weights before a norm that have
+#    grown tenfold get a tenth of the gradient. A thousandth of x does not give the same y: its
+#    variance, about 4e-6, is less than epsilon, and y comes out about half as wide as $\gamma$
+#    says. A smaller epsilon mends that. Adding 1000 changes y by some 1e-5, and that is not the
+#    norm's doing: near 1000, float32 numbers are 6e-5 apart, and x itself was rounded.
+# 2. Without scale and bias, the mistake becomes 7.68, and so does a billion: in a batch of m values
+#    none can be further out than $\sqrt{m-1}$, because they sum to 0 and their squares to m. All
+#    others become -0.13, to within 1e-4. So one value takes the feature away from the whole batch.
+#    With m = 2, every batch is like that: any two different values become 1 and -1, as long as
+#    epsilon is negligible.
+#
+# The next cell computes both.
+#
+# </details>
+
+
+# %%
+def y_and_gradient(x, epsilon=1e-5):
+    y, backward = jax.vjp(
+        lambda x: jbn.batch_norm(x, params, state, training=True, epsilon=epsilon)[0], x
+    )
+    return y, backward(g)[0]
+
+
+changes = {"10 x": 10 * x, "0.001 x": 0.001 * x, "x + 1000": x + 1000}
+after = {name: y_and_gradient(changed) for name, changed in changes.items()}
+after["0.001 x, epsilon 1e-12"] = y_and_gradient(0.001 * x, epsilon=1e-12)
+change_of_y = {name: float(jnp.abs(got - y).max()) for name, (got, _) in after.items()}
+width = {name: float((got.std(0) / params.scale).mean()) for name, (got, _) in after.items()}
+ratio = {
+    name: float(jnp.linalg.norm(got) / jnp.linalg.norm(ours)) for name, (_, got) in after.items()
+}
+for name in after:
+    print(
+        f"{name:23} y changes by {change_of_y[name]:.0e}, "
+        f"its deviation is {width[name]:.2f} gamma, the gradient {ratio[name]:.2g} times"
+    )
+
+plain, own_state = jbn.init(4)
+normalized = {}
+for mistake in (1e6, 1e9):
+    batch = x.at[0].set(mistake)
+    normalized[mistake], _ = jbn.batch_norm(batch, plain, own_state, training=True)
+    of_mistake, of_others = normalized[mistake][0, 0], normalized[mistake][1:, 0]
+    print(
+        f"{mistake:.0e} becomes {of_mistake:.4f}, "
+        f"the others {of_others.min():.5f} to {of_others.max():.5f}"
+    )
+of_two, _ = jbn.batch_norm(x[:2], plain, own_state, training=True, epsilon=1e-12)
+print("two values become", np.round(of_two[:, 0], 3))
+
+# %% [markdown]
 # ## Answer
 #
 # Yes, to the rounding of float32; and also where the usual way to compute it is not.
@@ -155,3 +219,11 @@ assert error_of_gradient < 2e-6
 assert error_of_maps < 1e-6
 assert max(errors["jbn"]) < 1e-5
 assert not np.nanmax(errors["one pass: mean(x²) - mean(x)²"][2:]) < 1e-3
+assert change_of_y["10 x"] < 1e-4
+assert abs(ratio["10 x"] - 0.1) < 1e-4
+assert 0.4 < width["0.001 x"] < 0.6
+assert change_of_y["0.001 x, epsilon 1e-12"] < 1e-4
+assert change_of_y["x + 1000"] < 1e-4
+assert all(np.allclose(of[0], 59**0.5, atol=1e-3) for of in normalized.values())
+assert all(np.allclose(of[1:], -(59**-0.5), atol=1e-4) for of in normalized.values())
+assert np.allclose(np.abs(of_two), 1, atol=1e-3)
