@@ -214,6 +214,85 @@ print(
 )
 
 # %% [markdown]
+# ## Exercises
+#
+# 1. Evaluate the test images in training mode in ten batches, once mixed and once with one class in
+#    each. What is the accuracy? Which of the three layers is to blame?
+# 2. `momentum` is the weight of the old statistics. What do the running statistics hold after the
+#    first twenty batches at momentum 0, and at 1? Is there a momentum, another for each batch, that
+#    makes them the averages of Algorithm 2?
+#
+# ## Answers
+#
+# <details>
+# <summary>Open</summary>
+#
+# 1. Mixed, it is a few points lower than in inference. With one class in each batch it is that of a
+#    guess, about a tenth. A single layer in training mode is enough for that, whichever it is: over
+#    the batch, each of its features gets the bias as its mean, whatever the images show. What the
+#    images have in common, the class, is subtracted.
+# 2. At 0 they are the statistics of the last batch; at 1 they are still the initial ones, and no
+#    error says so. At t / (t + 1) for batch t, counted from 0, every batch so far has the same
+#    weight, and the statistics are those of `jbn.population`, to rounding. The schedule
+#    `jbn.cumulative`, passed as the momentum, is just that.
+#
+# The next cell computes both.
+#
+# </details>
+
+
+# %%
+def accuracy_in_parts(parts, in_training):
+    """Return the accuracy where the layers of these numbers use the statistics of each part."""
+    right = []
+    for rows in parts:
+        u = test_x[rows]
+        for i, (layer, bn_state) in enumerate(zip(params, state, strict=True)):
+            u = u @ layer["kernel"]
+            u, _ = jbn.batch_norm(u, layer["bn"], bn_state, training=i in in_training)
+            u = jax.nn.relu(u) if i < len(params) - 1 else u
+        right.append(u.argmax(-1) == test_y[rows])
+    return float(jnp.concatenate(right).mean())
+
+
+mixed = np.array_split(np.arange(len(test_y)), 10)
+by_class = [np.flatnonzero(test_y == digit) for digit in range(10)]
+choices = {"none": (), "first": (0,), "second": (1,), "third": (2,), "all": (0, 1, 2)}
+company = {
+    name: {layers: accuracy_in_parts(parts, numbers) for layers, numbers in choices.items()}
+    for name, parts in {"mixed": mixed, "one class in each": by_class}.items()
+}
+print("accuracy, by the layers in training mode")
+for name, accuracies in company.items():
+    print(f"{name:17}", ", ".join(f"{layers} {value:.2f}" for layers, value in accuracies.items()))
+
+initial = [jbn.init(width)[1] for width in WIDTHS[1:]]
+
+
+def running(momentum, rows_of_batches):
+    """Return the running statistics, momentum being a function of the batch's number."""
+    moved = initial
+    for t, rows in enumerate(rows_of_batches):
+        _, moved = apply(params, moved, train_x[rows], training=True, momentum=momentum(t))
+    return moved
+
+
+def difference(one, other):
+    return max(
+        float(jnp.abs(jnp.stack([a.mean - b.mean, a.var - b.var])).max())
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+twenty = batches[:20]
+at_zero = difference(running(lambda t: 0.0, twenty), running(lambda t: 0.0, twenty[-1:]))
+at_one = difference(running(lambda t: 1.0, twenty), initial)
+at_average = difference(running(lambda t: t / (t + 1), twenty), averaged(params, state))
+print("momentum 0: those of the last batch, to 1e-6:", at_zero < 1e-6)
+print("momentum 1: the initial ones:", at_one == 0)
+print("momentum t / (t + 1): those of jbn.population, to 1e-5:", at_average < 1e-5)
+
+# %% [markdown]
 # ## Answer
 #
 # The statistics change, and nothing else. Population statistics are right from the first step on.
@@ -231,3 +310,9 @@ assert folded < 1e-4
 assert len(DEVICES) == 4
 assert devices_y < 1e-4
 assert devices_state < 1e-4
+assert min(accuracies["none"] for accuracies in company.values()) > 0.95
+assert 0.9 < company["mixed"]["all"] < company["mixed"]["none"] - 0.01
+assert max(company["one class in each"][name] for name in ("first", "second", "third", "all")) < 0.3
+assert at_zero < 1e-6
+assert at_one == 0
+assert at_average < 1e-5
