@@ -60,7 +60,7 @@ def test_executing_again_can_leave_no_trace(path):
     assert not any("widget" in mime for mime in mimes)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS[3:], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_there_are_two_exercises_with_answers(path):
     prose = jupytext.read(path.with_suffix(".py")).cells
     text = "\n".join(cell.source for cell in prose if cell.cell_type == "markdown")
