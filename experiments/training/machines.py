@@ -62,7 +62,13 @@ EXAMPLES = {"v5e": "v5e:16x16", "h100": "h100:1x8, hosts and cards of each"}
 
 def look_for_no_device() -> None:
     """Have JAX look for no accelerator; before it looks, for the plugins would wait for one."""
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        # Without these two libtpu prints errors; they do not matter to what is compiled.
+        "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
     jax.config.update("jax_platforms", "cpu")
 
 
