@@ -271,7 +271,7 @@ IMPOSSIBLE = {
     ),
     "norm, split features, dense": (
         lambda x, norm: nn.Dense(3)(norm(x).reshape(-1, 2)),
-        "norm: .*It has 4 features, between which Dense_0 after it, with 2 inputs",
+        "norm: .*It has 4 features, which do not divide the 2 inputs of Dense_0 after it",
     ),
     "norm, two layers": (two_readers, "norm: .*feeds a and b, expected one"),
     "norm used besides": (read_besides, "norm: .*the output of norm is used elsewhere"),
@@ -296,7 +296,7 @@ IMPOSSIBLE = {
     "conv, halved, norm": (lambda x, norm: norm(conv()(x) / 2), BETWEEN),
     "conv, flatten, norm": (
         lambda x, norm: norm(nn.Conv(4, (3, 3))(x).reshape(2, -1)),
-        "norm: it has 144 features, between which Conv_0 before it, with 4",
+        "norm: it has 144 features, which do not divide the 4 of Conv_0 before it",
     ),
     "conv, transposed, norm": (lambda x, norm: norm(conv()(x).transpose(0, 3, 1, 2)), BETWEEN),
     "conv, mean used besides": (pooled_besides, "norm: the output of Conv_0 is used elsewhere"),
@@ -310,7 +310,7 @@ IMPOSSIBLE = {
     ),
     "Einsum of a batch axis, norm": (
         lambda x, norm: norm(nn.Einsum((6, 4, 3), "nhwa,hab->nhwb")(x)),
-        "norm: Einsum_0 before it is no single contraction",
+        "norm: Einsum_0 before it is not a single contraction",
     ),
 }  # fmt: skip
 
