@@ -390,8 +390,7 @@ def check_features(
             )
     if jnp.iscomplexobj(mean) != jnp.iscomplexobj(x):
         raise TypeError(
-            f"Expected a mean that is complex like x or real like x, got {mean.dtype} for x of "
-            f"{x.dtype}."
+            f"Expected a mean that is complex or real as x is, got {mean.dtype} for x of {x.dtype}."
             " Make the state with jbn.init(..., param_dtype=x.dtype)."
         )
     if any(jnp.iscomplexobj(p) for p in params) and not jnp.iscomplexobj(x):

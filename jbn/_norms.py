@@ -131,8 +131,7 @@ def instance_norm(
 
     Raises:
       TypeError: integer x.
-      ValueError: fewer than two positions per example; params of another shape; epsilon not
-        positive.
+      ValueError: one position per example, or none; params of another shape; epsilon not positive.
 
     Example:
       >>> import jax.numpy as jnp, jbn
