@@ -31,7 +31,8 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
 
     A study whose config.py says `MANY_DEVICES` trains on several devices and hosts. One that has
     data says which, and how many images of each, by its `Config.needs`; one whose data are more
-    than an array in memory opens them itself, by `open_data` in measure.py.
+    than an array in memory opens them itself, by `open_data` in measure.py. One that cannot train
+    on every number of devices refuses it by its `Config.check_devices`.
 
     Raises:
       ValueError, FileNotFoundError: options or data with which it cannot be carried out.
@@ -108,8 +109,10 @@ def connect(
     hosts.connect(wanted, how.devices)
     of_first = hosts.broadcast_from_first(run_dir.to_json(config))
     devices = Devices(how.devices or hosts.default_devices(), how.parallel)
-    execution = Execution(devices, how.checkpoint_every, graceful_exit)
-    return run_dir.to_config(settings.Config, of_first), execution
+    config = run_dir.to_config(settings.Config, of_first)
+    if hasattr(config, "check_devices"):
+        config.check_devices(devices.count)
+    return config, Execution(devices, how.checkpoint_every, graceful_exit)
 
 
 def reopen(name: str, config: Any, how: options.IOOptions) -> run_dir.Run:

@@ -71,11 +71,6 @@ def test_other_options_of_a_run_that_goes_on_are_named(run, images, capsys):
     assert "itself, got others: --seed, --workers. Leave them out" in line
 
 
-def test_groups_that_devices_do_not_make_are_one_line(images, tmp_path, capsys):
-    options = (*SMALL, "--statistics", "2", "--data-dir", images, "--runs", tmp_path)
-    assert "a number of devices that divides 1, got 2" in told(capsys, *options)
-
-
 @pytest.mark.parametrize("option", ["--prepare", "--ensemble", "--compile"])
 def test_what_does_something_else_has_a_help_of_its_own(option, monkeypatch, capsys):
     monkeypatch.setattr("experiments.training.machines.look_for_no_device", lambda: None)

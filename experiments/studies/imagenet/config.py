@@ -23,6 +23,26 @@ SWITCHES = ("rate", "decay", "l2", "dropout", "lrn", "distortion", "order", "dro
             "init_scale", "per_activation")  # fmt: skip
 
 
+def group_size(statistics: str, devices: int) -> int:
+    """Count the devices that share batch statistics; `statistics` is that of the config.
+
+    Raises:
+      ValueError: a group that does not divide the number of devices.
+
+    Example:
+      >>> from experiments.studies.imagenet.config import group_size
+      >>> [group_size(statistics, 8) for statistics in ("device", "4", "global")]
+      [1, 4, 8]
+    """
+    size = {"device": 1, "global": devices}.get(statistics) or int(statistics)
+    if devices % size:
+        raise ValueError(
+            f"Expected --statistics with a number of devices that divides {devices}, got {size}. "
+            f"Pass --devices with a multiple of {size}, or another --statistics."
+        )
+    return size
+
+
 @dataclass(frozen=True)
 class Config:
     """What the run depends on, and nothing else."""
@@ -156,6 +176,10 @@ class Config:
                 f"Expected `per_activation` of a variant with BN, got {lacking[0]}. Pass another "
                 "--variant, or leave --per-activation out."
             )
+
+    def check_devices(self, count: int) -> None:
+        """Refuse groups that do not divide the number of devices."""
+        group_size(self.statistics, count)
 
     def reads_files(self) -> bool:
         """Tell whether --data-dir is read."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from experiments import run_dir, sampling
 from experiments.run_dir import Damaged, read_json
 from experiments.studies.imagenet import network as networks
-from experiments.studies.imagenet.config import SWITCHES, Config
+from experiments.studies.imagenet.config import SWITCHES, Config, group_size
 from experiments.studies.imagenet.data.image_source import ImageSource
 from experiments.studies.imagenet.evaluate import Evaluator, population
 from experiments.studies.imagenet.measure import DEVICES, RESULT, count_devices, open_data
@@ -162,7 +162,7 @@ def as_on_one_device(member: Member) -> Config:
                 f"{path}, how many devices shared batches, is missing: population statistics are "
                 "those of batches of one. Put the folder back into its run for those of the run"
             )
-    size = networks.group_size(config.statistics, count)
+    size = group_size(config.statistics, count)
     return dataclasses.replace(
         config,
         batch_size=config.batch_size * size,

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
-from experiments.studies.imagenet.config import Config
+from experiments.studies.imagenet.config import Config, group_size
 from experiments.studies.imagenet.variants import Variant
 from experiments.training.networks import Network, cross_entropy
 from jbn.linen import BatchNorm
@@ -73,26 +73,6 @@ def make_optimizer(config: Config, variant: Variant, devices: int) -> optax.Grad
 
 def _kernels(params: Any) -> Any:
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
-
-
-def group_size(statistics: str, devices: int) -> int:
-    """Count the devices that share batch statistics; `statistics` is that of the config.
-
-    Raises:
-      ValueError: a group that does not divide the number of devices.
-
-    Example:
-      >>> from experiments.studies.imagenet.network import group_size
-      >>> [group_size(statistics, 8) for statistics in ("device", "4", "global")]
-      [1, 4, 8]
-    """
-    size = {"device": 1, "global": devices}.get(statistics) or int(statistics)
-    if devices % size:
-        raise ValueError(
-            f"Expected --statistics with a number of devices that divides {devices}, got {size}. "
-            f"Pass --devices with a multiple of {size}, or another --statistics."
-        )
-    return size
 
 
 def make_mesh(devices: list[jax.Device], statistics: str) -> Mesh:
