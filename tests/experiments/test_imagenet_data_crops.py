@@ -115,6 +115,24 @@ def test_distortion_is_three_blends_in_random_order(strength):
     assert not strength or len(orders) == 6
 
 
+@pytest.mark.parametrize("strength", [0, 0.3, 1])
+def test_lighting_shifts_all_pixels_along_the_components_of_color(strength):
+    values = np.array([0.2175, 0.0188, 0.0045])
+    vectors = crops.COLOR_COMPONENTS / (255 * values)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-4)  # Of four digits.
+    for seed in range(20):
+        rng, image = np.random.default_rng(seed), Image.fromarray(PIXELS)
+        before = np.asarray(crops.distort(rng, image, strength), np.float64)
+        got = np.asarray(crops.distort(np.random.default_rng(seed), image, strength, lighting=0.5))
+        if not strength:
+            np.testing.assert_array_equal(got, PIXELS)
+            continue
+        drawn = rng.normal(0, 0.5 * strength, 3)
+        shift = 255 * sum(drawn[i] * values[i] * vectors[:, i] for i in range(3))
+        expected = np.clip(before + shift, 0, 255)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=0.5 + 1e-9)  # Of rounding.
+
+
 @pytest.mark.parametrize("shape", [(30, 40), (40, 30), (32, 32)])
 def test_a_single_crop_is_the_middle_of_the_resized_image(shape):
     pixels = RNG.integers(0, 256, (*shape, 3), np.uint8)

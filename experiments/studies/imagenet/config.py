@@ -91,6 +91,8 @@ class Config:
     """alpha of the original's LRN: 2e-5, meant for pixels of standard deviation 58, times 58**2"""
     strength: tuple[float, float] = (0.4, 0.1)
     """strength of photometric distortion, original and changed"""
+    lighting: float = 0.0
+    """lighting noise at a strength of 1; .1 is usual for ImageNet"""
     min_area: float = 0.5
     """smallest share of an image in a random crop; the paper's is .08"""
     rate: float | None = None
@@ -147,6 +149,7 @@ class Config:
             l2="[0, inf)",
             decay="[0, inf)",
             strength="[0, 1]",
+            lighting="[0, inf)",
             min_area="(0, 1]",
             workers="[0, inf)",
             unreadable="[0, inf)",
@@ -200,7 +203,7 @@ PRESETS = {
     "cifar": Config(),
     "imagenet": Config(
         dataset="folder", stem="full", width=1, size=224, steps=31_000_000, evaluate_every=10_000,
-        watched=10_000, learning_rate=0.0015, rate_left=0.02, weight_decay=1e-4, min_area=0.08,
-        dtype="bfloat16", workers=8,
+        watched=10_000, learning_rate=0.0015, rate_left=0.02, weight_decay=1e-4,
+        strength=(1.0, 0.25), lighting=0.1, min_area=0.08, dtype="bfloat16", workers=8,
     ),
 }  # fmt: skip

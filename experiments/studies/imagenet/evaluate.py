@@ -175,6 +175,7 @@ def train_batches(
         size=config.size,
         seed=seed,
         strength=config.strength[0 if variant.distortion else 1],
+        lighting=config.lighting,
         min_area=config.min_area,
         order=order or variant.order,
         host=jax.process_index(),

@@ -225,6 +225,7 @@ def measure_loader(config: Config, seconds: float = 2.0) -> Loader:
                 source,
                 size=config.size,
                 strength=config.strength[0 if variant.distortion else 1],
+                lighting=config.lighting,
                 min_area=config.min_area,
                 seed=seed,
                 seconds=seconds,

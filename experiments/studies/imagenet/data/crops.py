@@ -5,6 +5,7 @@ Whatever is resized is so by Pillow's bilinear filter, which averages where it m
 References:
   Szegedy et al., "Going Deeper with Convolutions", 2014, sections 6 and 7
   Howard, "Some Improvements on Deep Convolutional Neural Network Based Image Classification", 2013
+  Krizhevsky et al., "ImageNet Classification with Deep Convolutional Neural Networks", 2012
 """
 
 import io
@@ -19,6 +20,11 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # What 8 bits of 
 THINNEST = 100  # A longer image, its shorter side made 352 pixels, may not fit into memory.
 ATTEMPTS = 10  # To draw a window that fits.
 ENHANCEMENTS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+# Principal components of ImageNet's colors in levels of 0 to 255, a column each: unit vectors of
+# red, green and blue times the eigenvalues. The numbers are those of AlexNet, as usually quoted.
+COLOR_COMPONENTS = 255 * np.array(
+    [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+) * [0.2175, 0.0188, 0.0045]  # fmt: skip
 # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, in less time. It is, where what
 # is left has twice as many pixels a side as are wanted, which is Pillow's own measure for
 # thumbnails: gray levels of 1/f noise then differ by .6 on average. For once as many it is 2.5.
@@ -139,27 +145,36 @@ def flip(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
-def distort(rng: np.random.Generator, image: Image.Image, strength: float) -> Image.Image:
-    """Change brightness, contrast and saturation, in random order, each by a random factor.
+def distort(
+    rng: np.random.Generator, image: Image.Image, strength: float, lighting: float = 0.0
+) -> Image.Image:
+    """Change brightness, contrast and saturation, in random order, and then the color of the light.
 
-    A factor f is that of Pillow's `ImageEnhance`: f * image + (1 - f) * other, where the other is
-    black, the mean level of gray, and the image in gray.
+    Each of the first three changes by a random factor f, that of Pillow's `ImageEnhance`: f * image
+    + (1 - f) * other, where the other is black, the mean level of gray, and the image in gray. Then
+    all pixels are shifted by the same random sum of the principal components of ImageNet's colors.
 
     Args:
-      rng: draws order and factors.
+      rng: draws order, factors and the shift.
       image: RGB.
       strength: factors are evenly distributed between 1 - strength / 2 and 1 + strength / 2; 1 is
         the source's, 0.5 to 1.5, and 0 changes nothing.
+      lighting: at a strength of 1, the standard deviation of each component's normally distributed
+        coefficient; the source's is .1.
 
     References:
-      Howard 2013, section 2.2; without the lighting noise that it adds.
+      Howard 2013, section 2.2, with the lighting noise of Krizhevsky et al. 2012, section 4.1.
     """
     if strength == 0:
         return image
     factors = 1 + strength * rng.uniform(-0.5, 0.5, len(ENHANCEMENTS))
     for i in rng.permutation(len(ENHANCEMENTS)):
         image = ENHANCEMENTS[i](image).enhance(float(factors[i]))
-    return image
+    if lighting == 0:
+        return image
+    shift = COLOR_COMPONENTS @ rng.normal(0, lighting * strength, 3)
+    levels = np.clip(np.rint(np.arange(256) + shift[:, None]), 0, 255).astype(np.uint8)
+    return image.point(levels.ravel().tolist())
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:

@@ -47,12 +47,14 @@ class TrainingExample:
         unreadable: UnreadableImages,
         size: int,
         strength: float,
+        lighting: float,
         min_area: float,
     ) -> None:
         self.read = Reader(source, unreadable)
         self.epochs = epochs
         self.size = size
         self.strength = strength
+        self.lighting = lighting
         self.min_area = min_area
 
     def __call__(self, position: int) -> dict[str, Any]:
@@ -60,7 +62,8 @@ class TrainingExample:
 
         def make(image: Image.Image) -> np.ndarray:
             window = crops.random_crop(rng, image, self.size, (self.min_area, 1.0))
-            return np.asarray(crops.distort(rng, crops.flip(rng, window), self.strength))
+            window = crops.flip(rng, window)
+            return np.asarray(crops.distort(rng, window, self.strength, self.lighting))
 
         for place in range(position, position + self.epochs.examples):
             read = self.read(self.epochs[place], make)

@@ -175,6 +175,7 @@ def train_batches(
     size: int,
     seed: int,
     strength: float,
+    lighting: float = 0.0,
     min_area: float,
     order: Order,
     host: int = 0,
@@ -193,7 +194,7 @@ def train_batches(
       batch_size: images of this host.
       size: pixels of a side.
       seed: of order, windows, mirrors and distortion.
-      strength: of photometric distortion, see `crops.distort`.
+      strength, lighting: of photometric distortion, see `crops.distort`.
       min_area: smallest share of an image that a window takes, see `crops.random_crop`.
       order: of the examples, see `order.epoch_order`.
       host, hosts: which of how many this is; each gets its own part of every batch.
@@ -220,15 +221,15 @@ def train_batches(
     check_enough(source, hosts * batch_size)
     if order not in get_args(Order):
         raise ValueError(f"Expected `order` of {', '.join(get_args(Order))}, got {order!r}.")
-    if not 0 < min_area <= 1 or not 0 <= strength <= 2:
+    if not 0 < min_area <= 1 or not 0 <= strength <= 2 or lighting < 0:
         raise ValueError(
-            "Expected `min_area` in (0, 1] and `strength` in [0, 2], got "
-            f"{min_area} and {strength}."
+            "Expected `min_area` in (0, 1], `strength` in [0, 2] and `lighting` of at least 0, got "
+            f"{min_area}, {strength} and {lighting}."
         )
     epochs = Epochs(order, seed, source.shards)
     unreadable = UnreadableImages(log, limit)
     return Batches(
-        TrainingExample(source, epochs, unreadable, size, strength, min_area),
+        TrainingExample(source, epochs, unreadable, size, strength, lighting, min_area),
         examples=None,
         batch_size=batch_size,
         host=host,

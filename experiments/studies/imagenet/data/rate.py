@@ -14,6 +14,7 @@ def measure_rate(
     *,
     size: int,
     strength: float = 1.0,
+    lighting: float = 0.1,
     min_area: float = 0.08,
     seed: int = 0,
     seconds: float = 5.0,
@@ -22,7 +23,7 @@ def measure_rate(
     """Measure how many images a second one thread reads, decodes, crops and distorts.
 
     Args:
-      source, size, strength, min_area, seed: of `loader.train_batches`.
+      source, size, strength, lighting, min_area, seed: of `loader.train_batches`.
       seconds: for how long to measure, after a first image.
       clock: of what seconds; by `time.perf_counter` what else the machine does makes it less, by
         `time.process_time` waiting for a disk does not count.
@@ -31,7 +32,8 @@ def measure_rate(
       Images per second.
     """
     epochs = Epochs("shuffled", seed, source.shards)
-    read = TrainingExample(source, epochs, UnreadableImages(None, 100), size, strength, min_area)
+    unreadable = UnreadableImages(None, 100)
+    read = TrainingExample(source, epochs, unreadable, size, strength, lighting, min_area)
     read(0)
     count, start = 0, clock()
     while clock() - start < seconds:
