@@ -1,4 +1,4 @@
-"""Numbers, flags, parameters and states as users pass them: what is checked, how it travels."""
+"""Checks of the numbers, flags, parameters and states that users pass."""
 
 import math
 from typing import Any
@@ -17,10 +17,10 @@ from jbn._types import BatchNormParams, BatchNormState
 
 
 def as_scalar(value: ArrayLike, x: Any) -> ArrayLike:
-    """Put a Python or NumPy number beside x, on its way into a cached jit.
+    """Transfer a Python or NumPy number to the device before it is passed to a cached jit.
 
-    Explicitly: as an argument it would be an implicit transfer, which a transfer guard forbids.
-    While x is traced it stays a number, which the compiler then knows.
+    Passed as it is, it would be transferred implicitly, which a transfer guard forbids. If x is
+    traced, it stays a number, which the compiler then treats as a constant.
     """
     if isinstance(value, jax.Array) or isinstance(x, jax.core.Tracer):
         return value
@@ -28,7 +28,7 @@ def as_scalar(value: ArrayLike, x: Any) -> ArrayLike:
 
 
 def check_number(name: str, value: Any, expected: str) -> float | None:
-    """Check that value is one real number; return it if that needs no waiting for a device."""
+    """Check that value is one real number; return it unless that means waiting for a device."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_array(value):
         is_number = any(jnp.issubdtype(value.dtype, kind) for kind in (np.floating, np.integer))
@@ -85,7 +85,7 @@ def weight_of_old(momentum: ArrayLike | Schedule, count: Any, x: Any) -> ArrayLi
     """Evaluate momentum if it is a schedule of the count, and check the value where it is known."""
     if not callable(momentum):
         value = momentum
-    elif count is None:  # Nothing moves.
+    elif count is None:  # There is no state to update.
         value = 1.0
     else:
         value = at_count("momentum", momentum, count)
@@ -105,7 +105,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_size(name: str, value: Any, remedy: str) -> int:
-    """Check that a static number of things is a positive int."""
+    """Check that a static size is a positive int."""
     size = as_index(value)
     if size is None:
         raise TypeError(f"Expected `{name}` to be a positive int, got {describe(value)}. {remedy}")
@@ -118,7 +118,7 @@ def check_size(name: str, value: Any, remedy: str) -> int:
 
 
 def check_params(params: Any) -> BatchNormParams:
-    """Reject what is not BatchNormParams, with the line that makes them of it."""
+    """Check that params are BatchNormParams of arrays; the error says how to make them."""
     if not isinstance(params, BatchNormParams):
         raise TypeError(_not(BatchNormParams, "params", params))
     check_fields("params", params, optional=True)
@@ -126,7 +126,7 @@ def check_params(params: Any) -> BatchNormParams:
 
 
 def check_state(state: Any) -> BatchNormState:
-    """Reject what is not a BatchNormState, with the line that makes one of it."""
+    """Check that state is a BatchNormState of arrays; the error says how to make one."""
     if not isinstance(state, BatchNormState):
         raise TypeError(_not(BatchNormState, "state", state))
     if not is_array(state.count):
@@ -144,7 +144,7 @@ def check_state(state: Any) -> BatchNormState:
 
 
 def check_statistics(mean: ArrayLike, var: ArrayLike) -> tuple[Array, Array]:
-    """Check that mean and var are arrays, var a real one."""
+    """Check that mean and var are floating arrays, and that var is real."""
     how = "Pass state.mean and state.var, or moments of data."
     mean, var = as_array("mean", mean, how), as_array("var", var, how)
     for name, value in (("mean", mean), ("var", var)):

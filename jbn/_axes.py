@@ -1,4 +1,4 @@
-"""Axes, masks and dtypes of x: the checks that every function shares, and the reshapes."""
+"""Checks of x, its axes and its mask, and reshapes between x and its feature axes."""
 
 import itertools
 from collections.abc import Sequence
@@ -54,12 +54,12 @@ def reduction_axes(x: Array, features: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_features(vectors: Any, features: tuple[int, ...]) -> Any:
-    """Drop the axes of length 1 that stand for the reduced ones, in a pytree of vectors."""
+    """Drop the reduced axes, which have length 1, from a pytree of vectors."""
     return jax.tree.map(lambda v: v.reshape([v.shape[a] for a in features]), vectors)
 
 
 def along_features(vector: Array, x: Array, features: tuple[int, ...]) -> Array:
-    """Give a vector of the feature axes x's rank."""
+    """Reshape a vector over the feature axes to x's rank."""
     return vector.reshape([x.shape[a] if a in features else 1 for a in range(x.ndim)])
 
 
@@ -73,7 +73,7 @@ def check_batch(x: Array) -> None:
 
 
 def check_mask(mask: ArrayLike | None, x: Array, features: tuple[int, ...]) -> Array | None:
-    """Check that the mask is boolean or float, and of x's rank."""
+    """Check that the mask is boolean or float, has x's rank and broadcasts to x."""
     if mask is None:
         return None
     mask = as_array("mask", mask, "Pass an array of bool, or None.")
@@ -92,7 +92,7 @@ def check_mask(mask: ArrayLike | None, x: Array, features: tuple[int, ...]) -> A
 
 
 def _mask_remedy(mask: tuple[int, ...], x: tuple[int, ...], features: tuple[int, ...]) -> str:
-    """Say how to index a mask of lower rank: axes that fit, the feature axes last of all."""
+    """Say how to index a mask of lower rank to fit x, along feature axes only if it must."""
     candidates = sorted(
         itertools.combinations(range(len(x)), len(mask)),
         key=lambda axes: (len(set(axes) & set(features)), axes),

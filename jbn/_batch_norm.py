@@ -1,4 +1,4 @@
-"""init, batch_norm, normalize; what needs care with rounding or devices is in `_center`."""
+"""The core functions. Arithmetic that needs care with rounding or devices is in `_center`."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def _normalize(
     dtype = wide_dtype(x.dtype)
     mean, var = (along_features(v, x, features) for v in (mean, var))
     scale, bias = vectors(params, x, features)
-    # Two products: scale / sqrt(var + epsilon) may be more than the dtype holds.
+    # Two products, since scale / sqrt(var + epsilon) may overflow.
     inverse = rstd(var.astype(jnp.finfo(dtype).dtype), epsilon).astype(dtype)
     y = (x.astype(dtype) - mean.astype(dtype)) * inverse
     y = y if scale is None else y * scale.astype(dtype)
@@ -301,13 +301,13 @@ def _normalize(
 def vectors(
     params: BatchNormParams, x: Array, features: tuple[int, ...]
 ) -> tuple[Array | None, Array | None]:
-    """Give scale and bias x's rank."""
+    """Reshape scale and bias to x's rank."""
     scale, bias = (p if p is None else along_features(p, x, features) for p in params)
     return scale, bias
 
 
 def running_mean(state: BatchNormState | None, x: Array, features: tuple[int, ...]) -> Array | None:
-    """Give the running mean, a guess of the batch's, x's rank."""
+    """Reshape the running mean, a guess of the batch mean, to x's rank."""
     return None if state is None else along_features(state.mean, x, features)
 
 
@@ -318,7 +318,7 @@ def or_running(
     features: tuple[int, ...],
     epsilon: ArrayLike,
 ) -> Centered:
-    """Put running statistics where nothing has weight; without a state those of a fresh one."""
+    """Use running statistics where nothing has weight; without a state, those of a new one."""
     if state is None:
         zero = jnp.zeros_like(centered.pivot)
         return centered.or_running(zero, jnp.ones_like(centered.near_rstd), epsilon)
@@ -333,11 +333,11 @@ def move(
     momentum: ArrayLike,
     unbiased: bool,
 ) -> BatchNormState | None:
-    """Move a state, if there is one, by the moments of a batch."""
+    """Update the state, if there is one, with the moments of a batch."""
     if state is None:
         return None
     batch = to_features(centered.moments, features)
-    # A batch of symbolic size may be one value.
+    # A batch of symbolic size may have just one value.
     several = centered.has_weight is None and isinstance(centered.residual.size, int)
     return updated(state, batch, momentum, unbiased=unbiased, several=several)
 
@@ -349,7 +349,7 @@ def check_call(
     axis: int | Sequence[int],
     epsilon: ArrayLike,
 ) -> tuple[Array, tuple[int, ...]]:
-    """Check what all share; return x and its feature axes."""
+    """Check the arguments that all variants share; return x and its feature axes."""
     x = as_inexact(x)
     features = feature_axes(axis, x.ndim)
     check_params(params)
@@ -363,7 +363,7 @@ def check_call(
 def check_values(
     x: Array, features: tuple[int, ...], mask: ArrayLike | None, devices: Pool | None
 ) -> None:
-    """Reject an empty batch, and one value per feature unless a mask may have left it."""
+    """Reject an empty batch and, without a mask, a batch of one value per feature."""
     check_batch(x)
     values = math.prod(x.shape[a] for a in reduction_axes(x, features))
     if mask is None and values == 1 and (devices is None or devices.smallest_group == 1):

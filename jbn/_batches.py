@@ -1,4 +1,4 @@
-"""Batches, stacked in arrays or one at a time: fold a step over either."""
+"""Fold a step over batches, either stacked in arrays or one at a time."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +16,14 @@ Carry = TypeVar("Carry")
 def fold(absorb: Callable[[Carry, Any], Carry], carry: Carry, batches: Any) -> Carry:
     """Run carry = absorb(carry, batch) over all batches.
 
-    Compiled afresh at every call, and only once for batches of one shape: what `absorb` closes over
-    is read when it is called, may be traced, and is not kept.
+    `absorb` is compiled anew in each call, once per batch shape. What it closes over is therefore
+    read during the call, may be traced, and is not kept afterwards.
 
     Args:
       absorb: `(carry, batch) -> carry`, of the same shapes and dtypes.
       carry: any pytree of arrays.
-      batches: an array, or a tuple, NamedTuple, dict or other pytree but a list, with a leading
-        axis of K batches: one scan. Else an iterable of batches, which are pytrees.
+      batches: an array or a pytree of arrays (tuple, NamedTuple, dict, ..., but not a list) with a
+        leading axis of K batches, run as one scan; or an iterable of batches, which are pytrees.
 
     Returns:
       The last carry.
@@ -57,10 +57,10 @@ def fold(absorb: Callable[[Carry, Any], Carry], carry: Carry, batches: Any) -> C
 
 @contextlib.contextmanager
 def _explained(batch: Any) -> Iterator[None]:
-    """Say that a batch holds no examples, if the step fails and it has none but single numbers."""
+    """If the step fails and the batch has no arrays but scalars, say that it holds no examples."""
     try:
         yield
-    except jax.errors.JaxRuntimeError:  # Not of the shapes.
+    except jax.errors.JaxRuntimeError:  # Not caused by shapes.
         raise
     except Exception as error:
         leaves = jax.tree.leaves(batch)
@@ -98,7 +98,7 @@ def _fold_stacked(absorb: Callable[[Carry, Any], Carry], carry: Carry, batches: 
 
     try:
         return scan(carry, batches)
-    except jax.errors.JaxRuntimeError:  # Not of the shapes.
+    except jax.errors.JaxRuntimeError:  # Not caused by shapes.
         raise
     except Exception as error:
         if not _takes(absorb, carry, whole):
@@ -108,10 +108,10 @@ def _fold_stacked(absorb: Callable[[Carry, Any], Carry], carry: Carry, batches: 
 
 
 def _is_example(absorb: Callable[[Carry, Any], Carry], carry: Carry, batch: Any) -> bool:
-    """Tell one example from a batch, where layers take its features without an error.
+    """Tell a single example from a batch, even if layers accept it without an error.
 
-    Of examples there may be one more, of features not; but several examples make a batch. Arrays
-    of two axes or more are taken for batches.
+    A batch may have one more example; an example may not have one more feature, but several
+    examples can be stacked into a batch. Arrays of two or more axes are assumed to be batches.
     """
     if max((jnp.ndim(leaf) for leaf in jax.tree.leaves(batch)), default=0) != 1:
         return False
@@ -159,7 +159,7 @@ def _rest(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def _as_array(leaf: Any) -> Any:
-    """Make what a loader gives, such as torch's tensors, what `jax.jit` takes."""
+    """Convert what a loader yields, such as a torch tensor, to an array that `jax.jit` accepts."""
     if isinstance(leaf, jax.Array):
         return leaf
     array = np.asarray(leaf)
@@ -172,7 +172,7 @@ def _as_array(leaf: Any) -> Any:
 
 
 def _with_shapes(change: Callable[[tuple[int, ...]], tuple[int, ...]], tree: Any) -> Any:
-    """Describe arrays of other shapes."""
+    """Describe the arrays of a tree with their shapes changed."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(change(leaf.shape), jax.typeof(leaf).dtype), tree
     )

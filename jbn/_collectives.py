@@ -1,9 +1,9 @@
-"""Sums and gathers over named axes, or groups along them, in every mode that binds a name.
+"""Sums and gathers over named axes, or groups along them, under every transform that binds names.
 
-Built from `psum` and `axis_index` alone: the `axis_index_groups` of JAX's own collectives is not
+They use only `psum` and `axis_index`: the `axis_index_groups` of JAX's own collectives is not
 implemented under `vmap`, nor in `shard_map` with check_vma
-(https://github.com/jax-ml/jax/issues/19709), and a `psum` is what `shard_map` types as replicated.
-Each device writes into its own slot of zeros; the sum of all slots is the gather.
+(https://github.com/jax-ml/jax/issues/19709), and `shard_map` types the result of a `psum` as
+replicated. To gather, each device writes to its own slot in zeros, and a sum combines the slots.
 """
 
 import functools
@@ -25,7 +25,7 @@ AxisName = Hashable | Sequence[Hashable]
 class Pool(NamedTuple):
     """The devices that share statistics: named axes, their joint size, and groups of indices.
 
-    `group_of[i]` is the group of the device with (row-major) index i; None where all are one.
+    `group_of[i]` is the group of the device with (row-major) index i; None if all are one group.
     """
 
     names: tuple[Hashable, ...]
@@ -34,18 +34,18 @@ class Pool(NamedTuple):
 
     @property
     def size(self) -> int:
-        """D, the number of devices."""
+        """The number of devices, D."""
         return math.prod(self.sizes)
 
     @property
     def smallest_group(self) -> int:
-        """How many devices the smallest group has."""
+        """The number of devices in the smallest group."""
         if self.group_of is None:
             return self.size
         return min(self.group_of.count(group) for group in self.group_of)
 
     def gather(self, x: Array) -> Array:
-        """Stack x of all devices, `(D, *x.shape)`: the same on each of them."""
+        """Stack the x of all devices, `(D, *x.shape)`; the result is the same on each."""
         slots = jnp.zeros((self.size, *x.shape), x.dtype)
         return self._psum(slots.at[self._index()].set(x))
 
@@ -58,19 +58,19 @@ class Pool(NamedTuple):
         return self._psum(slots.at[group].set(x))[group]
 
     def from_first_member(self, x: Array) -> Array:
-        """Return x of the first device of this device's group."""
+        """Return the x of the first device in this device's group."""
         groups = [0] * self.size if self.group_of is None else list(self.group_of)
         firsts = [groups.index(group) == i for i, group in enumerate(groups)]
         return self.sum(jnp.where(jnp.asarray(firsts)[self._index()], x, 0))
 
     def members(self) -> Array | None:
-        """Which devices, `(D,)` bool, are in this device's group; None for all of them."""
+        """Return which devices are in this device's group, `(D,)` bool; None if all are."""
         return None if self.group_of is None else jnp.asarray(self.group_of) == self._group()
 
     def _psum(self, x: Array) -> Array:
         try:
             return jax.lax.psum(x, self.names)
-        except (AssertionError, ValueError):  # JAX's own say nothing of the cause.
+        except (AssertionError, ValueError):  # JAX's messages hide the cause.
             raise ValueError(
                 f"Expected axes of the mesh in `axis_name` inside shard_map, got {self.names}: JAX "
                 "has no psum over the name of a vmap there. Give that axis to the mesh, as in the "
@@ -78,8 +78,8 @@ class Pool(NamedTuple):
             ) from None
 
     def _index(self) -> Array | int:
-        # Name by name: axis_index of a tuple is lost where a derivative is taken after the axis is
-        # gone, as in jax.grad(jax.jit(jax.vmap(f, axis_name=...))).
+        # One name at a time: axis_index of a tuple fails where a derivative is taken after the axis
+        # is gone, as in jax.grad(jax.jit(jax.vmap(f, axis_name=...))).
         index = 0
         for name, size in zip(self.names, self.sizes, strict=True):
             index = index * size + jax.lax.axis_index(name)
@@ -92,10 +92,11 @@ class Pool(NamedTuple):
 def jit_over_devices(
     function: Callable[..., Any], static_argnames: Sequence[str]
 ) -> Callable[..., Any]:
-    """Make a cached program of a function of arrays and the keyword `pool`.
+    """Compile and cache a function of arrays and the keyword `pool`.
 
-    But not where a vmap that names an axis is itself being compiled: the program's derivative would
-    be taken when that axis is gone, as in jax.grad(jax.jit(jax.vmap(f, axis_name=...))).
+    The function is inlined where a vmap with a named axis is itself being compiled: otherwise its
+    derivative would be taken after that axis is gone, as in
+    jax.grad(jax.jit(jax.vmap(f, axis_name=...))).
     """
     program = jax.jit(function, static_argnames=(*static_argnames, "pool"))
 
@@ -112,14 +113,14 @@ def _is_of_mesh(names: tuple[Hashable, ...]) -> bool:
 
 
 def _is_staged() -> bool:
-    """Tell whether operations are recorded for a compiler, where even a constant is traced."""
+    """Tell whether operations are being recorded for compilation; then even constants are traced."""
     return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def pool(
     axis_name: AxisName | None, axis_index_groups: Sequence[Sequence[int]] | None
 ) -> Pool | None:
-    """Check names and groups against the axes that are bound here."""
+    """Check names and groups against the bound axes; return their pool, or None without a name."""
     if axis_name is None:
         if axis_index_groups is not None:
             raise ValueError(
@@ -158,7 +159,7 @@ def pool(
 
 
 def _is_name(name: Any) -> bool:
-    """Tell what can name an axis: anything hashable but a number, which is a position to JAX."""
+    """Tell what can name an axis: anything hashable but a number, which to JAX is a position."""
     try:
         hash(name)
     except TypeError:

@@ -7,24 +7,24 @@ import jax.numpy as jnp
 
 
 def promote_types(a: Any, b: Any) -> Any:
-    """Promote dtypes, where `jax_numpy_dtype_promotion` is strict, too: widening is wanted."""
+    """Promote dtypes, even if `jax_numpy_dtype_promotion` is "strict": widening is intended."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.promote_types(a, b)
 
 
 def wide_dtype(dtype: Any) -> Any:
-    """Dtype of arithmetic and statistics for x of a dtype: float32 at least."""
+    """Return the dtype of arithmetic and statistics for x of this dtype: at least float32."""
     return promote_types(dtype, jnp.float32)
 
 
 def result_dtype(*arrays: Any, dtype: Any = None) -> Any:
     """Choose a layer's dtype by the rule of Flax's `canonicalize_dtype`, from dtypes alone.
 
-    That one takes arrays of the arguments first: where they are differentiated outside of `jit`,
-    each is an operation.
+    Flax first converts the arguments to arrays, which costs an operation for each when they are
+    differentiated outside `jit`.
     """
     if dtype is None:
-        with jax.numpy_dtype_promotion("standard"):  # Flax's rule, "strict" or not.
+        with jax.numpy_dtype_promotion("standard"):  # Flax's rule, even if "strict".
             dtype = jnp.result_type(*(array for array in arrays if array is not None))
         return dtype if jnp.issubdtype(dtype, jnp.inexact) else wide_dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):

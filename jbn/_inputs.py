@@ -1,4 +1,4 @@
-"""What users pass, whatever it is: taken as an int or an array if it is one, described if not."""
+"""Convert what users pass to an int or an array, and describe anything else in errors."""
 
 import operator
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ from jaxtyping import Array
 
 
 def as_index(value: Any) -> int | None:
-    """Return a whole number of Python, NumPy or JAX as an int; None for anything else."""
+    """Return a Python, NumPy or JAX integer as an int; None for anything else."""
     if isinstance(value, bool | np.bool_):
         return None
     try:
         return operator.index(value)
-    except TypeError:  # Traced ones, too.
+    except TypeError:  # Also raised by traced integers.
         return None
 
 
 def is_array(value: Any) -> bool:
-    """Tell an array of numbers, which may be traced, from lists and everything else."""
+    """Tell whether value is an array of numbers or bools, traced or not; lists are not."""
     if not (isinstance(value, jax.Array | np.ndarray | np.generic) or _converts(value)):
         return False
     return jnp.issubdtype(value.dtype, np.number) or jnp.issubdtype(value.dtype, np.bool_)
@@ -30,11 +30,11 @@ def is_array(value: Any) -> bool:
 def as_array(
     name: str, value: Any, remedy: str = "Pass an array, or nested lists of numbers."
 ) -> Array:
-    """Return the value as an array; `remedy` is what to do where it is none."""
-    if isinstance(value, jax.Array) and is_array(value):  # To convert one costs an operation, too.
+    """Return value as an array, or raise a TypeError that ends with `remedy`."""
+    if isinstance(value, jax.Array) and is_array(value):  # Converting it would cost an operation.
         return value
     try:
-        # NumPy reads some strings as names of dtypes, and stacks the fields of tuples with names.
+        # NumPy reads some strings as dtype names, and stacks the fields of named tuples.
         if isinstance(value, str | bytes) or hasattr(value, "_fields"):
             raise TypeError
         array = jnp.asarray(value)
@@ -54,7 +54,7 @@ def is_inexact(dtype: Any) -> bool:
 
 
 def check_fields(name: str, value: Any, *, optional: bool = False) -> None:
-    """Check that a named tuple holds arrays, and floating ones but for a count."""
+    """Check that a named tuple holds arrays, floating or complex ones except for a count."""
     for field, array in value._asdict().items():
         if array is None and optional:
             continue
@@ -76,7 +76,7 @@ def check_fields(name: str, value: Any, *, optional: bool = False) -> None:
 
 
 def describe(value: Any) -> str:
-    """Say what came, in a few words of a message."""
+    """Describe a value in a few words, for an error message."""
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {_listed(map(str, value), 'the keys', 'no keys')}"
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
@@ -100,14 +100,14 @@ def describe(value: Any) -> str:
 
 
 def describe_result(value: Any) -> str:
-    """Say what a function returned to `jax.eval_shape`, which describes each array."""
+    """Describe what a function returned under `jax.eval_shape`, for an error message."""
     if isinstance(value, jax.ShapeDtypeStruct):
         return f"an array of shape {value.shape} and {value.dtype}"
     return describe(value)
 
 
 def _converts(value: Any) -> bool:
-    """Tell whether JAX takes the value for an array, as it does Flax's variables."""
+    """Tell whether JAX accepts the value as an array, as it does a Flax variable."""
     return hasattr(value, "__jax_array__") and hasattr(value, "dtype")
 
 

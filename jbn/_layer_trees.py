@@ -1,8 +1,8 @@
-"""What counts as the params and the state of a layer: one rule for the functions that convert.
+"""What is accepted as the params and state of a layer: one rule for all conversions.
 
-A NamedTuple comes back from a checkpoint that was restored without a target as a mapping, and Flax
-keeps mappings anyway. Where the keys say what it is, such a mapping is taken; anything else is an
-error that says how to make the tuple.
+A checkpoint restored without a target returns mappings in place of NamedTuples, and Flax uses
+mappings anyway. A mapping is accepted if its keys identify it; anything else is an error that says
+how to make the tuple.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from jbn._types import BatchNormParams, BatchNormState, Moments, WeightedMoments
 
 
 def as_params(params: Any) -> BatchNormParams:
-    """Return params as `BatchNormParams`: they are, or a mapping with the keys scale, bias or both.
+    """Return params, or a mapping with the keys scale, bias or both, as `BatchNormParams`.
 
     Raises:
       TypeError: anything else.
@@ -31,9 +31,9 @@ def as_params(params: Any) -> BatchNormParams:
 
 
 def as_state(state: Any) -> BatchNormState:
-    """Return a state as `BatchNormState`: it is one, or a mapping with the keys mean and var.
+    """Return a state, or a mapping with the keys mean and var, as `BatchNormState`.
 
-    A mapping may have a count, which is 0 where it has none.
+    A mapping may also have a count; without one, the count is 0.
 
     Raises:
       TypeError: anything else; a mean or var of None.
@@ -59,7 +59,7 @@ def as_state(state: Any) -> BatchNormState:
 def as_arrays(
     params: BatchNormParams, state: BatchNormState
 ) -> tuple[BatchNormParams, BatchNormState]:
-    """Return trees of JAX's arrays; the count stays as it is."""
+    """Convert all fields to JAX arrays, except the count, which is left as it is."""
 
     def array(name: str, value: Any) -> Any:
         return value if value is None else as_array(name, value, "Pass one value per feature.")
@@ -70,7 +70,7 @@ def as_arrays(
 
 
 def remedy(name: str, kind: type, value: Any) -> str:
-    """Say how to make params or a state of what came in their place."""
+    """Say how to make params or a state from what was passed instead."""
     fields, line = kind._fields, f"jbn.{kind.__name__}"
     if isinstance(value, BatchNormParams | BatchNormState):
         return "Are params and state swapped? Params come first."

@@ -1,4 +1,4 @@
-"""Moments of a batch, and of parts put together."""
+"""Moments of a batch, and merging the moments of its parts."""
 
 from __future__ import annotations
 
@@ -135,5 +135,5 @@ def _merge_moments(parts: tuple[Moments | WeightedMoments, ...]) -> Moments | We
 
 
 def effective_count(moments: Moments | WeightedMoments) -> Array:
-    """Return n of Bessel's factor."""
+    """Return the n of Bessel's correction n / (n - 1)."""
     return moments.effective_count if isinstance(moments, WeightedMoments) else moments.count

@@ -86,9 +86,9 @@ def updated(
     unbiased: bool,
     several: bool = False,
 ) -> BatchNormState:
-    """Move running statistics as `update` does, by arguments that are known to be right.
+    """Move running statistics as `update` does, with arguments that are already checked.
 
-    `several` says that every feature has more than one value.
+    `several` means that every feature is known to have more than one value.
     """
     n = effective_count(moments)
     if several:
@@ -106,7 +106,7 @@ def updated(
         dtype = promote_types(old.dtype, batch.dtype)
         batch = like(batch, old)
         weight = jnp.asarray(momentum).astype(jnp.finfo(dtype).dtype)
-        # What weighs nothing may be NaN.
+        # A value of weight 0 may be NaN.
         old_part = jnp.where((weight != 0) | jnp.isfinite(old), old.astype(dtype), 0)
         new_part = jnp.where((weight != 1) | jnp.isfinite(batch), batch.astype(dtype), 0)
         new = weight.astype(dtype) * old_part + (1 - weight).astype(dtype) * new_part
@@ -114,7 +114,7 @@ def updated(
         return new if has is None else jnp.where(like(has, old), new, old)
 
     absorbed = jnp.asarray(True) if has_one is None else jnp.any(has_one)
-    if jnp.issubdtype(state.count.dtype, jnp.integer):  # Where it would wrap, it stays.
+    if jnp.issubdtype(state.count.dtype, jnp.integer):  # It must not wrap around.
         absorbed = absorbed & (state.count < jnp.iinfo(state.count.dtype).max)
     return BatchNormState(
         mean=moved(state.mean, moments.mean, has_one),

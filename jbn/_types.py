@@ -1,4 +1,4 @@
-"""The pytrees that go in and out, and the shape legend.
+"""The pytrees that functions take and return, and the legend of shapes.
 
 Shape letters, used in every signature: N batch, H W space, C features, D devices, K batches.
 C stands for the shape of the feature axes: `(64,)` for one axis, `(28, 64)` for two.
@@ -13,7 +13,7 @@ from jaxtyping import Array, Complex, Float, Inexact, Int
 
 # Array, or None where a layer has no scale or no bias.
 if TYPE_CHECKING:
-    # Type checkers have a TypeVar with a default, which typing has from Python 3.13 on.
+    # Type checkers support a TypeVar with a default; `typing` has it only from Python 3.13 on.
     from typing_extensions import TypeVar as TypeVarWithDefault
 
     Factor = TypeVarWithDefault("Factor", bound=Inexact[Array, "*C"] | None, default=Any)
@@ -68,9 +68,9 @@ class WeightedMoments(NamedTuple):
 
 
 def is_statistics(node: Any) -> bool:
-    """Tell one layer's statistics in a pytree: a BatchNormState, or a dict with mean and var.
+    """Tell whether a node is one layer's statistics: a BatchNormState, or a dict with mean and var.
 
-    The latter is what Flax keeps in `batch_stats`.
+    Flax keeps such dicts in `batch_stats`.
     """
     is_dict = isinstance(node, Mapping) and {"mean", "var"} <= node.keys()
     return isinstance(node, BatchNormState) or is_dict
