@@ -113,7 +113,7 @@ def _is_of_mesh(names: tuple[Hashable, ...]) -> bool:
 
 
 def _is_staged() -> bool:
-    """Tell whether operations are being recorded for compilation; then even constants are traced."""
+    """Tell whether operations are recorded for compilation, in which even constants are traced."""
     return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 

@@ -1,7 +1,7 @@
-"""What batch normalization is compared with: layer, group, instance and weight norm.
+"""The norms that batch normalization is compared with: layer, group, instance and weight norm.
 
-Statistics come from `_center`, so that these are as precise as `batch_norm`: y's error stays near
-1e-6 in float32 up to mean/std 1e5.
+Statistics come from `_center`, so these norms are as precise as `batch_norm`: in float32, the error
+of y stays near 1e-6 up to mean/std 1e5.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def _weight_norm_init(
 ) -> BatchNormParams:
     m = moments(pre_activations, axis=outputs)
     length = _direction(kernel, features)[1].reshape(m.var.shape).astype(m.var.dtype)
-    # Of t = pre / ||v||, with nothing divided that may be 0. Where v is 0, its direction is, and t.
+    # Moments of t = pre / ||v||, without dividing by 0. Where v is 0, so are its direction and t.
     root = jnp.sqrt(jnp.asarray(epsilon).astype(length.dtype))
     spread = jnp.hypot(jnp.sqrt(m.var), root * length)
     scale = jnp.where(length > 0, length / jnp.where(spread > 0, spread, 1), 1 / root)
@@ -316,7 +316,7 @@ def _standardized(
     return _affine(centered, epsilon, scale, bias, x.shape).astype(x.dtype)
 
 
-# Under `checkpoint` the product with scale keeps no array of its own for the backward pass.
+# Under `checkpoint`, the product with scale saves no extra array for the backward pass.
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
 def _affine(
     centered: Centered, epsilon: ArrayLike, scale: Array | None, bias: Array | None, shape
@@ -330,10 +330,10 @@ def _affine(
 
 
 def _direction(kernel: Array, features: tuple[int, ...]) -> tuple[Array, Array]:
-    """Compute v / ||v|| and ||v||, of which the latter keeps v's rank."""
+    """Compute v / ||v|| and ||v||; the latter keeps v's rank."""
     axes = tuple(a for a in range(kernel.ndim) if a not in features)
     kernel = kernel.astype(wide_dtype(kernel.dtype))
-    # A constant to the derivative: the direction does not depend on it, and in ||v|| it cancels.
+    # Not differentiated: the direction does not depend on it, and it cancels in ||v||.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(kernel), axes, keepdims=True))
     shrunk = kernel / jnp.where(largest > 0, largest, 1).astype(kernel.dtype)
     squares = jnp.sum(abs_squared(shrunk), axes, keepdims=True)
@@ -370,9 +370,9 @@ def _check_params(x: Array, params: BatchNormParams, features: tuple[int, ...]) 
 
 
 def check_values(x: Array | jax.ShapeDtypeStruct, kept: tuple[int, ...]) -> int:
-    """Count the values that one mean is over, of which there must be two."""
+    """Count the values that each mean is taken over; there must be at least two."""
     values = math.prod(size for a, size in enumerate(x.shape) if a not in kept)
-    if isinstance(values, int) and values < 2:  # Else it is a symbol of jax.export.
+    if isinstance(values, int) and values < 2:  # Else it is symbolic, in jax.export.
         raise ValueError(
             f"Expected more than one value to normalize over, got {values} for shape {x.shape} "
             f"with one variance for each position along axes {kept}: it would be 0. Check `axis` "
@@ -382,7 +382,7 @@ def check_values(x: Array | jax.ShapeDtypeStruct, kept: tuple[int, ...]) -> int:
 
 
 def one_feature_axis(x: Array, axis: int) -> int:
-    """Turn `axis` into the one non-negative axis that it has to be."""
+    """Turn `axis`, which must be a single axis, into a non-negative int."""
     axes = feature_axes(axis, x.ndim)
     if len(axes) != 1:
         raise ValueError(f"Expected one feature axis, got {axis}. Reshape x to merge them.")
@@ -390,7 +390,7 @@ def one_feature_axis(x: Array, axis: int) -> int:
 
 
 def split_features(features: int, groups: int) -> tuple[int, int]:
-    """Divide features into groups; return how many, and how many are in each."""
+    """Divide features into groups; return the number of groups, and of features in each."""
     groups = check_size("groups", groups, "Pass 1 for a single group.")
     if features % groups:
         raise ValueError(

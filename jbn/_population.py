@@ -115,7 +115,7 @@ def _population(step: Callable[[State, Any], State], state: State, batches: Any)
         counted = [new.astype(old.dtype) for new, old in zip(counted, counts, strict=True)]
         return averages, absorbed, counted
 
-    # Averages of float32 at least: a sum in bfloat16 no longer grows after 256 batches.
+    # Averages in at least float32: a sum in bfloat16 stops growing after 256 batches.
     averages = [jnp.zeros_like(leaf, dtype=wide_dtype(leaf.dtype)) for leaf in floats]
     absorbed = [jnp.zeros_like(leaf, dtype=jnp.int32) for leaf in floats]
     counts = [from_zero(leaf) for leaf in counts]
@@ -134,13 +134,13 @@ def _averages_where_any(
 
 
 def _as_leaf(leaf: Any) -> Array:
-    if isinstance(leaf, jax.Array):  # Of any dtype: a random key is carried along.
+    if isinstance(leaf, jax.Array):  # Of any dtype: a random key is carried along too.
         return leaf
     return as_array("state", leaf, "Pass a pytree of arrays.")
 
 
 def check_step(step: Any, order: str) -> None:
-    """Check that a function comes first."""
+    """Check that the first argument is a function."""
     if not callable(step):
         raise TypeError(
             f"Expected a function first, as in population({order}), got a {type(step).__name__}. "
@@ -150,9 +150,10 @@ def check_step(step: Any, order: str) -> None:
 
 @contextlib.contextmanager
 def in_order(order: str, state: Any, batches: Any) -> Iterator[None]:
-    """Say that the last two arguments are swapped, where they are, if what they are given to fails.
+    """If the body fails and the last two arguments appear to be swapped, say so.
 
-    Only then: a state may have any names, and batches may have columns named mean and var.
+    This is no check beforehand: a state may have any names, and batches may have columns named mean
+    and var.
     """
     try:
         yield
@@ -166,19 +167,19 @@ def in_order(order: str, state: Any, batches: Any) -> Iterator[None]:
 
 
 def _has_statistics(tree: Any) -> bool:
-    def is_leaf(node: Any) -> bool:  # Of iterators JAX wants it to be said.
+    def is_leaf(node: Any) -> bool:  # JAX wants to be told that iterators are leaves.
         return is_statistics(node) or jax.tree_util.all_leaves([node])
 
     return any(map(is_statistics, jax.tree.leaves(tree, is_leaf=is_leaf)))
 
 
 def from_zero(leaf: Array) -> Array:
-    """Let a count start at 0; what is no integer stays."""
+    """Reset a count, which is an integer leaf, to 0; leave other leaves as they are."""
     return jnp.zeros(leaf.shape, leaf.dtype) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
 
 def check_state(old: State, new: State) -> None:
-    """Check that a step returns a state like the one that it was given."""
+    """Check that a step returns a state like the one it was given."""
     trees = [jax.tree.structure(state) for state in (old, new)]
     if trees[0] != trees[1]:
         raise ValueError(
@@ -196,12 +197,13 @@ def check_state(old: State, new: State) -> None:
 def _batch_statistics(
     moved: Callable[[list[Array]], tuple[list[Array], list[Array]]], like: list[Array]
 ) -> tuple[list[Array], list[Array], list[Array]]:
-    """Read a batch's own statistics off a step that moves them, `(values, slopes, counts)`."""
+    """Infer a batch's own statistics from a step that moves them: `(values, slopes, counts)`."""
     zeros = [jnp.zeros_like(leaf) for leaf in like]
     ones = [jnp.ones_like(leaf) for leaf in like]
     new, slopes, counts = jax.jvp(moved, (zeros,), (ones,), has_aux=True)
-    # A layer that stops the gradient of what it writes, as Flax nnx's does, has slope 0 here.
-    # Then it is a difference, whose rounding is 1e-7; XLA computes what both passes share once.
+    # A layer that stops the gradient of the statistics it stores, as Flax nnx's does, has slope 0
+    # here. Then the slope is a difference quotient, with a rounding error of 1e-7; XLA computes
+    # what both passes have in common only once.
     by = [jnp.maximum(1, jnp.abs(leaf)).astype(leaf.dtype) for leaf in new]
     far, _ = moved(by)
     slopes = [

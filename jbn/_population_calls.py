@@ -1,8 +1,9 @@
-"""Population statistics call by call: what `jbn.linen.population` and `jbn.nnx.population` share.
+"""Population statistics call by call, shared by `jbn.linen.population` and `jbn.nnx.population`.
 
-While a step runs, a `Tally` stands in the place of each statistic. A call of a layer finds
-`sentinel` values there instead and has momentum 0, so that what it leaves is its batch's own; then
-the tally takes it in. Tallies are pytrees of arrays: they pass through scan, jit and remat.
+While a step runs, each statistic is replaced by a `Tally`. When a layer is called, it reads
+`sentinel` values in place of the tally and has momentum 0, so it leaves its batch's own statistics,
+which are then added to the tally. Tallies are pytrees of arrays, so they pass through scan, jit and
+remat.
 """
 
 from collections.abc import Callable
@@ -21,13 +22,13 @@ from jbn._schedules import Schedule
 
 
 class Tally(NamedTuple):
-    """The average of what calls left in place of a statistic, and what they weigh together."""
+    """The average of what calls left in place of a statistic, and their total weight."""
 
     average: Inexact[Array, "*C"]
     weight: Float[Array, "*C"]
 
     def add(self, value: Array, weight: ArrayLike) -> "Tally":
-        """Take one more value in; of weight 0 it may be anything."""
+        """Add one value; if its weight is 0, it may be anything, even NaN."""
         weight = jnp.broadcast_to(weight, self.weight.shape).astype(self.weight.dtype)
         total = self.weight + weight
         share = (weight / jnp.where(total > 0, total, 1)).astype(self.average.dtype)
@@ -35,14 +36,14 @@ class Tally(NamedTuple):
         return Tally(self.average + change * share, total)
 
     def sentinel(self) -> Array:
-        """Make what a call reads: values that no batch has, so that unmoved ones are told by them.
+        """Return what a call reads: values that no batch has, which show if they were not updated.
 
-        Normal floats, for smaller ones are flushed to 0, which dead features have.
+        They are normal floats, since subnormal ones are flushed to 0, which dead features have.
         """
         return jnp.full_like(self.average, 1.5 * jnp.finfo(self.average.dtype).tiny)
 
     def enter(self, left: Array, weight: ArrayLike) -> "Tally":
-        """Take in what a call left in place of the sentinel."""
+        """Add what a call left in place of the sentinel."""
         if jnp.iscomplexobj(left) and not jnp.iscomplexobj(self.average):
             raise ValueError(
                 f"Expected a complex mean in the state for complex x, got {self.average.dtype}. "
@@ -53,17 +54,17 @@ class Tally(NamedTuple):
 
 
 def population_by_call(step: Callable[[State, Any], State], state: State, batches: Any) -> State:
-    """Average over all calls of all batches, where `step` enters each call into tallies.
+    """Average over all calls in all batches, where `step` adds each call to tallies.
 
     Args:
       step: `(state, batch) -> state`, with a `Tally` for each leaf named mean or var.
-      state: tree of dicts. Inside the step of another population it may hold tallies itself, which
-        then take in all that was averaged here.
+      state: tree of dicts. Inside the step of another population it may hold tallies itself, to
+        which the averages computed here are then added.
       batches: as in `jbn.population`.
 
     Returns:
-      State like the one given, with averages weighted as the calls were. Leaves that are no
-      statistics stay, but for counts.
+      A state like the one given, with averages weighted by the calls' weights. Leaves that are not
+      statistics are unchanged, except for counts.
     """
 
     def is_statistic(path: Any) -> bool:
@@ -103,9 +104,9 @@ def population_by_call(step: Callable[[State, Any], State], state: State, batche
 
 
 def weight_of_call(statistic: Array, layer: Any, x: Any, mask: ArrayLike | None) -> ArrayLike:
-    """Count the values per feature that one call of a layer averages: of a mask, its sum.
+    """Count the values per feature that one call of a layer averages; with a mask, sum the mask.
 
-    Where x and `layer.axis` do not tell, calls weigh 1, all alike.
+    If this cannot be inferred from x and `layer.axis`, every call has weight 1.
     """
     if not _is_seen(statistic, layer, x):
         return 1.0
@@ -129,7 +130,7 @@ def weight_of_call(statistic: Array, layer: Any, x: Any, mask: ArrayLike | None)
 
 
 def check_momentum(layer: Any, tallies: dict[str, Tally]) -> None:
-    """Check that a layer with statistics has a momentum, by which one call is told from others."""
+    """Check that a layer with statistics has a momentum, which is needed to separate its calls."""
     if not hasattr(layer, "momentum"):
         raise ValueError(
             f"Expected layers with `momentum`, got {type(layer).__name__}, which keeps "
@@ -138,7 +139,7 @@ def check_momentum(layer: Any, tallies: dict[str, Tally]) -> None:
 
 
 def zero_momentum(momentum: ArrayLike | Schedule) -> ArrayLike | Schedule:
-    """Give the momentum 0 in the form of this one: a schedule keeps its layer's count moving."""
+    """Return momentum 0, as a schedule if this is one, so that the layer still counts."""
     return _zero if callable(momentum) else 0.0
 
 

@@ -1,8 +1,8 @@
 """Schedules: functions of the batch count, for `momentum` and for the limits of batch renorm.
 
-Those made here are frozen dataclasses: they pickle, and equal ones are equal static arguments. Each
-is one compiled function, so that a call outside `jit` costs one dispatch. Numbers are static in it:
-as arguments they would be transferred to the device at every call.
+Those made here are frozen dataclasses: they can be pickled, and equal ones are equal static
+arguments. Each is one compiled function, so a call outside `jit` costs one dispatch. Its numbers
+are static: as arguments, they would be transferred to the device in every call.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Schedule = Callable[[Int[Array, ""]], ArrayLike]
 
 
 def at_count(name: str, schedule: Schedule, count: Any) -> Any:
-    """Call a schedule; what cannot be called with one count is no schedule, and is told so.
+    """Call a schedule; if it cannot be called with one count, raise an error that says so.
 
-    What a schedule raises for its own reasons is left as it is.
+    Errors raised inside the schedule are passed on as they are.
     """
     try:
         return schedule(count)
@@ -45,12 +45,12 @@ def at_count(name: str, schedule: Schedule, count: Any) -> Any:
 
 
 def _other_arguments(schedule: Any) -> str | None:
-    """Say what is called with something else than one count; None if it may well be called so."""
+    """Say what arguments a schedule takes if it cannot take one count; None if it may take one."""
     if isinstance(schedule, type):
         return ""
     try:
         signature = inspect.signature(schedule)
-    except (TypeError, ValueError):  # Some of C tell none.
+    except (TypeError, ValueError):  # Some C functions have none.
         return None
     try:
         signature.bind(0)
@@ -83,9 +83,9 @@ def cumulative(count: Int[ArrayLike, ""]) -> Float[Array, ""]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _OfDecay:
-    """A schedule with a decay in [0, 1): a float, or an array that is traced.
+    """A schedule with a decay in [0, 1): a float or a traced array.
 
-    Equal decays make equal schedules; a traced one equals itself alone, for its value is not known.
+    Equal decays make equal schedules; a traced one equals only itself, since its value is unknown.
     """
 
     decay: ArrayLike
@@ -147,7 +147,7 @@ class FirstBatch(_OfDecay):
 
 @dataclasses.dataclass(frozen=True)
 class Switched:
-    """`before` while the count is below `steps`, `after` from then on: a number or a schedule."""
+    """Schedule that is `before` for `steps` counts, then `after`, a number or another schedule."""
 
     steps: int
     before: float
@@ -195,14 +195,14 @@ def debiased(decay: ArrayLike) -> Debiased:
 
 
 def _as_operand(count: Int[ArrayLike, ""]) -> Any:
-    """Give a count that is a number a dtype in which it has no end: int32 ends at 2^31."""
+    """Convert a count that is a Python number to float, since int32 ends at 2^31."""
     if isinstance(count, Real):
         return float(count)
     return as_array("count", count, "Pass state.count.")
 
 
 def _as_float(count: ArrayLike) -> Array:
-    """Convert the count before anything is added to it, for the last int32 has no successor."""
+    """Convert the count to float before 1 is added to it, which could overflow int32."""
     return jnp.asarray(count, jnp.result_type(float))
 
 
@@ -218,7 +218,7 @@ def _debiased_weight(count: ArrayLike, decay: ArrayLike) -> Array:
         rate = jnp.asarray(math.log(decay) if decay else -jnp.inf, t.dtype)
     else:
         rate = jnp.log(jnp.asarray(decay, t.dtype))
-    # 1 - decay^t without cancellation; 0 at t = 0 for decay 0 as well, where t * rate is NaN.
+    # 1 - decay^t without cancellation; 0 at t = 0 even for decay 0, where t * rate would be NaN.
     missing = jnp.where(t > 0, -jnp.expm1(jnp.where(t > 0, t, 1) * rate), 0)
     return jnp.asarray(decay, t.dtype) * missing / -jnp.expm1((t + 1) * rate)
 
@@ -274,9 +274,9 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
 
 @functools.partial(jax.jit, static_argnames="window")
 def _moving_average(values: Array, *, window: int) -> Array:
-    with jax.numpy_dtype_promotion("standard"):  # To widen is what is wanted, "strict" or not.
+    with jax.numpy_dtype_promotion("standard"):  # Widening is intended, even if "strict".
         values = values.astype(wide_dtype(values.dtype))
-    # Each window on its own: differences of one running sum would lose digits along the way.
+    # Each window is summed separately: differences of one running sum would lose precision.
     padded = jnp.concatenate([jnp.zeros((window - 1, *values.shape[1:]), values.dtype), values])
     total = sum(padded[i : i + values.shape[0]] for i in range(window))
     have = jnp.minimum(jnp.arange(1, values.shape[0] + 1), window)

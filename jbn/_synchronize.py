@@ -1,7 +1,7 @@
 """Pool running statistics that each device updated on its own, and check whether they differ.
 
-A run may use local statistics: without `axis_name` in training there is no collective. Its devices
-then hold different states, and evaluating or saving one of them ignores what the others saw.
+Training may use local statistics: without `axis_name` there is no collective. Devices then hold
+different states, and evaluating or saving one of them ignores the data of the others.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def is_synchronized(
 
 @functools.partial(jit_over_devices, static_argnames=())
 def _agree(leaves: list[Array], *, pool: Pool) -> Array:
-    """Tell whether all devices, of each group, have the same leaves."""
+    """Tell whether all devices of each group have the same leaves."""
     differ = jnp.asarray(False)
     for leaf in leaves:
         first = pool.from_first_member(leaf)
@@ -195,7 +195,7 @@ def _merge_layer(
 def _merged(
     mean: Array, var: Array, n: Array, count: Array | None, *, pool: Pool
 ) -> tuple[Array, Array, Array | None]:
-    """Pool mean and var, which weigh n on this device, and take the largest count."""
+    """Pool mean and var, which have weight n on this device, and take the largest count."""
     wide = wide_dtype(mean.dtype)
     n = jnp.broadcast_to(n, mean.shape).astype(jnp.finfo(wide).dtype)
     n = jnp.maximum(n, 0)

@@ -88,7 +88,7 @@ def whiten(
     if known is not None and not known >= 0:
         raise ValueError(f"Expected `epsilon` of at least 0, got {epsilon}. The usual one is 1e-5.")
     values = check_values(x, (feature,))
-    # A batch that is a symbol of jax.export is taken to be large enough.
+    # A batch of symbolic size, in jax.export, is assumed to be large enough.
     if known == 0 and isinstance(values, int) and values <= width:
         raise ValueError(
             f"Expected more values than features in a group with epsilon=0, got {values} values of "
@@ -104,18 +104,18 @@ def _whiten(
 ) -> tuple[Array, Whitening]:
     axes = reduction_axes(x, (feature,))
     centered = center(x, axes, None, None, 1.0)
-    # In units of the largest deviation, whose square may overflow.
+    # Computed in units of the largest deviation, whose square may overflow.
     unit = jax.lax.stop_gradient(power_of_two(jnp.max(1 / centered.near_rstd)))
     scale = jnp.broadcast_to(1 / (centered.per_unit * unit), centered.pivot.shape)
     shift = -centered.remainder / unit
     rows = _rows(centered.scale_and_shift(scale, shift), feature, groups)
-    # Highest: by default accelerators multiply in fewer bits, and W is the inverse of this.
+    # "highest", since accelerators multiply in fewer bits by default, and W is an inverse of this.
     values = math.prod(rows.shape[:-2])
     batch = "abcdefh"[: rows.ndim - 2]
     product = f"{batch}gi,{batch}gj->gij"
     covariance = jnp.einsum(product, rows, rows, precision="highest", out_sharding=on_all(rows))
     covariance = covariance / values
-    # What is asked for is not to vanish: without it a constant feature is NaN.
+    # A positive epsilon must not underflow to 0: without it, a constant feature would be NaN.
     least = jnp.finfo(covariance.dtype).tiny
     epsilon = jnp.asarray(epsilon).astype(covariance.dtype)
     ridge = jnp.where(epsilon > 0, jnp.maximum(epsilon / unit / unit, least), 0)
@@ -191,9 +191,10 @@ def _apply_whitening(x: Array, whitening: Whitening, *, feature: int) -> Array:
 def _inverse_root(matrix: Array, ridge: Array) -> Array:
     """Compute (matrix + ridge I)^(-1/2) of symmetric positive semidefinite matrices.
 
-    The derivative of the eigenvectors is infinite where eigenvalues are equal, that of the root is
-    not: in the eigenbasis, d root_ij = -d matrix_ij / (s_i s_j (s_i + s_j)), s the square roots of
-    the eigenvalues (Daleckii, Krein; Higham, "Functions of Matrices", 2008, section 3.2).
+    The derivative of the eigenvectors is infinite where eigenvalues are equal, but that of the root
+    is not: in the eigenbasis, d root_ij = -d matrix_ij / (s_i s_j (s_i + s_j)), where s are the
+    square roots of the eigenvalues (Daleckii, Krein; Higham, "Functions of Matrices", 2008,
+    section 3.2).
     """
     return _root(*_eigen(matrix, ridge))
 
@@ -212,7 +213,7 @@ def _inverse_root_jvp(primals, tangents):
 
 
 def _eigen(matrix: Array, ridge: Array) -> tuple[Array, Array]:
-    """Compute eigenvectors and the roots of the eigenvalues, which rounding may make negative."""
+    """Compute eigenvectors and sqrt(eigenvalues + ridge); rounding may make eigenvalues negative."""
     values, vectors = jnp.linalg.eigh(matrix)
     return vectors, jnp.sqrt(jnp.maximum(values, 0) + ridge)
 

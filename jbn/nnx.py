@@ -180,10 +180,10 @@ class BatchNorm(nnx.Module):
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
         promoted = (x, mean, var, scale, bias)
-        if self.promote_dtype is dtypes.promote_dtype:  # The dtype alone: nothing is converted.
+        if self.promote_dtype is dtypes.promote_dtype:  # Only the dtype: nothing is converted.
             y_dtype = result_dtype(*promoted, dtype=self.dtype)
         else:
-            with jax.numpy_dtype_promotion("standard"):  # Flax's rules, "strict" or not.
+            with jax.numpy_dtype_promotion("standard"):  # Flax's rules, even if "strict".
                 promoted = self.promote_dtype(promoted, dtype=self.dtype)
             y_dtype = result_dtype(promoted[0], promoted[3], promoted[4], dtype=self.dtype)
         y, state = apply_batch_norm(
@@ -203,9 +203,9 @@ class BatchNorm(nnx.Module):
             axis_index_groups=self.axis_index_groups,
         )
         if training:
-            # As in Flax, what is written aside has no part in the derivative: the variable may
-            # outlive the function that is differentiated. `set_value`, for mean[...] = mean would
-            # cast a complex or float64 mean to what is stored.
+            # As in Flax, stored statistics are not differentiated: the variable may outlive the
+            # function whose gradient is taken. Use `set_value`, since mean[...] = mean would cast
+            # a complex or float64 mean to the stored dtype.
             self.mean.set_value(jax.lax.stop_gradient(state.mean))
             self.var.set_value(jax.lax.stop_gradient(state.var))
             if count is not None:
@@ -287,7 +287,7 @@ def population(
 
 
 def _check_model(model: Any) -> None:
-    """Reject what holds no module, such as a model's state, and linen's modules inside one."""
+    """Reject what contains no nnx module, such as a state, and models that wrap linen layers."""
     if isinstance(model, nnx.Module):
         for path, module in nnx.iter_modules(model):
             if isinstance(module, nnx.bridge.ToNNX) and jax.tree.leaves(
@@ -310,19 +310,19 @@ def _check_model(model: Any) -> None:
 
 
 def _values(state: nnx.State) -> dict[str, Any]:
-    """Take the arrays out, as they are stored."""
+    """Return the arrays of a state, as they are stored."""
     return nnx.to_pure_dict(state, lambda variable: variable.get_raw_value())
 
 
 def _filled(state: nnx.State, values: dict[str, Any]) -> nnx.State:
-    """Put arrays into a copy of the state, whose variables may be the model's own."""
+    """Put arrays into a copy of the state, since its variables may be the model's own."""
     copy = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(copy, values)
     return copy
 
 
 def _keep_calls_apart(module: Any) -> None:
-    """Give a layer that keeps statistics momentum 0, and a class that enters what calls leave."""
+    """Give a layer with statistics momentum 0, and a class that adds each call to the tallies."""
     if tallies := _tallies(module):
         check_momentum(module, tallies)
         module.momentum = zero_momentum(module.momentum)
@@ -336,9 +336,10 @@ def _tallies(module: Any) -> dict[str, Tally]:
 
 
 def _entering(kind: type) -> Any:
-    """Make the subclass of a layer's class whose calls enter what they leave into tallies.
+    """Make a subclass of a layer's class that adds what each call leaves to the tallies.
 
-    One for each class, found again among its subclasses: Flax registers every class for good.
+    It is made once per class and then found among the subclasses, since Flax never releases a
+    class once it is registered.
     """
     for subclass in (kind, *kind.__subclasses__()):
         if "_enters_calls" in vars(subclass):
@@ -353,7 +354,7 @@ def _entering(kind: type) -> Any:
         y = kind.__call__(self, *args, **kwargs)
         for name, tally in tallies.items():
             left = getattr(self, name).get_raw_value()
-            if left is not sentinels[name]:  # Else the layer is not in training.
+            if left is not sentinels[name]:  # Else the layer is not in training mode.
                 tally = tally.enter(left, weight_of_call(tally.average, self, x, mask))
             getattr(self, name).set_raw_value(tally)
         return y
