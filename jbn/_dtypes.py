@@ -24,7 +24,7 @@ def result_dtype(*arrays: Any, dtype: Any = None) -> Any:
     differentiated outside `jit`.
     """
     if dtype is None:
-        with jax.numpy_dtype_promotion("standard"):  # Flax's rule, even if "strict".
+        with jax.numpy_dtype_promotion("standard"):  # Flax's rule, even under "strict".
             dtype = jnp.result_type(*(array for array in arrays if array is not None))
         return dtype if jnp.issubdtype(dtype, jnp.inexact) else wide_dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.inexact):

@@ -152,8 +152,8 @@ def check_step(step: Any, order: str) -> None:
 def in_order(order: str, state: Any, batches: Any) -> Iterator[None]:
     """If the body fails and the last two arguments appear to be swapped, say so.
 
-    This is no check beforehand: a state may have any names, and batches may have columns named mean
-    and var.
+    This is not checked beforehand: a state may have any names, and batches may have columns named
+    mean and var.
     """
     try:
         yield

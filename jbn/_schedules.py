@@ -274,7 +274,7 @@ def moving_average(values: Shaped[ArrayLike, "K ..."], *, window: int) -> Float[
 
 @functools.partial(jax.jit, static_argnames="window")
 def _moving_average(values: Array, *, window: int) -> Array:
-    with jax.numpy_dtype_promotion("standard"):  # Widening is intended, even if "strict".
+    with jax.numpy_dtype_promotion("standard"):  # Widening is intended, even under "strict".
         values = values.astype(wide_dtype(values.dtype))
     # Each window is summed separately: differences of one running sum would lose precision.
     padded = jnp.concatenate([jnp.zeros((window - 1, *values.shape[1:]), values.dtype), values])

@@ -213,7 +213,7 @@ def _inverse_root_jvp(primals, tangents):
 
 
 def _eigen(matrix: Array, ridge: Array) -> tuple[Array, Array]:
-    """Compute eigenvectors and sqrt(eigenvalues + ridge); rounding may make eigenvalues negative."""
+    """Compute eigenvectors and sqrt(eigenvalue + ridge); rounding may make values negative."""
     values, vectors = jnp.linalg.eigh(matrix)
     return vectors, jnp.sqrt(jnp.maximum(values, 0) + ridge)
 

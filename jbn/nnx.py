@@ -183,7 +183,7 @@ class BatchNorm(nnx.Module):
         if self.promote_dtype is dtypes.promote_dtype:  # Only the dtype: nothing is converted.
             y_dtype = result_dtype(*promoted, dtype=self.dtype)
         else:
-            with jax.numpy_dtype_promotion("standard"):  # Flax's rules, even if "strict".
+            with jax.numpy_dtype_promotion("standard"):  # Flax's rules, even under "strict".
                 promoted = self.promote_dtype(promoted, dtype=self.dtype)
             y_dtype = result_dtype(promoted[0], promoted[3], promoted[4], dtype=self.dtype)
         y, state = apply_batch_norm(

@@ -1,14 +1,14 @@
-"""A batch about its pivot: the sums over the batch, their derivative, their merge over devices.
+"""A batch about its pivot: sums over the batch, their derivative, and merging over devices.
 
-E[x^2] - E[x]^2 cancels when the mean is large: at mean/std 1e4 in float32 it is NaN. Here sums are
-taken of `deviation = x - pivot` with a pivot near the mean, and three rules keep that exact:
+E[x^2] - E[x]^2 cancels when the mean is large: at mean/std 1e4 in float32 it is NaN. Here, sums are
+taken of `deviation = x - pivot` with a pivot near the mean, and three rules keep them exact:
 - pivot and remainder (the mean of the deviation) are not rounded into one number before x is
   normalized: (x - pivot) - remainder has an error of 1e-6 where x - (pivot + remainder) has 4e-3;
 - devices exchange (pivot, remainder, std, count) and merge those, not sums about zero, unless all
   share a pivot;
-- neither y nor a gradient goes by a square or a cube that float32 cannot hold: where x is that
-  large, or that small, deviations are kept in a unit, a power of two for each feature, and what is
-  differentiated is the variance relative to var + epsilon.
+- neither y nor a gradient is computed through a square or a cube that is out of float32's range:
+  where x is that large, or that small, deviations are in units of a power of two for each feature,
+  and the variance that is differentiated is relative to var + epsilon.
 
 Notation, for x = 1000, 1001, 1005 and the pivot 1000: the deviation is 0, 1, 5; remainder, its
 mean, 2; mean = pivot + remainder = 1002; var = (0 + 1 + 25) / 3 - 2^2 = 14 / 3; and
@@ -17,9 +17,9 @@ y = (deviation - remainder) / sqrt(var + epsilon).
 References: Chan, Golub, LeVeque, "Algorithms for Computing the Sample Variance", 1983: shifted
 sums, merge of parts. Ioffe, Szegedy, "Batch Normalization", 2015, Algorithm 1 and section 3.
 
-Files, from below: `_arithmetic`; `_residual`, what is kept for the backward pass; `_sums` over one
-device's part, with a way for each platform; `_merge` of parts; `_values`, both together; their
-`_derivative`; `_centered`, what the callers get.
+Files, bottom up: `_arithmetic`; `_residual`, which is kept for the backward pass; `_sums` over one
+device's part, computed differently on each platform; `_merge` of parts; `_values`, which combines
+both; their `_derivative`; `_centered`, which callers use.
 """
 
 from jbn._center._arithmetic import abs_squared as abs_squared

@@ -1,4 +1,4 @@
-"""Arithmetic that stays in range, and weights."""
+"""Arithmetic that stays in range, and handling of weights."""
 
 import math
 
@@ -12,7 +12,7 @@ from jbn._dtypes import wide_dtype
 def rstd(var: Array, epsilon: ArrayLike) -> Array:
     """Compute 1 / sqrt(var + epsilon), whose derivative is right wherever its value is.
 
-    That of rsqrt is the cube of its value, which float32 cannot hold beyond 1e13.
+    The derivative of rsqrt contains the cube of its value, which overflows float32 beyond 1e13.
     """
     value = jax.lax.stop_gradient(near_rstd(jnp.sqrt(var), epsilon))
     relative = var * value * value + jnp.asarray(epsilon, var.dtype) * value * value
@@ -20,19 +20,19 @@ def rstd(var: Array, epsilon: ArrayLike) -> Array:
 
 
 def near_rstd(std: Array, epsilon: ArrayLike) -> Array:
-    """Estimate 1 / sqrt(std^2 + epsilon), at most sqrt(2) too small, without a square."""
+    """Estimate 1 / sqrt(std^2 + epsilon) without squares, at most sqrt(2) times too small."""
     return 1 / (std + jnp.sqrt(jnp.asarray(epsilon, std.dtype)))
 
 
 def power_of_two(x: Array) -> Array:
-    """Round to a power of two, whose inverse is finite, too."""
+    """Round to a power of two whose inverse is also finite."""
     info = jnp.finfo(x.dtype)
     within = jax.lax.clamp(4 * info.tiny, x, info.max / 4)
     return jax.lax.reduce_precision(within, exponent_bits=info.nexp, mantissa_bits=0)
 
 
 def finite(x: Array) -> Array:
-    """Return the largest number of the dtype in place of infinity."""
+    """Replace infinity by the largest finite number of the dtype."""
     return jnp.minimum(x, jnp.finfo(x.dtype).max)
 
 
@@ -47,17 +47,17 @@ def inverse(x: Array) -> Array:
 
 
 def abs_squared(x: Array) -> Array:
-    """|x|^2, real."""
+    """Compute |x|^2, which is real."""
     return product(x, x)
 
 
 def product(x: Array, y: Array) -> Array:
-    """Re(conj(x) y), which is the product for real x and y."""
+    """Compute Re(conj(x) y), which is x y for real x and y."""
     return (jnp.conj(x) * y).real if jnp.iscomplexobj(x) else x * y
 
 
 def is_nonzero(weights: Array) -> Array:
-    """Where a weight, or a count, is not 0; NaN is not 0 either."""
+    """Tell where a weight or count is not 0; NaN counts as nonzero."""
     return weights if weights.dtype == jnp.bool_ else ~(weights <= 0)
 
 
@@ -69,12 +69,12 @@ def weigh(x: Array, weights: Array | None) -> Array:
 
 
 def total_weight(weights: Array | None, x: Array, axes: tuple[int, ...]) -> Array:
-    """Total weight per feature, summed over what varies and multiplied by what does not."""
+    """Sum weights per feature, multiplying by the length of axes along which they do not vary."""
     dtype = jnp.finfo(wide_dtype(x.dtype)).dtype
     if weights is None:
         return jnp.asarray(math.prod(x.shape[a] for a in axes), dtype)
     repeated = math.prod(x.shape[a] for a in axes if weights.shape[a] == 1)
-    # A float32 that counts one by one ends at 2^24. Else as floats, to share x's collective.
+    # Counting in float32 stops at 2^24. Below, use floats, to share the collective of x's sums.
     many = not isinstance(x.size, int) or x.size > 2**24
     counted = jnp.int32 if many and weights.dtype == jnp.bool_ else dtype
     total = jnp.sum(weights, axes, keepdims=True, dtype=counted)
@@ -82,10 +82,10 @@ def total_weight(weights: Array | None, x: Array, axes: tuple[int, ...]) -> Arra
 
 
 def as_pivot(mean: Array) -> Array:
-    """Round to three bits less than the dtype has, so that every use sees the same number.
+    """Round to three bits fewer than the dtype has, so that every use sees the same number.
 
-    Else the compiler may contract x - total / n into one multiply-add, which subtracts an unrounded
-    pivot; the rounded one that other devices see is then up to 4e-3 off at mean/std 1e5.
+    Otherwise the compiler may contract x - total / n into one multiply-add, which subtracts an
+    unrounded pivot; the rounded one that other devices see is then up to 4e-3 off at mean/std 1e5.
     """
     info = jnp.finfo(mean.dtype)
     bits = {"exponent_bits": info.nexp, "mantissa_bits": info.nmant - 3}
@@ -102,7 +102,7 @@ def may_overflow(x: Array) -> bool:
 
 @jax.custom_batching.custom_vmap
 def unvmap_any(predicate: Array) -> Array:
-    """Take a predicate for all of a vmapped batch at once, so that a branch on it stays one."""
+    """Reduce a predicate over a vmapped batch, so that a branch on it stays a branch."""
     return predicate
 
 

@@ -1,4 +1,4 @@
-"""A batch about its pivot: what the functions of the library make y and their moments of."""
+"""A batch about its pivot, from which all functions compute y and moments."""
 
 from typing import NamedTuple
 
@@ -18,14 +18,14 @@ from jbn._types import Moments, WeightedMoments
 
 
 class Centered(NamedTuple):
-    """A batch about its pivot. Vectors keep x's rank, with 1 where an axis was reduced.
+    """A batch about its pivot. Vectors keep x's rank, with length 1 along reduced axes.
 
-    A device's deviation is from its own pivot; `remainder` is the mean of all devices minus that,
-    so `deviation - remainder` is exact on each of them, unlike x - mean. `residual` stands for the
-    deviation times `per_unit`, see `deviation_of`. `near_rstd` is near 1 / sqrt(var + epsilon), a
-    constant to the derivative; y goes by `relative_var` = var near_rstd^2 instead of var.
-    `has_weight` is where any value counts, None where all do. NaN weights do: what they make of the
-    statistics is NaN.
+    Deviations on a device are from its own pivot; `remainder` is the mean over all devices minus
+    this pivot, so `deviation - remainder` is exact on each device, unlike x - mean. `residual`
+    stands for the deviation times `per_unit`, see `deviation_of`. `near_rstd` is near
+    1 / sqrt(var + epsilon) and not differentiated; y is computed from `relative_var` =
+    var near_rstd^2 instead of var. `has_weight` is True where any value has weight; None means
+    everywhere. NaN counts as weight, which makes the statistics NaN.
     """
 
     residual: Array
@@ -42,14 +42,14 @@ class Centered(NamedTuple):
 
     @property
     def moments(self) -> Moments | WeightedMoments:
-        """Moments of all devices; 0, 0 and count 0 where nothing has weight."""
+        """Moments over all devices; mean, var and count are 0 where nothing has weight."""
         mean, var = self.mean, self.var
         if self.has_weight is not None:
             mean, var = (jnp.where(self.has_weight, v, 0) for v in (mean, var))
         return as_moments(mean, var, self.count, self.effective_count)
 
     def or_running(self, mean: Array, var: Array, epsilon: ArrayLike) -> "Centered":
-        """Put running statistics, vectors, where nothing has weight."""
+        """Use running statistics, given as vectors, where nothing has weight."""
         if self.has_weight is None:
             return self
         dtype, has = self.pivot.dtype, self.has_weight
@@ -75,7 +75,7 @@ class Centered(NamedTuple):
     ) -> tuple[Array, Array]:
         """Compute a and b of y = (deviation * per_unit) * a + b, from vectors scale and bias."""
         dtype, rstd = self.pivot.dtype, self.near_rstd
-        # From .5 to 1.
+        # Between .5 and 1.
         relative = self.relative_var + jnp.asarray(epsilon, rstd.dtype) * rstd * rstd
         gain = jax.lax.rsqrt(relative).astype(dtype)
         if scale is not None:
@@ -101,16 +101,16 @@ def center(
     epsilon: ArrayLike = 2.0**-40,
     guess: Array | None = None,
 ) -> Centered:
-    """Center a batch about a pivot near its mean, with the moments of all devices.
+    """Center a batch about a pivot near its mean, and compute the moments over all devices.
 
     Args:
       x: floating or complex, not empty.
       axes: the axes to reduce.
-      weights: None, or boolean or float of x's rank, broadcastable to x. Float weights count by
-        their ratios, at any scale; a negative one counts as 0.
+      weights: None, or boolean or float of x's rank, broadcastable to x. Only the ratios of
+        float weights matter, not their scale; negative weights count as 0.
       pool: the devices that share statistics.
-      epsilon: what is added to var before its root. It need only be small where var alone is asked.
-      guess: of the mean, a vector of x's rank, such as the running mean; any value will do.
+      epsilon: added to var before its root is taken. For moments alone, any small value will do.
+      guess: a guess of the mean, a vector of x's rank, such as the running mean; it may be wrong.
     """
     unit = None
     if weights is not None and weights.dtype != jnp.bool_:

@@ -17,12 +17,12 @@ from jbn._collectives import Pool
 def with_derivative(
     x: Array, weights: Array | None, values: Values, axes: tuple[int, ...], pool: Pool | None
 ) -> Values:
-    """Return the values, with a derivative by x and weights.
+    """Return the values, with a derivative with respect to x and weights.
 
-    It is that of the moments themselves, written about the pivot. Its transpose is the closed form
+    It is the derivative of the moments, written about the pivot. Its transpose is the closed form
     dx = dy c1 + deviation c2 + c3 of the paper's section 3, so reverse mode keeps one array and
-    vectors, and forward mode and second order come from the same few lines. Of the pivot, the
-    units, and whatever is made of them alone, there is none.
+    vectors, and the same few lines give forward mode and second derivatives. The pivot, the units,
+    and whatever is computed from them alone have no derivative.
     """
     return values
 
@@ -57,11 +57,11 @@ def _derivative(axes, pool, primals, tangents):
 def _tangent_sums(
     dx: Array, dweights: Array | None, out: Values, weights: Array | None, axes: tuple[int, ...]
 ) -> list[Array]:
-    """Compute d mean and d relative_var as this device's part of the sums over all.
+    """Compute this device's part of d mean and d relative_var, which are sums over all devices.
 
     d mean = sum(w dx) / n, d var = 2 sum(w dx (deviation - mean)) / n, with the mean taken out of
-    the sum: its factor is a vector. Where weights are differentiated, d n / n and
-    sum(w dw) / n^2 as well.
+    the sum, since its factor is a vector. If weights are differentiated, also d n / n and
+    sum(w dw) / n^2.
     """
     dtype = out.pivot.dtype
     per_unit, share = out.per_unit.astype(dtype), out.share.astype(dtype)
@@ -77,7 +77,7 @@ def _tangent_sums(
     if dweights is not None and weights is not None:
         dw, w = (jnp.broadcast_to(v, deviation.shape) for v in (dweights, weights))
         centered = jnp.where(jnp.isfinite(deviation), deviation, 0) - mean
-        # Finite: what is masked may be so far off that 0 times its square would be NaN.
+        # Finite: a masked value may be so far off that 0 times its square would be NaN.
         spread = finite(abs_squared(centered * rate)) - out.relative_var
         first = jnp.sum(dw.astype(dtype) * centered, axes, keepdims=True)
         sums[0] += first * unit * share

@@ -1,4 +1,4 @@
-"""Moments of parts put together, over devices or one after another."""
+"""Merging the moments of parts of a batch, from devices or one after another."""
 
 import math
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from jbn._center._arithmetic import (
 from jbn._collectives import Pool
 from jbn._types import Moments, WeightedMoments
 
-# A gather of all devices' moments is O(D*C). Beyond this D two sums of O(C) take its place.
+# Gathering the moments of D devices is O(D*C). Beyond this D, two sums of O(C) replace it.
 GATHER_LIMIT = 64
 
 
@@ -57,8 +57,8 @@ def pooled(
 ) -> Pooled:
     """Merge the parts of all devices, with the same result on each.
 
-    `equal` says that counts are known to be the same everywhere, and need not travel;
-    `effective_count` travels where weights are float.
+    `equal` means that counts are known to be the same everywhere, and need not be communicated;
+    `effective_count` is communicated if weights are float.
     """
     together = _by_gather if pool.size <= GATHER_LIMIT else _by_sums
     return together(pool, pivot, remainder, std, count, effective_count, equal)
@@ -80,9 +80,9 @@ def _by_gather(pool, pivot, remainder, std, count, effective_count, equal) -> Po
 
 
 def _by_sums(pool, pivot, remainder, std, count, effective_count, equal) -> Pooled:
-    """Two sums of O(C): a pivot that all share, near the mean of all, then moments about it."""
+    """Merge by two sums of O(C): for a shared pivot near the mean, then for moments about it."""
     real, dtype = std.dtype, pivot.dtype
-    devices = 2.0 ** math.ceil(math.log2(pool.size))  # A power of two: what it divides is exact.
+    devices = 2.0 ** math.ceil(math.log2(pool.size))  # A power of two: division by it is exact.
     has = is_nonzero(count).astype(real)
     size = jnp.abs(pivot) / devices + jnp.abs(remainder) / devices + std / devices
     near = (pivot + remainder) / devices
@@ -122,12 +122,12 @@ def merge(
 ) -> Pooled:
     """Pool parts, stacked along the first axis, about the pivot of the first that is not empty.
 
-    `spread` is their standard deviation, or, if `squared`, their variance, by which the result can
-    be differentiated but which may be more than the dtype holds.
+    `spread` is their standard deviation or, if `squared`, their variance. The result can be
+    differentiated with respect to the variance, but the variance may overflow.
     """
     has = is_nonzero(count)
     size = jnp.abs(pivot) + jnp.abs(remainder) + (jnp.sqrt(spread) if squared else spread)
-    # In which squares are taken; its own inverse square is finite, for 0 times it is to be 0.
+    # The unit of squares. Its inverse square must be finite, so that 0 times that is 0.
     largest = jnp.maximum(jnp.max(jnp.where(has, size, 0), 0), jnp.finfo(spread.dtype).tiny ** 0.5)
     unit = jax.lax.stop_gradient(power_of_two(largest))
     var = spread / unit[None] / unit[None] if squared else jnp.square(spread / unit[None])
@@ -160,7 +160,7 @@ def merge(
 
 
 def _first(parts: Array, has: Array) -> Array:
-    """Take each feature from the first part that is not empty, and 0 if all are."""
+    """Take each feature from the first part that is not empty; 0 if all are empty."""
     earlier = jnp.cumsum(has.astype(jnp.int32), axis=0)
     return jnp.sum(jnp.where(has & (earlier == 1), parts, 0), axis=0)
 

@@ -1,4 +1,4 @@
-"""What stands for the deviation of x from its pivot, and is kept for the backward pass."""
+"""The residual: it stands for x's deviation from the pivot, and is kept for the backward pass."""
 
 import functools
 
@@ -8,10 +8,10 @@ from jaxtyping import Array
 
 
 def deviation_of(residual: Array, pivot: Array, per_unit: Array) -> Array:
-    """Deviation from the pivot, times per_unit: the residual, or, for x in half precision, made
-    anew from x.
+    """Return the deviation from the pivot, times per_unit.
 
-    The deviation of a float16 or bfloat16 x is float32 and would take twice x's memory.
+    This is the residual itself, unless x is in half precision. Then the residual is x and the
+    deviation is recomputed, since it is float32 and would take twice x's memory.
     """
     if residual.dtype == pivot.dtype:
         return residual
@@ -19,25 +19,25 @@ def deviation_of(residual: Array, pivot: Array, per_unit: Array) -> Array:
 
 
 def residual_of(x: Array, pivot: Array, per_unit: Array) -> Array:
-    """Make what stands for the deviation, see `deviation_of`."""
+    """Compute the residual, see `deviation_of`."""
     return (x - pivot) * per_unit.astype(pivot.dtype) if x.dtype == pivot.dtype else x
 
 
 def from_pivot(
     pivot: Array, empty: Array, residual: Array, old_pivot: Array, per_unit: Array
 ) -> tuple[Array, Array]:
-    """Take the residual from another pivot where nothing has weight, so that the old one is 0."""
+    """Move the residual to another pivot where nothing has weight, and the old pivot is thus 0."""
     if residual.dtype == pivot.dtype:
         residual = jnp.where(empty, residual - pivot * per_unit.astype(pivot.dtype), residual)
     return residual, jnp.where(empty, pivot, old_pivot)
 
 
-# Under `checkpoint` what is kept for the backward pass are the arguments, which are there anyway.
+# Under `checkpoint`, the backward pass keeps only the arguments, which are in memory anyway.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def within_range(residual: Array, pivot: Array, per_unit: Array, rstd: Array) -> Array:
-    """Put the pivot in place of what is so far off, or NaN, that y is not finite.
+    """Replace values by the pivot where they are NaN, or so far off that y is not finite.
 
-    y is computed where x is masked, too, and the gradient of the vectors would be NaN.
+    y is also computed where x is masked, and would make the gradients of the vectors NaN.
     """
     deviation = deviation_of(residual, pivot, per_unit)
     within = jnp.isfinite(deviation * (rstd / per_unit).astype(pivot.dtype))

@@ -31,12 +31,12 @@ from jbn._sharding import is_explicitly_sharded, like_reduced, varying_like
 WELL_CONDITIONED = 2.0
 
 
-# From this many values on, one read less is worth a small kernel more.
+# From this many values on, reading x once less is worth an additional small kernel.
 SAMPLE_FROM = 1024
 
 
 class Part(NamedTuple):
-    """Moments of this device's part, about its pivot, and the residual, see `deviation_of`."""
+    """Moments of this device's part about its pivot, and the residual (see `deviation_of`)."""
 
     residual: Array
     pivot: Array
@@ -54,14 +54,14 @@ def local_part(
     guess: Array | None,
     axes: tuple[int, ...],
 ) -> Part:
-    """Compute the moments of this device's part, of n values or of weights whose sum is n.
+    """Compute the moments of this device's part, which has n values, or weights whose sum is n.
 
-    Three ways to read x once, since what is cheap differs:
+    There are three ways to read x only once, since platforms differ in what is cheap:
     - CPU: sums about 0. XLA runs reductions of x itself as library kernels, 2 to 3 times as fast,
-      but writes `x - pivot` to memory first. A branch on data is free.
+      but would write `x - pivot` to memory first. A branch on data is free.
     - TPU: sums about the guess. XLA computes them inside the convolution that makes x, as long as
       the pivot does not come from x. A branch is free.
-    - GPU: sums about a median of a few rows of x. There a branch waits for the host, which takes
+    - GPU: sums about a median of a few rows of x. A branch waits for the host here, which takes
       longer than a second pass.
     """
     return jax.lax.platform_dependent(
@@ -84,7 +84,7 @@ def _about_zero(
     guess: Array | None,
     axes: tuple[int, ...],
 ) -> Part:
-    """Take sums about 0, and again about the mean if any feature would lose precision by it."""
+    """Take sums about 0, and again about the mean if any feature would lose precision."""
     wide = x.astype(wide_dtype(x.dtype))
     mean, var = _mean_and_var(wide, weights, n, axes)
     in_range, calm = _trust(mean, var, epsilon)
@@ -94,13 +94,13 @@ def _about_zero(
 
     def about_mean(x: Array, *_: Array) -> Part:
         pivot, unit = as_pivot(mean), None
-        if may_overflow(x):  # Of these branches only vectors come back: XLA would copy an array.
+        if may_overflow(x):  # Return only vectors from these branches: XLA would copy an array.
             shifts = unvmap_any(jnp.any(~in_range))
             plain = pivot, jnp.ones_like(var)
             pivot, unit = jax.lax.cond(shifts, in_range_again, lambda _: plain, x)
         return _about(pivot, unit, x, weights, n, axes)
 
-    # The other branch returns its arguments: for anything else XLA would copy x in it.
+    # The other branch only returns its arguments: otherwise XLA would copy x in it.
     about_zero = Part(x, jnp.zeros_like(mean), jnp.ones_like(var), mean, jnp.sqrt(var), var)
     shifts = unvmap_any(jnp.any(~(calm & in_range)))
     return jax.lax.cond(shifts, about_mean, lambda *part: Part(*part), *about_zero)
@@ -114,15 +114,15 @@ def about_guess(
     guess: Array | None,
     axes: tuple[int, ...],
 ) -> Part:
-    """Take sums about a guess, and again about the mean if any feature would lose precision by it.
+    """Take sums about a guess, and again about the mean if any feature would lose precision.
 
-    Of the branches only vectors come back, so that x is not kept for them.
+    The branches return only vectors, so that x is not kept for them.
     """
     if guess is None:
         return _about_mean(x, weights, n, epsilon, axes=axes)
     pivot = guessed_pivot(guess, x, axes)
     near = _about(pivot, None, x, weights, n, axes)
-    if weights is not None:  # After the sums, so that devices add them up together with n.
+    if weights is not None:  # After the sums, so that one collective adds up these and n.
         near = near._replace(pivot=jnp.where(is_nonzero(n), pivot, 0))
     exact = is_exact(near.remainder, near.var, epsilon)
 
@@ -136,22 +136,22 @@ def about_guess(
 
 
 def stacked(vectors: Sequence[Array]) -> Array:
-    """Make one array of vectors, in the dtype of the first, the pivot.
+    """Stack vectors into one array, in the dtype of the first, which is the pivot.
 
-    So that one array comes out of a branch, and what is there already is `chosen` after it: on a
-    TPU each array that comes out of a branch is a kernel.
+    A branch then returns a single array, and vectors that already exist are `chosen` after it: on a
+    TPU, each array that a branch returns costs a kernel.
     """
     return jnp.stack([v.astype(vectors[0].dtype) for v in vectors])
 
 
 def not_needed(vectors: Sequence[Array]) -> Array:
-    """Make zeros that stand for vectors, stacked."""
+    """Make zeros to return from a branch in place of stacked vectors."""
     array = stacked(vectors)
     return varying_like(jnp.zeros_like(array), array)
 
 
 def chosen(shifts: Array, others: Array, vectors: Sequence[Array]) -> list[Array]:
-    """Take the others, stacked, if `shifts`, else the vectors."""
+    """Take the others, which are stacked, if `shifts`, else the vectors."""
     return [
         jnp.where(shifts, other if jnp.iscomplexobj(vector) else other.real, vector)
         for other, vector in zip(others, vectors, strict=True)
@@ -173,8 +173,9 @@ def _about_sample(
 ) -> Part:
     """Take sums about Tukey's ninther, a median of nine values of each feature.
 
-    Three outliers among the nine do not make it one. Were it one itself, at a distance d: four of
-    the batch at least are as far, so d^2 / var is at most N / 4, and var is off by N / 4 roundings.
+    Up to three outliers among the nine do not make it an outlier. If it is one, at a distance d, at
+    least four values of the batch are that far off, so d^2 / var is at most N / 4, and the error of
+    var at most N / 4 rounding errors.
 
     References:
       Tukey, "The Ninther, a Technique for Low-Effort Robust (Resistant) Location in Large
@@ -185,7 +186,7 @@ def _about_sample(
         return _about_mean(x, weights, n, epsilon, axes=axes)
     three = _median(*jnp.split(sample, 3))
     pivot = as_pivot(_median(*jnp.split(three, 3))[0])
-    if weights is not None:  # What is masked may be NaN.
+    if weights is not None:  # Masked values may be NaN.
         pivot, sample = (
             jnp.where(is_nonzero(n), pivot, 0),
             jnp.where(is_nonzero(n)[None], sample, 0),
@@ -193,9 +194,9 @@ def _about_sample(
     if not may_overflow(x):
         return _about(pivot, None, x, weights, n, axes)
     unit = _unit(sample, None, epsilon, (0,))[0]
-    # Others may be far from the nine. In this unit no square vanishes that counts beside those of
-    # the nine, and none overflows up to 2^115 / N, some 1e27, times their largest deviation.
-    # Where they are all equal it is as if they were sqrt(epsilon) apart.
+    # Other values may be far from these nine. In this unit, squares that matter beside those of the
+    # nine do not underflow, and none overflows up to 2^115 / N, about 1e27, times the largest
+    # deviation of the nine. If all nine are equal, sqrt(epsilon) is used for this deviation.
     near = jnp.max(jnp.abs(sample - pivot[None]), 0)
     near = jnp.where(near > 0, near, jnp.sqrt(epsilon))
     size = math.prod(x.shape[a] for a in axes)
@@ -206,15 +207,15 @@ def _about_sample(
 def _sample(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Array | None:
     """Take nine values of each feature from all over the batch, stacked.
 
-    None if the batch is small, or its weights are not the same mask for all features: a value of
-    little weight may be far from all others. By one gather, which costs one collective where x is
-    sharded; a slice would cost several.
+    Return None if the batch is small, or if its weights are not one boolean mask for all features:
+    a value of small weight may be far from all others. One gather takes them, which costs one
+    collective if x is sharded; a slice would cost several.
     """
     sizes = [x.shape[a] for a in axes]
     is_known = all(isinstance(size, int) for size in sizes)
     if not is_known or math.prod(sizes) < SAMPLE_FROM or is_explicitly_sharded(x, axes):
         return None
-    # Spread by the golden ratio, so that they have no period in common with the batch.
+    # Spread by the golden ratio, so that the places share no period with the batch.
     places = np.array([int((i + i * 0.618 % 1) / 9 * math.prod(sizes)) for i in range(9)])
     where = np.unravel_index(places, sizes)
     if weights is not None:
@@ -225,7 +226,7 @@ def _sample(x: Array, weights: Array | None, axes: tuple[int, ...]) -> Array | N
     index: list[Any] = [slice(None)] * x.ndim
     for axis, positions in zip(axes, where, strict=True):
         index[axis] = positions
-    # NumPy's rule: the new axis stands where the old ones did, or first if they were apart.
+    # NumPy's rule: the new axis replaces the indexed ones if these are adjacent, else it is first.
     at = axes[0] if axes[-1] - axes[0] == len(axes) - 1 else 0
     sample = jnp.moveaxis(x[tuple(index)], at, 0).astype(wide_dtype(x.dtype))
     return jnp.expand_dims(sample, [a + 1 for a in axes])
@@ -246,7 +247,7 @@ def _median(a: Array, b: Array, c: Array) -> Array:
     return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
-# Traced once for all the ways that fall back to it.
+# Traced once for all the paths that fall back to it.
 @functools.partial(jax.jit, static_argnames="axes", inline=True)
 def _about_mean(
     x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
@@ -258,9 +259,9 @@ def _about_mean(
 def _pivot_and_unit(
     x: Array, weights: Array | None, n: Array, epsilon: Array, axes: tuple[int, ...]
 ) -> tuple[Array, Array | None]:
-    """Take the mean for a pivot, and a unit in which no square overflows, None for 1."""
+    """Compute the mean as the pivot, and a unit in which no square overflows, None for 1."""
     wide = x.astype(wide_dtype(x.dtype))
-    # Divided first, for the sum may overflow where the mean does not.
+    # Divided before the sum, which may overflow where the mean does not.
     part = 1 / n if weights is None else inverse(n)
     mean = jnp.sum(weigh(wide, weights) * part.astype(wide.dtype), axes, keepdims=True)
     unit = _unit(wide, weights, epsilon, axes) if may_overflow(x) else None
@@ -268,7 +269,7 @@ def _pivot_and_unit(
 
 
 def _unit(x: Array, weights: Array | None, epsilon: Array, axes: tuple[int, ...]) -> Array:
-    """Choose a power of two in which squares of x are in range: 1 where they are so anyway."""
+    """Choose a power of two as the unit that keeps squares of x in range; 1 if they are anyway."""
     present = jnp.abs(x) if weights is None else jnp.where(is_nonzero(weights), jnp.abs(x), 0)
     size = jnp.maximum(jnp.max(present, axes, keepdims=True), jnp.sqrt(epsilon))
     info = jnp.finfo(size.dtype)
@@ -284,7 +285,7 @@ def _about(
     axes: tuple[int, ...],
     sum_unit: Array | None = None,
 ) -> Part:
-    """Take the moments about a pivot, in a unit, None for 1. Sums may be in one of their own."""
+    """Compute moments about a pivot in a unit, None for 1; sums may have a unit of their own."""
     sum_unit = unit if sum_unit is None else sum_unit
     deviation = x.astype(pivot.dtype) - pivot
     per_unit = jnp.ones_like(pivot.real) if unit is None else 1 / unit
@@ -297,7 +298,7 @@ def _about(
     if sum_unit is not None:
         mean, std = mean * sum_unit.astype(pivot.dtype), std * sum_unit
         var = finite(var * sum_unit * sum_unit)
-        # In a unit above 1, less than the rounding of x is nothing: y would be of rounding alone.
+        # In a unit above 1, keep std above rounding errors; otherwise y would consist of them.
         std = jnp.maximum(std, 2.0**-34 * jnp.abs(pivot) * (1 - per_unit))
     return Part(
         residual=residual if x.dtype == pivot.dtype else x,
@@ -315,7 +316,7 @@ def _mean_and_var(
     """Compute mean and var by sums about 0."""
     weighed = weigh(x, weights)
     mean = _mean(weighed, weights, n, axes)
-    # `where` before the product: what is masked may be NaN.
+    # `where` before the product: masked values may be NaN.
     present = x if weights is None else jnp.where(is_nonzero(weights), x, 0)
     second = _mean(product(present, weighed), weights, n, axes)
     return mean, jnp.maximum(second - abs_squared(mean), 0)
@@ -333,13 +334,13 @@ def is_exact(mean: Array, var: Array, epsilon: Array) -> Array:
 
 
 def _trust(mean: Array, var: Array, epsilon: Array) -> tuple[Array, Array]:
-    """Tell of sums about some pivot whether squares are in range, and whether var is exact."""
+    """Tell whether squares in sums about some pivot are in range, and whether var is exact."""
     squared = abs_squared(mean)
     second = var + squared
     limits = jnp.finfo(second.dtype)
-    # Where squares of x vanish nothing is known of its deviation.
+    # Where squares of x underflow, nothing is known about its deviation.
     calm = squared <= WELL_CONDITIONED * var
     calm &= (second > limits.tiny * 2**24) | (mean == 0)
-    # Else squares of x overflow, or vanish though epsilon is as small as they are.
+    # Otherwise squares of x overflow, or underflow while epsilon is as small as they are.
     in_range = (second < limits.max**0.84) & (second + epsilon > limits.tiny**0.5)
     return in_range, calm

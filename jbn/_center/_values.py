@@ -1,4 +1,4 @@
-"""A batch centered: its part on each device, and what all of them share."""
+"""A centered batch: its part on each device, and what all devices share."""
 
 import functools
 import math
@@ -35,15 +35,15 @@ from jbn._center._sums import (
 from jbn._collectives import Pool
 from jbn._sharding import like, varying_axes, varying_like
 
-# Up to this D a checksum in digits of 4 bits at least can be compared, see `_all_equal`.
+# Up to this D, a checksum can be compared in digits of at least 4 bits, see `_all_equal`.
 CHECKSUM_LIMIT = 2**12
 
 
 class Values(NamedTuple):
-    """A batch centered. residual, pivot, per_unit, share are this device's, the rest of all.
+    """A centered batch. residual, pivot, per_unit and share are this device's, the rest is common.
 
-    The mean of all is shared + remainder. `share` is what one unit of this device's weights has
-    of the total weight: 1 / n where all weigh 1.
+    The mean over all devices is shared + remainder. `share` is one unit of this device's weights as
+    a fraction of the total weight: 1 / n if all weights are 1.
     """
 
     residual: Array
@@ -68,7 +68,7 @@ def values_of(
     axes: tuple[int, ...],
     pool: Pool | None,
 ) -> Values:
-    """Center a batch, by weights that are given in units of `unit` and are not above 2."""
+    """Center a batch; its weights are in units of `unit`, and at most 2."""
     each = functools.partial(_of_parts, axes=axes, pool=pool)
     if pool is None or not _is_pivot_of_all(guess, x, weights, epsilon, pool):
         return each(x, weights, unit, epsilon, guess)
@@ -93,7 +93,7 @@ def _of_parts(
     pool: Pool | None,
     local: "Callable[..., Part] | None" = None,
 ) -> Values:
-    """Center each device's part about a pivot of its own, and merge what they know."""
+    """Center each device's part about a pivot of its own, and merge their moments."""
     n = total_weight(weights, x, axes)
     part = (local or local_part)(x, weights, n, epsilon, guess, axes)
     n = like(n, part.std)
@@ -108,7 +108,7 @@ def _of_parts(
         parts = part.pivot, part.remainder, part.std, count, effective
         whole = pooled(pool, *parts, equal=weights is None)
     residual, pivot = part.residual, part.pivot
-    if pool is not None and weights is not None:  # y is computed where all is masked, too.
+    if pool is not None and weights is not None:  # y is also computed if all is masked.
         residual, pivot = from_pivot(whole.pivot, ~is_nonzero(n), residual, pivot, part.per_unit)
     rstd = near_rstd(whole.std, epsilon)
     total = whole.relative_count
@@ -132,13 +132,13 @@ def _of_parts(
 def _is_pivot_of_all(
     guess: Array | None, x: Array, weights: Array | None, epsilon: Array, pool: Pool
 ) -> bool:
-    """Tell whether all devices should have the same guess, and will all branch, or none.
+    """Tell whether all devices should have the same guess, and will take the same branch.
 
-    Else those that branch might wait for others that do not.
+    Otherwise, some devices might wait in one branch for others that took the other.
     """
     if guess is None or pool.group_of is not None or pool.size > CHECKSUM_LIMIT:
         return False
-    if weights is not None and weights.dtype != jnp.bool_:  # In a unit of each device's own.
+    if weights is not None and weights.dtype != jnp.bool_:  # Each device has its own unit.
         return False
     names = frozenset(pool.names)
     of_mask = frozenset() if weights is None else varying_axes(weights)
@@ -155,10 +155,10 @@ def _of_all(
     axes: tuple[int, ...],
     pool: Pool,
 ) -> Values:
-    """Take sums over all devices about a guess that they share: one collective of O(C).
+    """Take sums over all devices about a guess that they share, in one collective of O(C).
 
-    And again, part by part, if any feature would lose precision by it, or if the guesses differ:
-    copies of a state may, whatever their type says. All devices do, or none.
+    If any feature would lose precision, or if the guesses differ, as copies of a state may whatever
+    their type says, center part by part instead. Either all devices do so, or none.
     """
     pivot = guessed_pivot(guess, x, axes)
     weighed = weigh(x.astype(pivot.dtype) - pivot, weights)
@@ -188,7 +188,7 @@ def _of_all(
 
     exact = jnp.all(is_exact(mean, var, epsilon)) & _all_equal(of_digits.real, pool.size)
     shifts = unvmap_any(~exact)
-    # Two arrays, for what is each device's own counts as varying between them.
+    # Two arrays, since values of each device are typed as varying, and common ones are not.
     others = jax.lax.cond(shifts, again, lambda _: (not_needed(own), not_needed(common)), x)
     pivot, per_unit = chosen(shifts, others[0], own)
     shared, mean, rstd, relative_var, var, count, share = chosen(shifts, others[1], common)
@@ -208,7 +208,7 @@ def _of_all(
 
 
 def _digits(pivot: Array, devices: int) -> Array:
-    """Make a checksum of a pivot, of 32 bits, in digits so small that `_all_equal` is exact."""
+    """Compute a 32-bit checksum of a pivot, in digits small enough for `_all_equal` to be exact."""
     power = math.ceil(math.log2(devices))
     size = min(16 - power, (24 - power) // 2)
     parts = [pivot.real, pivot.imag] if jnp.iscomplexobj(pivot) else [pivot]
@@ -220,9 +220,9 @@ def _digits(pivot: Array, devices: int) -> Array:
 
 
 def _all_equal(sums: Array, devices: int) -> Array:
-    """Tell by the sums of digits and of their squares whether all devices have the same ones.
+    """Tell from the sums of digits and of their squares whether all devices have the same digits.
 
-    D sum(d^2) >= sum(d)^2, and they are equal only where all d are (Cauchy, Schwarz).
+    D sum(d^2) >= sum(d)^2, with equality only if all d are equal (Cauchy, Schwarz).
     """
     digits, squares = jnp.split(sums.astype(jnp.uint32), 2)
     return jnp.all(squares * np.uint32(devices) == digits * digits)

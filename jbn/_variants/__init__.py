@@ -3,10 +3,11 @@
 Each is `batch_norm` with other vectors: y = (deviation * per_unit) * a + b about the pivot of
 `_center`, so all keep its precision and its one array for the backward pass.
 
-Two more need no function. *Frozen* statistics: `jbn.normalize(x, state.mean, state.var, params)`;
-the gradient passes to x, params and, if asked for, to mean and var, but not through them to a
-batch. *Batch and running statistics pooled*, the running ones weighing as `k` values (Schneider et
-al., "Improving robustness against common corruptions by covariate shift adaptation", 2020):
+Two more need no function of their own. *Frozen* statistics:
+`jbn.normalize(x, state.mean, state.var, params)`, with gradients for x, params and, if requested,
+mean and var, but not through these to a batch. *Batch and running statistics pooled*, the running
+ones with the weight of `k` values (Schneider et al., "Improving robustness against common
+corruptions by covariate shift adaptation", 2020):
 
   >>> import jax.numpy as jnp, jbn
   >>> params, state = jbn.init(1)

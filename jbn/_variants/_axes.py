@@ -1,4 +1,4 @@
-"""The axis of examples, and those between it and the features."""
+"""The axis of examples, and the axes that are neither examples nor features."""
 
 from collections.abc import Sequence
 

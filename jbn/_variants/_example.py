@@ -109,9 +109,9 @@ def _normalize_with_example(
     mean = along_features(mean, x, features).astype(dtype) - centered.pivot
     var = along_features(var, x, features).astype(real)
     w = jnp.asarray(weight).astype(real)
-    # Not by `merge`, which is its value: at weight 0 that has no derivative by the weight.
+    # Not by `merge`: same value, but at weight 0 no derivative with respect to the weight.
     gap = centered.remainder - mean
-    # All in units of the mixture's deviation, for squares may overflow.
+    # All in units of the mixture's standard deviation, since squares may overflow.
     share, rest = jnp.sqrt(jnp.abs(w)), jnp.sqrt(jnp.abs(1 - w))
     std = jnp.hypot(share / centered.near_rstd, rest / rstd(var, epsilon))
     per_unit = jax.lax.stop_gradient(1 / jnp.hypot(std, share * rest * jnp.abs(gap)))

@@ -1,4 +1,4 @@
-"""Batch normalization by groups of the batch."""
+"""Ghost batch normalization: groups of a batch, each normalized by its own statistics."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def ghost_batch_norm(
     mask = check_mask(mask, x, features)
     running: BatchNormState | None = state
     examples, size = x.shape[0], batch_size
-    if isinstance(examples, int):  # Else it is a symbol of jax.export.
+    if isinstance(examples, int):  # Else it is symbolic, in jax.export.
         size = min(size, examples)
         last = examples % size or size
         if mask is None and last * math.prod(x.shape[a] for a in space_axes(x, features)) == 1:
@@ -144,9 +144,9 @@ def _ghost_batch_norm(
     unbiased: bool,
 ) -> tuple[Array, BatchNormState | None]:
     examples = x.shape[0]
-    groups = (examples + size - 1) // size  # Which jax.export knows to be positive.
+    groups = (examples + size - 1) // size  # jax.export knows this to be positive.
     missing = groups * size - examples
-    # Padding completes the last group and weighs nothing.
+    # Padding completes the last group and has no weight.
     whole = isinstance(missing, int) and missing == 0
     if mask is None and not whole:
         mask = jnp.ones((1,) * x.ndim, bool)

@@ -154,9 +154,9 @@ def _batch_renorm(
     running_rstd = rstd(var, epsilon)
     batch_rstd = used.affine_coefficients(None, None, epsilon)[0] * used.per_unit
     r = jnp.clip(running_rstd / batch_rstd, 1 / r_max, r_max)
-    # Both means seen from the pivot: rounded into one number first, d would lose its digits.
+    # Both means relative to the pivot: adding it to the remainder first would lose digits of d.
     d = jnp.clip((used.remainder - (mean - used.pivot)) * running_rstd, -d_max, d_max)
-    # Limits that leave nothing leave nothing of NaN either.
+    # Limits that allow only r = 1 or d = 0 replace NaN as well.
     r, d = jnp.where(r_max == 1, 1, r), jnp.where(d_max == 0, 0, d)
     r, d = jax.lax.stop_gradient((r, d))
     # scale (xhat r + d) + bias is batch norm with other parameters.
