@@ -1,1 +1,1 @@
-"""Batch norm folded into the layer before it."""
+"""Folding of batch norms into the layers next to them."""

@@ -1,4 +1,4 @@
-"""How the kernel of a layer lies, and a batch norm before or after the layer folded into it."""
+"""Kernel layouts of dense and convolutional layers, and folding a batch norm into a kernel."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from jbn._types import BatchNormParams, BatchNormState
 
 
 class Kernel(NamedTuple):
-    """The axes of a layer's kernel; those in neither tuple are of a window in space.
+    """The axes of a layer's kernel; those neither in `inputs` nor in `features` are spatial.
 
-    Features are counted in row-major order along several axes, and so are inputs.
+    If inputs or features span several axes, they are numbered in row-major order.
     """
 
     shape: tuple[int, ...]
     inputs: tuple[int, ...]  # Contracted with the last axes of the layer's input, in their order.
     features: tuple[int, ...]  # The last axes of the layer's output, in their order.
     groups: int = 1
-    not_after: str | None = None  # Why no batch norm after the layer can be folded.
+    not_after: str | None = None  # Why a batch norm after the layer cannot be folded.
     not_before: str | None = None
 
     @property
     def input_size(self) -> int:
-        """Number of the layer's inputs, of all groups."""
+        """Number of the layer's inputs, over all groups."""
         return self.groups * math.prod(self.shape[a] for a in self.inputs)
 
     @property
@@ -40,7 +40,7 @@ class Kernel(NamedTuple):
         return math.prod(self.shape[a] for a in self.features)
 
 
-# ---- Layers, linen's and nnx's: (layer, x, shape of the kernel, further arguments, keywords) -----
+# ---- Layers of linen and nnx: (layer, x, kernel shape, other positional arguments, keywords) -----
 
 
 def dense(layer: Any, x: Array, shape: tuple[int, ...], rest: tuple, kwargs: Mapping) -> Kernel:
@@ -74,11 +74,11 @@ def dense_general(
     layer: Any, x: Array, shape: tuple[int, ...], rest: tuple, kwargs: Mapping
 ) -> Kernel:
     """Describe the kernel of `DenseGeneral` and `LinearGeneral`."""
-    # Flax sorts the axes, and so those of the kernel.
+    # Flax sorts the axes, and orders the kernel's axes accordingly.
     axes = sorted(a % x.ndim for a in np.atleast_1d(layer.axis))
     count = len(axes)
     kernel = Kernel(shape, tuple(range(count)), tuple(range(count, len(shape))))
-    # linen's may be 0, nnx has a mapping.
+    # linen's may be the int 0, which is falsy; nnx's is a mapping.
     batch = getattr(layer, "batch_dims", ()), getattr(layer, "batch_axis", ())
     if any(dims == 0 or dims for dims in batch):
         problem = "has a kernel for each index of a batch axis."
@@ -102,7 +102,7 @@ def einsum(layer: Any, x: Array, shape: tuple[int, ...], rest: tuple, kwargs: Ma
         return kernel._replace(not_after=problem, not_before=problem)
     if output[-len(features) :] != "".join(features):
         kernel = kernel._replace(not_after=f"has other axes after its features: {equation}.")
-    # An axis of the input alone is summed over, too, and would count the shift many times.
+    # An axis that only the input has is summed over, too, and would add the shift repeatedly.
     once = all(left.count(a) == 1 and a in right + output for a in left if a != ".")
     if left[-len(summed) :] != "".join(summed) or not once:
         problem = f"does not sum over the last axes of its input alone: {equation}."
@@ -111,7 +111,7 @@ def einsum(layer: Any, x: Array, shape: tuple[int, ...], rest: tuple, kwargs: Ma
 
 
 def own_arithmetic(layer: Any) -> str | None:
-    """Say which function of its own a layer computes with, if one may do more than Flax's."""
+    """Report a layer's custom function, if it has one, since it may do more than Flax's."""
     for name in ("dot_general", "conv_general_dilated", "promote_dtype"):
         function = getattr(layer, name, None)
         while isinstance(function, functools.partial):
@@ -124,7 +124,7 @@ def own_arithmetic(layer: Any) -> str | None:
 
 
 def _pads_with_zeros(layer: Any, shape: tuple[int, ...], ndim: int) -> bool:
-    """Tell whether zeros are put around or between the inputs of a `Conv`."""
+    """Tell whether a `Conv` puts zeros around or between its inputs."""
 
     def of_each(value: Any) -> tuple[int, ...]:
         return tuple(value) if isinstance(value, Sequence) else (value or 1,) * ndim
@@ -137,7 +137,7 @@ def _pads_with_zeros(layer: Any, shape: tuple[int, ...], ndim: int) -> bool:
     if not isinstance(padding, str):
         pairs = padding if isinstance(padding, Sequence) else (padding,)
         return any(p > 0 for pair in pairs for p in np.atleast_1d(pair))
-    if padding in ("CIRCULAR", "REFLECT"):  # With the input's own values.
+    if padding in ("CIRCULAR", "REFLECT"):  # These pad with the input's own values.
         return False
     if padding == "CAUSAL":
         return window != [1]
@@ -160,7 +160,7 @@ def fold_after(
 ) -> tuple[Array, Array]:
     """Fold the batch norm after a layer, as `fold` does; return `(kernel, bias)`.
 
-    It may have fewer features than the layer, each of them for every C-th one of the layer.
+    If the batch norm has fewer features, C, than the layer, each belongs to every C-th of those.
     """
     matrix = _to_matrix(kernel, layout)
     params, state = _repeated(params, state, layout.output_size)
@@ -222,10 +222,10 @@ def _fold_before(
 
 
 def identity_variance(epsilon: float) -> tuple[float, float]:
-    """Find the variance with which a norm of mean 0 and scale 1 is an identity, up to a factor.
+    """Return the variance that makes a norm of mean 0 and scale 1 an identity, and a factor.
 
-    No variance above 0 makes one of an epsilon above 1: it divides by at least sqrt(epsilon), the
-    factor by which the layer has to be scaled. Below, the factor is 1.
+    With an epsilon above 1, there is no such variance: the norm divides by at least sqrt(epsilon),
+    so the layer has to be scaled by that factor. Otherwise the factor is 1.
     """
     return max(1 - epsilon, 0.0), max(epsilon, 1.0) ** 0.5
 
@@ -237,7 +237,7 @@ def _lead(matrix: Array, like: Array) -> Array:
 def _repeated(
     params: BatchNormParams, state: BatchNormState, size: int
 ) -> tuple[BatchNormParams, BatchNormState]:
-    """Repeat the values of a batch norm's features up to `size`."""
+    """Repeat a batch norm's parameters and statistics up to `size` features."""
     count = size // state.mean.size
     if count == 1:
         return params, state

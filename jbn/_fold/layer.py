@@ -98,8 +98,8 @@ def _fold(
 
 
 def computation_dtype(kernel: Array, var: Array) -> Any:
-    """Return the dtype that a kernel and statistics are folded in: float32 at least."""
-    # NumPy's rule, as JAX has none under strict promotion; for floats they agree.
+    """Return the dtype in which a kernel and statistics are folded: at least float32."""
+    # Use NumPy's promotion, since JAX has none in strict mode; for floats they agree.
     dtype = wide_dtype(kernel.dtype)
     return promote_types(dtype, var.dtype) if jnp.issubdtype(var.dtype, jnp.floating) else dtype
 
@@ -122,7 +122,7 @@ def _as_kernel(kernel: Any) -> Array:
 
 
 def _check_shapes(kernel: Array, bias: Any, params: BatchNormParams, state: BatchNormState) -> None:
-    """Reject everything that would broadcast."""
+    """Reject shapes that would only fit by broadcasting."""
     shape = np.shape(state.mean)
     if len(shape) != 1 or kernel.ndim < 2 or kernel.shape[-1:] != shape:
         raise ValueError(

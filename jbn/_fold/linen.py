@@ -1,4 +1,4 @@
-"""Linen's side of `fold_model`: calls seen by an interceptor, variables in nested dicts."""
+"""The linen part of `fold_model`: an interceptor sees the calls; variables are nested dicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ from jbn._fold.pairs import (
 from jbn._inputs import describe
 from jbn._types import BatchNormParams, BatchNormState
 
-# Exactly these: a subclass may do more than multiply and add.
+# Exactly these types: a subclass may do more than multiply and add.
 _LINEAR = {
     nn.Dense: kernels.dense,
     nn.Conv: kernels.conv,
@@ -49,7 +49,7 @@ def fold_linen(
     layers: Sequence[str] | None,
     keep_norms: bool,
 ) -> dict[str, Any]:
-    """Do what `fold_model` says, for linen."""
+    """Implement `fold_model` for linen."""
     _check_variables(variables)
     for option in ("mutable", "capture_intermediates"):
         if kwargs.pop(option, False):
@@ -178,7 +178,7 @@ def _fold_pair(flat: dict, pair: Pair, layer: Any, norm: Any, keep_norm: bool) -
         return
     if (*here, "bias") in flat:
         flat[(*here, "bias")], shift = bias, jnp.zeros_like(mean)
-    else:  # (x - mean) / sqrt(var + epsilon) is a shift, too.
+    else:  # The norm subtracts its mean, so the mean can hold the shift.
         shift = -bias.reshape(-1)[: mean.size].astype(mean.dtype)
     flat[(*stats, "mean")], flat[(*stats, "var")] = shift, jnp.full_like(var, kept_var)
     for name, neutral in (("scale", jnp.ones_like), ("bias", jnp.zeros_like)):
@@ -202,7 +202,7 @@ def _norm_problem(module: Any, x: Array, rest: tuple, kwargs: dict) -> str | Non
 
 
 def _changed(module: nn.Module, variables: dict[str, Any], *collections: str) -> bool:
-    """Tell whether a layer computes with other arrays than the variables hold for it."""
+    """Tell whether a layer computes with arrays other than its own in the variables."""
     return any(
         array is not _at(variables.get(collection), (*module.path, name))
         for collection in collections
@@ -211,7 +211,7 @@ def _changed(module: nn.Module, variables: dict[str, Any], *collections: str) ->
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:
-    """Return what is at a path; None if there is nothing."""
+    """Return what is at a path, or None."""
     for name in path:
         tree = tree.get(name) if isinstance(tree, Mapping) else None
     return tree

@@ -143,7 +143,7 @@ def fold_model(
 
 
 def _check_layers(layers: Any) -> None:
-    """Reject one string, whose letters would be names."""
+    """Require a list of names; a single string would be read as one name per character."""
     is_list = isinstance(layers, Sequence) and not isinstance(layers, str)
     if layers is not None and not (is_list and all(isinstance(name, str) for name in layers)):
         example = layers if isinstance(layers, str) else "block_0/norm"

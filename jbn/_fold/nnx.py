@@ -1,4 +1,4 @@
-"""nnx's side of `fold_model`: a copy of the model whose layers report their calls."""
+"""The nnx part of `fold_model`: run a copy of the model whose layers report their calls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from jbn._fold.pairs import (
 )
 from jbn._types import BatchNormParams, BatchNormState
 
-# Exactly these: a subclass may do more than multiply and add.
+# Exactly these types: a subclass may do more than multiply and add.
 _LINEAR = {
     nnx.Linear: kernels.dense,
     nnx.Conv: kernels.conv,
@@ -36,7 +36,7 @@ _INPUTS = ("x", "inputs")
 
 
 class Identity(nnx.Module):
-    """Takes the place of a batch norm that was folded: returns its input."""
+    """Replaces a folded batch norm; returns its input."""
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
         """Return x; everything else is ignored."""
@@ -50,7 +50,7 @@ def fold_nnx(
     layers: Sequence[str] | None,
     keep_norms: bool,
 ) -> nnx.Module:
-    """Do what `fold_model` says, for nnx."""
+    """Implement `fold_model` for nnx."""
     model = nnx.clone(model)
     modules = _modules(model)
     graphdef, state = nnx.split(model)
@@ -105,7 +105,7 @@ def fold_nnx(
 
 
 def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
-    """Make the function that calls a copy of the model through a hook."""
+    """Return a function that calls a copy of the model whose layers report to a hook."""
     owners = [id(v) for m in modules.values() for v in vars(m).values() if _is_variable(v)]
     shared = {
         name
@@ -117,7 +117,7 @@ def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
         model = nnx.merge(graphdef, state)
         for name, module in _modules(model).items():
             if callable(module) and any(map(_is_variable, vars(module).values())):
-                # The copy alone calls the hook: nothing of Flax is patched.
+                # Only the copy's class is changed; Flax itself is not patched.
                 copy: Any = module
                 copy._report = _reporter(hook, name, copy, modules[name], name in shared)
                 copy.__class__ = _reporting(type(copy))
@@ -127,7 +127,7 @@ def _runner(graphdef: Any, modules: dict[str, Any]) -> Run:
 
 
 def _reporter(hook: Interceptor, name: str, module: Any, original: Any, is_shared: bool) -> Any:
-    """Make what takes a layer's calls to the hook."""
+    """Return the function that passes a layer's calls to the hook."""
     kind, is_norm = type(module), _is_norm(module)
     calls_own = not calls_as_written(module)
 
@@ -146,7 +146,7 @@ def _reporter(hook: Interceptor, name: str, module: Any, original: Any, is_share
             problem = problem or (OWN_CALL if calls_own else _norm_problem(self, x, rest, options))
             problem = problem or kernels.own_arithmetic(self)
             return hook(LayerCall(name, is_norm, problem), call_next, x)
-        # Inside nnx.vmap or nnx.scan a layer is a slice of the one that the model holds.
+        # Inside nnx.vmap or nnx.scan, a layer holds a slice of the model's kernel.
         if self.kernel.shape != original.kernel.shape:
             problem = problem or CHANGED.format("kernel")
         problem = problem or kernels.own_arithmetic(self)
@@ -157,9 +157,10 @@ def _reporter(hook: Interceptor, name: str, module: Any, original: Any, is_share
 
 
 def _reporting(kind: type) -> Any:
-    """Make the subclass of a layer's class whose calls are reported.
+    """Return the subclass of a layer's class that reports its calls.
 
-    One for each class, found again among its subclasses: Flax registers every class for good.
+    It is made once per class and then looked up among the class's subclasses, since Flax keeps
+    every class registered permanently.
     """
     for subclass in kind.__subclasses__():
         if "_reports_calls" in vars(subclass):
@@ -208,14 +209,14 @@ def _replace(model: nnx.Module, old: nnx.Module, new: nnx.Module) -> None:
         for name, value in list(vars(module).items()):
             if value is old:
                 setattr(module, name, new)
-            elif isinstance(value, list | tuple | dict):  # Of nnx.data.
+            elif isinstance(value, list | tuple | dict):  # Wrapped in nnx.data.
                 changed = _replaced(value, old, new)
                 if changed is not value:
                     setattr(module, name, nnx.data(changed))
 
 
 def _replaced(value: Any, old: nnx.Module, new: nnx.Module) -> Any:
-    """Return a container with `new` in place of `old`; itself, if it does not hold that."""
+    """Return a container with `new` in place of `old`, or the same object if it lacks `old`."""
     if value is old:
         return new
     if not isinstance(value, list | tuple | dict):
@@ -230,7 +231,7 @@ def _replaced(value: Any, old: nnx.Module, new: nnx.Module) -> Any:
 
 
 def _hidden(modules: dict[str, Any]) -> dict[str, str]:
-    """Find the batch norms of linen models inside nnx.bridge.ToNNX, and why they stay."""
+    """Find batch norms of linen models inside nnx.bridge.ToNNX; say why they cannot be folded."""
     hidden = {}
     for name, module in modules.items():
         if isinstance(module, nnx.bridge.ToNNX):

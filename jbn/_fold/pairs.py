@@ -1,14 +1,14 @@
-"""Which layer is before or after which batch norm of a Flax model: what can be folded.
+"""Find the layer before or after each batch norm of a Flax model that it can be folded into.
 
-A tree of parameters does not say which layer feeds which batch norm, nor what happens in between.
-The model does: it is traced, on shapes alone, and a batch norm is folded only if
+A tree of parameters does not tell which layer feeds which batch norm, nor what happens in between.
+So the model is traced, on shapes alone, and a batch norm is folded only if
 
-- its input is the output of a dense or convolutional layer, or its output the input of one, but for
-  reshapes and means over space (`jbn._fold.paths`), and
-- nothing of the pair, neither what goes from one to the other nor a parameter, reaches the model's
-  output otherwise.
+- its input is the output of a dense or convolutional layer, or its output is the input of one,
+  apart from reshapes and means over space in between (`jbn._fold.paths`), and
+- neither the value passed from one to the other nor the parameters of the two reach the model's
+  output in any other way.
 
-The second is proved on the jaxpr of the model, with each batch norm cut out of it: whatever the
+The second condition is proved on the model's jaxpr with each batch norm cut out: whatever the
 result still depends on is used elsewhere.
 """
 
@@ -35,7 +35,7 @@ NO_BIAS = (
 
 
 def hidden_in(bridge: str) -> str:
-    """Say why a batch norm behind a bridge of Flax's cannot be folded."""
+    """Say why a batch norm inside a Flax bridge cannot be folded."""
     return (
         f"is inside nnx.bridge.{bridge}, which hides the layers around it. Fold the wrapped model "
         "separately."
@@ -43,17 +43,17 @@ def hidden_in(bridge: str) -> str:
 
 
 class LayerCall(NamedTuple):
-    """A call of a layer that matters, as an adapter for linen or nnx reports it."""
+    """A layer's call, as reported by the adapter for linen or nnx."""
 
-    name: str  # As in messages.
+    name: str  # As shown in messages.
     is_norm: bool
-    problem: str | None = None  # Why this call cannot be folded, whatever is around it.
+    problem: str | None = None  # Why this call cannot be folded, whatever its neighbors.
     other: str | None = None  # The type of a layer that is neither a norm nor can be folded into.
-    kernel: Kernel = Kernel((), (), ())  # Of a layer that can be folded into.
+    kernel: Kernel = Kernel((), (), ())  # That of a layer that can be folded into.
 
     @property
     def is_linear(self) -> bool:
-        """Tell whether it is of a type that can be folded into."""
+        """Tell whether the layer is of a type that can be folded into."""
         return not self.is_norm and self.other is None
 
 
@@ -73,12 +73,12 @@ class Pair(NamedTuple):
 
     @property
     def first(self) -> str:
-        """Name of the one that feeds the other."""
+        """Name of the one that is called first, and feeds the other."""
         return self.norm if self.norm_first else self.layer
 
     @property
     def second(self) -> str:
-        """Name of the one that the other feeds."""
+        """Name of the one that is called second."""
         return self.layer if self.norm_first else self.norm
 
 
@@ -99,13 +99,13 @@ def find_pairs(
     foldable: Sequence[type],
     hidden: Mapping[str, str],
 ) -> list[Pair]:
-    """Find the layer to fold each batch norm into, or raise with everything that is in the way.
+    """Find the layer to fold each batch norm into, or raise an error that lists every obstacle.
 
-    That is the layer before it, or else the layer after it.
+    This is the layer before the batch norm, or otherwise the layer after it.
 
-    `variables` are nested by the names of layers, below those of `collections` if there are any;
-    `foldable` are the types of layers that can be folded into; `hidden` says why batch norms that
-    report no calls cannot be, once the model has run.
+    `variables` are nested by layer name, with `collections` below the name of a collection;
+    `foldable` are the types of layers that can be folded into; `hidden` maps batch norms that
+    report no calls to the reason why they cannot be folded, and is complete once the model has run.
     """
     inputs, rebuild = _split_arrays((args, kwargs))
     calls: list[_Call] = []
@@ -116,7 +116,7 @@ def find_pairs(
             calls.append(_Call(site, x, y))
             return y
         number = len(calls)
-        calls.append(_Call(site, x, None))  # Before those that it makes itself.
+        calls.append(_Call(site, x, None))  # Before the calls that this one makes.
         y = mark_output(_called(site, call_next, mark_input(x, number)), number)
         calls[number] = _Call(site, x, y)
         return y
@@ -132,7 +132,7 @@ def find_pairs(
     pairs: dict[str, Pair] = {}
 
     def prove(found: dict[str, Pair]) -> None:
-        """Keep what nothing else in the model uses."""
+        """Keep the pairs that nothing else in the model uses."""
         used = _used_elsewhere(
             run, variables, inputs, rebuild, [*found.values()], calls, collections
         )
@@ -173,7 +173,7 @@ def find_pairs(
 
 
 def _called(site: LayerCall, call_next: Callable[[Any], Any], x: Any) -> Any:
-    """Call the layer; but in training mode a norm would move statistics, which are frozen here."""
+    """Call the layer, unless it is a norm in training mode: it would update frozen statistics."""
     return x if site.problem == TRAINING else call_next(x)
 
 
@@ -224,7 +224,7 @@ def _layer_before(
 
 
 def _layer_after(name: str, calls: list[_Call], paths: dict[int, Path]) -> Pair | str | None:
-    """Pair a batch norm with the layer that its output feeds, or say why not; None: no layer."""
+    """Pair a batch norm with the layer it feeds, or say why not; None if it feeds none."""
     if not any(call.site.is_norm and call.site.name == name for call in calls):
         return None
     norm = _norm_call(name, calls)
@@ -258,7 +258,7 @@ def _not_once(site: LayerCall, calls: list[_Call]) -> str | None:
 
 
 def _what_feeds(norm: _Call, before: list[_Call], others: list[_Call], foldable: list[str]) -> str:
-    """Say what is before a batch norm instead of the output of a layer that can be folded into."""
+    """Say what precedes a batch norm, if that is not a layer that can be folded into."""
     rule = f"Only {', '.join(foldable)}, and no type derived from them, can be folded into."
     for call in others:
         if call.y is norm.x:
@@ -275,11 +275,11 @@ def _what_feeds(norm: _Call, before: list[_Call], others: list[_Call], foldable:
 
 
 def _what_follows(norm: _Call, calls: list[_Call]) -> str:
-    """Say why a batch norm cannot be folded into a layer after it either, which none reads."""
+    """Say what follows a batch norm whose output is not the input of a layer to fold into."""
     later = [
         call.site
         for call in calls[calls.index(norm) + 1 :]
-        # A module that holds the batch norm was called before it, and returns after it.
+        # Skip modules that contain the batch norm: they are recorded after it, when they return.
         if call.site.name and not norm.site.name.startswith(f"{call.site.name}/")
     ]
     if not later:
@@ -301,11 +301,11 @@ def _used_elsewhere(
     calls: list[_Call],
     collections: bool,
 ) -> dict[str, str]:
-    """Tell which parts of the pairs reach the output other than from the first to the second.
+    """Find the parts of pairs that reach the output other than from the first to the second.
 
-    The first of a pair returns a probe; the second, instead of reading it, returns something that
-    depends on the first's input alone. Then the output must depend on no probe and on no variable
-    of them.
+    The first of a pair is made to return a probe. The second does not read it, but returns a value
+    that depends only on the first one's input. Then the output must depend neither on a probe nor
+    on a variable of a pair.
     """
     second_of = {pair.first: pair.second for pair in pairs}
     shapes = {
@@ -337,7 +337,7 @@ def _used_elsewhere(
     for path, _ in jax.tree_util.tree_leaves_with_path(variables):
         *owner, part = [str(key.key) for key in path if hasattr(key, "key")][collections:]
         sources.append(("/".join(owner), part))
-    # Dicts flatten in the order of their keys.
+    # Dicts flatten in sorted key order.
     sources += [(name, "") for name in sorted(probes)] + [("", "")] * len(inputs)
     reaching = [sources[i] for i in sorted(dependencies(jaxpr))]
     problems: dict[str, str] = {}
@@ -369,14 +369,14 @@ def _split_arrays(tree: Any) -> tuple[list, Callable[[list], Any]]:
 
 
 def calls_as_written(layer: Any) -> bool:
-    """Tell whether a batch norm's `__call__` is Flax's or jbn's: another may do anything."""
+    """Tell whether a batch norm's `__call__` is Flax's or jbn's; a custom one may do anything."""
     return type(layer).__call__.__module__.split(".")[0] in ("flax", "jbn")
 
 
 def split_input(
     args: tuple, kwargs: Mapping[str, Any], names: Sequence[str]
 ) -> tuple[Any, Callable[[Any], tuple[tuple, dict]], tuple, dict]:
-    """Split what a layer is called with into its input, how to put another there, and the rest."""
+    """Split a layer's arguments into its input, a function that replaces it, and the rest."""
     if args:
         return _as_input(args[0]), lambda x: ((x, *args[1:]), dict(kwargs)), args[1:], dict(kwargs)
     name = next(name for name in names if name in kwargs)
@@ -385,11 +385,11 @@ def split_input(
 
 
 def _as_input(x: Any) -> Any:
-    """Make an array of nested lists of numbers, as Flax does."""
+    """Convert nested lists of numbers to an array, as Flax does."""
     return jnp.asarray(x) if isinstance(x, list | tuple) else x
 
 
 def is_last_axis(axis: Any, ndim: int) -> bool:
-    """Tell whether `axis` is the last one alone, where dense and convolutional layers write."""
+    """Tell whether `axis` is only the last one, which has the features of dense and conv layers."""
     axes = axis if isinstance(axis, Sequence) else (axis,)
     return [a % ndim for a in axes] == [ndim - 1]

@@ -1,11 +1,11 @@
-"""Which array of a traced model is which other one, reshaped or averaged over space.
+"""Find the layer inputs of a traced model that are a layer's output, reshaped or averaged.
 
 The model is traced with its layers' inputs and outputs marked, and its jaxpr is read backward from
-each input to an output. Between the two may be only what a batch norm commutes with:
+each input to an output. Between the two, only operations that commute with a batch norm may occur:
 
-- reshapes, which keep the order of the values and so feature i mod C,
-- means over axes that are not the features', global or in windows, whose weights sum to 1: zeros
-  that pad a window, and count, are none of the features' values.
+- reshapes, which keep the order of the values, so that value i belongs to feature i mod C,
+- means over axes other than the features', global or in windows, whose weights sum to 1. Zero
+  padding that counts in the mean is excluded, since the zeros are not values of the features.
 """
 
 import itertools
@@ -22,10 +22,10 @@ _RESHAPES = ("reshape", "squeeze", "broadcast_in_dim", "convert_element_type", "
 
 
 class Path(NamedTuple):
-    """How an input comes from an output."""
+    """How an input is computed from an output."""
 
-    output: int  # The number it was marked with.
-    strides: tuple[int, ...]  # Between the values that a mean is taken of, in row-major order.
+    output: int  # The number that the output was marked with.
+    strides: tuple[int, ...]  # Row-major strides between the values that are averaged.
 
     def keeps(self, features: int) -> bool:
         """Tell whether values are averaged only with those of the same feature."""
@@ -43,7 +43,7 @@ def mark_output(y: Any, number: int) -> Any:
 
 
 def find_paths(jaxpr: Any) -> dict[int, Path]:
-    """Find the path to each marked input that is a marked output, or comes from one as above."""
+    """Find the path to each marked input that is, or is computed as above from, a marked output."""
     equations = _Equations()
     equations.read(jaxpr)
     paths = {}
@@ -55,14 +55,14 @@ def find_paths(jaxpr: Any) -> dict[int, Path]:
 
 
 class _Place(NamedTuple):
-    """A variable or literal, in one of the calls that a jaxpr holds: they share jaxprs."""
+    """A variable or literal in one particular call, since several calls may share a jaxpr."""
 
     call: int
     atom: Any
 
 
 class _Equations:
-    """The equations of a jaxpr by what they return, with `jax.jit` in it looked into."""
+    """The equations of a jaxpr by their outputs, including those inside `jax.jit`."""
 
     def __init__(self) -> None:
         self.calls = itertools.count()
@@ -98,13 +98,13 @@ class _Equations:
 
     def origin(self, place: _Place) -> _Place:
         """Follow a variable out of and into `jax.jit`."""
-        # A literal is not hashable.
+        # Literals are not hashable.
         while not hasattr(place.atom, "val") and place in self.same:
             place = self.same[place]
         return place
 
     def of(self, place: _Place) -> tuple[Any, list[_Place]] | None:
-        """Return the equation of a variable and where its operands are."""
+        """Return the equation that computes a variable, and its operands, or None."""
         place = self.origin(place)
         if hasattr(place.atom, "val") or place not in self.by_output:
             return None
@@ -113,16 +113,16 @@ class _Equations:
 
 
 def _path(equations: _Equations, place: _Place) -> Path | None:
-    """Go back from an input to an output."""
+    """Trace an input back to an output."""
     strides: list[int] = []
-    weight = 1.0  # Of what comes, as far as it is known: 1 in all for a mean.
-    window: Any = None  # The sum over windows that a number of summands for each has to match.
+    weight = 1.0  # Total weight of the averaged values so far; a mean ends up at 1.
+    window: Any = None  # The count of values per window divided by; the next sum must match it.
     while (found := equations.of(place)) is not None:
         equation, operands = found
         name, place = equation.primitive.name, operands[0]
         number = _number(equation, "output")
         if number is not None:
-            # In float32's digits whatever the dtype: bfloat16's would take a factor of .97 for 1.
+            # Use float32's precision for every dtype: with bfloat16's, a factor of .97 passes as 1.
             is_mean = abs(weight - 1) <= 4 * jnp.finfo(jnp.float32).eps
             return Path(number, tuple(strides)) if is_mean and window is None else None
         x, y = equation.invars[0].aval, equation.outvars[0].aval
@@ -167,7 +167,7 @@ def _path(equations: _Equations, place: _Place) -> Path | None:
 
 
 def _is_reshape(equation: Any, x: Any, y: Any) -> bool:
-    """Tell whether an equation keeps all values, in their order."""
+    """Tell whether an equation keeps all values in order."""
     if equation.params.get("dimensions") is not None and equation.primitive.name == "reshape":
         return False
     inexact = jnp.issubdtype(x.dtype, jnp.inexact) and jnp.issubdtype(y.dtype, jnp.inexact)
@@ -175,7 +175,7 @@ def _is_reshape(equation: Any, x: Any, y: Any) -> bool:
 
 
 def _counted(equations: _Equations, place: _Place) -> Any:
-    """Return the sum over windows of ones that an array is: how many summands each window has."""
+    """Return the windowed sum of ones that gave an array, the count of values per window."""
     while (found := equations.of(place)) is not None:
         equation, (place, *_) = found
         name = equation.primitive.name
@@ -190,7 +190,7 @@ def _counted(equations: _Equations, place: _Place) -> Any:
 
 
 def _windowed(equation: Any) -> list[int]:
-    """Return the axes along which windows are not each one value."""
+    """Return the axes along which the windows are not simply the single values."""
     params = equation.params
     sizes, strides = params["window_dimensions"], params["window_strides"]
     windows = zip(sizes, strides, *zip(*params["padding"], strict=True), strict=True)
@@ -198,13 +198,13 @@ def _windowed(equation: Any) -> list[int]:
 
 
 def _pads(equation: Any) -> bool:
-    """Tell whether windows hold zeros that are none of the values."""
+    """Tell whether windows contain zeros from padding or dilation."""
     dilated = any(d != 1 for d in equation.params["base_dilation"])
     return dilated or any(p > 0 for pair in equation.params["padding"] for p in pair)
 
 
 def _same_windows(equation: Any, other: Any) -> bool:
-    """Tell whether two sums over windows have their summands at the same places."""
+    """Tell whether two windowed sums have the same windows."""
     shapes = equation.invars[0].aval.shape, other.invars[0].aval.shape
     names = "window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation"
     return (
@@ -215,7 +215,7 @@ def _same_windows(equation: Any, other: Any) -> bool:
 
 
 def _number(equation: Any, kind: str) -> int | None:
-    """Return the number of a mark, None of any other equation."""
+    """Return the number of a mark, or None for any other equation."""
     name = equation.params.get("name")
     start = f"{_PREFIX} {kind} "
     if equation.primitive.name == "name" and isinstance(name, str) and name.startswith(start):
@@ -226,14 +226,15 @@ def _number(equation: Any, kind: str) -> int | None:
 def dependencies(jaxpr: Any) -> set[int]:
     """Return the indices of the inputs that a jaxpr's outputs depend on.
 
-    An equation's outputs depend on all of its inputs, also where it holds another jaxpr, but for
-    `jax.jit`: that may find a use where there is none, never the reverse.
+    Every output of an equation is assumed to depend on all of its inputs, even if the equation
+    contains a jaxpr; only `jax.jit` is looked into. This may report a dependency that does not
+    exist, but never misses one.
     """
     return set().union(*_dependencies_of_each(jaxpr))
 
 
 def _dependencies_of_each(jaxpr: Any) -> list[set[int]]:
-    """Return what each output depends on."""
+    """Return the indices of the inputs that each output depends on."""
     depends: dict[Any, set[int]] = {var: {i} for i, var in enumerate(jaxpr.invars)}
 
     def of(variables: Sequence[Any]) -> set[int]:
@@ -243,7 +244,7 @@ def _dependencies_of_each(jaxpr: Any) -> list[set[int]]:
 
     for equation in jaxpr.eqns:
         if equation.primitive.name in _JIT:
-            # `nnx.jit` returns all variables of a model as they came.
+            # Per output, since `nnx.jit` returns all variables of a model, most of them unchanged.
             inside = _dependencies_of_each(equation.params["jaxpr"].jaxpr)
             found = [of([equation.invars[i] for i in inputs]) for inputs in inside]
         else:
