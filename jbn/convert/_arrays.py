@@ -1,4 +1,4 @@
-"""Arrays of any framework, read into JAX; no framework is imported for it."""
+"""Read arrays of any framework into JAX, without importing the framework."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jaxtyping import Array
 
 
 def as_array(value: Any) -> Array:
-    """Copy an array of any framework into JAX, bit by bit; its framework is not imported."""
-    # A copy: the source may be trained further, in place.
+    """Copy an array of any framework into JAX, bit for bit; its framework is not imported."""
+    # Copy, since further training may change the source in place.
     return jnp.array(_unwrapped(value), copy=True)
 
 
 def _unwrapped(value: Any) -> Any:
-    """Take the array that NumPy or JAX reads out of a framework's own container."""
+    """Return the array in a framework's own container, in a form that NumPy or JAX can read."""
     if hasattr(value, "detach"):  # torch.Tensor
         value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # NumPy has none; float32 holds all its values.
+        if str(value.dtype) == "torch.bfloat16":  # Not in NumPy; float32 holds all its values.
             return value.float().numpy().astype(jnp.bfloat16)
         return value.numpy()
     if hasattr(value, "get_value"):  # nnx.Variable
@@ -29,13 +29,13 @@ def _unwrapped(value: Any) -> Any:
     if hasattr(value, "unbox"):  # linen's Partitioned
         return _unwrapped(value.unbox())
     if type(value).__module__.startswith("keras."):
-        # The tensor of its backend; Variable.numpy() warns with NumPy 2.
+        # The backend's tensor, since Variable.numpy() warns with NumPy 2.
         return _unwrapped(value.value)
     return value if hasattr(value, "dtype") else np.asarray(value)
 
 
 def how_to_read(value: Any) -> str:
-    """Say what to do with a value of which `as_array` reads no array."""
+    """Say what to do with a value that `as_array` cannot read."""
     if getattr(value, "is_meta", False):
         return (
             "It is on torch's meta device, which holds shapes alone. Load the weights into the "
@@ -60,11 +60,11 @@ def how_to_read(value: Any) -> str:
 
 
 class CountError(ValueError):
-    """What is no count of batches, in the words that follow "is"."""
+    """A value that is not a count of batches; the message continues a sentence after "is"."""
 
 
 def as_count(value: Any) -> Array:
-    """Read a count of batches as int32, where a larger one is int32's largest value.
+    """Read a count of batches as int32, clipped to int32's largest value.
 
     Raises:
       CountError: not a whole number, negative, or not one number.
@@ -78,7 +78,7 @@ def as_count(value: Any) -> Array:
         if value.shape or not jnp.issubdtype(value.dtype, jnp.integer):
             raise CountError(f"{value.dtype} of shape {value.shape}, expected one integer.")
         return jnp.minimum(value, most).astype(jnp.int32)
-    # In NumPy, for without x64 JAX would cut off what is above 32 bits.
+    # Use NumPy, since without x64 JAX would drop the bits above 32.
     array = np.asarray(value)
     if array.shape != ():
         raise CountError(f"of shape {array.shape}, expected () for one count.")

@@ -1,4 +1,4 @@
-"""What the layers of `jbn.models.BNInception` are called in PyTorch's port of the Caffe network."""
+"""Names of the layers of `jbn.models.BNInception` in PyTorch's port of the Caffe network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-# `bninception` of pretrained-models.pytorch; a batch norm has "_bn" behind its convolution's name.
+# `bninception` of pretrained-models.pytorch; a batch norm has its convolution's name plus "_bn".
 _STEM = {
     "stem": "conv1_7x7_s2",
     "reduce": "conv2_3x3_reduce",
     "conv": "conv2_3x3",
 }
-# Of the block 3a: "block_3a_one" is "inception_3a_1x1".
+# Within a block: in block 3a, "block_3a_one" is "inception_3a_1x1".
 _BLOCK = {
     "one": "1x1",
     "reduce_3": "3x3_reduce",
@@ -22,17 +22,17 @@ _BLOCK = {
     "double_1": "double_3x3_2",
     "pool": "pool_proj",
 }
-# Of the dense layer, the newer one first.
+# Names of the dense layer, the newer one first.
 OUTPUTS = ("last_linear", "fc")
 
-# With which our network computes what the port does.
+# Attributes with which our network computes the same as the port.
 ATTRIBUTES: Mapping[str, Any] = MappingProxyType(
     {"placement": "before", "local_response": False, "padding": "symmetric"}
 )
 
 
 def inception_names(model: Any, output: str = OUTPUTS[0]) -> dict[str, str]:
-    """Name every layer that an `InceptionNet` may have: our name -> that of the port."""
+    """Map our names of all layers that an `InceptionNet` may have to the port's."""
     names = dict(_STEM)
     for block in model.blocks:
         for ours, theirs in _BLOCK.items():

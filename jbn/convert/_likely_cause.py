@@ -1,4 +1,4 @@
-"""Why so many arrays of a network do not fit: another depth, another framework, a prefix."""
+"""Guess why many arrays of a network do not fit: another depth, another framework, a prefix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from jbn.convert._resnet_names import FLAX, HAIKU, KERAS, TORCH, ResNetNames
 
-# How the key of the first convolution ends in each kind of source: what that is, what takes it.
+# By the end of the first convolution's key: what the source is, and what converts it.
 _FIRST = {
     "conv1.weight": ("a ResNet of torch", "network_from_torch, with a ResNet"),
     "conv1_7x7_s2.weight": ("BN-Inception of torch", "network_from_torch, with a BNInception"),
@@ -18,7 +18,7 @@ _FIRST = {
     f"{HAIKU.stem.format(root='')}/w": ("a ResNet of Haiku", "network_from_haiku"),
     "stem/kernel": ("a model of jbn", "model.apply as it is: nothing has to be converted"),
 }
-# Of the ResNets that `jbn.models` names.
+# Names in `jbn.models`, by blocks and bottleneck.
 _DEPTHS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
@@ -37,18 +37,18 @@ def likely_cause(
     table: ResNetNames | None,
     root: str,
 ) -> str:
-    """Say what keeps a source from fitting as a whole; "" for nothing that is known.
+    """Say why a source as a whole does not fit, or return "" if no cause is known.
 
     Args:
       model: a `ResNet` or `InceptionNet`.
-      arrays: of the source, by its keys.
+      arrays: the source's arrays by key.
       expected: the keys that the model reads.
-      first: that of the first convolution.
-      kernel: how keys of kernels end.
-      table, root: of the source's names; None if it is no ResNet.
+      first: the key of the first convolution's kernel.
+      kernel: the suffix of kernels' keys.
+      table, root: what the source's names are made from; `table` is None if it is not a ResNet.
 
     Returns:
-      a sentence or two.
+      A sentence or two.
     """
     if not arrays:
         return "The source holds no arrays. Pass the weights of a network."
@@ -94,7 +94,7 @@ def likely_cause(
 
 
 def other_source(keys: Iterable[str]) -> str:
-    """Say of which network the keys are, and what takes that; "" for none that is known."""
+    """Say which network the keys belong to and what converts it, or return "" if unknown."""
     for key in keys:
         for first, (what, remedy) in _FIRST.items():
             if key == first or (first.startswith("/") and key.endswith(first)):
@@ -103,7 +103,7 @@ def other_source(keys: Iterable[str]) -> str:
 
 
 def _prefix(arrays: Mapping[str, Any], expected: Iterable[str], first: str) -> str:
-    """Find what to drop from the keys, so that most of those expected are there."""
+    """Find the prefix without which the most expected keys are there; "" if none helps."""
     expected = set(expected)
     candidates = {key.removesuffix(first) for key in arrays if key.endswith(first)}
     found = {
@@ -138,7 +138,7 @@ def _stages(
     """Find the keys of the first convolution of every block, stage by stage."""
     stages: list[list[str]] = []
     nth = 0
-    if table is FLAX:  # Which counts through; a block that begins a stage has a shortcut.
+    if table is FLAX:  # Blocks are numbered across stages; one with a shortcut begins a stage.
         while (key := _conv(table, root, 0, 0, nth, 0, bottleneck) + kernel) in arrays:
             shortcut = f"{key.rsplit('/', 2)[0]}/{table.shortcut.rsplit('/', 1)[1]}{kernel}"
             if not stages or (nth and shortcut in arrays):

@@ -1,4 +1,4 @@
-"""What converters of whole networks share: a model beside a source, and what does not fit."""
+"""Shared by converters of whole networks: matching a model with a source, and the problems."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Path = tuple[str, ...]
 
 
 class Format(NamedTuple):
-    """How the keys of a source end, by our names of the arrays.
+    """Suffixes of a source's keys, by our names of the arrays.
 
-    `affine` is of convolutions and dense layers, `norm` of batch norms; `outputs_first` says that
-    kernels are laid out as in torch; `epsilon` is that of the original's batch norms.
+    `affine` is for convolutions and dense layers, `norm` for batch norms; `outputs_first` means
+    that kernels are laid out as in torch; `epsilon` is that of the original's batch norms.
     """
 
     where: str
@@ -34,9 +34,9 @@ class Format(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The names of a source's layers, and with which attributes a model computes what it does.
+    """Names of a source's layers, and the attributes with which a model computes the same.
 
-    `names` maps our layers to the source's. `table` and `root` made them, if it is a ResNet.
+    `names` maps our layers to the source's. For a ResNet, they come from `table` and `root`.
     """
 
     form: Format
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a caller says of a source; see the converters."""
+    """What a caller says about a source; see the converters."""
 
     head: bool = True
     count: int | None = None
@@ -57,7 +57,7 @@ class Options(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A variable of the model: its path, shape and dtype, layer, name there, key in the source."""
+    """A model variable: path, shape and dtype, layer, name in the layer, key in the source."""
 
     path: Path
     like: Any
@@ -67,12 +67,12 @@ class Place(NamedTuple):
 
 
 def model_kind(where: str, model: Any, *wanted: str) -> str:
-    """Return the class of the model, which is one of those wanted.
+    """Return the name of the model's class, which has to be one of those wanted.
 
     Raises:
       TypeError: another model, or a function that makes one.
     """
-    # Here, since models are built upon what this package converts for.
+    # Imported here, since the models need Flax, which converters of single layers do not.
     from jbn import models
 
     for name in wanted:
@@ -86,18 +86,18 @@ def model_kind(where: str, model: Any, *wanted: str) -> str:
     )
 
 
-# In the order of a message, which lists so many of each kind.
+# Kinds of problems in the order of the message, which lists at most `_MOST` of each.
 _KINDS = ("", "missing", "unexpected", "misshapen")
 _MOST = 10
 
 
 class Network:
-    """A model beside a source: where its variables are there, and what does not fit.
+    """Matches a model's variables with a source's keys, and collects what does not fit.
 
     Without `head`, the last dense layer is left out.
 
     Raises:
-      ConversionError: a model without batch norm, or a count that is none.
+      ConversionError: a model without batch norm, or an invalid count.
       TypeError: options of other types.
     """
 
@@ -109,7 +109,7 @@ class Network:
         self.names, self.head = source.names, check_flag("head", options.head)
         self.problems: dict[str, list[str]] = {}  # By kind.
         self._check_options(options)
-        # Small, yet every stage has a pixel; the variables do not depend on it.
+        # Small, but large enough for a pixel in every stage; variables do not depend on the size.
         images = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
         modules: dict[tuple[str, ...], Any] = {}
 
@@ -192,7 +192,7 @@ class Network:
                 "not. Pass a network without dilations."
             )
         if any("stride_in_1x1=" in text for texts in self.problems.values() for text in texts):
-            return  # Every stage would be named.
+            return  # This problem is the cause; every stage would be listed.
         for path, module in modules.items():
             theirs = self.names.get(path[-1] if path else "", "")
             got = original.strides.get(theirs)
@@ -204,11 +204,11 @@ class Network:
                 )
 
     def problem(self, text: str, kind: str = "") -> None:
-        """Keep what does not fit: something "missing", "unexpected", "misshapen", or else ""."""
+        """Add a problem of the kind "missing", "unexpected", "misshapen", or "" for all others."""
         self.problems.setdefault(kind, []).append(f"{self.form.where}: {text}")
 
     def finish(self, cause: str = "") -> None:
-        """Raise if anything did not fit; the message begins with what is the likely cause."""
+        """Raise an error if there are problems; its message begins with the likely cause."""
         if not self.problems:
             return
         shown = [f"{self.form.where}, the likely cause: {cause}"] if cause else []
@@ -223,7 +223,7 @@ class Network:
         raise ConversionError(problems, "network", shown=shown)
 
     def places(self) -> Iterator[Place]:
-        """Find the source's key for every variable; one that has none there is a problem."""
+        """Find the source's key for every variable; a variable without one is a problem."""
         for path, like in self.target.items():
             module, leaf = path[1], path[-1]
             ends = self.form.norm if module.endswith("_norm") else self.form.affine
@@ -232,11 +232,11 @@ class Network:
             if module not in self.names or len(path) != 3 or leaf not in (*ends, "count"):
                 self.problem(f"the model has {'/'.join(path)!r}, the source's network has not.")
             else:
-                # A format that has no count has no key for it.
+                # A format without a count has no suffix for it.
                 yield Place(path, like, module, leaf, self.names[module] + ends.get(leaf, ""))
 
     def biases(self) -> Iterator[tuple[str, Path]]:
-        """Find the source's keys of biases that our convolutions lack, and the means after them."""
+        """Find the source's keys of biases that our convolutions lack, and the means they go to."""
         for module, theirs in self.names.items():
             mean = ("batch_stats", f"{module}_norm", "mean")
             if mean in self.target and ("params", module, "bias") not in self.target:

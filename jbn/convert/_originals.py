@@ -1,4 +1,4 @@
-"""What a network of torch or Keras computes that its arrays do not say."""
+"""Read from a torch or Keras network what its arrays do not tell, such as strides."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# What `DataParallel` and `torch.compile` put before the names of what they wrap.
+# Prefixes that `DataParallel` and `torch.compile` add to names.
 _WRAPPERS = frozenset({"module", "_orig_mod"})
 
 
 class Original(NamedTuple):
-    """Of a network that is at hand, by the names of its layers; empty for arrays alone."""
+    """Attributes of the original network, by layer name; empty if only its arrays are given."""
 
     epsilons: Mapping[str, float] = {}
     strides: Mapping[str, tuple[int, ...]] = {}
     dilated: tuple[str, ...] = ()
-    activations: tuple[str, ...] = ()  # Those that are not relu.
+    activations: tuple[str, ...] = ()  # Those other than relu.
 
 
 class Epsilon(NamedTuple):
-    """An epsilon of the model's batch norms that is not the source's."""
+    """An epsilon of the model's batch norms that differs from the source's."""
 
     got: float
     wanted: float
-    is_known: bool  # The source itself says so.
+    is_known: bool  # Whether `wanted` was read from the source itself.
 
 
 def plain_name(key: str) -> str:
-    """Drop from a name of torch's what wrappers put there."""
+    """Remove the prefixes of wrappers from a torch name."""
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
 def original_of_torch(module: Any) -> Original:
-    """Read a torch module; of anything else nothing is known."""
+    """Read a torch module; the result is empty for anything else."""
     if not hasattr(module, "named_modules"):
         return Original()
     layers = {plain_name(name): layer for name, layer in module.named_modules()}
@@ -63,7 +63,7 @@ def _is_conv(layer: Any) -> bool:
 
 
 def original_of_keras(model: Any) -> Original:
-    """Read a model of Keras."""
+    """Read a Keras model."""
     layers = {layer.name: layer for layer in model.layers}
     convs = {name: layer for name, layer in layers.items() if hasattr(layer, "dilation_rate")}
     activations = dict.fromkeys(
@@ -97,9 +97,10 @@ def other_epsilons(
     usual: float,
     given: float | None,
 ) -> list[Epsilon]:
-    """Compare the epsilons of the model's batch norms, by our names, with those of the source.
+    """Find the epsilons of the model's batch norms, by our names, that differ from the source's.
 
-    Those are what the caller gave, or what the network at hand has, or the usual one.
+    The source's epsilon is the one given by the caller, or else read from the original network, or
+    else the usual one.
     """
     different = {}
     for name, got in model.items():
@@ -111,7 +112,7 @@ def other_epsilons(
 
 
 def computes_the_same(activation: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Tell whether two nonlinearities have the same values, whatever function each is."""
+    """Tell whether two nonlinearities have the same values, even if they are not one function."""
     if activation is other:
         return True
     x = np.concatenate([np.linspace(-8, 8, 129), [-1e3, -30, 30, 1e3]]).astype(np.float32)

@@ -24,24 +24,24 @@ def read_network(
     ignored: frozenset[str] = frozenset(),
     problems: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Make the model's variables of the source's arrays.
+    """Make the model's variables from the source's arrays.
 
-    The bias of a convolution that has none in the model, and whose batch norm follows, goes into
-    the running mean.
+    If a convolution has a bias in the source but not in the model, the bias is subtracted from the
+    running mean of the batch norm that follows.
 
     Args:
       model: a `ResNet` or `InceptionNet`.
-      arrays: of the source, by its keys.
-      source: what else is known of it.
-      options: of the caller.
-      ignored: keys that mean nothing here.
-      problems: found already, on the way to the arrays.
+      arrays: the source's arrays by key.
+      source: what else is known about it.
+      options: the caller's options.
+      ignored: keys to ignore.
+      problems: those already found while collecting the arrays.
 
     Returns:
       `{"params": ..., "batch_stats": ...}`, arrays of the model's dtypes.
 
     Raises:
-      ConversionError: with everything that does not fit.
+      ConversionError: lists everything that does not fit.
     """
     from flax.traverse_util import unflatten_dict
 
@@ -53,7 +53,7 @@ def read_network(
     for text in problems:
         network.problem(text)
     places = list(network.places())
-    # As it was made, so that any array that is left over may be it.
+    # Collected before reading, so that `_missing` can suggest an array that nothing uses.
     used = {*ignored, *(place.key for place in places)}
     if "count" in form.norm:
         used |= {theirs + form.norm["count"] for theirs in names.values()}
@@ -124,9 +124,9 @@ def is_dense(network: Network, key: str, value: Any) -> bool:
 def read_array(
     network: Network, key: str, value: Any, like: Any, module: str, leaf: str = ""
 ) -> np.ndarray | None:
-    """Lay an array out as the model has it, in its dtype; None, and a problem, if it cannot be.
+    """Return an array in the model's layout and dtype; None, with a problem, if it does not fit.
 
-    Caffe's and Haiku's vectors have axes of length 1 before, or around, the features.
+    Vectors of Caffe and Haiku have axes of length 1 before or around the features.
     """
     array = as_floating(network, key, value, like, module)
     if array is None:
@@ -163,7 +163,7 @@ def read_array(
 def as_floating(
     network: Network, key: str, value: Any, like: Any, module: str
 ) -> np.ndarray | None:
-    """Read an array; None, and a problem, if it is none, or complex where the model is real."""
+    """Read an array; None, with a problem, if it is not one or complex where the model is real."""
     reader = Reader(network.form.where, {key: key})
     reader.read({key: value}, key)
     for problem in reader.problems:
@@ -185,7 +185,7 @@ def _their_shape(shape: tuple[int, ...], form: Format) -> tuple[int, ...]:
 
 
 def _count(network: Network, key: str, value: Any, count: int | None) -> Any:
-    """Take the source's count, or else the caller's: a schedule would read a 0 as such."""
+    """Return the source's count, or else the caller's; for a schedule, 0 is no valid default."""
     if value is None and count is None:
         network.problem(
             f"no count of batches for {key!r}, expected one: the model's momentum is a schedule. "

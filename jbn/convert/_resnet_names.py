@@ -1,4 +1,4 @@
-"""What the layers of `jbn.models.ResNet` are called elsewhere: one table per source.
+"""Names of the layers of `jbn.models.ResNet` in other frameworks: one table per source.
 
 In a name, {stage}, {block} and {conv} count from 0, {stage1}, {block1} and {conv1} from 1, {stage2}
 from 2; {nth} is the block's place in the network, from 0; {root} the name of Haiku's network.
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class ResNetNames(NamedTuple):
-    """Names of the layers, and the attributes with which our network computes what theirs does."""
+    """Names of the layers, and the attributes with which our network computes the same."""
 
     stem: str
     stem_norm: str
@@ -24,7 +24,7 @@ class ResNetNames(NamedTuple):
     attributes: Mapping[str, Any]
 
 
-# The defaults of `jbn.models.ResNet`, as torch has it.
+# The defaults of `jbn.models.ResNet`, which match torch.
 _PLAIN: Mapping[str, Any] = MappingProxyType(
     {
         "skip": True,
@@ -47,7 +47,7 @@ TORCH = ResNetNames(
     attributes=_PLAIN,
 )
 
-# keras.applications: ResNet50, 101, 152, not those called V2.
+# keras.applications: ResNet50, 101, 152, but not the V2 models.
 KERAS = ResNetNames(
     stem="conv1_conv",
     stem_norm="conv1_bn",
@@ -59,7 +59,7 @@ KERAS = ResNetNames(
     attributes={**_PLAIN, "stride_in_1x1": True},
 )
 
-# Flax's examples/imagenet; {kind} is ResNetBlock, or BottleneckResNetBlock.
+# Flax's examples/imagenet; {kind} is ResNetBlock or BottleneckResNetBlock.
 FLAX = ResNetNames(
     stem="conv_init",
     stem_norm="bn_init",
@@ -85,7 +85,7 @@ HAIKU = ResNetNames(
 
 
 def resnet_names(model: Any, table: ResNetNames, root: str = "") -> dict[str, str]:
-    """Name every layer that a `ResNet` of this shape may have: our name -> that of the source."""
+    """Map our names of all layers that a `ResNet` of this shape may have to the source's."""
     kind = "BottleneckResNetBlock" if model.bottleneck else "ResNetBlock"
     names = {
         "stem": table.stem.format(root=root),

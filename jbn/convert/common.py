@@ -1,4 +1,4 @@
-"""What all converters share: the result, the errors that list everything, reading arrays."""
+"""Shared by all converters: the result, the error that lists every problem, reading arrays."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ConversionError(ValueError):
     def __init__(
         self, problems: Sequence[str], what: str = "batch norm", *, shown: Sequence[str] = ()
     ):
-        """Make the message of `problems`, or of the lines `shown` where those are too many."""
+        """Build the message from `problems`, or from the lines `shown` if those are too many."""
         self.problems: tuple[str, ...] = tuple(problems)
         lines = "".join(f"\n  - {problem}" for problem in shown or self.problems)
         super().__init__(f"Cannot convert {what}; problems ({len(self.problems)}):{lines}")
@@ -103,7 +103,7 @@ class Reader:
     """Reads the arrays of one layer and collects what is wrong with them.
 
     `where` names the layer in messages; `keys` maps jbn's fields (scale, bias, mean, var, count) to
-    the framework's keys; `hint` is for a layer without a mean: what was found instead.
+    the framework's keys; `hint` says what was found instead if there is no mean.
     """
 
     def __init__(self, where: str, keys: Mapping[str, str], hint: str = ""):
@@ -114,7 +114,7 @@ class Reader:
         self.arrays: dict[str, Array] = {}
 
     def read(self, source: Mapping[str, Any], *fields: str, required: bool = True) -> None:
-        """Take the fields' arrays from a mapping; a missing one is a problem if required."""
+        """Read the fields' arrays from a mapping; a missing one is a problem if required."""
         for field in fields:
             key = self.keys[field]
             value = source.get(key)
@@ -136,7 +136,7 @@ class Reader:
             self.problems.append(
                 f"{self.where}: {key!r} is {error} Set it to the number of batches absorbed."
             )
-        # What NumPy, JAX and torch raise for objects, parameters without values, and meta tensors.
+        # NumPy, JAX and torch raise these for objects, parameters without values and meta tensors.
         except (TypeError, ValueError, RuntimeError):
             self.problems.append(
                 f"{self.where}: {key!r} is of type {type(value).__name__}, without values that can "
@@ -159,10 +159,10 @@ class Reader:
         num_features: int | None,
         count: int | None = None,
     ) -> Converted:
-        """Check shapes and options; raise if anything was wrong, else make the trees.
+        """Check shapes and options; raise if there are problems, otherwise return the result.
 
-        `own` are the layer's options, None where the format has none; `expected` the caller's;
-        `count` is the caller's, too, for a source that has none.
+        `own` are the layer's options, or None if the format stores none; `expected` are the
+        caller's. `count` is also the caller's, for a source without one.
         """
         options = own or default
         if expected is not None and self.check_options(own, expected):
@@ -181,7 +181,7 @@ class Reader:
         return Converted(params, BatchNormState(mean, var, self.arrays["count"]), options)
 
     def _fill_count(self, count: int | None, options: Options) -> None:
-        """Take the caller's count where the source has none: a schedule would read a 0 as such."""
+        """Use the caller's count if the source has none; with a schedule, 0 is no valid default."""
         if "count" in self.arrays:
             return
         if count is None and callable(options.momentum):
@@ -217,7 +217,7 @@ class Reader:
                 )
 
     def check_options(self, own: Options | None, expected: Options) -> bool:
-        """Add a problem for each option of the layer that is not as expected; False if one is."""
+        """Add a problem for each option that is not as expected; return whether all are."""
         if not isinstance(expected, Options):
             self.problems.append(
                 f"{self.where}: `options` is {describe(expected)}, expected jbn.convert.Options("
@@ -247,7 +247,7 @@ _MEANING = {
 
 
 def option_problems(where: str, options: Options) -> list[str]:
-    """Say which of momentum and epsilon is no number; a momentum may be a schedule, or traced."""
+    """List which of momentum and epsilon are not numbers; momentum may also be a schedule."""
     problems = []
     for name in ("momentum", "epsilon"):
         value = getattr(options, name)
@@ -273,7 +273,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def check_name(where: str, argument: str, name: Any) -> str:
-    """Return a layer's name; a problem if it is none."""
+    """Return a layer's name; raise an error if it is not a string."""
     if not isinstance(name, str):
         raise ConversionError(
             [f"{where}: `{argument}` is {describe(name)}, expected the layer's name, a string."]
@@ -284,7 +284,7 @@ def check_name(where: str, argument: str, name: Any) -> str:
 def layers_there(names: Iterable[str], remedy: str, otherwise: str, wanted: str = "") -> str:
     """List the layers that could have been meant, the likeliest first, and say what to pass.
 
-    `remedy` is what to do with them, `otherwise` what to do where there is none.
+    `remedy` says what to do with them, `otherwise` what to do if there are none.
     """
     names = sorted(names, key=lambda name: not (wanted and name.endswith(wanted)))
     if not names:
@@ -313,9 +313,9 @@ def check_layer(
     with_count: bool,
     one_axis: bool = True,
 ) -> tuple[BatchNormParams, BatchNormState]:
-    """Return a layer's trees of JAX's arrays; reject what is not one with one feature axis.
+    """Return a layer's params and state as JAX arrays; reject shapes that do not match.
 
-    A count that is not written may be anything: averages of states have fractions of one.
+    Without `with_count`, the count may be anything: averages of states have fractional ones.
     """
     params, state = as_arrays(as_params(params), as_state(state))
     shape = state.mean.shape
@@ -342,5 +342,5 @@ def check_layer(
 
 
 def _widened(array: Array) -> Array:
-    """Return statistics in float32 at least, as `BatchNormState` has them."""
+    """Return statistics in at least float32, as in `BatchNormState`."""
     return array.astype(wide_dtype(array.dtype))

@@ -111,7 +111,7 @@ def _kept(where: str, state: Any, index: Any) -> tuple[Any, Any]:
 
 
 def _missing(momentum: float, count: Array, dtype: Any) -> Array:
-    """What Equinox divides by, in its own precision, so that evaluation is the same."""
+    """Return what Equinox divides by, in its own precision, so that evaluation is the same."""
     scale = jnp.where(count == 0, 1, 1 - momentum**count)
     return scale.astype(dtype)
 
@@ -170,7 +170,7 @@ def to_equinox(
     if reader.problems:
         raise ConversionError(reader.problems)
 
-    # A model's state may be set only once, to guard its users; a copy leaves theirs valid.
+    # `set` invalidates the state it is called on; with a copy, the caller's stays valid.
     eqx_state = jax.tree.unflatten(*reversed(jax.tree.flatten(eqx_state)))
     if layer.mode == "ema":
         old = eqx_state.get(layer.ema_state_index)
@@ -181,7 +181,7 @@ def to_equinox(
         old = eqx_state.get(layer.batch_state_index)
         missing = _missing(float(layer.momentum), state.count, old[0].dtype)
         values = (state.mean * missing, state.var * missing)
-        # Equinox' counter starts as a Python int, weakly typed, and `set` wants it to stay so.
+        # Equinox' counter starts as a Python int, weakly typed, and `set` requires the same type.
         weak = eqx_state.get(layer.batch_counter).weak_type
         count = jnp.asarray(int(state.count)) if weak else state.count
         eqx_state = eqx_state.set(layer.batch_counter, count)

@@ -96,7 +96,7 @@ def _found(variables: Mapping[str, Any], path: str, learned: Mapping[str, Any]) 
 
 
 def _at(tree: Any, path: str) -> Mapping[str, Any]:
-    """Return the mapping at a path; an empty one if there is none, whose keys are then missing."""
+    """Return the mapping at a path, or an empty one, whose keys are then reported missing."""
     for name in filter(None, path.split("/")):
         tree = tree.get(name) if isinstance(tree, Mapping) else None
     return tree if isinstance(tree, Mapping) else {}

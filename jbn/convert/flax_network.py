@@ -28,7 +28,7 @@ _HAIKU = Format(
         "count": "/~/mean_ema/counter",
     },
 )
-# What Haiku's averages keep beside them.
+# Other arrays in the state of Haiku's averages.
 _BESIDE = ("/~/mean_ema/hidden", "/~/var_ema/hidden", "/~/var_ema/counter")
 
 

@@ -106,7 +106,7 @@ def from_haiku(
             try:
                 counts[ema] = int(as_count(counter))
             except CountError as error:
-                if ema == "var_ema":  # The reader has the other.
+                if ema == "var_ema":  # The reader reports mean_ema's.
                     reader.problems.append(
                         f"{reader.where}: {keys[2]!r} is {error} Set it to the number of batches "
                         "absorbed."
@@ -153,7 +153,7 @@ def _check_decay_rate(where: str, decay_rate: float) -> None:
 
 
 def _flat(array: Any) -> Any:
-    """Drop the axes of length 1 that Haiku reduced; leave what is not one value per feature."""
+    """Drop the axes of length 1 that Haiku keeps; leave arrays with more than one longer axis."""
     shape = getattr(array, "shape", ())
     return array.reshape(-1) if shape and math.prod(shape) == max(shape) else array
 

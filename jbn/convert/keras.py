@@ -18,7 +18,7 @@ from jbn.convert.common import (
     layers_there,
 )
 
-# Not 1e-5: Keras' own.
+# Keras' default epsilon is not 1e-5.
 DEFAULT = Options(momentum=0.99, epsilon=1e-3, unbiased=False)
 _KEYS = {"scale": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"}
 
@@ -69,7 +69,7 @@ def from_keras(
     if hasattr(source, "moving_mean"):
         own = Options(float(source.momentum), float(source.epsilon), unbiased=False)
         use_scale, use_bias = source.scale, source.center
-        # By name: with renorm, get_weights() holds more.
+        # By name, since with renorm get_weights() holds more.
         source = {key: getattr(source, key, None) for key in _KEYS.values()}
     elif isinstance(source, Mapping):
         use_scale, use_bias = (_KEYS[field] in source for field in ("scale", "bias"))

@@ -8,7 +8,7 @@ from jbn._inputs import describe
 from jbn._schedules import Debiased, FirstBatch, cumulative
 from jbn.convert.common import ConversionError, Options, option_problems
 
-# What each framework calls its hyper-parameters, and whether its running variance is unbiased.
+# Each framework's names for momentum and epsilon, and whether its running variance is unbiased.
 _LAYERS = {
     "torch": ("momentum", "eps", True),
     "keras": ("momentum", "epsilon", False),

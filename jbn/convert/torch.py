@@ -92,7 +92,7 @@ def from_torch(
         source = source.state_dict()
     keys = {field: dot + key for field, key in _KEYS.items()}
     reader = Reader(where, keys, kind + _found(source, name))
-    # Without affine both are missing; one alone is a damaged checkpoint.
+    # With affine=False both are missing; if only one is, the checkpoint is damaged.
     affine = any(reader.keys[field] in source for field in ("scale", "bias"))
     reader.read(source, "scale", "bias", required=affine)
     reader.read(source, "mean", "var")
@@ -101,7 +101,7 @@ def from_torch(
 
 
 def _layer(where: str, source: Any, name: str) -> Any:
-    """Return the module of that name; an error for what normalizes another way."""
+    """Return the module of that name; raise an error if there is none, or it is an InstanceNorm."""
     if isinstance(source, type) or not hasattr(source, "get_submodule"):
         raise ConversionError(
             [f"{where}: the source is {describe(source)}, expected a torch module or state_dict."]
@@ -201,7 +201,7 @@ def to_torch(
 def _tensor(array: np.ndarray) -> Any:
     import torch
 
-    if array.dtype == jnp.bfloat16:  # torch reads none from NumPy; float32 holds all its values.
+    if array.dtype == jnp.bfloat16:  # torch cannot read it from NumPy; float32 holds its values.
         return torch.from_numpy(array.astype(np.float32)).to(torch.bfloat16)
     return torch.from_numpy(array)
 
@@ -238,7 +238,7 @@ def from_torch_kernel(
     """
     try:
         weight = as_array(weight)
-    except (TypeError, ValueError, RuntimeError):  # The last of parameters without values.
+    except (TypeError, ValueError, RuntimeError):  # The last from parameters without values.
         raise TypeError(
             f"Expected a tensor or array as weight, got {type(weight).__name__}. Pass layer.weight."
         ) from None
@@ -273,7 +273,7 @@ def to_torch_kernel(
     """
     try:
         array = np.array(kernel)
-    except ValueError:  # Lists of different lengths.
+    except ValueError:  # Nested lists of different lengths.
         array = np.array(None)
     if array.dtype == object:
         raise TypeError(f"Expected an array as kernel, got {describe(kernel)}. Pass its kernel.")

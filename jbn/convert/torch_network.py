@@ -29,9 +29,9 @@ _FORM = Format(
     },
     outputs_first=True,
 )
-# Where checkpoints keep the weights, the likeliest first.
+# Keys under which checkpoints keep the weights, the likeliest first.
 _NESTED = ("state_dict", "model_state_dict", "model")
-# Of `torch.optim.swa_utils.AveragedModel`, which counts what it has averaged.
+# `torch.optim.swa_utils.AveragedModel` keeps the number of models that it has averaged.
 _IGNORED = frozenset({"n_averaged"})
 
 
@@ -190,7 +190,7 @@ def network_to_torch(
 
 
 def _written(network: Network, place: Place, value: Any) -> np.ndarray:
-    """Lay a variable out as torch has it; zeros, and a problem, if it does not fit."""
+    """Return a variable in torch's layout; add a problem if it does not fit."""
     name, shape = "/".join(place.path), place.like.shape
     if place.leaf == "count":
         try:
@@ -223,7 +223,7 @@ def _source(model: Any, arrays: Mapping[str, Any], original: Original) -> Source
 
 
 def _arrays(source: Any) -> tuple[dict[str, Any], list[str], Original]:
-    """Return the arrays of a state_dict by their plain names, what is wrong, and the module."""
+    """Return a state_dict's arrays by plain name, the problems, and what a module tells."""
     original = Original()
     if hasattr(source, "state_dict") and not isinstance(source, Mapping | type):
         original, source = original_of_torch(source), source.state_dict()
@@ -282,7 +282,7 @@ def _wrong(text: str) -> ConversionError:
 
 
 def _holds_weights(value: Any) -> bool:
-    """Tell whether below a checkpoint's key are most likely the weights."""
+    """Tell whether an entry of a checkpoint most likely holds the weights."""
     if hasattr(value, "state_dict") and not isinstance(value, Mapping):
         value = value.state_dict()
     arrays = [part for part in value.values() if hasattr(part, "shape")]
