@@ -1,6 +1,6 @@
-"""What the attributes of a network may be, checked when it is made.
+"""Checks of a network's attributes when it is made.
 
-A misspelled one would build another network without a word, or fail deep inside Flax.
+A misspelled one would silently build another network, or fail deep inside Flax.
 """
 
 import difflib
@@ -19,9 +19,9 @@ def check_shared(model: nn.Module) -> None:
     """Check the attributes that all networks have.
 
     Raises:
-      TypeError: outputs that are no int; a norm, activation or kernel_init that is no function; a
-        dtype that is not floating; a use_bias that is no bool.
-      ValueError: outputs below 1; a placement that there is not.
+      TypeError: outputs that are not an int; a norm, activation or kernel_init that is not a
+        function; a dtype that is not floating; a use_bias that is not a bool.
+      ValueError: outputs below 1; an unknown placement.
     """
     attributes: Any = model
     check_size("outputs", attributes.outputs, "Pass the number of classes.")
@@ -44,7 +44,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Check that an attribute is one of a few words.
 
     Raises:
-      ValueError: another word, or none.
+      ValueError: anything else.
     """
     if isinstance(value, str) and value in choices:
         return
@@ -56,7 +56,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 
 def did_you_mean(value: Any, choices: Iterable[str]) -> str:
-    """Name the choice that is spelled most like the value, with a space before; "" for none."""
+    """Suggest the choice spelled most like the value, after a space; "" if none is close."""
     close = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
     return f" Did you mean {close[0]!r}?" if close else ""
 
@@ -65,8 +65,8 @@ def check_sizes(name: str, values: Any) -> tuple[int, ...]:
     """Check that an attribute is a sequence of positive ints; return them.
 
     Raises:
-      TypeError: no sequence.
-      ValueError: an element that is no positive int.
+      TypeError: not a sequence.
+      ValueError: an element that is not a positive int.
     """
     if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
         example = f"({values},)" if as_index(values) is not None else "(16, 32)"
@@ -84,7 +84,7 @@ def check_sizes(name: str, values: Any) -> tuple[int, ...]:
 
 
 def check_function(name: str, value: Any, example: str, *, optional: bool = True) -> None:
-    """Check that an attribute is a function, or None if that is possible.
+    """Check that an attribute is a function, or None if `optional`.
 
     Raises:
       TypeError: anything else.
@@ -96,10 +96,10 @@ def check_function(name: str, value: Any, example: str, *, optional: bool = True
 
 
 def check_norm(norm: Any) -> None:
-    """Check that a norm is None, a name, or what makes a layer of linen; names are not looked up.
+    """Check that a norm is None, a name, or makes a layer of linen; names are not looked up.
 
     Raises:
-      TypeError: a layer that is made already, a class of nnx, or anything else.
+      TypeError: an instance of a layer, a class of nnx, or anything else.
     """
     if norm is None or isinstance(norm, str):
         return
@@ -126,8 +126,8 @@ def check_share(name: str, value: Any) -> None:
     """Check that a number is in [0, 1).
 
     Raises:
-      TypeError: no number.
-      ValueError: another number.
+      TypeError: not a number.
+      ValueError: a number out of range.
     """
     known = check_number(name, value, "a number in [0, 1)")
     if known is not None and not 0 <= known < 1:

@@ -1,4 +1,4 @@
-"""Convolutions of the networks: XLA's, but for those of one pixel on a CPU."""
+"""Convolutions of the networks: XLA's, except for 1x1 kernels on a CPU."""
 
 import functools
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def convolve(
     precision: lax.PrecisionLike,
     **options: Any,
 ) -> Float[Array, "N H2 W2 out"]:
-    """Convolve, as `nn.Conv` asks for it; kernels of one pixel may multiply as matrices."""
+    """Convolve, with the signature that `nn.Conv` expects; 1x1 kernels may use a matrix product."""
     size, strides, pads = kernel.shape[:2], tuple(strides), padding
     if isinstance(pads, str):
         pads = lax.padtype_to_pads(x.shape[1:3], size, strides, pads)
@@ -44,10 +44,10 @@ def convolve(
 def _pointwise(
     x: Array, kernel: Array, strides: tuple[int, int], precision: lax.PrecisionLike
 ) -> Array:
-    """Multiply every pixel by the one matrix of the kernel.
+    """Multiply every pixel by the matrix of a 1x1 kernel.
 
-    On CPU, XLA convolves to get the gradient of the kernel, and transposes both arrays for that:
-    1.2 to 2.3 times the time of this, with few features.
+    On CPU, XLA computes the kernel's gradient by a convolution, for which it transposes both
+    arrays. With few features, this takes 1.2 to 2.3 times the time of the product.
     """
 
     def product(x: Array, kernel: Array) -> Array:

@@ -69,8 +69,8 @@ def check_blocks(blocks: Any, width: int) -> None:
     """Check the rows of a plan, whose numbers of features are divided by `width`.
 
     Raises:
-      TypeError: no sequence of `Block`.
-      ValueError: a pool that there is not; a layer that `width` leaves without a feature.
+      TypeError: not a sequence of `Block`.
+      ValueError: an unknown pool; a layer that `width` leaves without a feature.
     """
     if not isinstance(blocks, Sequence) or not all(isinstance(row, Block) for row in blocks):
         raise TypeError(
@@ -89,10 +89,10 @@ def check_blocks(blocks: Any, width: int) -> None:
 
 
 def per_activation_norm(norm: Norm) -> Norm:
-    """Make of a normalization over examples and space one over examples alone.
+    """Turn a normalization over examples and space into one over examples only.
 
     Raises:
-      ValueError: no normalization that has such an axis.
+      ValueError: not a batch normalization.
     """
     if not cancels_bias(norm):
         raise ValueError(
@@ -180,7 +180,7 @@ class InceptionNet(nn.Module):
     padding: Literal["same", "symmetric"] = "same"
 
     def __post_init__(self) -> None:
-        """Check the attributes; one that is misspelled would build another network."""
+        """Check the attributes; a misspelled one would build another network."""
         check_shared(self)
         check_choice("stem", self.stem, ("full", "separable", "small"))
         check_choice("padding", self.padding, ("same", "symmetric"))
@@ -245,7 +245,7 @@ class InceptionNet(nn.Module):
                     (2, 2),
                     padding=3 if self.padding == "symmetric" else "SAME",
                     feature_group_count=colors,
-                    use_bias=False,  # The 1x1 convolution that completes this one may have it.
+                    use_bias=False,  # The 1x1 convolution that follows may have one.
                     kernel_init=self.kernel_init,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
@@ -273,7 +273,7 @@ class InceptionNet(nn.Module):
             h = pool(x, (3, 3), (stride, stride), "SAME")
             if block.projection:
                 h = conv(h, block.projection, 1, f"{name}_pool", norm=norm)
-            # A name that a policy of `jax.checkpoint` can keep: what leaves a block.
+            # Name the block's output, so that a policy of `jax.checkpoint` can save it.
             x = checkpoint_name(jnp.concatenate([*paths, h], -1), "block")
         x = jnp.mean(x, (1, 2), dtype=wide_dtype(x.dtype))
         x = nn.Dropout(self.dropout, deterministic=not training)(x) if self.dropout else x

@@ -120,8 +120,8 @@ class Recurrent(nn.Module):
         kernel = jnp.concatenate(kernels, -1)
         inputs, kernel = promote_dtype(inputs, kernel, dtype=self.dtype)
         act, bias = self.activation, self.forget_bias
-        # Products are in `dtype`. What is added up over time is not rounded to it at each step: in
-        # bfloat16 a cell of 256 would not change by adding 1.
+        # Products are in `dtype`, but values accumulated over time are not rounded to it at each
+        # step: in bfloat16, adding 1 to a cell of 256 would not change it.
         dtype, wide = inputs.dtype, wide_dtype(inputs.dtype)
 
         def times(h: Array, kernel: Array) -> Array:
@@ -176,7 +176,7 @@ class Recurrent(nn.Module):
 
     @nn.nowrap
     def _recurrent_init(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Draw in float32 at least: the QR decomposition of an orthogonal one has no half."""
+        """Draw in at least float32: the QR decomposition for orthogonal kernels has no half."""
         return self.recurrent_init(key, shape, wide_dtype(dtype)).astype(dtype)
 
 

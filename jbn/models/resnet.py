@@ -94,7 +94,7 @@ class ResNet(nn.Module):
     stride_in_1x1: bool = False
 
     def __post_init__(self) -> None:
-        """Check the attributes; one that is misspelled would build another network."""
+        """Check the attributes; a misspelled one would build another network."""
         check_shared(self)
         check_function("activation", self.activation, "jax.nn.relu", optional=False)
         check_choice("stem", self.stem, ("cifar", "imagenet"))
@@ -144,7 +144,7 @@ class ResNet(nn.Module):
                 features,
                 (size, size),
                 (stride, stride),
-                # As in torch: XLA's SAME is off by one at stride 2.
+                # Symmetric as in torch, from which XLA's SAME is off by one at stride 2.
                 padding=(size - 1) // 2 if padding == "symmetric" else "SAME",
                 kernel_init=self.kernel_init,
             )
@@ -202,6 +202,6 @@ class ResNet(nn.Module):
 
 
 def pad(x: Float[Array, "N H W in"], like: Float[Array, "N H W out"]) -> Float[Array, "N H W out"]:
-    """Give x the features of `like`, half of the zeros on either side."""
+    """Pad x with zeros to the number of features of `like`, half of them on either side."""
     missing = like.shape[-1] - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))

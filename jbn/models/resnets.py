@@ -7,7 +7,7 @@ from typing import Any
 from jbn.models.attributes import did_you_mean
 from jbn.models.resnet import ResNet
 
-# What others call our attributes.
+# Other libraries' names of our attributes.
 _ELSEWHERE = {"num_classes": "outputs", "classes": "outputs", "num_outputs": "outputs"}
 
 

@@ -29,16 +29,16 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "instance": linen.InstanceNorm,
 }
 WEIGHT = "weight"
-# Those that subtract a mean over what a bias is constant over, so that the bias cancels.
+# Norms that subtract a mean over axes along which a bias is constant, so that the bias cancels.
 CANCEL_BIAS = (BatchNorm, nn.BatchNorm, linen.InstanceNorm, nn.InstanceNorm)
 
 
 def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
-    """Look a normalization up by its name; None where no module follows the layer.
+    """Look up a normalization by its name; return None if no module follows the layer.
 
     Raises:
       ValueError: an unknown name.
-      TypeError: neither a name nor what makes a layer of linen.
+      TypeError: neither a name nor a function that makes a layer of linen.
     """
     check_norm(norm)
     if norm is None or norm in ("none", WEIGHT):
@@ -70,16 +70,16 @@ LAYOUTS = {
 
 
 def check_call(x: Any, layout: str, *, training: Any, mask: Any) -> tuple[Array, Array | None]:
-    """Check what a model is called with; return x and mask as arrays.
+    """Check the arguments of a model's call; return x and mask as arrays.
 
     Args:
       x: the batch.
       layout: a key of `LAYOUTS`, one letter per axis.
-      training: has to be known when the call is traced.
+      training: a bool that is not traced.
       mask: None, or one value per example.
 
     Raises:
-      TypeError: no array; `training` traced or no bool.
+      TypeError: not an array; `training` traced or not a bool.
       ValueError: x of another rank; a mask that is not of shape `(N,)`.
     """
     check_flag("training", training)
@@ -123,7 +123,7 @@ def unit(
       layer: makes the affine map, such as a partial `nn.Dense`; called with `use_bias` and `name`,
         and with `dtype` and `param_dtype` if these are given.
       x: input.
-      training: normalize by the batch.
+      training: whether to normalize by batch statistics.
       name, norm_name: names of the two modules.
       norm: a key of `NORMS`, "weight" (weight normalization of the kernel), "none" or None, or a
         function called as `norm(use_running_average=..., name=...)`, and with `dtype` if one is
@@ -141,7 +141,7 @@ def unit(
         statistics of normalizations stay float32.
 
     Returns:
-      the output.
+      The output.
 
     Raises:
       ValueError: an unknown norm or placement; `zero_scale` with a norm without a scale.
@@ -153,7 +153,7 @@ def unit(
     given = {key: value for key, value in given.items() if value is not None}
     module = layer(use_bias=use_bias, name=name, **given)
     if norm == WEIGHT:
-        # It has no dtype, so its kernel is float32 until the layer casts it: rounded once.
+        # WeightNorm has no dtype, so the kernel is float32 until the layer casts it: rounded once.
         module = nn.WeightNorm(module, name=norm_name)
 
     def normalized(x: Array) -> Array:
@@ -187,16 +187,16 @@ def normalize(
 ) -> Array:
     """Apply the normalization; within a compact method.
 
-    A function given as `norm` gets the model's `dtype` if it takes one and is no partial that has
-    its own, which stands. What comes of a function that takes none is cast.
+    A function given as `norm` is passed the model's `dtype` if it accepts one and is not a partial
+    that sets its own. If it does not accept one, its output is cast.
 
     Args:
       x: input.
       norm, training, mask, zero_scale, dtype: see `unit`.
-      name: of the module.
+      name: name of the module.
 
     Returns:
-      the output; x where there is no normalization, or it is the kernel's.
+      The output; x itself if there is no normalization, or if the kernel is normalized instead.
 
     Raises:
       ValueError: an unknown norm; `zero_scale` with a norm without a scale.
@@ -204,7 +204,7 @@ def normalize(
     make = make_norm(norm)
     options: dict[str, Any] = {}
     if zero_scale:
-        # Flax's weight norm has a scale, but keeps the kernel as the scale made it: 0 for good.
+        # Flax's weight norm has a scale, but stores the kernel already scaled: it would stay 0.
         if make is None or not _takes(make, "scale_init"):
             raise ValueError(_no_scale(norm))
         options["scale_init"] = nn.initializers.zeros
@@ -228,21 +228,21 @@ def logits(
     dtype: Any,
     param_dtype: Any,
 ) -> Float[Array, "N outputs"]:
-    """Apply the last dense layer in float32 at least; within a compact method.
+    """Apply the last dense layer in at least float32; within a compact method.
 
-    Rounded to bfloat16, a logit of 20 is off by up to 1/16, and float16 has none beyond 65,504. So
-    neither the features nor the products are rounded here: the layer is one product of matrices
-    per example, a thousandth of a ResNet-50's work.
+    Rounded to bfloat16, a logit of 20 is off by up to 1/16, and float16 ends at 65,504. So neither
+    the features nor the products are rounded here. This costs little: the layer is one matrix
+    product, a thousandth of a ResNet-50's work.
 
     Args:
       x: the features.
       outputs: number of outputs.
       kernel_init: initializer of the kernel.
-      dtype: of the model's arithmetic; None promotes as Flax does.
-      param_dtype: of kernel and bias.
+      dtype: dtype of the model's computation; None promotes as Flax does.
+      param_dtype: dtype of kernel and bias.
 
     Returns:
-      the outputs, float32 at least.
+      The outputs, in at least float32.
     """
     dense = nn.Dense(
         outputs,
@@ -260,7 +260,7 @@ def _takes(make: Callable[..., Any], keyword: str) -> bool:
 
 
 def _has_keyword(make: Callable[..., Any], keyword: str) -> bool:
-    """Tell whether a partial gives the keyword."""
+    """Tell whether a partial sets the keyword."""
     while isinstance(make, functools.partial):
         if keyword in make.keywords:
             return True
