@@ -160,5 +160,5 @@ def percentiles(
 
 @jax.jit
 def _percentiles(x: Array, shares: Array) -> Array:
-    rows = gathered(x, range(x.ndim))  # It sorts, which JAX does not along a sharded axis.
+    rows = gathered(x, range(x.ndim))  # Percentiles sort; JAX cannot along a sharded axis.
     return jnp.percentile(rows.reshape(-1, x.shape[-1]), shares, axis=0)

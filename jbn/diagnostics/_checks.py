@@ -1,4 +1,4 @@
-"""What `jbn.diagnostics` asks of its arguments: arrays, numbers in range, losses."""
+"""Argument checks of `jbn.diagnostics`: arrays, numbers in range, losses."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def precise(*numbers: ArrayLike) -> list[Any]:
 
 
 def check_momentum(momentum: Any, *, below_one: bool) -> None:
-    """Reject a known momentum outside [0, 1], or at 1."""
+    """Reject a known momentum outside [0, 1], or 1 itself with `below_one`."""
     remedy = (
         "It is the weight of the old value; for a schedule, pass its decay. `count` comes first."
     )
@@ -44,12 +44,12 @@ def check_number(
     *,
     kind: str = "a number",
 ) -> None:
-    """Reject what is no number, or out of range where its value is known; arrays, any of them."""
+    """Reject a value, or an array with one, that is not a number or known to be out of range."""
     if any(isinstance(part, jax.core.Tracer) for part in jax.tree.leaves(value)):
         return
     try:
         array = np.asarray(value)
-    except ValueError:  # Lists of different lengths.
+    except ValueError:  # Nested lists of different lengths.
         array = np.asarray(None)
     if not jnp.issubdtype(array.dtype, jnp.integer) | jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"Expected `{name}` to be {kind}, got {describe(value)}. {remedy}")
@@ -58,7 +58,7 @@ def check_number(
 
 
 def check_single(name: str, value: Any, remedy: str) -> None:
-    """Reject several numbers where one is wanted."""
+    """Reject several numbers where one is expected."""
     if isinstance(value, list | tuple) or np.ndim(value):
         raise ValueError(f"Expected `{name}` to be one number, got {describe(value)}. {remedy}")
 
@@ -81,7 +81,7 @@ def check_batch(x: Array, least_axes: int) -> None:
 
 
 def check_loss(loss: Any, params: Any) -> None:
-    """Reject what cannot be differentiated, before JAX does."""
+    """Reject a loss or params that cannot be differentiated, before JAX does."""
     if not callable(loss):
         raise TypeError(
             f"Expected `loss` to be a function of params, got {describe(loss)}. Pass it first."

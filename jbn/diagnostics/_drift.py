@@ -1,4 +1,4 @@
-"""How the inputs of a layer move over training."""
+"""How the inputs of a layer change during training."""
 
 from __future__ import annotations
 

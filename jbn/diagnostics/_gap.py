@@ -193,7 +193,7 @@ def _distances(
     true: tuple[Array, Array],
     epsilon: ArrayLike,
 ) -> tuple[Array, Array, Array, Array]:
-    """Compute the first four of a layer's `Gap`."""
+    """Compute the first four fields of a layer's `Gap`."""
     shift, scale = _distance(here, true, epsilon)
     noise = jnp.maximum(*_distance(seen, true, epsilon))
     mean, var = true
@@ -203,7 +203,7 @@ def _distances(
 def _distance(
     one: tuple[Array, Array], true: tuple[Array, Array], epsilon: ArrayLike
 ) -> tuple[Array, Array]:
-    """Compare means in units of the true std, and stds as |log2| of their ratio; the worst."""
+    """Return the worst differences of means, in true stds, and of stds, as |log2| of the ratio."""
     std, true_std = (jnp.sqrt(var + epsilon) for _, var in (one, true))
     shift = jnp.max(jnp.abs(one[0] - true[0]) / true_std)
     return shift, jnp.max(jnp.abs(jnp.log2(std / true_std)))

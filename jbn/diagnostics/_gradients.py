@@ -63,7 +63,7 @@ def gradient_norms(gradient: Any, *, depth: int = 1) -> dict[str, Float[Array, "
 
 @jax.jit
 def _norm(leaves: list[Array]) -> Array:
-    """Compute the L2 norm of all together, scaled: the square of 1e-25 is 0 in float32."""
+    """Compute the L2 norm of all leaves, scaled because the square of 1e-25 is 0 in float32."""
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
     unit = jnp.where(largest > 0, largest, 1)
     return unit * jnp.sqrt(sum(jnp.sum(jnp.abs(leaf / unit) ** 2) for leaf in leaves))
@@ -221,7 +221,8 @@ def landscape(loss: Loss, params: Any, sizes: Float[ArrayLike, "S"]) -> Landscap
         return value, _norm(jax.tree.leaves(change))
 
     steps = steps.astype(length.dtype)
-    # One after the other: params may be large. At the prompt `map` would compile at every call.
+    # One step size at a time, since params may be large. Outside jit, `lax.map` would compile at
+    # every call.
     if isinstance(length, jax.core.Tracer):
         values, changes = jax.lax.map(along, steps)
     else:

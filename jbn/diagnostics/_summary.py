@@ -1,4 +1,4 @@
-"""One table of all diagnostics."""
+"""A table of all diagnostics."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class BatchNorm(nn.Module):
         features = feature_axes(self.axis, x.ndim)
         shape = tuple(x.shape[a] for a in features)
 
-        # Statistics have x's precision from the start: their dtype never changes, as scan asks.
+        # Statistics have x's precision from the start, since scan requires a fixed dtype.
         dtype = wide_dtype(x.dtype)
         kept = dtype if self.force_float32_reductions else self.param_dtype
         is_fresh = initializing or not self.has_variable("batch_stats", "mean")
@@ -150,7 +150,7 @@ class BatchNorm(nn.Module):
 
         y_dtype = result_dtype(x, scale, bias, dtype=self.dtype)
         if initializing and mask is None:
-            mask = jnp.ones((1,) * x.ndim, bool)  # init with a batch of one is no mistake.
+            mask = jnp.ones((1,) * x.ndim, bool)  # In init, a batch of one is not an error.
         y, state = apply_batch_norm(
             operation,
             x,
@@ -173,11 +173,11 @@ class BatchNorm(nn.Module):
                 count.value = state.count
         return y
 
-    # Not wrapped: Flax would record them as calls of the layer, which return no arrays.
+    # Flax would record wrapped methods as calls of the layer, but these return no arrays.
 
     @nn.nowrap
     def _operation(self) -> Callable[..., tuple[Array, BatchNormState]]:
-        """Return the function that normalizes; variants have another one."""
+        """Return the function that normalizes; variants override this."""
         return batch_norm
 
     @nn.nowrap
@@ -249,7 +249,7 @@ def population(step: Callable[[State, Any], State], batch_stats: State, batches:
 
 
 def _apart(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """Run one call from sentinels with momentum 0, and enter what it leaves into the tallies."""
+    """Run one call on sentinels with momentum 0, and add the statistics it leaves to tallies."""
     module = context.module
     tallies = _tallies(module)
     if context.method_name == "setup" or not tallies:
@@ -262,13 +262,13 @@ def _apart(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> An
     for name, sentinel in sentinels.items():
         module.put_variable("batch_stats", name, sentinel)
     momentum = module.momentum
-    # A bound module is frozen for its users; this one is put back as it was.
+    # Bypasses `__setattr__`, since bound modules are frozen; the momentum is restored below.
     object.__setattr__(module, "momentum", zero_momentum(momentum))
     try:
         y = call(*args, **kwargs)
         for name, tally in tallies.items():
             left = module.get_variable("batch_stats", name)
-            if left is not sentinels[name]:  # Else the layer is not in training.
+            if left is not sentinels[name]:  # Otherwise the layer is not in training mode.
                 tallies[name] = tally.enter(left, weight_of_call(tally.average, module, x, mask))
     finally:
         object.__setattr__(module, "momentum", momentum)
@@ -278,7 +278,7 @@ def _apart(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> An
 
 
 def _tallies(module: nn.Module) -> dict[str, Tally]:
-    """Find the module's own statistics; those of a model outside of the step are no tallies."""
+    """Return the module's own tallies; statistics of models outside the step are left out."""
     if module.scope is None:
         return {}
     found = {name: module.get_variable("batch_stats", name) for name in ("mean", "var")}
@@ -286,7 +286,7 @@ def _tallies(module: nn.Module) -> dict[str, Tally]:
 
 
 class _Outside:
-    """Statistics of modules bound outside of a step, which its calls move to traced values."""
+    """Restores statistics of modules bound outside a step, where calls leave traced values."""
 
     def __init__(self):
         self.found: dict[int, tuple[Any, dict[str, Any]]] = {}
@@ -301,7 +301,7 @@ class _Outside:
 
     def restore(self) -> None:
         for scope, values in self.found.values():
-            # Scopes of an `apply` inside the step are invalid once it is over.
+            # Scopes of an `apply` inside the step are invalid after it.
             if not scope.root.invalid and scope.is_mutable_collection("batch_stats"):
                 for name, value in values.items():
                     scope.put_variable("batch_stats", name, value)
@@ -318,17 +318,18 @@ def apply_batch_norm(
     mask: ArrayLike | None,
     **options: Any,
 ) -> tuple[Array, BatchNormState]:
-    """Call the operation by the rules for dtypes and masks that Flax's layers share.
+    """Call the operation with the rules for dtypes and masks that Flax's layers share.
 
     Args:
       operation: `jbn.batch_norm` or a variant.
-      x: the batch; integers too.
+      x: the batch; may be integers.
       params: scale and bias.
-      state: running statistics. A checkpoint may hold less precise, or real, ones than x needs.
-      kept: dtype of the mean at least.
-      y_dtype: of y.
-      mask: boolean or float weights as in `jbn.batch_norm`; of any other dtype, != 0.
-      options: of the operation.
+      state: running statistics. Those of a checkpoint may be less precise than x, or real where x
+        is complex.
+      kept: minimum dtype of the mean.
+      y_dtype: dtype of y.
+      mask: boolean or float weights as in `jbn.batch_norm`; other dtypes are converted to bool.
+      options: further arguments of the operation.
 
     Returns:
       y in `y_dtype`, and the state.
@@ -346,10 +347,10 @@ def apply_batch_norm(
 
 
 def as_count(count: Any) -> Array:
-    """Give a stored count an integer dtype; without one, 0.
+    """Return a stored count as an integer, or 0 if there is none.
 
-    An average of states, as `lax.pmean` makes it, has a float count. It is rounded, since float32
-    does not hold every whole number; if its value is known, a fraction is an error.
+    Averaging states, for example with `lax.pmean`, makes the count a float. It is rounded, since
+    float32 cannot represent every whole number; if its value is known, a fraction is an error.
     """
     if count is None:
         return _no_count()
@@ -375,7 +376,7 @@ def missing_count(remedy: str) -> str:
 
 @jax.jit
 def _no_count() -> Array:
-    """Make a count by a program: a constant would be transferred at every call."""
+    """Make a count of 0 under jit: a constant would be transferred at every call."""
     return jnp.zeros((), jnp.int32)
 
 
@@ -384,9 +385,9 @@ def _cast(array: Array, dtype: Any) -> Array:
 
 
 def _as_mask(mask: ArrayLike, shape: tuple[int, ...]) -> Array:
-    """Apply Flax's rules: any dtype, and axes that are missing are leading ones.
+    """Apply Flax's rules for masks: any dtype, and missing axes are leading ones.
 
-    A mask that does not fit is left to the operation, whose error shows it as it was given.
+    A mask that does not fit keeps its shape, so that the operation's error shows it as given.
     """
     array = as_array("mask", mask)
     if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -88,7 +88,7 @@ class BatchRenorm(BatchNorm):
             )
         r_max, d_max = self.r_max, self.d_max
         if steps:
-            # What a schedule returns is an array, whose value `batch_renorm` does not check.
+            # Check here, since `batch_renorm` does not check the values that a schedule returns.
             check_limit(r_max, "r_max", 1)
             check_limit(d_max, "d_max", 0)
             r_max, d_max = Switched(int(steps), 1.0, r_max), Switched(int(steps), 0.0, d_max)
@@ -101,14 +101,14 @@ class BatchRenorm(BatchNorm):
 
 
 class _WithoutStatistics(nn.Module):
-    """A norm of each example by itself: scale and bias in `params`, and nothing else.
+    """Base of norms that treat each example by itself, with scale and bias as only variables.
 
     Attributes:
-      use_running_average: accepted and ignored, as is `mask`: examples do not mix.
+      use_running_average: accepted and ignored, as is `mask`, since examples do not mix.
       axis: feature axis.
       epsilon: added to var.
-      param_dtype: of scale and bias.
-      use_bias, use_scale: have a bias, a scale.
+      param_dtype: dtype of scale and bias.
+      use_bias, use_scale: whether to use a bias and a scale.
       bias_init, scale_init: their initializers.
     """
 
