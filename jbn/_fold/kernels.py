@@ -160,7 +160,7 @@ def fold_after(
 ) -> tuple[Array, Array]:
     """Fold the batch norm after a layer, as `fold` does; return `(kernel, bias)`.
 
-    If the batch norm has fewer features, C, than the layer, each belongs to every C-th of those.
+    The batch norm may have fewer features, C, than the layer: each then applies to every C-th one.
     """
     matrix = _to_matrix(kernel, layout)
     params, state = _repeated(params, state, layout.output_size)

@@ -103,7 +103,7 @@ def other_source(keys: Iterable[str]) -> str:
 
 
 def _prefix(arrays: Mapping[str, Any], expected: Iterable[str], first: str) -> str:
-    """Find the prefix without which the most expected keys are there; "" if none helps."""
+    """Find the prefix whose removal makes the most expected keys match; "" if none helps."""
     expected = set(expected)
     candidates = {key.removesuffix(first) for key in arrays if key.endswith(first)}
     found = {

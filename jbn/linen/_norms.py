@@ -101,7 +101,7 @@ class BatchRenorm(BatchNorm):
 
 
 class _WithoutStatistics(nn.Module):
-    """Base of norms that treat each example by itself, with scale and bias as only variables.
+    """Base of norms that treat each example by itself; their only variables are scale and bias.
 
     Attributes:
       use_running_average: accepted and ignored, as is `mask`, since examples do not mix.

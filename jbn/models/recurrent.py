@@ -176,7 +176,7 @@ class Recurrent(nn.Module):
 
     @nn.nowrap
     def _recurrent_init(self, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Draw in at least float32: the QR decomposition for orthogonal kernels has no half."""
+        """Draw in at least float32: orthogonal kernels need a QR, which half precision lacks."""
         return self.recurrent_init(key, shape, wide_dtype(dtype)).astype(dtype)
 
 
