@@ -1,1 +1,1 @@
-"""Experiments: one file each, run by `python -m experiments NAME`."""
+"""Experiments, each run with `python -m experiments NAME`."""

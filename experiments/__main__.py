@@ -10,7 +10,7 @@ from experiments.checks import did_you_mean
 from experiments.docstrings import summary_line
 from experiments.training.signals import GracefulExit, Stopped
 
-# In the order of what they cost at `quick`, the cheapest first.
+# Ordered by their running time with preset `quick`, the fastest first.
 EXPERIMENTS = (
     "mnist_mlp",
     "identities",
@@ -30,7 +30,7 @@ EXPERIMENTS = (
     "learning_rate",
     "compare",
 )
-ALONE = ("imagenet",)  # Not of `all`: it takes as long as all others, and has presets of its own.
+ALONE = ("imagenet",)  # Not part of `all`: as long as all others together, with its own presets.
 USAGE = """usage: python -m experiments NAME [--preset smoke|quick|paper] [options]
        python -m experiments NAME --help
        python -m experiments list
@@ -39,13 +39,13 @@ USAGE = """usage: python -m experiments NAME [--preset smoke|quick|paper] [optio
 
 
 def main(arguments: list[str]) -> int:
-    """Carry out one command; return the exit status.
+    """Run one command; return the exit status.
 
-    0: done; 1: failed, as of a full disk; 2: options or data with which it cannot be done; 128 and
-    the signal's number: stopped.
+    0: success; 1: failure, such as a full disk; 2: invalid options or data; 128 plus the signal's
+    number: stopped by a signal.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # A terminal may have no "\N{PLUS-MINUS SIGN}".
+        if hasattr(stream, "reconfigure"):  # The terminal may lack "\N{PLUS-MINUS SIGN}".
             stream.reconfigure(errors="replace")
     try:
         return carry_out_command(arguments)
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
 
 
 def carry_out_command(arguments: list[str]) -> int:
-    """Tell which command it is, and carry it out; return the exit status."""
-    if arguments[:1] == ["run"]:  # `run NAME` is `NAME`.
+    """Find out which command was given and run it; return the exit status."""
+    if arguments[:1] == ["run"]:  # `run NAME` means `NAME`.
         arguments = arguments[1:]
     if not arguments or arguments[0] in ("-h", "--help", "list"):
         if arguments[1:] and set(arguments[1:]).isdisjoint(("-h", "--help")):
@@ -114,7 +114,7 @@ def carry_out_report(arguments: list[str]) -> int:
 
 
 def refuse(name: str, arguments: list[str]) -> int:
-    """Tell what is wrong with the options before anything slow is imported; return 0 if nothing."""
+    """Report invalid options before anything slow is imported; return the exit status, or 0."""
     from experiments import options  # Not needed for `list`.
 
     settings = importlib.import_module(f"experiments.studies.{name}.config")
@@ -131,7 +131,7 @@ def carry_out(
     """Run one experiment; return the exit status.
 
     Args:
-      stopped: what is said where a signal ends it; empty for the command that resumes this run.
+      stopped: message printed when a signal ends the run; empty prints the command to resume it.
     """
     from experiments.cli import session  # Slow to import.
     from experiments.run_dir import Damaged
@@ -140,7 +140,7 @@ def carry_out(
 
     try:
         ready = session.prepare(name, arguments, graceful_exit)
-    except (ValueError, FileNotFoundError) as error:  # Of options and data: no bug of ours.
+    except (ValueError, FileNotFoundError) as error:  # Invalid options or data, not a bug.
         return tell(name, error)
     except OSError as error:
         return end_alone(tell(name, error), hosts.count())
@@ -155,7 +155,7 @@ def carry_out(
         except data.WrongData as error:  # A study may load its data late.
             return tell(name, error)
         except (OSError, Damaged, FloatingPointError) as error:
-            if isinstance(error, OSError) and error.errno:  # Of an open file it has no name.
+            if isinstance(error, OSError) and error.errno:  # An open file's error has no name.
                 error.filename = error.filename or ready.path
             return end_alone(tell(name, error, ready.resume_command), hosts.count())
         if ready.run:
@@ -165,9 +165,9 @@ def carry_out(
 
 
 def tell(name: str, error: Exception, resume_command: str = "") -> int:
-    """Say in one line what went wrong; return the exit status.
+    """Print in one line what went wrong; return the exit status.
 
-    An error of the system has a number, and is of a path; one of ours says all in words.
+    System errors have a number and a path; the message of our own errors says everything.
     """
     from experiments.run_dir import Damaged
 
@@ -180,7 +180,7 @@ def tell(name: str, error: Exception, resume_command: str = "") -> int:
 
 
 def end_alone(status: int, hosts: int) -> int:
-    """Return the exit status; with other hosts, which wait for this one, end at once instead."""
+    """Return the exit status; with several hosts, exit at once, as an orderly exit would hang."""
     if hosts > 1:
         sys.stderr.flush()
         os._exit(status)
@@ -188,12 +188,12 @@ def end_alone(status: int, hosts: int) -> int:
 
 
 def listing() -> str:
-    """Name each experiment with what it measures."""
+    """List each experiment with what it measures."""
     return "\n".join(f"  {name:16} {summary_line(name)}" for name in (*EXPERIMENTS, *ALONE))
 
 
 def claims_listing() -> str:
-    """Name each experiment, and the claims it measures."""
+    """List each experiment with the claims it measures."""
     from experiments.ledger.claims import CLAIMS
 
     lines = []
@@ -206,6 +206,6 @@ def claims_listing() -> str:
 
 
 if __name__ == "__main__":
-    # Imports and traces make so many objects that to look for garbage takes a tenth of a start.
+    # Imports and tracing create so many objects that garbage collection takes 10% of startup.
     gc.set_threshold(50_000, 20, 20)
     sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""What all options must be: of the type that their field says, and numbers within bounds.
+"""Checks of all options: values of the type that the field declares, and numbers within bounds.
 
-Standard library alone: what is wrong is told before anything slow is imported.
+Standard library only, so that errors are reported before anything slow is imported.
 """
 
 import difflib
@@ -14,16 +14,16 @@ COUNT, POSITIVE = "[1, inf)", "(0, inf)"
 
 
 def check(config: Any, **bounds: str) -> None:
-    """Refuse a config with a value of another type than its field says, or out of bounds.
+    """Refuse a config with a value of the wrong type or out of bounds.
 
     Args:
-      config: a dataclass whose fields are whole numbers, numbers, words, or tuples of them; no
-        tuple may be empty.
-      bounds: field -> interval of its numbers, such as "[0, 1)"; unless one is given, whole numbers
-        are at least 1, and others positive and finite.
+      config: a dataclass whose fields are integers, floats, strings, or tuples of these; no tuple
+        may be empty.
+      bounds: field -> interval of its numbers, such as "[0, 1)"; by default integers must be at
+        least 1, and floats positive and finite.
 
     Raises:
-      ValueError: a value of another type, or out of bounds.
+      ValueError: a value of the wrong type or out of bounds.
 
     Example:
       >>> import dataclasses
@@ -49,7 +49,7 @@ def check(config: Any, **bounds: str) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Refuse a dataclass with a value of another type than its field says: as read from a file.
+    """Refuse a dataclass with a value of the wrong type, as may be read from a file.
 
     Raises:
       ValueError: names the first such field.
@@ -62,10 +62,10 @@ def check_types(config: Any) -> None:
 
 
 def check_divides(divisor: str, number: str, config: Any) -> None:
-    """Refuse a config whose one field does not divide the other.
+    """Refuse a config in which one field does not divide another.
 
     Raises:
-      ValueError: a rest is left.
+      ValueError: the division leaves a remainder.
     """
     by, whole = getattr(config, divisor), getattr(config, number)
     if whole % by:
@@ -73,7 +73,7 @@ def check_divides(divisor: str, number: str, config: Any) -> None:
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """Ask for the name that a word is near to; nothing where it is near to none.
+    """Suggest the name that is closest to a word; empty if none is close.
 
     Example:
       >>> from experiments.checks import did_you_mean
@@ -93,7 +93,7 @@ def _check_number(name: str, number: float, interval: str) -> None:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = low <= number if interval[0] == "[" else low < number
     below = number <= high if interval[-1] == "]" else number < high
-    if above and below:  # Neither, for NaN.
+    if above and below:  # Both are False for NaN.
         return
     expected = f"in {interval}"
     if interval[0] == "[" and high == math.inf:
@@ -116,6 +116,6 @@ def _fits(value: Any, hint: Any) -> bool:
             return False
         hints = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         return len(value) == len(hints) and all(map(_fits, value, hints))
-    if isinstance(value, bool):  # To Python it is a whole number.
+    if isinstance(value, bool):  # In Python, bool is a subclass of int.
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)

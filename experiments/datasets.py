@@ -1,6 +1,6 @@
-"""What a config may ask of its data: a data set that there is, and sizes that it has.
+"""Checks of what a config asks of its data: the data set exists and is large enough.
 
-Standard library alone: what is wrong is told before anything slow is imported.
+Standard library only, so that errors are reported before anything slow is imported.
 """
 
 import unicodedata
@@ -9,18 +9,18 @@ from pathlib import Path
 from experiments.checks import did_you_mean
 
 NAMES = ("mnist", "fashion_mnist", "digits")
-NAME_BYTES = 200  # Of one's own: files of a run are named after it, in at most 255.
+NAME_BYTES = 200  # For the user's own data: run files, of at most 255 bytes, are named after it.
 
 
 def check_dataset(dataset: str) -> None:
-    """Refuse what is neither the name of a data set nor a path to one's own.
+    """Refuse anything but the name of a data set or a path to the user's own data.
 
     Args:
       dataset: one of `NAMES`, a `.npz` file or a folder, see `experiments.tasks.own`.
 
     Raises:
-      ValueError: neither; or a path that a report cannot show, or that no file of a run can be
-        named after.
+      ValueError: neither of them; or a path that a report cannot show or that files of a run cannot
+        be named after.
 
     Example:
       >>> from experiments.datasets import check_dataset
@@ -40,7 +40,7 @@ def check_dataset(dataset: str) -> None:
         )
     whole = str(path.resolve())
     name = Path(whole).stem
-    # Control characters and line ends; parts of a letter, by which Python writes what is not UTF-8.
+    # Control characters, line separators, and surrogates, by which Python represents non-UTF-8.
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in dataset + name):
         raise ValueError(
             f"Expected one's own data under a name in UTF-8, without control characters, got "
@@ -55,14 +55,14 @@ def check_dataset(dataset: str) -> None:
 
 
 def check_sizes(images: int, **sizes: int) -> None:
-    """Refuse options that take more images than there are to train on.
+    """Refuse options that use more images than there are to train on.
 
     Args:
-      images: how many there are to train on.
-      sizes: option -> how many images it takes at once, such as a batch.
+      images: number of images to train on.
+      sizes: option -> number of images it uses at once, such as a batch size.
 
     Raises:
-      ValueError: more than `images`.
+      ValueError: a size exceeds `images`.
 
     Example:
       >>> from experiments.datasets import check_sizes

@@ -1,4 +1,4 @@
-"""Docstrings of studies, read without importing what they measure with."""
+"""Docstrings of studies, read without importing the studies."""
 
 import ast
 from pathlib import Path

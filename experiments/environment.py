@@ -1,4 +1,4 @@
-"""What a run ran on: versions, device, machine, commit of the code."""
+"""The environment of a run: versions, device, machine, commit of the code."""
 
 import os
 import platform
@@ -15,8 +15,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "scik
 
 
 def describe() -> dict[str, Any]:
-    """Describe what this process runs on: versions, device, machine, commit of the code."""
-    # Not from the metadata: what was installed in place keeps those of the day it was.
+    """Describe the environment of this process: versions, device, machine, commit of the code."""
+    # Not from the metadata: an editable install keeps the version of the day it was installed.
     versions = {"python": platform.python_version(), "jbn": jbn.__version__}
     for package in PACKAGES:
         try:
@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
 
 
 def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # What this process may use, not what the machine has.
+    if hasattr(os, "sched_getaffinity"):  # Cores this process may use, not those of the machine.
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

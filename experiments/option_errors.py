@@ -1,7 +1,7 @@
-"""What is wrong with the words of a command line, and how they are typed.
+"""One-line messages about errors in a command line, with the correct way to type it.
 
-Standard library alone, and no more than types: what a parser makes of a wrong value is in its own
-words, and those of Python.
+A parser's own messages for wrong values speak in terms of the parser and of Python. This module
+uses only the standard library and checks only types.
 """
 
 import re
@@ -17,10 +17,10 @@ KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
-    """Refuse an option with an empty value, which as a path would be the current folder.
+    """Refuse an option with an empty value, which as a path would mean the current folder.
 
     Raises:
-      ValueError: names the option, and how it is typed.
+      ValueError: names the option and how to type it.
 
     Example:
       >>> from experiments.option_errors import refuse_empty
@@ -43,11 +43,11 @@ def refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def explain(arguments: Sequence[str], kind: type) -> str:
-    """Say in one line which value cannot be, or is not there; nothing where none is seen.
+    """Say in one line which value is invalid or missing; empty if no such error is found.
 
     Args:
       arguments: the words after the command.
-      kind: a dataclass whose fields are the options, or dataclasses of further ones.
+      kind: a dataclass whose fields are the options, or dataclasses of further options.
 
     Example:
       >>> import dataclasses
@@ -65,7 +65,7 @@ def explain(arguments: Sequence[str], kind: type) -> str:
         if option in hints and hints[option] is not bool:  # A flag takes no value.
             if line := _too_few(option, values, hints[option]):
                 return line
-            # What comes after the value of an option that takes one is none of its own.
+            # An option of one value does not own the words after that value.
             for value in values if get_origin(hints[option]) is tuple else values[:1]:
                 if line := _wrong(option, value, hints[option]):
                     return line
@@ -73,7 +73,7 @@ def explain(arguments: Sequence[str], kind: type) -> str:
 
 
 def lacking(arguments: Sequence[str], kind: type) -> str:
-    """Say in one line which option has to be given, and is not; nothing where none is.
+    """Say in one line which required option is missing; empty if none is.
 
     Args:
       arguments: the words after the command.
@@ -98,7 +98,7 @@ def lacking(arguments: Sequence[str], kind: type) -> str:
 
 
 def options_of(kind: type) -> dict[str, Any]:
-    """Name the options that a dataclass is parsed from, with their types."""
+    """Return the options of a dataclass and their types, nested dataclasses included."""
     options = {}
     for name, hint in get_type_hints(kind).items():
         if is_dataclass(hint) and isinstance(hint, type):
@@ -109,7 +109,7 @@ def options_of(kind: type) -> dict[str, Any]:
 
 
 def apart(option: str, value: str) -> str:
-    """Say how several values in one word are typed; nothing where it is but one.
+    """Say how to type several values that were given as one word; empty for a single value.
 
     Example:
       >>> from experiments.option_errors import apart
@@ -124,7 +124,7 @@ def apart(option: str, value: str) -> str:
 
 
 def _given(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the options that are given, each with the words after it."""
+    """Yield the given options, each with the words after it."""
     option, values = "", []
     for word in arguments:
         if word.startswith("--"):
@@ -139,7 +139,7 @@ def _given(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _too_few(option: str, values: Sequence[str], hint: Any) -> str:
-    """Say that an option has less values than it takes; nothing where it has enough."""
+    """Say that an option has too few values; empty if it has enough."""
     kinds = get_args(hint) if get_origin(hint) is tuple else ()
     count, got = max(len(kinds), 1), len(values) or "none"
     if Ellipsis in kinds or len(values) >= count:
@@ -154,7 +154,7 @@ def _too_few(option: str, values: Sequence[str], hint: Any) -> str:
 
 
 def _wrong(option: str, value: str, hint: Any) -> str:
-    """Say what is wrong with one value; nothing where it can be."""
+    """Say what is wrong with one value; empty if it is valid."""
     is_one = get_origin(hint) in (None, Literal)
     kinds = {hint} if is_one else set(get_args(hint)) - {Ellipsis}
     if NoneType in kinds and value == "None":
@@ -169,7 +169,7 @@ def _wrong(option: str, value: str, hint: Any) -> str:
 
 
 def _expected(kind: Any) -> str:
-    """Write in words what values there are; nothing where any word is one."""
+    """Describe the valid values in words; empty if any word is valid."""
     if get_origin(kind) is not Literal:
         kinds: Mapping[Any, str] = KINDS
         return kinds.get(kind, "")

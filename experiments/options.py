@@ -1,4 +1,4 @@
-"""Options of the command line: those of the experiment, and how it is carried out."""
+"""Command-line options: those of the experiment, and those of how it is run."""
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ from experiments.docstrings import docstring
 
 NEWEST = "newest"
 OWN = "own options"
-FROM_FILES = {"mnist", "fashion_mnist", "cifar10", "titanic"}  # What --data-dir is for.
+FROM_FILES = {"mnist", "fashion_mnist", "cifar10", "titanic"}  # Data sets read from --data-dir.
 
 Parsed = TypeVar("Parsed")
 
@@ -37,7 +37,7 @@ class IOOptions:
 
     @property
     def run(self) -> Path | None:
-        """The run to resume, where one is named."""
+        """The run to resume, if one is named."""
         return None if self.resume in (None, NEWEST) else Path(self.resume)
 
 
@@ -60,7 +60,7 @@ class ExecutionOptions(IOOptions):
     """several hosts: which process this is, from 0"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Refuse invalid values."""
         for name in ("checkpoint_every", "devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -70,7 +70,7 @@ class ExecutionOptions(IOOptions):
 
 
 class Options(NamedTuple):
-    """What is run, and how."""
+    """What to run, and how."""
 
     config: Any
     execution: ExecutionOptions
@@ -79,13 +79,13 @@ class Options(NamedTuple):
 def parse(
     name: str, study: Any, arguments: list[str], kind: type[IOOptions] = ExecutionOptions
 ) -> Options:
-    """Parse the options: the preset sets their defaults, or the run that is to be resumed does.
+    """Parse the options; defaults come from the preset, or from the run to resume.
 
     Args:
-      study: what has its `Config` and `PRESETS`.
+      study: module with the study's `Config` and `PRESETS`.
 
     Raises:
-      ValueError: says in one line which option or value cannot be.
+      ValueError: names the invalid option or value in one line.
     """
     option_errors.refuse_empty(arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -100,7 +100,7 @@ def parse(
     usual = getattr(study, "DEFAULT_PRESET", "quick")
     base = study.PRESETS[known.preset or usual]
     resumed = None
-    # Only the first of several hosts has the run directory, and knows whether it is one.
+    # Of several hosts only the first has the run directory and can check it.
     if known.resume not in (None, NEWEST) and (Path(known.resume) / "config.json").is_file():
         resumed = run_dir.read_config(Path(known.resume), name, study.Config)
         base = base if known.preset else resumed
@@ -145,22 +145,22 @@ def parse_arguments(
     default: Parsed | None = None,
     example: str = "",
 ) -> Parsed:
-    """Parse the words of a command line, and say in one line what is wrong with them.
+    """Parse a command line, with errors of one line each.
 
     Args:
-      kind: a dataclass whose fields are the options, or dataclasses of further ones.
+      kind: a dataclass whose fields are the options, or dataclasses of further options.
       arguments: the words after the command.
       command: what was typed after `python -m experiments`.
-      description: what the help says first; None takes the docstring of `kind`.
-      default: what options have that are not given; None takes the defaults of `kind`.
-      example: words after the command, to be told where one is missing.
+      description: first paragraph of the help; None uses the docstring of `kind`.
+      default: values of options that are not given; None uses the defaults of `kind`.
+      example: words after the command, shown as an example if an option is missing.
 
     Returns:
       An object of `kind`.
 
     Raises:
-      ValueError: an option that there is not, or a value that it does not take.
-      SystemExit: the help was asked for, and is printed.
+      ValueError: an unknown option, or an invalid value.
+      SystemExit: help was requested and has been printed.
 
     Example:
       >>> import dataclasses
@@ -177,7 +177,7 @@ def parse_arguments(
     option_errors.refuse_empty(arguments)
     stderr = io.StringIO()
     try:
-        # What tyro makes of a wrong value is a box: nothing of its public interface is shorter.
+        # Tyro prints errors in a box; its public interface has no shorter form.
         with contextlib.redirect_stderr(stderr):
             parsed, unknown = tyro.cli(
                 kind,
@@ -207,10 +207,10 @@ def parse_arguments(
 
 
 def _first_paragraph(box: str) -> str:
-    """Take the first paragraph out of a box: below its title, above the next rule or edge."""
+    """Extract the first paragraph of a box: below its title, above the next rule or edge."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", box)  # Without colors.
     _, *lines = (line.strip("│ ") for line in f"{plain}\n".split("\n"))
-    inside = itertools.dropwhile(_is_rule, lines)  # Without letters for edges, the title has one.
+    inside = itertools.dropwhile(_is_rule, lines)  # Drawn in ASCII, the title is underlined.
     paragraph = itertools.takewhile(lambda line: not _is_rule(line), inside)
     return " ".join(paragraph) or " ".join(plain.split())
 
@@ -220,15 +220,15 @@ def _is_rule(line: str) -> bool:
 
 
 def kind_of(study: Any) -> type[IOOptions]:
-    """Tell which options a study has beside its own: of `MANY_DEVICES`, how it is carried out."""
+    """Return the class of a study's common options: with `MANY_DEVICES`, also those of devices."""
     return ExecutionOptions if getattr(study, "MANY_DEVICES", False) else IOOptions
 
 
 def reads_files(config: Any) -> bool:
-    """Tell whether a study takes a data set from a data folder.
+    """Tell whether a study reads a data set from a data folder.
 
     Raises:
-      ValueError: the config asks for more images at once than it takes.
+      ValueError: the config uses more images at once than it loads.
     """
     if hasattr(config, "reads_files"):
         return config.reads_files()
@@ -236,14 +236,14 @@ def reads_files(config: Any) -> bool:
 
 
 def preset_of(presets: Mapping[str, Any], config: Any) -> str:
-    """Name the preset that a config is, "own options" where it is none."""
+    """Name the preset that a config equals, or "own options" if it equals none."""
     return next((name for name, preset in presets.items() if preset == config), OWN)
 
 
 def to_go_on(name: str, path: str, execution: IOOptions) -> str:
-    """Write the command that goes on with a run in the same way, to be typed in the same folder.
+    """Write the command that resumes a run in the same way, to be typed in the same folder.
 
-    What the run itself knows is left out: its own options, and where it is.
+    The experiment's own options, which the run stores, and --runs are left out.
     """
     command = ["python", "-m", "experiments", name, "--resume", _no_option(path)]
     for field in dataclasses.fields(execution):
@@ -254,5 +254,5 @@ def to_go_on(name: str, path: str, execution: IOOptions) -> str:
 
 
 def _no_option(value: str) -> str:
-    """Write a path that begins with a dash so that it is not taken for an option."""
+    """Write a path that begins with a dash so that it is not parsed as an option."""
     return f"./{value}" if value.startswith("-") else value

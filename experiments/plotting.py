@@ -1,7 +1,7 @@
-"""What all figures share: size, colors that the color-blind can tell apart, PNG and SVG.
+"""The common style of all figures: size, colorblind-safe colors, PNG and SVG files.
 
-Colors: Okabe, Ito, "Color universal design", 2008; also apart in gray, with line styles and
-markers. Legends are beside the data, never over them.
+Colors: Okabe, Ito, "Color universal design", 2008. Line styles and markers keep lines distinct in
+gray, too. Legends are beside the data, never over it.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ ORANGE, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"
 
 
 class LineStyle(NamedTuple):
-    """How a method is drawn, everywhere: `axes.plot(x, y, **METHODS["batch"]._asdict())`."""
+    """The style of a method in all figures: `axes.plot(x, y, **METHODS["batch"]._asdict())`."""
 
     color: str
     linestyle: str
@@ -56,7 +56,7 @@ METHODS = {
     "standardized": LineStyle(BLUE, "-", "o", "standardized"),
     "whitened": LineStyle(GREEN, ":", "^", "whitened"),
 }
-SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # Color maps, for heat maps.
+SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # Color maps for heat maps.
 
 STYLE = {
     "font.size": 9,
@@ -64,7 +64,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.axisbelow": True,  # The grid is behind the data, bands and bars too.
+    "axes.axisbelow": True,  # The grid is behind the data, including bands and bars.
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -72,39 +72,39 @@ STYLE = {
     "legend.handlelength": 2.6,
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
-    "svg.hashsalt": "jbn",  # The same figure gives the same file.
+    "svg.hashsalt": "jbn",  # Makes the files reproducible.
     "svg.fonttype": "none",
 }
-DPI = 200  # Of what a study keeps.
-FEW = 3  # Runs from which on an interval says more than their range.
+DPI = 200  # Resolution of saved PNGs.
+FEW = 3  # With fewer runs than this, their range is shown in place of an interval.
 
 
 # ---- Figures and legends -------------------------------------------------------------------------
 
 
 def figure(columns: int = 1, rows: int = 1, *, width: float = 4.4, height: float = 3.0) -> Figure:
-    """Make a figure of panels, without any global state of pyplot."""
+    """Make a figure of panels without pyplot's global state."""
     fig = Figure(figsize=(width * columns, height * rows), layout="constrained")
     fig.subplots(rows, columns)
     return fig
 
 
 def share_legend(fig: Figure, *, columns: int = 4) -> None:
-    """Name the lines of all panels once, below them."""
+    """Add one legend for the lines of all panels, below them."""
     handles: dict[str, Any] = {}
     for axes in fig.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    widest = 0.55 + 0.065 * max(map(len, handles))  # Inches, about.
+    widest = 0.55 + 0.065 * max(map(len, handles))  # Approximate, in inches.
     columns = max(1, min(columns, int(fig.get_figwidth() / widest)))
     fig.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
 
 
 def legend_below(axes: Axes, *, columns: int = 2, points: float = 34) -> None:
-    """Name the lines of one panel below it.
+    """Add a legend for the lines of one panel, below it.
 
     Args:
-      points: of the labels of its x-axis, in height.
+      points: height of the x-axis labels, in points.
     """
     shift = ScaledTranslation(0, -points / 72, axes.get_figure().dpi_scale_trans)  # pyrefly: ignore
     axes.legend(
@@ -120,14 +120,14 @@ def legend_below(axes: Axes, *, columns: int = 2, points: float = 34) -> None:
 
 
 def around(runs: ArrayLike, *, geometric: bool = False) -> Float[np.ndarray, "3 X"]:
-    """Compute what is drawn of runs: means, and the ends of their 95 % intervals.
+    """Compute means over runs and the ends of their 95 % intervals, for plotting.
 
-    Of fewer than three runs the ends are the lowest and the highest: an interval would be as wide
+    With fewer than three runs the ends are the lowest and highest run: an interval would be as wide
     as the figure.
 
     Args:
       runs: (X, runs).
-      geometric: the mean of the logarithms, for ratios and what spans powers of ten; 0 where a run
+      geometric: take geometric means, for ratios and values that span powers of ten; 0 where a run
         is 0.
 
     Returns:
@@ -160,12 +160,13 @@ def band(
     *,
     geometric: bool = False,
 ) -> None:
-    """Plot means over runs as a line, and their intervals as a band, see `around`.
+    """Plot means over runs as a line and their intervals as a band, see `around`.
 
-    Where x is to be logarithmic, make it so before.
+    Set a logarithmic x-axis before the call.
 
     Args:
-      runs: (X, runs); method: of `METHODS`, or a style of one's own.
+      runs: (X, runs).
+      method: key of `METHODS`, or a custom style.
     """
     style, at = _style(method), np.asarray(x)
     y, low, high = around(runs, geometric=geometric)
@@ -184,13 +185,13 @@ def bars(
     joined: bool = False,
     **options: Any,
 ) -> None:
-    """Plot means over runs as points, and their intervals as bars, see `around`.
+    """Plot means over runs as points and their intervals as bars, see `around`.
 
     Args:
       at, runs: (X,), (X, runs).
-      method: of `METHODS`, or a style of one's own.
-      joined: a line from point to point as well.
-      options: of `Axes.errorbar`.
+      method: key of `METHODS`, or a custom style.
+      joined: whether to connect the points by a line.
+      options: passed to `Axes.errorbar`.
     """
     center, low, high = around(runs, geometric=geometric)
     ends, style = np.maximum([center - low, high - center], 0), _style(method)._asdict()
@@ -204,9 +205,10 @@ def bars(
 
 
 def _marked(axes: Axes, at: np.ndarray, style: LineStyle) -> list[int] | None:
-    """Choose the points of a line that have a marker: all of few, some of many.
+    """Choose the points of a line that get a marker: all of up to 12, else some.
 
-    Each style has places of its own, for lines may coincide; they are apart on the axis as it is.
+    Lines may coincide, so each style has its own places. They are evenly spaced on the axis with
+    its present scale.
     """
     if len(at) <= 12:
         return None
@@ -224,10 +226,10 @@ def _style(method: str | LineStyle) -> LineStyle:
 
 
 def log_scale(axes: Axes, which: Literal["x", "y"], *values: ArrayLike) -> None:
-    """Make an axis logarithmic, with a place for 0 where one of the values is 0.
+    """Make an axis logarithmic, with a place for 0 if one of the values is 0.
 
     Args:
-      values: all that is drawn along it.
+      values: all values drawn along the axis.
     """
     flat = np.concatenate([np.ravel(np.asarray(some, np.float64)) for some in values])
     finite = flat[np.isfinite(flat)]
@@ -257,7 +259,7 @@ DATA = {
 
 
 def describe_data(name: str) -> str:
-    """Write the name of a data set as one reads it; one's own has its own."""
+    """Return the display name of a data set; the user's own data keeps its name."""
     return DATA.get(name, name)
 
 
@@ -275,7 +277,7 @@ def describe_layers(hidden: Sequence[int], units: str = "units") -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """Write how many there are of something, by its name in the singular.
+    """Write a count with its noun, which is given in the singular.
 
     Example:
       >>> from experiments.plotting import counted
@@ -288,7 +290,7 @@ def counted(count: int, what: str) -> str:
 def describe_runs(
     count: int, what: str = "Lines", ends: str = "bands", *, of: str = "seed", mean: str = "means"
 ) -> str:
-    """Say what lines and bands are, or points and bars, of so many runs.
+    """Say what lines and bands, or points and bars, show of a number of runs.
 
     Args:
       of: what a run is, in the singular.
@@ -310,9 +312,9 @@ def describe_runs(
 
 
 def save(fig: Figure, path: Path) -> None:
-    """Write a figure as `path`.png, of 256 colors, and `path`.svg.
+    """Write a figure as `path`.png, with 256 colors, and `path`.svg.
 
-    A figure has hardly more colors than that, and the file a third of the bytes.
+    Figures hardly have more colors, and the file is a third of the size.
     """
     with mpl.rc_context(STYLE):
         fig.set_dpi(DPI)
@@ -321,5 +323,5 @@ def save(fig: Figure, path: Path) -> None:
         pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         few = Image.fromarray(np.ascontiguousarray(pixels)).quantize(256)
         few.save(path.with_suffix(".png"), dpi=(DPI, DPI))
-        fig.set_layout_engine("none")  # All stays in its place: the search takes half of the time.
+        fig.set_layout_engine("none")  # Keep the layout: computing it again takes half the time.
         FigureCanvasSVG(fig).print_svg(path.with_suffix(".svg"), metadata={"Date": None})

@@ -1,8 +1,8 @@
 """Run directories: runs/<experiment>/<stamp>/ with all that a figure or a resumed run needs.
 
-config.json    the experiment's name and its config: what was asked for
+config.json    the experiment's name and its config: what was requested
 env.json       versions, devices, machine, commit: what it ran on
-metrics.jsonl  one row per evaluation; only a function of the two above
+metrics.jsonl  one row per evaluation; depends on the two files above only
 timing.jsonl   seconds per row of metrics.jsonl
 checkpoints/   the latest states, written by `experiments.training.loop`
 summary.json   the results; a run that has it is finished
@@ -26,22 +26,22 @@ Config = TypeVar("Config")
 
 
 class Damaged(ValueError):
-    """A file of a run that is cut short, or not what was written."""
+    """A file of a run is truncated, or otherwise not what was written."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory, held until `with` ends: no other process writes to it meanwhile."""
+    """A run directory, locked until `with` ends: no other process writes to it meanwhile."""
 
     path: Path
     lock: TextIO = dataclasses.field(repr=False)
 
     def __enter__(self) -> "Run":
-        """Return itself."""
+        """Return self."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let other processes have it."""
+        """Release the lock."""
         self.lock.close()
 
     def read(self, name: str) -> dict[str, Any]:
@@ -54,12 +54,12 @@ class Run:
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append a row to a JSON-lines file of the run, and see it onto the disk: whole, or not.
+        """Append a row to a JSON-lines file and flush it to disk, whole or not at all.
 
-        A last row that was cut short, as where the process was killed, gives place to it.
+        A truncated last row, such as a killed process leaves, is overwritten.
 
         Raises:
-          OSError: as of a full disk; ValueError: a number that is not finite.
+          OSError: such as a full disk; ValueError: a number that is not finite.
         """
         path, text = self.path / name, json.dumps(row, separators=(",", ":"), allow_nan=False)
         line = f"{text}\n".encode()
@@ -76,9 +76,9 @@ class Run:
                 raise
 
     def rewind(self, name: str, step: int) -> None:
-        """Forget the rows of a JSON-lines file after `step`, and a last one that was cut short.
+        """Drop the rows of a JSON-lines file after `step`, and a truncated last row.
 
-        Rows that are damaged, or out of order, are forgotten, too, and it is said.
+        Rows that are damaged or out of order are dropped as well, with a message.
         """
         path = self.path / name
         if not path.exists():
@@ -87,7 +87,7 @@ class Run:
         for line in path.read_bytes().splitlines(keepends=True):
             row_step = (read_row(line) or {}).get("step")
             if not isinstance(row_step, int) or row_step <= reached:
-                damaged += line.endswith(b"\n")  # Cut short is how a kill leaves it.
+                damaged += line.endswith(b"\n")  # A row without one was cut off by a kill.
             elif row_step <= step:
                 lines.append(line)
                 reached = row_step
@@ -98,20 +98,20 @@ class Run:
 
 
 def say(line: str) -> None:
-    """Tell the user something about a run, on stderr."""
+    """Print a message for the user on stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Generator[Path]:
-    """Give a path to write to, which takes the place of `path` once all is written.
+    """Yield a temporary path to write to, which replaces `path` once all is written.
 
     Example:
       with replacing(folder / "summary.json") as partial:
           partial.write_text(...)
 
     Raises:
-      OSError: as of a full disk, with the name of the path; then `path` is as it was.
+      OSError: such as a full disk, with the name of the path; `path` is then unchanged.
     """
     partial = path.with_name(f"{path.name}.partial")
     with _naming(path):
@@ -126,7 +126,7 @@ def replacing(path: Path) -> Generator[Path]:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Generator[None]:
-    """Have errors of the system name the path: those of writing to an open file do not."""
+    """Add the path to system errors, which lack it when writing to an open file."""
     try:
         yield
     except OSError as error:
@@ -135,7 +135,7 @@ def _naming(path: Path) -> Generator[None]:
 
 
 def _size_of_whole_rows(path: Path) -> int:
-    """Count the bytes up to the end of the last whole line."""
+    """Return the number of bytes up to the end of the last whole line."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
@@ -146,14 +146,14 @@ def _size_of_whole_rows(path: Path) -> int:
 
 
 def create(root: Path, experiment: str, config: Any) -> Run:
-    """Make a new run directory, named after the time in UTC, and hold it.
+    """Create and lock a new run directory, named after the time in UTC.
 
     Raises:
-      OSError: it cannot be written, as on a full disk; then none is left.
+      OSError: it cannot be written, such as on a full disk; no directory is left behind.
     """
     folder = root / experiment
     folder.mkdir(parents=True, exist_ok=True)
-    while True:  # Until no other process has taken this very microsecond.
+    while True:  # Another process may have taken the same microsecond.
         path = folder / datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
         try:
             path.mkdir()
@@ -163,15 +163,15 @@ def create(root: Path, experiment: str, config: Any) -> Run:
             stack.callback(shutil.rmtree, path, ignore_errors=True)
             run = stack.enter_context(Run(path, _lock(path)))
             run.write("config.json", {"experiment": experiment, **to_json(config)})
-            stack.pop_all()  # All is well: it stays, and is held.
+            stack.pop_all()  # Success: keep the directory and the lock.
             return run
 
 
 def open_run(path: Path) -> Run:
-    """Hold a run directory that exists.
+    """Lock an existing run directory.
 
     Raises:
-      ValueError: not a run directory, or another process holds it.
+      ValueError: it is not a run directory, or another process has locked it.
     """
     if not (path / "config.json").is_file():
         raise ValueError(f"Expected a run directory, got {path}, which has no config.json.")
@@ -188,9 +188,9 @@ def finished(root: Path, experiment: str) -> list[Path]:
 
 
 def newest_finished(root: Path, experiment: str, config: Any) -> Path | None:
-    """Find the newest finished run of this experiment and config; None where there is none.
+    """Find the newest finished run of this experiment and config; None if there is none.
 
-    What is damaged is named, and passed over.
+    Damaged runs are skipped with a message.
     """
     for path in finished(root, experiment):
         if _is_of(path, experiment, config) and _has_summary(path):
@@ -199,10 +199,10 @@ def newest_finished(root: Path, experiment: str, config: Any) -> Path | None:
 
 
 def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
-    """Hold the newest run of this experiment and config that neither finished nor is running.
+    """Lock the newest run of this experiment and config that is neither finished nor running.
 
-    What is damaged or running is named, and passed over; a run with a damaged summary has not
-    finished.
+    Damaged and running ones are skipped with a message; a run with a damaged summary counts as
+    unfinished.
 
     Raises:
       ValueError: there is none.
@@ -226,7 +226,7 @@ def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
 
 
 def _is_of(path: Path, experiment: str, config: Any) -> bool | None:
-    """Tell whether a run was begun with this config; None, and a line, where that is damaged."""
+    """Tell whether a run has this config; None, with a message, if its config is damaged."""
     try:
         if read_json(path / "config.json") == {"experiment": experiment, **to_json(config)}:
             return True
@@ -238,7 +238,7 @@ def _is_of(path: Path, experiment: str, config: Any) -> bool | None:
 
 
 def _has_summary(path: Path) -> bool:
-    """Tell whether a run has a whole summary."""
+    """Tell whether a run has a summary that is not damaged."""
     try:
         read_json(path / "summary.json")
     except FileNotFoundError:
@@ -250,7 +250,7 @@ def _has_summary(path: Path) -> bool:
 
 
 def _lock(path: Path) -> TextIO:
-    # The kernel drops a flock when the process ends, however it ends: no stale locks.
+    # The kernel releases a flock when the process ends, however it ends: no stale locks.
     file = (path / "lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -261,12 +261,12 @@ def _lock(path: Path) -> TextIO:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Turn a config into what its JSON file holds."""
+    """Convert a config to the content of its JSON file."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def to_config(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """Turn the content of a JSON file into a config."""
+    """Convert the content of a JSON file to a config."""
     lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
     return kind(**{**values, **lists})
 
@@ -275,7 +275,7 @@ def read_config(path: Path, experiment: str, kind: type[Config]) -> Config:
     """Read the config of a run of this experiment.
 
     Raises:
-      Damaged: it is not whole, or has other options than this version takes.
+      Damaged: it is incomplete, or its options are not those of this version.
       ValueError: it is a run of another experiment.
     """
     values = read_json(path / "config.json")
@@ -297,7 +297,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-      Damaged: it is empty, cut short, or otherwise not what was written.
+      Damaged: it is empty, truncated, or otherwise not what was written.
     """
     content = path.read_bytes()
     try:
@@ -317,7 +317,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Read the rows of a JSON-lines file.
 
     Raises:
-      Damaged: names the first line that is not whole.
+      Damaged: names the first incomplete or invalid line.
     """
     for i, line in enumerate(path.read_bytes().splitlines(keepends=True)):
         row = read_row(line)
@@ -327,7 +327,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_row(line: bytes) -> dict[str, Any] | None:
-    """Read one line of a JSON-lines file; None where it is damaged, or has a number not finite."""
+    """Read one line of a JSON-lines file; None if it is damaged or has a non-finite number."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"Expected a finite number, got {constant}.")
@@ -340,7 +340,7 @@ def read_row(line: bytes) -> dict[str, Any] | None:
 
 
 def keep_environment(run: Run, environment: dict[str, Any]) -> None:
-    """Write env.json; for a resumed run, compare with it instead, and say what differs."""
+    """Write env.json; for a resumed run, compare with it instead and print what differs."""
     path = run.path / "env.json"
     try:
         before = read_json(path)

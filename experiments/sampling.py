@@ -1,8 +1,8 @@
 """Random numbers by seed and purpose: no two purposes share a stream, whatever their seeds.
 
-`default_rng(5)` and `default_rng([5, 0])` are the same generator, and so are two keys of JAX from
-one seed. Here the words are hashed with the seed: weights, batches, subsets of one seed are
-independent, and every study that asks for the batches of seed 3 gets the same.
+`default_rng(5)` and `default_rng([5, 0])` are the same generator, and so are two JAX keys made from
+one seed. Here the purpose is hashed with the seed: weights, batches and subsets of one seed are
+independent, and every study that asks for the batches of seed 3 gets the same ones.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from jaxtyping import Int32, PRNGKeyArray
 
 
 def rng(seed: int, purpose: str) -> np.random.Generator:
-    """Make NumPy's generator for one purpose.
+    """Make a NumPy generator for one purpose.
 
     Example:
       >>> from experiments import sampling
@@ -29,7 +29,7 @@ def rng(seed: int, purpose: str) -> np.random.Generator:
 
 
 def keys(seeds: Iterable[int], purpose: str, *, impl: str = "threefry2x32") -> PRNGKeyArray:
-    """Make keys of JAX for one purpose, one for each seed, (seeds,).
+    """Make JAX keys for one purpose, one per seed, (seeds,).
 
     Example:
       >>> from experiments import sampling
@@ -50,10 +50,10 @@ def batch_indices(
     *,
     purpose: str = "batches",
 ) -> Int32[np.ndarray, "steps batch"]:
-    """Draw the batches of steps `start` to `stop`: a function of seed, purpose and step alone.
+    """Draw the batches of steps `start` to `stop`, determined by seed, purpose and step alone.
 
-    Every epoch is a permutation of all examples; batches are cut from the epochs laid end to end,
-    so that none is ragged.
+    Every epoch is a permutation of all examples. Batches are cut from the concatenated epochs, so
+    all have the same size.
     """
     first, last = start * batch_size, stop * batch_size
     epochs = range(first // num_examples, -(-last // num_examples))

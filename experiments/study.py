@@ -1,10 +1,10 @@
-"""A study under way: where its parts, its numbers and its figures go.
+"""A running study: where its parts, numbers and figures are stored.
 
-parts/*.npz   what each part measured: a stopped study goes on after the last one
-timing.jsonl  seconds of each part
-data_*.json   what the examples are
-summary.json  the numbers, with their intervals, and what figures there are; a study that has it is
-              finished
+parts/*.npz   what each part measured; a stopped study resumes after the last one
+timing.jsonl  seconds each part took
+data_*.json   descriptions of the data sets
+summary.json  the numbers with their intervals, and a list of the figures; written when the study
+              finishes
 """
 
 import hashlib
@@ -30,27 +30,28 @@ from experiments.tasks.titanic import Passengers
 from experiments.training import hosts
 from experiments.training.loop import Execution
 
-OWNER = "__owner__"  # Beside the arrays of a part: which part it is, and of which config.
+OWNER = "__owner__"  # Stored with a part's arrays: the part's name and the hash of its config.
 
 
 def load_all(
     needs: Mapping[str, tuple[int, int]], data_dir: Path | None
 ) -> dict[str, Dataset | Passengers]:
-    """Load all that a study needs, on every host.
+    """Load all data sets that a study needs, on every host.
 
     Args:
-      needs: data set -> how many training and test images, as a config's `needs` has it.
+      needs: data set -> number of training and test images, as returned by a config's `needs`.
 
     Raises:
-      ValueError, FileNotFoundError: on all hosts where one of them lacks it or has another.
+      ValueError, FileNotFoundError: raised on all hosts if one lacks a data set or has a different
+        one.
     """
-    # Two that fall back on the digits would be one: each is then to be itself.
+    # The digits may replace a single data set only: two that fell back would be the same.
     alone = len(needs) == 1
     loaded, missing = {}, []
     for name, needed in needs.items():
         try:
             loaded[name] = load(name, data_dir, needed=needed, digits_may_do=alone)
-        except data.MissingData as error:  # Whoever lacks several is told of all at once.
+        except data.MissingData as error:  # Collected, to report all missing data sets at once.
             missing.append(error)
     if missing:
         raise data.all_missing(missing)
@@ -64,13 +65,14 @@ def load(
     needed: tuple[int, int] = (0, 0),
     digits_may_do: bool = True,
 ) -> Dataset | Passengers:
-    """Load a data set, by its name or the path of one's own, on every host.
+    """Load a data set, given by name or by the path of the user's own, on every host.
 
     Args:
       needed, digits_may_do: as in `experiments.tasks.data.load`.
 
     Raises:
-      ValueError, FileNotFoundError: on all hosts where one of them lacks it or has another.
+      ValueError, FileNotFoundError: raised on all hosts if one lacks the data or has different
+        data.
     """
 
     def read() -> Dataset | Passengers:
@@ -92,10 +94,10 @@ def load(
 
 
 class Study:
-    """What `measure` is given to measure with, and to report to.
+    """The object that a study's `measure` receives: it caches parts, loads data, takes results.
 
-    On several hosts every process has one; that of the first alone has a run directory, and the
-    others report to nothing.
+    With several hosts every process has one, but only the first process has a run directory; the
+    others record nothing.
 
     Example of a study's `measure.py`:
 
@@ -114,7 +116,7 @@ class Study:
         data_dir: Path | None = None,
         execution: Execution | None = None,
     ):
-        """Begin, or go on, in a run directory."""
+        """Start or resume in a run directory."""
         self.name, self.preset, self.data_dir = name, preset, data_dir
         self.execution = execution or Execution()
         self.datasets: dict[str, Any] = {}
@@ -137,10 +139,10 @@ class Study:
     def part(
         self, name: str, measure: Callable[[], Mapping[str, ArrayLike]]
     ) -> dict[str, np.ndarray]:
-        """Measure a part, named arrays, and keep it; where it is kept already, read it.
+        """Measure a part and store its named arrays, or read them if they are stored already.
 
-        One that is kept but damaged, or not what this part of this run kept, is named, and measured
-        again.
+        A stored file that is damaged, or belongs to another part or run, is reported and the part
+        is measured again.
         """
         path = self.run.path / "parts" / f"{name}.npz"
         owner = f"{name} {hashlib.sha256((self.run.path / 'config.json').read_bytes()).hexdigest()}"
@@ -169,32 +171,32 @@ class Study:
     def dataset(self, name: str) -> Dataset: ...
 
     def dataset(self, name: str) -> Any:
-        """Return a data set; one that was not added is loaded, see `load`.
+        """Return a data set, loading it with `load` unless it was added before.
 
         Raises:
-          WrongData: not the examples that the run began with.
+          WrongData: the examples are not those that the run began with.
         """
         if name not in self.datasets:
             self.add_dataset(name, load(name, self.data_dir))
         return self.datasets[name]
 
     def add_dataset(self, name: str, dataset: Dataset | Passengers) -> None:
-        """Take a data set that is loaded already, under the name that it was asked for by.
+        """Add a data set that is already loaded, under the name it was requested by.
 
         Raises:
-          WrongData: not the examples that the run began with.
+          WrongData: the examples are not those that the run began with.
         """
         self.describe_data(name, dataset.describe())
         self.datasets[name] = dataset
 
     def describe_data(self, name: str, description: Mapping[str, Any]) -> None:
-        """Keep what the examples are; for a run that goes on, compare.
+        """Store a description of the examples; in a resumed run, compare with the stored one.
 
         Args:
-          name: what was asked for; of a path the last part, without its ending, is kept.
+          name: what was requested; of a path only the stem is used.
 
         Raises:
-          WrongData: not the examples that the run began with.
+          WrongData: the examples are not those that the run began with.
         """
         hosts.run_on_all(lambda: self._describe_data(name, description) if self.has_run else None)
 
@@ -221,17 +223,17 @@ class Study:
             )
 
     def report(self, metric: str, estimate: Estimate) -> None:
-        """Report a number under the name that a claim's rule calls it by.
+        """Report a number under the name that the claims' rules use for it.
 
         Raises:
-          ValueError: that name is taken.
+          ValueError: the name is taken.
         """
         if metric in self.estimates:
             raise ValueError(f"Expected every number once, got {metric!r} again.")
         self.estimates[metric] = estimate
 
     def table(self, text: str) -> None:
-        """Have a table printed at the end, above the verdicts."""
+        """Add a table to print at the end, above the verdicts."""
         self.tables.append(text)
 
     def figure(
@@ -244,15 +246,15 @@ class Study:
         caption: str = "",
         listed: bool = True,
     ) -> None:
-        """Plot a figure in the common style, and keep it as PNG and SVG.
+        """Plot a figure in the common style and save it as PNG and SVG.
 
         Args:
-          name: of the files.
+          name: name of the files, without suffix.
           plot: makes the figure.
-          title: a line above it in the report.
-          alt: what a reader who cannot see it should know: what is drawn, and what it shows.
-          caption: what it rests on: data set, network, seeds, what bands and bars are.
-          listed: False leaves it in the run directory alone.
+          title: line above the figure in the report.
+          alt: text for readers who cannot see the figure: what is drawn and what it shows.
+          caption: what the figure is based on: data set, network, seeds, meaning of bands and bars.
+          listed: False keeps the figure out of the report; it is only in the run directory.
         """
         if not self.has_run:
             return
@@ -283,9 +285,9 @@ class Study:
         )
 
     def _seconds(self) -> dict[str, float]:
-        """Take the seconds of each part, and those of a training loop by what took them.
+        """Sum up the seconds of each part, and those of a training loop by kind of work.
 
-        What is not known for a missing or damaged row is left out, and it is said.
+        Times that are unknown because a row is missing or damaged are left out, with a message.
         """
         path, metrics = self.run.path / "timing.jsonl", self.run.path / "metrics.jsonl"
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
@@ -294,7 +296,7 @@ class Study:
         for row in rows:
             numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
             if "seconds" in numbers and "part" in row:
-                parts[str(row["part"])] = numbers["seconds"]  # Of what was measured last.
+                parts[str(row["part"])] = numbers["seconds"]  # The latest measurement counts.
             if "step" in numbers:
                 steps.append(row["step"])
                 taken = {key: value for key, value in numbers.items() if key.endswith("_seconds")}
@@ -311,14 +313,14 @@ class Study:
 
 
 class _KeptArrays(dict[str, np.ndarray]):
-    """The arrays of a part by name; of one that it lacks, the file is to blame."""
+    """A part's arrays by name; looking up a missing one raises an error that names the file."""
 
     def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]):
         super().__init__(arrays)
         self.path = path
 
     def __missing__(self, name: str) -> NoReturn:
-        """Name the file: the part is measured again once it is gone.
+        """Raise an error that names the file; once removed, the part is measured again.
 
         Raises:
           Damaged: always.
@@ -330,7 +332,7 @@ class _KeptArrays(dict[str, np.ndarray]):
 
 
 def _check_arrays(name: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Refuse what a file of arrays cannot hold, or does not give back as it was.
+    """Refuse arrays that an .npz file cannot store, or not restore unchanged.
 
     Raises:
       TypeError: an array of objects, or of a type that is not NumPy's own.
@@ -344,17 +346,17 @@ def _read_part(path: Path, owner: str) -> dict[str, np.ndarray]:
     """Read what a part measured.
 
     Args:
-      owner: what the part wrote beside its arrays, to tell them from those of any other.
+      owner: identifies part and run; must equal the string stored with the arrays.
 
     Raises:
-      Damaged: it is cut short, or otherwise not what was written.
+      Damaged: the file is truncated, or otherwise not what was written.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
         of = str(arrays.pop(OWNER, "no run"))
         _check_arrays(path.stem, arrays)
-    except Exception as error:  # Of zip, zlib, NumPy's headers: there are a dozen kinds.
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen different types.
         raise Damaged(f"{path} is damaged: {error}") from None
     if not arrays:
         raise Damaged(f"{path} is damaged: it is empty")

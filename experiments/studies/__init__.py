@@ -1,1 +1,1 @@
-"""A folder a study: what it measures, and its figures."""
+"""The studies, one package each: its options, measurements, claims and figures."""
