@@ -1,1 +1,1 @@
-"""Networks, and the loops that train them on one device or many."""
+"""Networks and the loops that train them, on one device or many."""

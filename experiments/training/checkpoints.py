@@ -1,10 +1,10 @@
-"""Checkpoints of a run: written by orbax, read back only if they are whole and the run's own.
+"""Checkpoints of a run: written by orbax, read back only if they are complete and of this run.
 
-Orbax writes a checkpoint under another name and renames it. Beside its files goes a manifest with
-the SHA-256 of each, of the run's config and of its metrics.jsonl up to then; without a manifest
-that fits, a checkpoint is refused before a byte of it is decoded, and the one before it is used: it
-stands for the rows as well, of which none may be lost. What the state is not, such as where an
-iterator of examples is, stands in a JSON file beside it.
+Orbax writes a checkpoint under a temporary name and renames it. A manifest beside its files holds
+the SHA-256 of each file, of the run's config, and of metrics.jsonl up to that step. A checkpoint
+without a matching manifest is refused before any of it is decoded, and the previous one is used.
+The rows are checked as well, because a resumed run appends to them and none may be missing.
+Anything besides the state, such as the position of a data iterator, is in a JSON file beside it.
 """
 
 import contextlib
@@ -30,20 +30,20 @@ KEPT = 2
 MANIFEST = "manifest.json"
 BESIDE = "beside.json"
 ROWS = "metrics.jsonl"
-LATE_SECONDS = 0.5  # Orbax's other threads end so much after the first that failed.
+LATE_SECONDS = 0.5  # After one of orbax's threads fails, the others take about this long to end.
 
 
 def check_path(path: Path) -> None:
-    """Refuse the path of a run whose checkpoints orbax could not write.
+    """Refuse a run directory in which orbax could not write checkpoints.
 
-    Its writers in C++ take UTF-8. Where the locale has not, or the path itself is not UTF-8, Python
-    holds letters beyond ASCII as bytes that have no place there.
+    Orbax's C++ writers require UTF-8. If the locale or the path itself is not UTF-8, Python
+    represents non-ASCII characters by surrogates, which cannot be encoded.
 
     Args:
-      path: of the run, or of the folder of all runs.
+      path: the directory of the run, or of all runs.
 
     Raises:
-      ValueError: says how to mend it.
+      ValueError: says how to fix it.
     """
     whole = path.absolute()
     try:
@@ -61,12 +61,12 @@ class Checkpoints:
     """The latest states of a run: `with Checkpoints(run) as checkpoints: checkpoints.save(...)`."""
 
     def __init__(self, run: Run, *, asynchronous: bool = False):
-        """Open checkpoints/ of the run; set aside what cannot be used.
+        """Open checkpoints/ of the run; set aside checkpoints that cannot be used.
 
         Args:
-          run: whose states they are.
-          asynchronous: `save` returns once the state is copied, and a thread writes it. One that
-            was not written to its end when the process was killed is refused like a damaged one.
+          run: the run that the checkpoints belong to.
+          asynchronous: `save` returns once the state is copied, and a thread writes it. A
+            checkpoint that was incomplete when the process was killed is refused as damaged.
         """
         self.folder = (run.path / "checkpoints").absolute()
         self.owner, self.rows = _sha256(run.path / "config.json"), run.path / ROWS
@@ -78,7 +78,7 @@ class Checkpoints:
                 max_to_keep=KEPT,
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=asynchronous,
-                create=False,  # Orbax creates no folder where a part of the processes writes.
+                create=False,  # Orbax does not support True with `active_processes`.
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=here, active_processes={here}
                 ),
@@ -88,20 +88,20 @@ class Checkpoints:
         self.writing: Future[None] | None = None
 
     def save(self, step: int, state: Any, beside: Mapping[str, Any] | None = None) -> None:
-        """Write the state after `step`, whole or not at all, and forget the oldest.
+        """Write the state after `step`, whole or not at all, and delete the oldest checkpoint.
 
         Args:
           step: number of steps taken.
           state: pytree of arrays.
-          beside: what JSON can hold and `beside` gives back.
+          beside: anything that JSON can hold, to be read by the method `beside`.
 
         Raises:
-          OSError: as of a full disk; where writing is asynchronous, of the state before as well.
+          OSError: such as a full disk; if asynchronous, also from writing the previous state.
         """
         self.finish()
         folder = self.folder / str(step)
         rows = self.rows.read_bytes() if self.rows.exists() else b""
-        # As it is now: the thread writes it while training goes on and changes it.
+        # Serialized now: training continues and changes it while the thread writes.
         text = None if beside is None else json.dumps(beside) + "\n"
         with _errors_of_the_system(folder):
             self.manager.save(step, args=ocp.args.StandardSave(jax.device_get(state)))
@@ -111,21 +111,21 @@ class Checkpoints:
             self.writing = self.thread.submit(self._complete, folder, rows, text)
 
     def finish(self) -> None:
-        """Wait until what is being written is written.
+        """Wait until the checkpoint being written is complete.
 
         Raises:
-          OSError: it could not be.
+          OSError: it could not be written.
         """
         writing, self.writing = self.writing, None
         if writing is not None:
             writing.result()
 
     def beside(self, step: int) -> dict[str, Any]:
-        """Read what was written beside a state that `newest` gave."""
+        """Read what was saved beside the state of a step that `newest` returned."""
         return read_json(self.folder / str(step) / BESIDE)
 
     def _complete(self, folder: Path, rows: bytes, beside: str | None) -> None:
-        """Wait for orbax, and write what stands beside its files; the manifest comes last."""
+        """Wait for orbax, then write the files beside its own; the manifest comes last."""
         with _errors_of_the_system(folder):
             self.manager.wait_until_finished()
         if beside is not None:
@@ -141,9 +141,10 @@ class Checkpoints:
             partial.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
     def newest(self, like: Any) -> tuple[int, Any] | None:
-        """Read the newest step and its state, of the shapes of `like`; None where there is none.
+        """Read the newest step and its state, of the shapes of `like`; None if there is none.
 
-        One with other arrays than `like`, as of another version, is set aside, and said.
+        A checkpoint whose arrays differ from `like`, such as one of another version, is set aside
+        with a message.
         """
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.device_get(like))
         steps = sorted(self.manager.all_steps())
@@ -161,7 +162,7 @@ class Checkpoints:
         return None
 
     def _set_aside_damaged(self) -> None:
-        """Set aside what is damaged, or another run's."""
+        """Set aside checkpoints that are damaged or belong to another run."""
         self.folder.mkdir(exist_ok=True)
         paths = [path for path in self.folder.iterdir() if path.name.isdigit()]
         reasons = {path: self._reason(path) for path in paths}
@@ -171,7 +172,7 @@ class Checkpoints:
                 self._set_aside(path, reason, good)
 
     def _set_aside(self, path: Path, reason: str, good: list[int]) -> None:
-        """Move a checkpoint that cannot be used to `refused`, and say so; `good` steps are left."""
+        """Move an unusable checkpoint to `refused`, with a message; `good` are the steps left."""
         refused = self.folder.with_name("refused")
         refused.mkdir(exist_ok=True)
         taken = sum(1 for other in refused.iterdir() if other.name.startswith(path.name))
@@ -183,7 +184,7 @@ class Checkpoints:
         )
 
     def _reason(self, path: Path) -> str | None:
-        """Say why a checkpoint cannot be used; None if it can."""
+        """Return why a checkpoint cannot be used; None if it can."""
         try:
             manifest = read_json(path / MANIFEST)
             owner, step, files = (manifest[key] for key in ("run", "step", "files"))
@@ -206,7 +207,7 @@ class Checkpoints:
         return None
 
     def __enter__(self) -> "Checkpoints":
-        """Return itself."""
+        """Return self."""
         return self
 
     def __exit__(
@@ -215,7 +216,7 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for what is being written, and close orbax's manager."""
+        """Wait for the checkpoint being written, and close orbax's manager."""
         try:
             if error is None:
                 self.finish()
@@ -226,10 +227,10 @@ class Checkpoints:
 
 
 def _check_shapes(state: Any, wanted: Any) -> None:
-    """Refuse arrays of other shapes than were asked for: orbax returns what it finds.
+    """Refuse arrays of the wrong shape, which orbax returns without an error.
 
     Raises:
-      ValueError: names the first that differs.
+      ValueError: names the first one that differs.
     """
     for (path, shape), leaf in zip(
         jax.tree.leaves_with_path(wanted), jax.tree.leaves(state), strict=True
@@ -241,10 +242,10 @@ def _check_shapes(state: Any, wanted: Any) -> None:
 
 @contextlib.contextmanager
 def _errors_of_the_system(path: Path) -> Generator[None]:
-    """Turn what orbax makes of an error of the system, as of a full disk, into OSError again.
+    """Turn orbax's version of a system error, such as a full disk, back into an OSError.
 
-    Its writers in C++ raise ValueError, with the system's number at the end. What its threads log
-    then, and what those say that come too late, is of no use to who has a full disk.
+    Its C++ writers raise a ValueError that ends with the system's error number. What its threads
+    log at that point or later does not help a user whose disk is full, so it is suppressed.
     """
     logger, hook = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
@@ -266,7 +267,7 @@ def _errors_of_the_system(path: Path) -> Generator[None]:
         if not match:
             raise
         time.sleep(LATE_SECONDS)
-        late = print_others  # On a busy machine they come later still.
+        late = print_others  # On a busy machine, some errors come even later.
         number = int(match[1])
         raise OSError(number, os.strerror(number), str(path)) from error
     finally:
@@ -275,7 +276,7 @@ def _errors_of_the_system(path: Path) -> Generator[None]:
 
 
 def _digests(folder: Path) -> Iterator[tuple[str, str]]:
-    """Give name and SHA-256 of every file below a folder, but the manifest."""
+    """Yield name and SHA-256 of every file below a folder except the manifest."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in (MANIFEST, f"{MANIFEST}.partial"):
             yield str(path.relative_to(folder)), _sha256(path)

@@ -1,4 +1,4 @@
-"""A dense network of any depth that compiles as fast as one of few layers."""
+"""A dense network of any depth that compiles as fast as a shallow one."""
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -7,27 +7,27 @@ from jbn.models.units import Activation, Norm, cancels_bias, make_norm
 
 
 class DeepMLP(nn.Module):
-    """Equal hidden layers, plain or residual: the first, blocks as one scan, the last W x + b.
+    """Equal hidden layers, plain or residual: a first layer, a scan over blocks, an output layer.
 
-    Pre-activations h go from block to block, and are normalized before the nonlinearity f. A block
-    of one layer is h -> skip h + W dropout(f(norm(h))); one of two has W2 dropout(f(norm(W1 ...)))
-    there. Parameters of the blocks are stacked.
+    Blocks map pre-activations h to pre-activations, and normalize them before the nonlinearity f. A
+    block of one layer is h -> skip h + W dropout(f(norm(h))); with two layers the second term is
+    W2 dropout(f(norm(W1 ...))). Parameters of the blocks are stacked.
 
     Attributes:
       depth: number of hidden layers: the first, and those of the blocks.
-      width: of every hidden layer.
+      width: units of every hidden layer.
       outputs: number of outputs.
       activation: the nonlinearity f.
       norm: see `jbn.models.units.unit`; None for none.
-      layers_per_block: hidden layers that a skip connection goes around.
-      skip: 1 adds a block's input to its output, a residual network; 0 does not, a plain one. May
-        be traced.
+      layers_per_block: hidden layers that a skip connection spans.
+      skip: 1 adds a block's input to its output, which makes the network residual; 0 makes it
+        plain. May be traced.
       dropout: share of units dropped after every nonlinearity, by the random numbers `dropout`.
 
     Sown in `intermediates`: `preactivation`, h of the first layer, `(N, width)`, and
-    `blocks/preactivation`, `(blocks, N, width)`, those after each block, which are also
-    `perturbations` that one can differentiate by; `blocks/inputs_0`, what enters the nonlinearities
-    of each block, and `inputs`, what enters the last.
+    `blocks/preactivation`, h after each block, `(blocks, N, width)`, both of which are also
+    `perturbations`, to differentiate with respect to h; `blocks/inputs_0`, the inputs to the
+    nonlinearities of each block, and `inputs`, those to the last nonlinearity.
 
     References:
       He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", 2016.
@@ -77,7 +77,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, training: bool) -> tuple[Array, None]:
-        """Compute the block's output; None is what a scan wants besides."""
+        """Compute the block's output, and None, as a scan requires."""
         y, bias = x, not cancels_bias(self.norm)
         for i in range(self.layers):
             y = _enter(self, y, f"_{i}", training)
@@ -88,7 +88,7 @@ class _Block(nn.Module):
 
 
 def _enter(module: DeepMLP | _Block, h: Array, suffix: str, training: bool) -> Array:
-    """Normalize, where there is a norm, apply the nonlinearity, and drop units."""
+    """Normalize if there is a norm, apply the nonlinearity, and drop units."""
     make = make_norm(module.norm)
     if make is not None:
         h = make(use_running_average=not training, name=f"norm{suffix}")(h)

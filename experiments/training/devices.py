@@ -1,8 +1,8 @@
-"""One training loop on one device or many: how state, examples and batches are spread.
+"""One training loop on one device or many: how state, examples and batches are distributed.
 
-The batch is cut into a slice for each device; state and examples are the same on all. A batch that
-does not divide evenly is padded and the padding masked, so every number of devices takes the steps
-of one device, up to rounding.
+The batch is split evenly over the devices; state and examples are replicated. A batch that does not
+divide evenly is padded and the padding masked, so any number of devices takes the same steps as one
+device, up to rounding.
 """
 
 import functools
@@ -26,8 +26,8 @@ Chunk = Callable[[Any, Any, Int32[np.ndarray, "steps seeds batch"]], Any]
 class BatchShard(NamedTuple):
     """A device's share of a batch, as a training step sees it.
 
-    `mask` tells which of its rows are examples, None for all of them; `axis_name` is the axis that
-    the devices share, None for one device; `batch_size` is that of the whole batch.
+    `mask` marks the rows that are examples, None for all of them; `axis_name` is the name of the
+    device axis, None for one device; `batch_size` is that of the whole batch.
     """
 
     batch_size: int
@@ -35,19 +35,19 @@ class BatchShard(NamedTuple):
     mask: Bool[Array, "N"] | None = None
 
     def mean(self, values: Float[Array, "N"]) -> Float[Array, ""]:
-        """Take the mean over the batch as far as it is here: the shares of all add up to it."""
+        """Return this device's contribution to the batch mean; over all devices they add up."""
         if self.mask is not None:
             values = jnp.where(self.mask, values, 0)
         return jnp.sum(values) / self.batch_size
 
     def gradient(self, loss: Callable[[Any], tuple[Array, Any]], params: Any) -> tuple[Any, Any]:
-        """Differentiate `loss`, `params -> (this share of it, more)`; return gradient and more.
+        """Differentiate `loss`, `params -> (this share's part, aux)`; return gradient and aux.
 
-        The gradient is that of the whole loss, the same on all devices, from one collective.
+        The gradient is that of the whole loss, equal on all devices, from a single collective.
         """
         if self.axis_name is None:
             return jax.grad(loss, has_aux=True)(params)
-        # Of each device's own copy: of a replicated one, shard_map sums leaf by leaf.
+        # By a device-varying copy: for replicated params, shard_map would sum leaf by leaf.
         own = jax.lax.pcast(params, self.axis_name, to="varying")
         gradient, more = jax.grad(loss, has_aux=True)(own)
         return jax.lax.psum(gradient, self.axis_name), more
@@ -57,13 +57,13 @@ Step = Callable[[Any, Any, BatchShard], Any]
 
 
 class Devices:
-    """The devices of a run, those of other hosts included: `Devices(8, "shard_map")`."""
+    """The devices of a run, including those of other hosts: `Devices(8, "shard_map")`."""
 
     def __init__(self, count: int = 1, way: str = "shard_map"):
-        """Take the first `count` devices; `way` is one of `WAYS`.
+        """Use the first `count` devices; `way` is one of `WAYS`.
 
         Raises:
-          ValueError: fewer devices than that, or not the same number on every host.
+          ValueError: there are fewer devices, or several hosts would not use all of theirs.
         """
         if way not in WAYS:
             raise ValueError(f"Expected one of {', '.join(WAYS)} to run devices with, got {way!r}.")
@@ -77,7 +77,7 @@ class Devices:
         self.mesh = Mesh(np.array(have[:count]), AXIS)
 
     def __str__(self) -> str:
-        """Say how many, and how."""
+        """Describe the number of devices and how they are run."""
         if self.count == 1:
             return "1 device"
         hosts = jax.process_count()
@@ -95,18 +95,18 @@ class Devices:
         return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     def one(self, tree: Any) -> Any:
-        """Take the copy of this host's first device."""
+        """Return the copy on this host's first device."""
         if self.count == 1:
             return tree
         first = jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
         return jax.tree.map(lambda leaf: leaf[0], first) if self.way == "pmap" else first
 
     def compile(self, step: Step, batch_size: int) -> Chunk:
-        """Make the function `(state, examples, indices) -> state`, one step per row of indices.
+        """Compile a function `(state, examples, indices) -> state`, one step per row of indices.
 
         Args:
           step: `(state, batch, share) -> state` of one seed, to be traced.
-          batch_size: of the whole batch, the last axis of indices.
+          batch_size: size of the whole batch, the last axis of indices.
         """
         if self.count == 1:
             return jax.jit(functools.partial(scan_steps, step, BatchShard(batch_size)))

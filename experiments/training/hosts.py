@@ -1,8 +1,8 @@
-"""Several hosts, one process each, on JAX's own distributed runtime.
+"""Several hosts, one process each, on JAX's distributed runtime.
 
-Every process runs the same program. What must be the same on all is either computed by all from
-the same input or told by the first; only the first writes. JAX ends every process when one of them
-is gone for `HEARTBEAT_SECONDS`: collectives would wait for it for ever.
+Every process runs the same program. Values that must agree are either computed by all from the same
+input or broadcast from the first process, which alone writes files. JAX ends every process when one
+has been gone for `HEARTBEAT_SECONDS`, as collectives would wait for it forever.
 """
 
 import contextlib
@@ -25,7 +25,10 @@ Result = TypeVar("Result")
 
 
 class Hosts(NamedTuple):
-    """The processes of a run: how many, and what finds the first; None where JAX finds it."""
+    """The processes of a run: how many, the first one's address, and this one's number.
+
+    The last two are None if JAX finds them.
+    """
 
     processes: int
     coordinator: str | None = None
@@ -33,10 +36,10 @@ class Hosts(NamedTuple):
 
 
 def expected(coordinator: str | None, num_processes: int | None, process_id: int | None) -> Hosts:
-    """Tell which processes a run has, by the options, or else by what launched them.
+    """Return the processes of a run, according to the options, or else to the launcher.
 
     Raises:
-      ValueError: a part of the three missing, or out of range.
+      ValueError: only some of the three options are given, or one is out of range.
     """
     if coordinator is None and num_processes is None and process_id is None:
         return Hosts(processes_of_launcher(os.environ))
@@ -60,16 +63,16 @@ def expected(coordinator: str | None, num_processes: int | None, process_id: int
 
 
 def connect(wanted: Hosts, devices: int | None = None) -> None:
-    """Connect the processes, or do nothing where there is but one; before JAX is used.
+    """Connect the processes; do nothing if there is only one. Call before using JAX.
 
-    JAX ends this process if the others have not come after `CONNECT_SECONDS`.
+    JAX ends this process if the others have not connected after `CONNECT_SECONDS`.
 
     Args:
       wanted: from `expected`.
-      devices: how many the run takes in all; on CPU, as many virtual ones are made.
+      devices: number of devices of the run on all hosts; on CPU, virtual ones are created.
 
     Raises:
-      ValueError: devices that the processes cannot share evenly.
+      ValueError: the processes cannot share the devices evenly.
     """
     processes, coordinator, process_id = wanted
     if devices is not None:
@@ -77,13 +80,13 @@ def connect(wanted: Hosts, devices: int | None = None) -> None:
             raise ValueError(
                 f"Expected --devices that {processes} processes can share evenly, got {devices}."
             )
-        # Too late where JAX was used before: those that it has remain.
+        # A RuntimeError means that JAX is already initialized: it keeps its devices.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", devices // processes)
     on_tpu = processes == 1 and coordinator is None and may_have_tpu()
     if processes == 1 and not on_tpu:
         return
-    # Its handler of SIGTERM would take the place of `signals`, whose word `largest` spreads.
+    # JAX's SIGTERM handler would replace that of `signals`; `largest` tells all hosts of a signal.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -95,12 +98,12 @@ def connect(wanted: Hosts, devices: int | None = None) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except ValueError:
-        if not on_tpu:  # A TPU of one host, or none: JAX found no coordinator.
+        if not on_tpu:  # Without a TPU, or with one on a single host, JAX finds no coordinator.
             raise
 
 
 def processes_of_launcher(environment: Mapping[str, str]) -> int:
-    """Read how many processes Slurm or Open MPI started."""
+    """Return the number of processes that Slurm or Open MPI started, else 1."""
     for count, rank in (
         ("SLURM_NTASKS", "SLURM_PROCID"),
         ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -111,7 +114,7 @@ def processes_of_launcher(environment: Mapping[str, str]) -> int:
 
 
 def may_have_tpu() -> bool:
-    """Tell whether JAX may find a TPU here, and with it, perhaps, other hosts."""
+    """Tell whether JAX may find a TPU here, and through it perhaps other hosts."""
     platforms = os.environ.get("JAX_PLATFORMS") or "tpu"
     return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
@@ -122,7 +125,7 @@ def count() -> int:
 
 
 def default_devices() -> int:
-    """Return how many devices a run takes unless told: one, or all there are on several hosts."""
+    """Return the default number of devices: 1 on one host, all of them on several."""
     return 1 if count() == 1 else jax.device_count()
 
 
@@ -138,10 +141,10 @@ def largest(value: int) -> int:
 
 @contextlib.contextmanager
 def end_with_the_others() -> Generator[None]:
-    """Around the work: end this process at once on an error, if there are others.
+    """On an error inside the block, end this process at once if there are others.
 
-    An orderly exit would wait for them. A host that is gone shows as an error of a collective, or
-    JAX itself ends the process.
+    An orderly exit would wait for the others. If another host is lost, a collective raises an error
+    or JAX itself ends the process.
     """
     try:
         yield
@@ -160,7 +163,7 @@ def run_on_all(function: Callable[[], Result]) -> Result:
     """Call a function on every host; if it raises on one, raise on all.
 
     Raises:
-      ValueError: of this host itself, or to say which other one had it.
+      ValueError: raised by this host's call, or naming another host whose call failed.
     """
     if count() == 1:
         return function()
@@ -185,17 +188,17 @@ def on_first(function: Callable[[], Result]) -> Result | None:
 
 
 def broadcast_from_first(value: Any) -> Any:
-    """Return the first host's value, which JSON can hold, on every host."""
+    """Return the first host's value, which must be JSON-serializable, on every host."""
     if count() == 1:
         return value
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    padded = np.resize(data, size)  # Of the others, whose own value may be of another size.
+    padded = np.resize(data, size)  # On the other hosts, whose own value may differ in size.
     return json.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
 
 
 def check_same(what: str, value: Any) -> None:
-    """Refuse, on every host, a value that is not the first host's."""
+    """Raise on every host if a value differs from the first host's on any of them."""
     first = broadcast_from_first(value)
 
     def check() -> None:
@@ -212,7 +215,7 @@ def arrays_of_first(tree: Any) -> Any:
     """Return the first host's arrays, bit for bit, on every host; shapes are the same on all."""
     if count() == 1:
         return tree
-    # As bytes: they are summed with zeros, and -0. + 0. is 0.
+    # Sent as bytes: broadcasting adds zeros, and -0. + 0. would become 0.
     leaves, treedef = jax.tree.flatten(tree)
     leaves = [np.asarray(leaf) for leaf in leaves]
     flat = np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)

@@ -1,10 +1,10 @@
 """The training loop of every experiment.
 
-Chunks of steps, in jitted `lax.scan`s with the data set on the device, all seeds in one `vmap`, on
-one device or many, on one host or several. After each chunk come an evaluation and a row of
-metrics.jsonl, after every few a checkpoint; a run that was stopped at any moment goes on from its
-last checkpoint and ends with the very same metrics. A chunk of much work is cut into pieces, each
-one call, so that a signal never waits for long.
+Steps run in chunks, as jitted `lax.scan`s with the data set on the device and all seeds in one
+`vmap`, on one device or many, on one host or several. Each chunk is followed by an evaluation and a
+row of metrics.jsonl, every few chunks by a checkpoint. A run that is stopped at any moment resumes
+from its last checkpoint and ends with exactly the same metrics. A chunk of much work is cut into
+pieces of one call each, so that a signal never waits for long.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from experiments.training.devices import Devices, Step
 from experiments.training.progress import Progress
 from experiments.training.signals import GracefulExit, Stopped
 
-# Most work of one call, in weights times examples: half a second on two cores. So few are as fast
-# as one call: `mnist_mlp` takes its usual 100 steps in one.
+# Maximum work of one call, in weights times examples: half a second on two cores. Pieces this
+# large are as fast as one long call: the usual 100 steps of `mnist_mlp` are a single piece.
 WORK = 4_000_000_000
-WORK_OF_ANY_STEP = 2_000_000  # As long as a small step takes for all but its weights.
+WORK_OF_ANY_STEP = 2_000_000  # The part of a small step's time that does not depend on weights.
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out: nothing here changes its results, but for rounding."""
+    """How a run is executed: nothing here changes its results, except for rounding."""
 
     devices: Devices = field(default_factory=Devices)
-    checkpoint_every: int = 10  # Chunks.
+    checkpoint_every: int = 10  # In chunks.
     graceful_exit: GracefulExit = field(default_factory=GracefulExit)
 
 
@@ -54,27 +54,27 @@ def train(
     execution: Execution,
     note: Callable[[dict[str, Any]], str] = lambda row: "",
 ) -> Any:
-    """Train from `state`, or from the run's last checkpoint, to `steps`.
+    """Train from `state`, or from the run's last checkpoint, up to `steps`.
 
     Args:
-      run: the run directory, which gets metrics.jsonl, timing.jsonl and checkpoints/; None on
-        hosts other than the first.
+      run: the run directory, for metrics.jsonl, timing.jsonl and checkpoints/; None on hosts other
+        than the first.
       state: pytree of arrays with a leading axis of `seeds`, before the first step.
       step: `(state, batch, share) -> state` for one seed, to be traced.
-      evaluate: state of all seeds -> what goes into a row of metrics.jsonl.
+      evaluate: state of all seeds -> content of a row of metrics.jsonl.
       examples: pytree of arrays with a leading axis of examples; a batch is rows of each.
       seeds: number of seeds; the batches of each are `sampling.batch_indices`.
       steps: number of training steps.
       batch_size: examples in a batch.
       evaluate_every: steps between evaluations, also the length of a chunk.
-      execution: on which devices, how often to write a checkpoint, when to stop.
+      execution: devices, checkpoint interval, and handling of signals.
       note: row -> a few words for the progress bar.
 
     Returns:
       state after the last step.
 
     Raises:
-      Stopped: by a signal, after a checkpoint of the last evaluation.
+      Stopped: by a signal, after writing a checkpoint of the last evaluation.
       FloatingPointError: training diverged.
     """
     devices, num_examples = execution.devices, len(jax.tree.leaves(examples)[0])
@@ -112,7 +112,7 @@ def train(
                 if last == until:
                     break
                 progress.advance(last - first, said)
-                if signal:  # The steps since the last evaluation will be done again.
+                if signal:  # The steps since the last evaluation are repeated after resuming.
                     if checkpoints and saved < done:
                         checkpoints.save(done, evaluated)
                     raise Stopped(signal)
@@ -125,7 +125,7 @@ def train(
                 timing = {f"{name}_seconds": round(took, 4) for name, took in seconds.items()}
                 _append_metrics(run, row)
                 run.append("timing.jsonl", {"step": until, **timing})
-                # The checkpoint comes last: rows after it are forgotten and written again.
+                # Written last: resuming drops the rows after a checkpoint and writes them again.
                 if signal or until == steps or chunk % execution.checkpoint_every == 0:
                     checkpoints.save(until, here)
                     saved = until
@@ -138,13 +138,13 @@ def train(
 
 
 def piece_length(evaluate_every: int, batch_size: int, state: Any) -> int:
-    """Choose how many steps are one call: as many as `WORK` allows, and few different lengths.
+    """Choose the number of steps per call: as many as `WORK` allows, with few distinct lengths.
 
-    The same whatever the devices, and however fast: each length is a program of its own, which may
-    round otherwise.
+    It does not depend on the devices or their speed, because each length is compiled to its own
+    program, which may round differently.
 
     Args:
-      state: of all seeds.
+      state: the state of all seeds.
 
     Example:
       >>> import numpy as np

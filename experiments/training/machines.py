@@ -1,7 +1,7 @@
-"""Machines that are not here, for XLA to compile for: TPUs v5e, H100s.
+"""Descriptions of TPU v5e and H100 machines, to compile for without having one.
 
-XLA's compilers for TPU and GPU run on any machine, and need no device: a topology has devices
-enough for a mesh, and so for `jax.jit(f).lower(...).compile()`.
+XLA's compilers for TPU and GPU run on any machine and need no device: a topology provides devices
+for a mesh, which is all that `jax.jit(f).lower(...).compile()` needs.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from experiments.checks import did_you_mean
 
-# What XLA has to know of a card to compile for it: an H100 SXM, from its data sheet and cuDNN 9.10.
+# What XLA needs to know of a GPU to compile for it: an H100 SXM, by its data sheet and cuDNN 9.10.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
@@ -38,7 +38,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 class Target(NamedTuple):
-    """A machine to compile for: arguments of `get_topology_desc`, and the extra that brings it."""
+    """A machine to compile for: arguments of `get_topology_desc`, compiler module, pip extra."""
 
     platform: str
     options: dict[str, str]
@@ -61,11 +61,11 @@ EXAMPLES = {"v5e": "v5e:16x16", "h100": "h100:1x8, hosts and cards of each"}
 
 
 def look_for_no_device() -> None:
-    """Have JAX look for no accelerator; before it looks, for the plugins would wait for one."""
+    """Keep JAX from looking for accelerators; call before it does, as the plugins would wait."""
     os.environ |= {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        # Without these two libtpu prints errors; they do not matter to what is compiled.
+        # Without these two, libtpu prints errors. They do not affect what is compiled.
         "TPU_ACCELERATOR_TYPE": "v5litepod-16",
         "TPU_WORKER_HOSTNAMES": "localhost",
     }
@@ -76,7 +76,7 @@ def split_name(name: str) -> tuple[str, tuple[int, int]]:
     """Split the name of a machine into its target and shape.
 
     Raises:
-      ValueError: a target that there is not, or no shape.
+      ValueError: an unknown target, or no shape.
 
     Example:
       >>> from experiments.training.machines import split_name
@@ -99,10 +99,10 @@ def split_name(name: str) -> tuple[str, tuple[int, int]]:
 
 
 def devices_named(name: str) -> list[Any]:
-    """List the devices of a machine: v5e:16x16, or h100:1x8, hosts and cards of each.
+    """List the devices of a machine: v5e:16x16, or h100:1x8, hosts by GPUs per host.
 
     Raises:
-      ValueError: no such machine, or its compiler is not installed.
+      ValueError: there is no such machine, or its compiler is not installed.
     """
     target, (first, second) = split_name(name)
     shape = {"topology_name": name} if target == "v5e" else {"topology": f"1x{first}x{second}"}
@@ -116,11 +116,11 @@ def devices_named(name: str) -> list[Any]:
 
 
 def devices_of(target: str, **options: str) -> list[Any]:
-    """List the devices of a machine that need not be here.
+    """List the devices of a machine, which need not be present.
 
     Args:
       target: a key of `TARGETS`.
-      options: of `get_topology_desc`, in place of the target's.
+      options: arguments of `get_topology_desc` that override the target's.
 
     Raises:
       ValueError: its compiler is not installed.

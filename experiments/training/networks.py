@@ -1,7 +1,7 @@
-"""Networks in training: made, moved by one batch, by many, and judged; all pure, for vmap and scan.
+"""Initialize, train and evaluate networks by pure functions, for use with vmap and scan.
 
-Many seeds and settings train at once: write the training of one network as a function of its key,
-its rate and so on, and `jax.vmap` it. A learning rate may be traced: `optax.sgd(rate)`.
+To train many seeds and settings at once, write the training of one network as a function of its
+key, learning rate and so on, and `jax.vmap` it. A learning rate may be traced: `optax.sgd(rate)`.
 """
 
 from collections.abc import Callable
@@ -57,15 +57,15 @@ def train_step(
     """Take one training step.
 
     Args:
-      model: called as `model(x, training=True)`, with `mask` where the share of a batch has one.
-      optimizer: of optax.
-      network: before the step.
+      model: called as `model(x, training=True)`, with `mask` if the share of the batch has one.
+      optimizer: an optax optimizer.
+      network: the network before the step.
       x: input, (N, ...).
       labels: (N, ...).
       loss: `(outputs, labels) -> (N,)`.
-      penalty: params -> what is added to the mean loss.
+      penalty: params -> term added to the mean loss.
       rngs: for dropout and the like.
-      share: of a batch that several devices have; None for a whole batch on one.
+      share: this device's share of a batch; None for a whole batch on one device.
     """
     share = share or BatchShard(len(x))
     masked: dict[str, Any] = {} if share.mask is None else {"mask": share.mask}
@@ -97,17 +97,17 @@ def fit(
     """Take one step for each row of `batches`, as one scan.
 
     Args:
-      step: `(state, batch, i) -> state`, i the number of the step.
+      step: `(state, batch, i) -> state`, where i is the number of the step.
       state: before the first step, any pytree.
       examples: pytree of arrays with a leading axis of examples; a batch is rows of each.
-      batches: which rows, from `experiments.sampling.batch_indices`.
-      observe: state -> what is to be seen of it.
-      every: steps between observations, a divisor of their number; None observes before and after
-        alone.
+      batches: row indices, from `experiments.sampling.batch_indices`.
+      observe: state -> what to record of it.
+      every: steps between observations, a divisor of the number of steps; None observes only
+        before the first step and after the last.
 
     Returns:
-      state after the last step, and what `observe` gave, stacked, before the first step and
-      after each `every`.
+      state after the last step, and the stacked observations: one before the first step and one
+      after each `every` steps.
 
     Raises:
       ValueError: `every` does not divide the number of steps.
@@ -128,7 +128,7 @@ def fit(
 
     first = observe(state)
     numbers = jnp.arange(steps)
-    if every == steps:  # A loop of one turn less to trace and to compile.
+    if every == steps:  # Saves tracing and compiling an outer loop of one iteration.
         state, last = chunk(state, (batches, numbers))
         return state, jax.tree.map(lambda a, b: jnp.stack([a, b]), first, last)
     chunks = batches.reshape(-1, every, *batches.shape[1:])
@@ -141,14 +141,14 @@ def accuracy(
 ) -> Float[Array, ""]:
     """Compute the share of examples whose largest output is that of their label.
 
-    With `training`, the batch x is normalized by its own statistics.
+    With `training`, x is normalized by its batch statistics.
     """
     outputs, _ = model.apply(variables, x, training=training, mutable=["batch_stats"])
     return jnp.mean(outputs.argmax(-1) == labels)
 
 
 def population(model: nn.Module, network: Network, batches: Float[Array, "K N ..."]) -> Any:
-    """Compute the batch_stats of Algorithm 2: averaged afresh over batches, parameters held."""
+    """Compute the batch_stats of Algorithm 2: averages over `batches` with fixed parameters."""
 
     def absorb(batch_stats: Any, x: Array) -> Any:
         variables = {"params": network.params, "batch_stats": batch_stats}

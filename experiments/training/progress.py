@@ -1,4 +1,4 @@
-"""Progress: a bar with rate and time left on a terminal; elsewhere a plain line now and then."""
+"""Progress: on a terminal a bar with rate and time left, elsewhere a plain line now and then."""
 
 import math
 import sys
@@ -11,7 +11,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Show how far a run is: `with Progress(50_000) as progress: progress.advance(100, "...")`."""
+    """Show the progress of a run: `with Progress(50_000) as bar: bar.advance(100, "...")`."""
 
     def __init__(self, total: int, *, done: int = 0):
         """Start at `done` steps of `total`."""
@@ -26,7 +26,7 @@ class Progress:
         self.started, self.printed = time.monotonic(), -math.inf
 
     def advance(self, steps: int, note: str = "") -> None:
-        """Go forward by some steps; `note` is shown beside them."""
+        """Advance by a number of steps; `note` is shown next to them."""
         self.done += steps
         if not self.bar.disable:
             self.bar.set_postfix_str(note, refresh=False)
@@ -43,7 +43,7 @@ class Progress:
         print(f"{where}  {speed}  {note}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
-        """Return itself."""
+        """Return self."""
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Graceful shutdown: signals, and the command that resumes a run which ended early."""
+"""Graceful shutdown: handle signals, and print the command that resumes a stopped run."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Generator
 from types import TracebackType
 
-# Reads what would be the last message, and prints it when the other end of the pipe is gone.
+# Keeps the latest message from the pipe, and prints it when the other end is closed.
 WATCHDOG = """
 import sys
 message = ""
@@ -22,7 +22,7 @@ if message:
 
 
 class Stopped(Exception):
-    """The run was told to stop, and has written a checkpoint."""
+    """The run was told to stop and has written a checkpoint."""
 
     def __init__(self, number: int):
         """Remember the signal's number."""
@@ -31,17 +31,17 @@ class Stopped(Exception):
 
 
 class GracefulExit:
-    """Tells how to go on when the run is stopped: `graceful_exit.say("...")`, within a `with`.
+    """Prints how to resume when the run is stopped: `graceful_exit.say("...")`, within a `with`.
 
-    Ctrl-C or SIGTERM end the process at once, whatever it is at: a thread hears them, for Python's
-    own handlers wait until a program of XLA has come to its end, which may take minutes. Within
-    `deferred` the first one only sets `received`, to the signal's number, so that a training loop
-    can finish the steps that it is at and write a checkpoint. A KeyboardInterrupt, by contrast,
-    gets lost where it strikes inside a callback of XLA.
+    Ctrl-C or SIGTERM end the process at once, whatever it is doing. A thread receives them, because
+    Python's own handlers wait until an XLA program ends, which may take minutes. Within `deferred`
+    the first signal only sets `received` to its number, so that a training loop can finish its
+    current steps and write a checkpoint. A KeyboardInterrupt, by contrast, is lost if it is raised
+    inside an XLA callback.
     """
 
     def __init__(self) -> None:
-        """Have nothing to say yet."""
+        """Start without a message."""
         self.message = ""
         self.patient = False
         self.received = 0
@@ -55,19 +55,19 @@ class GracefulExit:
             self.watchdog.stdin.flush()
 
     def start_watchdog(self) -> None:
-        """Have the last message printed even if JAX kills this process, as without a peer."""
+        """Print the last message even if JAX kills this process, as when another host is lost."""
         self.watchdog = subprocess.Popen(
             [sys.executable, "-S", "-I", "-X", "utf8", "-c", WATCHDOG],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             encoding="utf-8",
             errors="surrogateescape",
-            start_new_session=True,  # Ctrl-C in the terminal is not for the watchdog.
+            start_new_session=True,  # Keep Ctrl-C in the terminal from ending the watchdog.
         )
 
     @contextlib.contextmanager
     def deferred(self) -> Generator[None]:
-        """Let a signal wait for the loop inside, which looks at `received`."""
+        """Defer a signal to the code inside, which has to check `received`."""
         self.patient = True
         try:
             yield
@@ -75,7 +75,7 @@ class GracefulExit:
             self.patient = False
 
     def _listen(self, signals: socket.socket) -> None:
-        """Read the numbers of signals, until the other end is closed."""
+        """Read signal numbers until the other end is closed."""
         with signals:
             while received := signals.recv(1):
                 if received[0] in (signal.SIGINT, signal.SIGTERM):
@@ -86,7 +86,7 @@ class GracefulExit:
             self.received = number
             os.write(2, b"\nstopping within seconds; again, to stop at once\n")
             return
-        # print might be what was interrupted. A path's bytes may be no UTF-8.
+        # Not by print, which may be what was interrupted. Bytes of paths may not be UTF-8.
         os.write(2, f"\n{self.message}\n".encode(errors="surrogateescape"))
         self._dismiss_watchdog()
         os._exit(128 + number)
@@ -98,8 +98,8 @@ class GracefulExit:
             self.watchdog.wait()
 
     def __enter__(self) -> "GracefulExit":
-        """Take the signals."""
-        # A signal without a handler of Python's would end the process, and wake nobody.
+        """Install the signal handlers."""
+        # Without a Python handler, a signal would end the process without waking the thread.
         self.before = {
             number: signal.signal(number, lambda number, frame: None)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -116,7 +116,7 @@ class GracefulExit:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         signal.set_wakeup_fd(self.wakeup)
         for number, handler in self.before.items():
             signal.signal(number, handler)

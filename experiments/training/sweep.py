@@ -1,7 +1,7 @@
-"""Sweeps: a network trained with every setting and every seed, as one program.
+"""Sweeps: train a network with every setting and every seed, as one program.
 
-Seeds share their initial weights and their batches over all settings and models, so that what two
-of them reach can be compared seed by seed.
+A seed has the same initial weights and batches for all settings and models, so that results can be
+compared seed by seed.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ Build = Callable[[Any], tuple[nn.Module, optax.GradientTransformation]]
 def program(
     one: Callable[[Any, Any, Any], Any], *, sequential: Literal["settings", "seeds"] | None = None
 ) -> Callable[[Any, Any, Any], Any]:
-    """Make the program of `each`: kept, it compiles once for all arrays of the same shapes.
+    """Make the program of `each`; keep it to compile only once for arrays of the same shapes.
 
     Returns:
       `(settings, of_seeds, shared)` -> pytree of arrays, (settings, seeds, ...).
@@ -57,13 +57,13 @@ def each(
     """Compute `one(setting, of_seed, shared)` for every setting and every seed, as one program.
 
     Args:
-      one: what is done with one setting and one seed, to be traced.
+      one: function of one setting and one seed, to be traced.
       settings: pytree of arrays, (settings, ...), such as learning rates.
       of_seeds: pytree of arrays, (seeds, ...), such as keys, batches, a seed's own examples.
-      shared: pytree of arrays, such as images: captured, they would be constants, which XLA folds
-        at length.
-      sequential: which are taken one after the other, where all at once take much memory, or time;
-        None computes all side by side.
+      shared: pytree of arrays, such as images. Captured by `one`, they would be constants, which
+        XLA takes long to fold.
+      sequential: axis to compute one by one, if all at once take too much memory or time; None
+        computes all in parallel.
 
     Returns:
       pytree of NumPy arrays, (settings, seeds, ...).
@@ -72,10 +72,10 @@ def each(
 
 
 def start(model: nn.Module, seeds: int, x: Float[Array, "N ..."]) -> Network:
-    """Initialize one network a seed for inputs like x; it has no optimizer's state yet.
+    """Initialize one network per seed for inputs like x, without an optimizer state.
 
-    Outside jit: random numbers take seconds to compile, and so they are compiled once for all
-    models with layers of the same shapes.
+    This is done outside jit: random numbers take seconds to compile, and outside they are compiled
+    once for all models with layers of the same shapes.
     """
     keys = sampling.keys(range(seeds), "weights")
     return jax.vmap(lambda key: networks.init(model, optax.identity(), key, x[:1]))(keys)
@@ -98,16 +98,16 @@ def train(
     Args:
       build: setting -> model and optimizer.
       settings: pytree of arrays, (settings, ...), such as learning rates: one setting is traced.
-      split: whose training images are trained on.
-      starts: networks, (seeds, ...), from `start`, or setting -> such; the i-th takes
-        the batches of seed i.
-      steps, batch_size: of training.
-      observe: of model, network and split -> pytree of arrays.
-      evaluations: times that a network is observed over training, the last time at the end.
-      before: whether it is observed before as well.
+      split: data set, trained on its training images.
+      starts: networks, (seeds, ...), from `start`, or a function from setting to such networks;
+        the i-th is trained on the batches of seed i.
+      steps, batch_size: number of training steps and their batch size.
+      observe: `(model, network, split)` -> pytree of arrays.
+      evaluations: number of observations during training, the last one at the end.
+      before: whether to observe before training as well.
 
     Returns:
-      what was observed, NumPy, (settings, seeds, evaluations, ...).
+      observations as NumPy arrays, (settings, seeds, evaluations, ...).
     """
 
     def begin(setting: Any) -> Network:
@@ -128,8 +128,8 @@ def train(
     def probe(setting: Any, network: Network, split: Split) -> Any:
         return observe(build(setting)[0], network, split)
 
-    # One setting after another: to evaluate the networks of all at once takes much memory. Images
-    # are arguments: captured, they would be constants, which XLA folds at length.
+    # One setting after another: evaluating the networks of all at once takes much memory. Images
+    # are arguments: captured, they would be constants, which XLA takes long to fold.
     @jax.jit
     def advance(
         state: Network, batches: Int[Array, "seeds steps batch"], examples: Examples
@@ -155,7 +155,7 @@ def train(
 
 
 def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
-    """Combine values of several settings, each with each; the last one changes fastest.
+    """Combine values of several settings, each with each; the last setting changes fastest.
 
     Example:
       >>> from experiments.training import sweep
@@ -171,15 +171,15 @@ def grid(**values: Sequence[float]) -> dict[str, np.ndarray]:
 
 
 def one_of(functions: Sequence[Activation], which: Int[Array, ""]) -> Activation:
-    """Make the function that is the one of that number, which may be traced: a setting.
+    """Return the function with index `which`, which may be traced, such as a setting.
 
-    One program for all takes a fraction of the time to compile one for each.
+    One program for all functions compiles in a fraction of the time of one program for each.
     """
     return lambda x: jax.lax.switch(which, functions, x)
 
 
 def scaled(names: str, by: ArrayLike) -> optax.GradientTransformation:
-    """Scale the updates of the layers whose names begin so; by 0, a setting, they are held."""
+    """Scale the updates of layers whose names start with `names`; a scale of 0 freezes them."""
 
     def begins_so(params: Any) -> dict[str, bool]:
         return {name: name.startswith(names) for name in params}
@@ -188,7 +188,7 @@ def scaled(names: str, by: ArrayLike) -> optax.GradientTransformation:
 
 
 def for_test(model: nn.Module, network: Network, x: Float[Array, "N ..."]) -> Network:
-    """Give the network the population statistics of x, one large batch of training images."""
+    """Set the network's statistics to those of x, one large batch of training images."""
     if not network.batch_stats:
         return network
     return network._replace(batch_stats=networks.population(model, network, x[None]))
@@ -199,8 +199,8 @@ def accuracies(
 ) -> dict[str, Array]:
     """Compute accuracy on the validation and test images.
 
-    Population statistics are those of the first `statistics` training images; None leaves the
-    network its own. Weights that diverged to NaN give the accuracy of one constant answer.
+    Population statistics are those of the first `statistics` training images; None keeps the
+    network's own. Weights that diverged to NaN give the accuracy of a constant prediction.
     """
     if statistics is not None:
         network = for_test(model, network, split.train[0][:statistics])

@@ -1,15 +1,15 @@
-"""What a compiled program moves: bytes, kernels, estimated cycles, collectives, from its HLO text.
+"""Count a compiled program's memory traffic, kernels, cycles and collectives from its HLO text.
 
-Counted are the instructions of the entry computation: operands read once, results written once.
+The instructions of the entry computation are counted: operands read once, results written once.
 - Parameters, tuples, bitcasts and constants move nothing.
-- On TPU an array whose layout says S(1) lives in VMEM and costs no traffic; `copy-start` moves what
-  is in HBM on either side of it, its `copy-done` nothing.
+- On TPU an array with S(1) in its layout lives in VMEM and costs no traffic. `copy-start` moves
+  whatever side of the copy is in HBM; its `copy-done` moves nothing.
 - A fusion that only slices or gathers from an operand reads the slice, not the operand.
-- Of a conditional that is not taken nothing is counted: of `jax.lax.cond` in these programs the
-  first branch is taken. Collectives of the others are listed apart.
+- Of a conditional only the branch taken is counted: for `jax.lax.cond` in these programs the first
+  one. Collectives of the other branches are listed separately.
 - Cycles are XLA's "estimated_cycles" for a TPU. Asynchronous copies overlap and have none.
 
-Counts are the same at every compilation. They rank designs; a machine has the last word.
+Counts are the same for every compilation. Use them to rank designs; only a real machine decides.
 """
 
 import math
@@ -40,7 +40,7 @@ class Instruction(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Totals of one program. Collectives are opcode and bytes of each."""
+    """Totals of one program. Collectives are pairs of opcode and bytes."""
 
     bytes: int
     kernels: int
@@ -54,10 +54,10 @@ def traffic(text: str, *, loops_once: bool = False) -> Traffic:
 
     Args:
       text: the program.
-      loops_once: count the body of a loop once, and so too little, instead of refusing it.
+      loops_once: count the body of a loop once, an underestimate, instead of raising an error.
 
     Raises:
-      ValueError: a loop, whose number of steps the text does not tell.
+      ValueError: the program has a loop, whose number of iterations is not in the text.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -108,7 +108,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def nbytes(kind: str, *, everywhere: bool = False) -> int:
-    """Count the bytes of a type, of arrays in VMEM only if `everywhere`."""
+    """Count the bytes of a type; arrays in VMEM count only if `everywhere`."""
     total = 0
     for dtype, sizes, layout in ARRAY.findall(kind):
         if dtype in BITS and (everywhere or "S(1)" not in layout):
@@ -131,7 +131,7 @@ def _count(
         if line.opcode in FREE:
             continue
         moved = nbytes(line.type)
-        if line.opcode == "copy-start":  # Its type is of both sides.
+        if line.opcode == "copy-start":  # Its type contains both sides.
             total = total._replace(bytes=total.bytes + moved)
             continue
         moved += sum(
@@ -169,7 +169,7 @@ def _with_branches(
     line: Instruction,
     loops_once: bool,
 ) -> Traffic:
-    """Add the branch that is taken, and the collectives of the others."""
+    """Add the branch taken, and the collectives of the other branches."""
     found = re.search(r"branch_computations=\{([^}]*)\}", line.attributes)
     if found:
         names = NAME.findall(found[1])
@@ -201,7 +201,7 @@ def _read(
     operand: str,
     kinds: dict[str, str],
 ) -> int:
-    """Count what an instruction reads of an operand."""
+    """Count the bytes that an instruction reads of an operand."""
     whole = nbytes(kinds.get(operand, ""))
     called = re.search(r"calls=%([\w.\-]+)", line.attributes)
     if line.opcode != "fusion" or not called:
@@ -211,7 +211,7 @@ def _read(
     names = [
         each.name for each in inner if each.opcode == "parameter" and each.operands[0] in positions
     ]
-    for each in inner:  # Operands come first: a bitcast of a bitcast is found, too.
+    for each in inner:  # In order of definition, so that a bitcast of a bitcast is found, too.
         if each.opcode == "bitcast" and each.operands[0] in names:
             names.append(each.name)
     uses = [each for each in inner if set(each.operands) & set(names) and each.name not in names]
