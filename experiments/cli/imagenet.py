@@ -1,4 +1,4 @@
-"""Options of `python -m experiments imagenet` that do something else than to train."""
+"""Options of `python -m experiments imagenet` that do something other than training."""
 
 import dataclasses
 import json
@@ -44,10 +44,10 @@ class EnsembleOptions:
 
 
 def carry_out(arguments: list[str]) -> int | None:
-    """Do what an option asks for; return the exit status, None where there is no such option."""
+    """Run the command that an option asks for; return the exit status, or None if there is none."""
     given = {word.partition("=")[0] for word in arguments}
     if not given.isdisjoint(("-h", "--help")):
-        arguments = ["--help"]  # Whatever else is lacking.
+        arguments = ["--help"]  # Even if required options are missing.
     for option, command in COMMANDS.items():
         if option in given:
             try:
@@ -59,10 +59,10 @@ def carry_out(arguments: list[str]) -> int | None:
 
 
 def compile_step(arguments: list[str]) -> int:
-    """Compile the training step for a machine that is not here, and tell what it takes.
+    """Compile the training step for another machine, and print what it needs.
 
     Raises:
-      ValueError: options with which it cannot be done.
+      ValueError: invalid options.
     """
     from experiments.studies.imagenet import scale  # Slow to import.
     from experiments.training import machines
@@ -77,8 +77,8 @@ def prepare_shards(arguments: list[str]) -> int:
     """Make shards of a folder of images.
 
     Raises:
-      ValueError, FileNotFoundError: what is wrong with the options or the images.
-      OSError: as of a full disk; what was finished is kept.
+      ValueError, FileNotFoundError: invalid options or images.
+      OSError: such as a full disk; finished shards are kept.
     """
     from experiments.plotting import counted  # Slow to import.
     from experiments.studies.imagenet.data.prepare import prepare
@@ -103,15 +103,15 @@ def prepare_shards(arguments: list[str]) -> int:
 
 
 def evaluate_ensemble(arguments: list[str]) -> int:
-    """Evaluate networks, and the mean of their class probabilities.
+    """Evaluate networks and the mean of their class probabilities.
 
     Raises:
-      ValueError, FileNotFoundError: what is wrong with the options, runs or images.
+      ValueError, FileNotFoundError: invalid options, runs or images.
     """
     from experiments.studies.imagenet import ensemble  # Slow to import.
 
     how = parse_arguments(EnsembleOptions, arguments, command="imagenet")
-    if how.output and not how.output.parent.is_dir():  # Before hours of evaluation.
+    if how.output and not how.output.parent.is_dir():  # Checked before hours of evaluation.
         raise FileNotFoundError(
             f"Expected --output in a folder that there is, got {how.output}. Make the folder first."
         )

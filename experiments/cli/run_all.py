@@ -1,4 +1,4 @@
-"""All experiments, one after the other; what fails does not keep the others from being measured."""
+"""Run all experiments, one after the other; a failure does not stop the others."""
 
 import contextlib
 import dataclasses
@@ -21,13 +21,13 @@ from experiments.option_errors import apart
 from experiments.options import NEWEST, IOOptions, parse_arguments, reads_files
 from experiments.plotting import counted
 
-REFUSED = 2  # Exit status of what cannot run here, as for want of its data.
+REFUSED = 2  # Exit status of an experiment that cannot run here, for example without its data.
 
 CarryOut = Callable[[str, list[str]], int]
 
 
 def to_go_on(arguments: Sequence[str]) -> str:
-    """Write the command that goes on with all of them: what was typed, and --resume.
+    """Write the command that resumes all experiments: what was typed, and --resume.
 
     Example:
       >>> from experiments.cli.run_all import to_go_on
@@ -51,12 +51,13 @@ class Options:
 
 
 def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
-    """Run all of `names` by `one`, `(name, arguments) -> status`; return the exit status.
+    """Run all of `names` with `one`, `(name, arguments) -> status`; return the exit status.
 
-    What cannot run here, as without its data, is skipped, and named at the end. With --resume, what
-    is finished with these very options stays, and what was begun goes on.
+    An experiment that cannot run here, for example without its data, is skipped and named at the
+    end. With --resume, runs finished with exactly these options are kept, and unfinished ones are
+    resumed.
     """
-    # A bare --resume, as the other commands have it.
+    # A bare --resume means the newest run, as in the other commands.
     arguments = [f"--resume={NEWEST}" if word == "--resume" else word for word in arguments]
     try:
         how = parse_arguments(Options, arguments, command="all")
@@ -92,10 +93,10 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
     with _compiling_fast() if how.preset == "smoke" else contextlib.nullcontext():
         for name in how.only or names:
             statuses[name] = _one(name, how, one)
-            if statuses[name] > 128:  # Stopped by a signal, which was meant for all.
+            if statuses[name] > 128:  # Stopped by a signal, which is meant for all experiments.
                 return statuses[name]
             if how.preset != "smoke":
-                jax.clear_caches()  # Of no use to the next, and large.
+                jax.clear_caches()  # They are large, and the next experiment cannot use them.
     minutes, seconds = divmod(round(time.perf_counter() - began), 60)
     skipped = [name for name, status in statuses.items() if status == REFUSED]
     failed = [name for name, status in statuses.items() if status not in (0, REFUSED)]
@@ -111,7 +112,7 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
 
 @contextlib.contextmanager
 def _compiling_fast() -> Generator[None]:
-    """Compile with few optimizations: a smoke run takes most of its time for compiling."""
+    """Compile with few optimizations: a smoke run spends most of its time compiling."""
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
@@ -120,7 +121,7 @@ def _compiling_fast() -> Generator[None]:
 
 
 def _is_whole(path: Path, name: str) -> bool:
-    """Tell whether the report will take a finished run; say why not."""
+    """Tell whether the report will accept a finished run; print why not."""
     try:
         result_of(path, name)
     except BadRun as error:
@@ -144,10 +145,10 @@ def _one(name: str, how: Options, one: CarryOut) -> int:
             if path and _is_whole(path, name):
                 print(f"{name}: finished in {path}", file=sys.stderr)
                 return 0
-            if path:  # Its parts are kept: what is made of them is made again.
+            if path:  # Its parts are kept, only the summary and figures are made again.
                 arguments += [f"--resume={path}"]
             else:
-                with contextlib.suppress(ValueError):  # Not begun.
+                with contextlib.suppress(ValueError):  # No run was begun.
                     run_dir.newest_unfinished(io.runs, name, config).__exit__()
                     arguments += ["--resume"]
         print(f"== {name}", file=sys.stderr)

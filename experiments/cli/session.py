@@ -1,4 +1,4 @@
-"""Sessions: from the words of a command line to a run that is ready to go."""
+"""Sessions: turn a command line into a run that is ready to go."""
 
 import contextlib
 import importlib
@@ -24,25 +24,25 @@ class Session(NamedTuple):
 
 
 def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Session:
-    """Parse the options, connect the hosts, load the data, make or reopen the run directory.
+    """Parse the options, connect the hosts, load the data, create or reopen the run directory.
 
-    One to go on with is reopened before the data are looked for; one is made only once they are
-    there, so that what is missing, or too small, leaves none behind.
+    A run to resume is reopened before the data is loaded. A new run directory is created only after
+    that, so that missing or insufficient data leaves none behind.
 
-    A study whose config.py says `MANY_DEVICES` trains on several devices and hosts. One that has
-    data says which, and how many images of each, by its `Config.needs`; one whose data are more
-    than an array in memory opens them itself, by `open_data` in measure.py. One that cannot train
-    on every number of devices refuses it by its `Config.check_devices`.
+    A study whose config.py sets `MANY_DEVICES` trains on several devices and hosts. `Config.needs`
+    names the data sets that a study uses, and how many images of each. A study whose data is more
+    than arrays in memory opens it itself, with `open_data` in measure.py. A study that does not
+    support every number of devices refuses the others in `Config.check_devices`.
 
     Raises:
-      ValueError, FileNotFoundError: options or data with which it cannot be carried out.
+      ValueError, FileNotFoundError: invalid options or data.
     """
     settings = importlib.import_module(f"experiments.studies.{name}.config")
     many = getattr(settings, "MANY_DEVICES", False)
     kind = options.ExecutionOptions if many else options.IOOptions
     config, how = options.parse(name, settings, arguments, kind)
 
-    # Slow to import, and only for a study.
+    # Slow to import, and needed only to run a study.
     from experiments.ledger import collect as ledger
     from experiments.study import Study, load_all
 
@@ -69,7 +69,7 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
         if run:
             stack.enter_context(run)
             run_dir.keep_environment(run, {**environment.describe(), "spread": where})
-        stack.pop_all()  # All is well: it is held for as long as the session takes.
+        stack.pop_all()  # Success: keep the run locked for the rest of the session.
     path = hosts.broadcast_from_first(str(run.path) if run else None)
     study = Study(
         name,
@@ -95,7 +95,7 @@ def prepare(name: str, arguments: list[str], graceful_exit: GracefulExit) -> Ses
 def connect(
     settings: Any, config: Any, how: options.ExecutionOptions, graceful_exit: GracefulExit
 ) -> tuple[Any, Execution]:
-    """Connect the hosts; return the first one's config, and how training is carried out."""
+    """Connect the hosts; return the first host's config, and how to execute training."""
     wanted = hosts.expected(how.coordinator, how.num_processes, how.process_id)
     if wanted.processes > 1:
         graceful_exit.start_watchdog()
@@ -116,10 +116,10 @@ def connect(
 
 
 def reopen(name: str, config: Any, how: options.IOOptions) -> run_dir.Run:
-    """Hold the run to go on with: the one that is named, or the newest with these options.
+    """Lock the run to resume: the one that is named, or the newest with these options.
 
     Raises:
-      ValueError: there is none, or another process is at work in it.
+      ValueError: there is none, or another process is using it.
     """
     if how.run is not None:
         return run_dir.open_run(how.run)

@@ -1,1 +1,1 @@
-"""Claims, what was measured of each, and the pages that show it."""
+"""Claims, the measurements for each, and the pages that show them."""

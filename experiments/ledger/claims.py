@@ -1,9 +1,9 @@
-"""The registry: every claim, which experiment measures it, and the rule its verdict follows from.
+"""The registry of claims, each with the experiment that measures it and the rule for its verdict.
 
 The rules, in the studies' claims.py, were written before the measurements; `git log -S` of a bound
-tells when it changed, and why. Sources: five study notes on batch normalization, "000" to "004",
-"paper" for Ioffe & Szegedy, 2015, "later" for what others found since. Many claims repeat the
-paper; some are known to be false as stated, and stand here as they are made.
+shows when and why it changed. Sources: five study notes on batch normalization, "000" to "004",
+"paper" for Ioffe & Szegedy, 2015, "later" for later findings of others. Many claims repeat the
+paper; some are known to be false, and are listed as their sources make them.
 """
 
 from experiments.stats.rules import Claim

@@ -1,4 +1,4 @@
-"""The ledger: every claim with what was measured and the verdict that follows."""
+"""The ledger: every claim with its measurements and the verdict that follows."""
 
 import contextlib
 import importlib
@@ -19,16 +19,16 @@ from experiments.stats import estimates, rules
 from experiments.stats.estimates import Estimate
 from experiments.stats.rules import Check, Claim, Outcome, Verdict
 
-MOST, LONGEST = 3, 60  # Options that are named, and letters of each.
+MOST, LONGEST = 3, 60  # Number of changed options to name, and characters to show of each.
 KEPT = Path(__file__).parents[2] / "docs" / "results" / "ledger"
 
 
-# What is measured is kept in parts; figures are made of them.
+# Measurements are stored in parts, from which the figures are made.
 REDRAW = "Resume the run by its path: its figures are made again, and nothing is measured again."
 
 
 class Finding(NamedTuple):
-    """A check, the number it compares, and how that came out; None where it was not measured."""
+    """A check, the number it compares, None if not measured, and the outcome."""
 
     check: Check
     estimate: Estimate | None
@@ -36,14 +36,14 @@ class Finding(NamedTuple):
 
     @property
     def number(self) -> str:
-        """Write the number, to as many digits as the rule takes."""
+        """Write the number, with as many digits as the rule requires."""
         if self.estimate is None:
             return "not measured"
         return estimates.format_estimate(self.estimate, self.check.bounds)
 
     @property
     def differs(self) -> str:
-        """Say by how much the number differs from the one that was expected."""
+        """Say by how much the number differs from the expected one."""
         if self.check.expected is None or self.estimate is None:
             return ""
         by = self.estimate.value - self.check.expected
@@ -62,11 +62,11 @@ class Row(NamedTuple):
 
 
 class BadRun(ValueError):
-    """A folder that cannot be read as a finished run."""
+    """A folder cannot be read as a finished run."""
 
 
 class Result(NamedTuple):
-    """What a finished run left: the folder, and its summary.json."""
+    """The results of a finished run: its folder and its summary.json."""
 
     path: Path
     summary: dict[str, Any]
@@ -78,10 +78,10 @@ class Result(NamedTuple):
 
     @property
     def preset(self) -> str:
-        """Name the preset that its config is, whatever it says of itself.
+        """Name the preset that the config equals, whatever the summary says.
 
-        Where it is none: "own options"; of a run that was called by a preset, what is changed, as
-        where another version had other options.
+        If it equals none: "own options", or, if the summary names a preset, that preset and what
+        differs from it, as when another version had other options.
         """
         said, presets = self.summary["preset"], _presets(self.summary["config"]["experiment"])
         for name, of_preset in presets.items():
@@ -96,14 +96,14 @@ class Result(NamedTuple):
 
     @property
     def options(self) -> list[str]:
-        """Return the words of a command line that ask for its config: a preset, then the others."""
+        """Return the command-line options that give its config: a preset, then other options."""
         experiment = self.summary["config"]["experiment"]
         presets, name = _presets(experiment), self.preset.partition(",")[0]
         words = ["--preset", name] if name in presets else []
         of_preset = presets[name if words else _usual(experiment)]
         for key, value in _changed(self.config, of_preset).items():
             if key not in of_preset or key not in self.config:
-                continue  # Of this version alone, or of that.
+                continue  # Exists only in this version, or only in that of the run.
             option = key.replace("_", "-")
             if isinstance(value, bool):
                 words += [f"--{option}" if value else f"--no-{option}"]
@@ -113,30 +113,30 @@ class Result(NamedTuple):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return what it was asked for, as JSON has it."""
+        """Return the config, in its JSON form."""
         return {key: of for key, of in self.summary["config"].items() if key != "experiment"}
 
     @property
     def data(self) -> dict[str, Any]:
-        """Describe the data sets it was measured on, by the names they were asked for."""
+        """Describe the data sets it was measured on, by the names they were requested by."""
         return self.summary["data"]
 
     @property
     def commit(self) -> str:
-        """Name the code it was measured by; "-dirty" where that was not committed."""
+        """Name the commit it was measured with; "-dirty" if there were uncommitted changes."""
         whole = self.summary["environment"].get("commit") or "unknown"
         code, dash, dirty = whole.partition("-")
         return code[:10] + dash + dirty
 
     @property
     def seeds(self) -> int:
-        """Count its seeds: those of the number that rests on the fewest; 0 where all are exact."""
+        """Count its seeds: the fewest that any number is based on; 0 if all are exact."""
         runs = [entry["runs"] for entry in self.summary["metrics"].values() if entry["runs"]]
         return min(runs, default=0)
 
     @property
     def basis(self) -> str:
-        """Say what its numbers rest on: data and how many training examples, preset."""
+        """Say what its numbers are based on: data, number of training examples, preset."""
         parts = [
             f"{dataset['name']} ({dataset['train_examples']:,} training examples)"
             if "train_examples" in dataset
@@ -147,10 +147,10 @@ class Result(NamedTuple):
 
     @property
     def flaw(self) -> str:
-        """Say why no verdict may rest on it: a trial, or other data than the claims are about."""
+        """Say why it gives no verdicts: a smoke run, or other data than the claims are about."""
         name = self.summary["config"].get("experiment", "")
         wanted = _presets(name)[_usual(name)]
-        # The last two are in the words of claims: batches of 8, ghost batches of 32.
+        # Claims mention the values of the last two: batches of 8, ghost batches of 32.
         for field in ("dataset", "datasets", "source", "target", "batch_sizes", "ghost"):
             got = self.summary["config"].get(field)
             if field in wanted and got != wanted[field]:
@@ -163,43 +163,43 @@ class Result(NamedTuple):
 
     @property
     def rank(self) -> tuple[bool, int, int, int]:
-        """Order runs by what their numbers are worth: a verdict, preset, completeness, seeds."""
+        """Return a key to sort runs by: fit for verdicts, preset, completeness, seeds."""
         order = {"paper": 3, "quick": 2, "smoke": 0}
         return not self.flaw, order.get(self.preset, 1), -len(self.lacks), self.seeds
 
     @property
     def lacks(self) -> list[str]:
-        """Name the numbers that claims are about, and that it lacks: of another version, maybe."""
+        """Name the numbers that claims need but it lacks, perhaps as a run of another version."""
         name, metrics = self.summary["config"]["experiment"], self.summary["metrics"]
         wanted = {c.metric: None for of in CLAIMS if of.experiment == name for c in of.checks}
         return [metric for metric in wanted if metric not in metrics]
 
 
 def _presets(name: str) -> dict[str, dict[str, Any]]:
-    """Return the options of an experiment's presets, as JSON has them."""
+    """Return the options of an experiment's presets, in their JSON form."""
     presets = importlib.import_module(f"experiments.studies.{name}.config").PRESETS
     return {preset: run_dir.to_json(config) for preset, config in presets.items()}
 
 
 def _usual(name: str) -> str:
-    """Name the preset that an experiment has where none is asked for."""
+    """Name an experiment's default preset."""
     settings = importlib.import_module(f"experiments.studies.{name}.config")
     return getattr(settings, "DEFAULT_PRESET", "quick")
 
 
 def _changed(config: Mapping[str, Any], of_preset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that differ from a preset's; what a config lacks is "unknown"."""
+    """Return the options that differ from a preset's; those missing in the config are "unknown"."""
     options = {key: config.get(key, "unknown") for key in [*of_preset, *config]}
     return {key: of for key, of in options.items() if key not in of_preset or of != of_preset[key]}
 
 
 def typed(value: Any) -> str:
-    """Write the value of an option as one types it."""
+    """Write the value of an option as it is typed."""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def judge(claim: Claim, measured: Mapping[str, Estimate]) -> Row:
-    """Compare what was measured with the rule of a claim."""
+    """Compare the measurements with the rule of a claim."""
     findings = []
     for check in claim.checks:
         estimate = measured.get(check.metric)
@@ -208,7 +208,7 @@ def judge(claim: Claim, measured: Mapping[str, Estimate]) -> Row:
 
 
 def rows(results: Mapping[str, Result]) -> list[Row]:
-    """Judge every claim; one whose experiment has no result fit for a verdict is not measured."""
+    """Judge every claim; without a result fit for a verdict, a claim is not measured."""
     measured = {name: result.estimates for name, result in results.items() if not result.flaw}
     return [judge(claim, measured.get(claim.experiment, {})) for claim in CLAIMS]
 
@@ -216,15 +216,15 @@ def rows(results: Mapping[str, Result]) -> list[Row]:
 def collect(
     runs: Sequence[Path], kept: Path = KEPT, *, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Result]:
-    """Find each experiment's best finished run, the result that the project keeps among them.
+    """Find each experiment's best finished run, including the result that the project keeps.
 
-    The best is the one that gives a verdict, by `Result.rank`, of equals the newest. A run that
-    cannot be read is named and left out.
+    The best is the one with the highest `Result.rank`, of equals the newest. A run that cannot be
+    read is reported and left out.
 
     Args:
-      runs: folders of runs; or a run's own folder, which is taken before all others.
-      kept: the results that the project keeps.
-      say: called with a line for every run that is left out, and why.
+      runs: folders of runs, or folders of single runs, which take precedence over all others.
+      kept: folder of the results that the project keeps.
+      say: called with a line for every run that is left out, with the reason.
     """
     results = {}
     chosen = [path for path in runs if (path / "config.json").exists()]
@@ -237,7 +237,7 @@ def collect(
         candidates = named or _read(paths, name, say)
         if not candidates:
             continue
-        # Of equals the first one: the newest.
+        # Of equals, max returns the first one, which is the newest.
         results[name] = best = max(candidates, key=lambda result: result.rank)
         for other in candidates:
             if other is not best:
@@ -268,7 +268,7 @@ def _read(paths: Sequence[Path], name: str, say: Callable[[str], None]) -> list[
 
 
 def result_of(path: Path, name: str) -> Result:
-    """Read what a finished run left.
+    """Read the results of a finished run.
 
     Raises:
       BadRun: it is damaged, of another experiment, or names a file outside its folder.
@@ -279,33 +279,33 @@ def result_of(path: Path, name: str) -> Result:
         raise BadRun(f"expected summary.json to be whole JSON, got {error}") from None
     result = Result(path, summary)
     try:
-        # What a page cannot show: NaN, a part of a letter.
+        # Refuses what a page cannot show: NaN, and surrogates, which have no UTF-8.
         json.dumps(summary, allow_nan=False, ensure_ascii=False).encode()
         _check(summary, path, name)
         str((result.basis, result.rank, result.commit))
     except BadRun:
         raise
-    except Exception as error:  # Of any type in any place.
+    except Exception as error:  # Damaged content may raise any type of error.
         kind = type(error).__name__
         raise BadRun(f"expected the summary of a run, got {kind} from it: {error}"[:300]) from None
     return result
 
 
 def _is_png(file: Path) -> bool:
-    """Tell whether an image is a PNG, whole by its own checksums."""
+    """Tell whether a file is a PNG that is complete by its own checksums."""
     try:
         with Image.open(file, formats=["PNG"]) as image:
             image.verify()
-    except Exception:  # Of any type, as files are damaged in any way.
+    except Exception:  # Damaged files may raise any type of error.
         return False
     return True
 
 
 def _check(summary: Any, path: Path, name: str) -> None:
-    """Refuse what is not the summary of a run of this experiment.
+    """Refuse anything but the summary of a run of this experiment.
 
     Raises:
-      BadRun: or any other error, where the types are not what they should be.
+      BadRun: it is not; or any other error if types are wrong.
     """
     kinds: dict[str, type] = {"config": dict, "data": dict, "metrics": dict, "figures": list}
     kinds |= {"seconds": dict, "preset": str}
@@ -315,7 +315,7 @@ def _check(summary: Any, path: Path, name: str) -> None:
     if summary["config"]["experiment"] != name:
         raise BadRun(f"expected a run of {name}, got one of {summary['config']['experiment']}")
     begun = summary["config"]
-    with contextlib.suppress(OSError, run_dir.Damaged):  # What the project keeps has none.
+    with contextlib.suppress(OSError, run_dir.Damaged):  # Kept results have no config.json.
         begun = run_dir.read_json(path / "config.json")
     if begun != summary["config"]:
         raise BadRun("expected the options in summary.json to be those in config.json")
@@ -355,7 +355,7 @@ def _check(summary: Any, path: Path, name: str) -> None:
 
 
 def as_text(result: Result) -> str:
-    """Lay out one experiment's claims, verdicts and numbers for a terminal."""
+    """Format one experiment's claims, verdicts and numbers for a terminal."""
     measured, flaw, name = result.estimates, result.flaw, result.summary["config"]["experiment"]
     lines = [f"On {result.basis}." + f" No verdicts: {flaw}." * bool(flaw)]
     for claim in CLAIMS:

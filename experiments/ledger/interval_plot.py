@@ -1,4 +1,4 @@
-"""A check as a small picture: the measured interval beside the bounds of its rule."""
+"""A small picture of a check: the measured interval and the bounds of its rule."""
 
 import math
 
@@ -7,11 +7,11 @@ import markupsafe
 from experiments.ledger.collect import Finding
 
 WIDTH, HEIGHT, MARGIN = 320, 46, 0.12
-FAR = 100  # Positive numbers that far apart are drawn on a logarithmic scale.
+FAR = 100  # Positive numbers that differ by more than this factor get a logarithmic scale.
 
 
 def interval_plot(finding: Finding) -> markupsafe.Markup:
-    """Draw a finding as SVG: shaded where the rule holds, a dot and a bar for what was measured."""
+    """Draw a finding as SVG: shaded where the rule holds, dot and bar for value and interval."""
     check, estimate = finding.check, finding.estimate
     if estimate is None:
         return markupsafe.Markup("")
@@ -46,5 +46,5 @@ def interval_plot(finding: Finding) -> markupsafe.Markup:
 
 
 def _anchor(x: float) -> str:
-    """Keep a number within the picture."""
+    """Return the text anchor that keeps a number within the picture."""
     return "start" if x < WIDTH / 8 else "end" if x > WIDTH * 7 / 8 else "middle"

@@ -1,8 +1,8 @@
 """The ledger in Korean: every claim and correction, the verdicts, and the page's fixed phrases.
 
-Most of the claims' sources are Korean study notes: terms are theirs, and those of Korean textbooks.
-A claim is looked up by its id, a verdict and a phrase by their English. Where an English sentence
-changes, its Korean has to change with it.
+Most sources of the claims are Korean study notes: the terms are theirs and those of Korean
+textbooks. Claims are looked up by id, verdicts and phrases by their English text. If an English
+sentence changes, change its translation, too.
 """
 
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from experiments.stats import rules
 
 
 class Translation(NamedTuple):
-    """The Korean of a claim.
+    """The Korean translation of a claim.
 
     - text: the claim as its authors make it.
-    - correction: what to say instead or besides; empty where the English is.
+    - correction: what to say instead or in addition; empty if the English one is.
     """
 
     text: str

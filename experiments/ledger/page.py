@@ -1,8 +1,8 @@
-"""The report: the ledger as pages that need nothing but a browser, and as Markdown.
+"""The report: the ledger as self-contained HTML pages, and as Markdown.
 
-report/index.html has the table of all claims, to filter, sort and open; report/NAME.html is the
-page of an experiment. Each page holds its own style, script and figures: no network, no server.
-What the index shows, its filters, search, order and language, is in its address.
+report/index.html has the table of all claims, to filter, sort and expand; report/NAME.html is the
+page of an experiment. Each page contains its style, script and figures, and needs no network or
+server. The filters, search, order and language of the index are part of its URL.
 """
 
 import ast
@@ -33,7 +33,7 @@ from experiments.stats import estimates, rules
 from experiments.stats.rules import Claim
 
 HERE = Path(__file__).parent
-# What `git log` says of the bounds.
+# Changes of bounds, according to `git log`.
 MOVED = (
     "One bound has moved since: the largest slope of the sigmoid may differ from 1/4 by 1e-4, "
     "before by 1e-6, so that the rule can be read; it is exact arithmetic, and holds by both."
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
 
 
 def has_runs(folder: Path) -> bool:
-    """Tell whether a folder is a finished run, or has one of any experiment."""
+    """Tell whether a folder is a run, or has a finished run of any experiment."""
     names = {claim.experiment for claim in CLAIMS}
     return (folder / "config.json").exists() or any(run_dir.finished(folder, n) for n in names)
 
@@ -188,23 +188,23 @@ def write(results: Mapping[str, Result], folder: Path) -> None:
 
 
 def trusted(name: str) -> Any:
-    """Read our own style or script, which must not be escaped."""
+    """Read one of our own styles or scripts, which must not be escaped."""
     return markupsafe.Markup((HERE / "templates" / name).read_text(encoding="utf-8"))
 
 
 def language(text: str) -> str:
-    """Tell the language of a title, for those who have it read aloud: Korean where any of it is."""
+    """Return the language of a title, for screen readers: Korean if it has any Korean letters."""
     return "ko" if re.search("[가-힣]", text) else "en"
 
 
 def paragraphs(text: str) -> list[str]:
-    """Cut a docstring into paragraphs, without the command, which stands by itself."""
+    """Split a docstring into paragraphs, without the command, which is shown separately."""
     texts = (" ".join(lines.split()) for lines in text.split("\n\n"))
     return [paragraph for paragraph in texts if not paragraph.startswith("Command:")]
 
 
 def option_texts(name: str) -> dict[str, str]:
-    """Read what a study's options mean, the docstrings under the fields of its Config."""
+    """Read the descriptions of a study's options, the docstrings under the fields of its Config."""
     body = ast.parse((STUDIES / name / "config.py").read_text(encoding="utf-8")).body
     config = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == "Config")
     texts = {}
@@ -219,7 +219,7 @@ def option_texts(name: str) -> dict[str, str]:
 
 
 def command(name: str, result: Result | None) -> str:
-    """Write the command that measures an experiment, as it was measured."""
+    """Write the command that measures an experiment with the options of its result."""
     options = result.options if result else ["--preset", "quick"]
     return shlex.join(["python", "-m", "experiments", name, *options])
 
@@ -237,18 +237,18 @@ def figures_of(name: str, result: Result | None) -> list[dict[str, str]]:
 
 
 def figure_of(claim: Claim, figures: list[dict[str, str]]) -> dict[str, str] | None:
-    """Find the figure that a claim names; what takes none, its interval plots show."""
+    """Find the figure that a claim names; None if it has only interval plots."""
     return next((figure for figure in figures if figure["file"] == f"{claim.figure}.png"), None)
 
 
 def numbers_of(figure: Mapping[str, str], name: str, result: Result) -> list[Row]:
-    """Find the claims that name a figure, with what was measured of them in the same run."""
+    """Find the claims that name a figure, with their measurements from the same run."""
     rows = [ledger.judge(claim, result.estimates) for claim in CLAIMS if claim.experiment == name]
     return [row for row in rows if figure["file"] == f"{row.claim.figure}.png"]
 
 
 def minutes(seconds: Mapping[str, float]) -> str:
-    """Write how long all parts took."""
+    """Write the total time of all parts."""
     total = round(sum(seconds.values()))
     return f"{total // 60} min {total % 60} s" if total >= 60 else f"{total} s"
 
@@ -257,7 +257,7 @@ def minutes(seconds: Mapping[str, float]) -> str:
 
 
 def keep(results: Mapping[str, Result], folder: Path) -> dict[str, Result]:
-    """Copy summaries and figures to where the project keeps them."""
+    """Copy summaries and figures to the folder where the project keeps them."""
     copies = {}
     for name, result in results.items():
         target = folder / name
@@ -265,7 +265,7 @@ def keep(results: Mapping[str, Result], folder: Path) -> dict[str, Result]:
             print(f"{name}: not kept, {result.flaw}", file=sys.stderr)
             continue
         if target != result.path:
-            # What is kept stays until all that takes its place is there.
+            # The old results stay until their replacement is complete.
             made = target.with_name(f"{name}.partial")
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir(parents=True)
@@ -278,7 +278,7 @@ def keep(results: Mapping[str, Result], folder: Path) -> dict[str, Result]:
 
 
 def as_markdown(results: Mapping[str, Result]) -> str:
-    """Lay the ledger out as Markdown, with links to what the project keeps."""
+    """Format the ledger as Markdown, with links to the results that the project keeps."""
     rows = ledger.rows(results)
     counts = Counter[str](row.verdict for row in rows)
     lines = [
@@ -318,7 +318,7 @@ def as_markdown(results: Mapping[str, Result]) -> str:
 
 
 def markdown_row(row: Row) -> str:
-    """Write one claim as a row of a table."""
+    """Format one claim as a row of a table."""
     cells = []
     for finding in row.findings:
         differs = f" ({finding.differs})" if finding.differs else ""

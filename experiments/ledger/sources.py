@@ -1,7 +1,7 @@
-"""Who makes a claim: the notes, the sections of the paper and the later work, with addresses.
+"""The sources of claims: notes, sections of the paper, and later work, with their addresses.
 
-The one table of all sources that pages link to. No address is known for the notes: they are shown
-by their titles.
+This is the only table of sources that pages link to. The addresses of the notes are not known, so
+they are shown by title.
 """
 
 from typing import NamedTuple
@@ -9,16 +9,16 @@ from typing import NamedTuple
 from experiments.stats.rules import Claim
 
 PAPER = "https://arxiv.org/abs/1502.03167"
-# Of the paper as a page, whose sections are anchors: S3, S3.SS1, S4.SS2.SSS1.
+# The paper as HTML, with anchors for its sections: S3, S3.SS1, S4.SS2.SSS1.
 PAPER_AS_PAGE = "https://arxiv.org/html/1502.03167v3"
 
 
 class Source(NamedTuple):
-    """Where claims come from.
+    """A source of claims.
 
-    - label: in a few words.
-    - title: as its authors call it.
-    - address: where it can be read; empty where none is known.
+    - label: short name.
+    - title: title given by its authors.
+    - address: URL; empty if none is known.
     """
 
     label: str
@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
 
 class Citation(NamedTuple):
-    """What a claim names: the key of its kind in `SOURCES`, and the source itself."""
+    """A claim's reference to a source: the key of its kind in `SOURCES`, and the source itself."""
 
     key: str
     source: Source
@@ -117,7 +117,7 @@ LATER = {
         "https://arxiv.org/abs/1902.08129",
     ),
 }
-# Section of the paper: of all claims of a study, or of one claim.
+# Sections of the paper, for all claims of a study or for single claims.
 SECTION_OF_STUDY = {
     "mnist_mlp": "4.1",
     "identities": "3",
@@ -167,7 +167,7 @@ LATER_OF_CLAIM = {
 
 
 def citations(claim: Claim) -> list[Citation]:
-    """Name the sources of a claim as closely as is known: the section, the later work.
+    """Return the sources of a claim as precisely as known: section of the paper, later work.
 
     Args:
       claim: with keys of `SOURCES`.
@@ -194,5 +194,5 @@ def _source(key: str, claim: Claim) -> Source:
 
 
 def _anchor(section: str) -> str:
-    """Write the number of a section as the page of the paper does: 4.2.1 is S4.SS2.SSS1."""
+    """Convert a section number to its anchor in the HTML paper: 4.2.1 is S4.SS2.SSS1."""
     return ".".join("S" * depth + number for depth, number in enumerate(section.split("."), 1))

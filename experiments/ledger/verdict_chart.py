@@ -1,4 +1,4 @@
-"""The overview: a bar for each source, stacked by verdict, as a picture within the page."""
+"""The overview chart: a bar for each source, stacked by verdict, as inline SVG."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,8 @@ import markupsafe
 from experiments.ledger.collect import Row
 from experiments.ledger.sources import SOURCES, Source
 
-STEP, TEXT, BAR = 46, 15, 16  # Heights in pixels: of a source, down to its text, of its bar.
-# What fills the bars beside their colors: solid, hatched, dotted, crossed, empty.
+STEP, TEXT, BAR = 46, 15, 16  # In pixels: height per source, offset of its text, height of its bar.
+# Fill patterns of the bars, in addition to colors: solid, hatched, dotted, crossed, empty.
 TEXTURES = (
     '<rect width="8" height="8" fill="currentColor"/>',
     '<path d="M-2 2 2 -2 M0 8 8 0 M6 10 10 6" stroke="currentColor" stroke-width="3"/>',
@@ -22,14 +22,14 @@ TEXTURES = (
 def verdict_chart(
     rows: Sequence[Row], marks: Mapping[str, str], sources: Mapping[str, Source] = SOURCES
 ) -> markupsafe.Markup:
-    """Draw the verdicts by source as SVG; widths are shares of the page, text keeps its size.
+    """Draw the verdicts by source as SVG; bars scale with the page width, text keeps its size.
 
     A claim of several sources counts for each.
 
     Args:
       rows: the ledger.
-      marks: all verdicts in order, and the sign of each.
-      sources: what there is a bar for.
+      marks: all verdicts in order, with the sign of each.
+      sources: the sources to draw bars for.
     """
     counts = {key: Counter[str]() for key in sources}
     for row in rows:

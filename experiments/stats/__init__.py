@@ -1,1 +1,1 @@
-"""Estimates with intervals, the choice of settings, and the rules that decide a claim."""
+"""Estimates with intervals, selection of settings, and the rules that decide a claim."""

@@ -1,9 +1,9 @@
-"""Drift of a unit's inputs over training: of which percentiles, and from which step on."""
+"""Drift of a unit's inputs during training: which percentiles are tracked, from which step on."""
 
 PERCENTILES = (15, 50, 85)
 SETTLED = 1_000
 
 
 def settled_from(last_step: int) -> int:
-    """Return the step from which drift and spread are measured: the beginning is all drift."""
+    """Return the step from which drift and spread are measured: before it, all inputs drift."""
     return min(SETTLED, last_step // 2)

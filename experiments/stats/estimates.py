@@ -1,8 +1,8 @@
-"""Estimates: a number, the interval it is known to, and the runs it comes from.
+"""Estimates: a number, its confidence interval, and the runs it is computed from.
 
-Intervals are of 95 %: t over seeds, t of the logarithm for ratios, Wilson for shares of runs.
-Where runs share a seed, pass their differences (or ratios) seed by seed: the interval is then
-paired.
+Intervals are 95 % confidence intervals: Student's t over seeds, t of the logarithms for ratios,
+Wilson for shares of runs. If runs share seeds, pass their differences (or ratios) seed by seed: the
+interval is then paired.
 """
 
 import math
@@ -22,9 +22,9 @@ class Estimate(NamedTuple):
 
     - value, low, high: the estimate and the ends of its interval; low = value = high where the
       number is exact.
-    - runs: how many independent runs (seeds, folds, trials) it rests on; 0 where it is exact.
-    - kind: how it was made, the name of the function below.
-    - values: what the runs gave, one by one.
+    - runs: number of independent runs (seeds, folds, trials) it is based on; 0 if it is exact.
+    - kind: name of the function below that made it.
+    - values: results of the individual runs.
     """
 
     value: float
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
 
 def mean(values: ArrayLike) -> Estimate:
-    """Estimate a mean over runs, by t.
+    """Estimate a mean over runs, with Student's t interval.
 
     Example:
       >>> from experiments.stats import estimates
@@ -50,7 +50,7 @@ def mean(values: ArrayLike) -> Estimate:
 
 
 def ratio(values: ArrayLike) -> Estimate:
-    """Estimate a geometric mean over runs, by t of the logarithms: for ratios and factors.
+    """Estimate a geometric mean over runs, by t of the logarithms; for ratios and factors.
 
     Raises:
       ValueError: a value that is not positive.
@@ -72,7 +72,7 @@ def ratio(values: ArrayLike) -> Estimate:
 
 
 def paired(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
-    """Estimate the mean of ours - theirs, where the runs share a seed, one by one.
+    """Estimate the mean of ours - theirs over runs that share their seeds pairwise.
 
     Example:
       >>> from experiments.stats import estimates
@@ -86,10 +86,10 @@ def paired(ours: ArrayLike, theirs: ArrayLike) -> Estimate:
 
 
 def share(outcomes: ArrayLike) -> Estimate:
-    """Estimate in what share of runs something happens, by Wilson's interval.
+    """Estimate the share of runs in which something happens, with Wilson's interval.
 
     Args:
-      outcomes: one truth value a run.
+      outcomes: one truth value per run.
 
     Example:
       >>> from experiments.stats import estimates
@@ -104,7 +104,7 @@ def share(outcomes: ArrayLike) -> Estimate:
     x = np.asarray(outcomes, bool)
     if x.ndim != 1 or not len(x):
         raise ValueError(f"Expected one outcome for each run, at least one, got shape {x.shape}.")
-    from scipy import stats  # A second to import, seldom needed.
+    from scipy import stats  # Takes a second to import and is seldom needed.
 
     test = stats.binomtest(int(x.sum()), len(x))
     interval = test.proportion_ci(CONFIDENCE, method="wilson")
@@ -119,7 +119,7 @@ def share(outcomes: ArrayLike) -> Estimate:
 
 
 def exact(value: Any) -> Estimate:
-    """Take a number that does not depend on chance: of arithmetic, or the largest error of a test.
+    """Make an estimate of a number without randomness: arithmetic, or the largest error of a test.
 
     Example:
       >>> from experiments.stats import estimates
@@ -131,12 +131,12 @@ def exact(value: Any) -> Estimate:
 
 
 def to_json(estimate: Estimate) -> dict[str, Any]:
-    """Turn an estimate into what a JSON file holds."""
+    """Convert an estimate to JSON-serializable content."""
     return {**estimate._asdict(), "values": list(estimate.values)}
 
 
 def from_json(content: dict[str, Any]) -> Estimate:
-    """Read an estimate from what `to_json` made of it."""
+    """Convert the output of `to_json` back to an estimate."""
     return Estimate(**content)._replace(values=tuple(content["values"]))
 
 
@@ -155,14 +155,14 @@ def _finite_runs(values: ArrayLike) -> np.ndarray:
 def _t_interval(x: np.ndarray) -> tuple[float, float]:
     if len(x) < 2 or np.ptp(x) == 0:
         return float(x.mean()), float(x.mean())
-    from scipy import special  # A fifth of a second to import.
+    from scipy import special  # Takes 0.2 s to import.
 
     half = special.stdtrit(len(x) - 1, (1 + CONFIDENCE) / 2) * x.std(ddof=1) / math.sqrt(len(x))
     return float(x.mean() - half), float(x.mean() + half)
 
 
 def pretty(number: float, digits: int = 3) -> str:
-    """Write a number to so many digits, as short as it goes.
+    """Write a number with the given number of significant digits, as briefly as possible.
 
     Example:
       >>> from experiments.stats.estimates import pretty
@@ -178,10 +178,10 @@ def pretty(number: float, digits: int = 3) -> str:
 
 
 def format_estimate(estimate: Estimate, bounds: Sequence[float] = ()) -> str:
-    """Write an estimate with its interval, to the digits that the interval leaves meaning.
+    """Write an estimate with its interval, to the digits that are meaningful given the interval.
 
     Args:
-      bounds: of a rule; with as many digits more as it takes to see on which side of them value
+      bounds: bounds of a rule; digits are added until one can see on which side of the bounds value
         and interval lie.
 
     Example:
@@ -206,12 +206,12 @@ def format_estimate(estimate: Estimate, bounds: Sequence[float] = ()) -> str:
     value, low, high = texts
     if estimate.low < estimate.high:
         return f"{value} ({low} to {high})"
-    # Equal runs leave no width: that is no certainty.
+    # Equal runs give an interval of zero width, which does not mean certainty.
     return f"{value} (in all {estimate.runs} runs)" if estimate.runs > 1 else value
 
 
 def _format(numbers: tuple[float, float, float], more: int) -> list[str]:
-    """Write value and interval alike, with `more` digits than the interval leaves meaning."""
+    """Write value and interval alike, with `more` digits than the interval makes meaningful."""
     _, low, high = numbers
     decimals = max(0, 2 + math.floor(-math.log10((high - low) / 2))) if high > low else math.inf
     if decimals > 6:

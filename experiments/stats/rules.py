@@ -1,10 +1,10 @@
-"""How a verdict follows from what was measured, by a rule that is written down before.
+"""How a verdict follows from the measurements, by a rule written down beforehand.
 
-A claim has one or more checks. A check compares one measured number with a bound: it is *shown*
-where the whole interval lies on the claim's side of the bound, *refuted* where the whole interval
-lies on the other, else *unclear*. The claim holds where all its checks are shown, and holds partly
-where some are. Where none is, it does not hold if one is refuted, and is not shown if all are
-unclear. No verdict comes from fewer than three runs.
+A claim has one or more checks. A check compares one measured number with a bound: it is *shown* if
+the whole interval lies on the claim's side of the bound, *refuted* if the whole interval lies on
+the other side, and *unclear* otherwise. The claim holds if all its checks are shown, and holds
+partly if some are. If none is shown, it does not hold if at least one is refuted, and is not shown
+if all are unclear. Fewer than three runs give no verdict.
 """
 
 import math
@@ -25,8 +25,8 @@ class Check(NamedTuple):
 
     - metric: name of the number in the experiment's results.
     - label: what the number is, with its unit.
-    - low, high: the bounds, infinite where there is none.
-    - expected: what an earlier reference run or exact arithmetic gave; None for unknown.
+    - low, high: the bounds, infinite if there is none.
+    - expected: result of an earlier reference run or of exact arithmetic; None if unknown.
     """
 
     metric: str
@@ -37,7 +37,7 @@ class Check(NamedTuple):
 
     @property
     def bounds(self) -> tuple[float, ...]:
-        """Return the bounds that there are."""
+        """Return the finite bounds."""
         return tuple(bound for bound in (self.low, self.high) if math.isfinite(bound))
 
     @property
@@ -71,12 +71,13 @@ class Claim(NamedTuple):
     """A row of the ledger.
 
     - id: short and unique, with hyphens.
-    - sources: of the five notes, which make it ("000"), or whose paper does.
+    - sources: who makes it: notes by number, such as "000", "paper" or "later".
     - text: the claim as its authors make it, in English.
-    - experiment: which measures it.
-    - checks: the rule; all of them for "holds".
-    - correction: what to say instead or besides, known before from the paper or from arithmetic.
-    - figure: name of the figure that shows it; empty where the numbers alone do.
+    - experiment: name of the experiment that measures it.
+    - checks: the rule; the claim holds if all checks are shown.
+    - correction: what to say instead or in addition, known beforehand from the paper or from
+      arithmetic.
+    - figure: name of the figure that shows it; empty if only numbers do.
     """
 
     id: str

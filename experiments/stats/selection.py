@@ -1,4 +1,4 @@
-"""Which setting is the best, and when a goal is reached: the same protocol in every study."""
+"""Choose the best setting, and find when a goal is reached: one protocol for all studies."""
 
 from typing import Literal
 
@@ -9,12 +9,12 @@ from jaxtyping import ArrayLike, Float, Int
 def best(
     scores: Float[ArrayLike, "... settings seeds"], which: Literal["highest", "lowest"]
 ) -> Int[np.ndarray, "..."]:
-    """Choose the setting whose mean over seeds is the best.
+    """Choose the setting with the best mean over seeds.
 
-    The protocol of all studies: `scores` are of what is not reported, of validation images or of
-    seeds kept apart for it, after the last step; one setting is chosen for all seeds. Where a study
-    does otherwise its docstring says so. A run that diverged (NaN, infinity) is worse than any
-    other, and so is the setting it belongs to. Of equal settings the first one is taken.
+    The protocol of all studies: `scores` are measured after the last step on data that is not
+    reported, that is, on validation images or on seeds set aside for it; one setting is chosen for
+    all seeds. A study that deviates says so in its docstring. A run that diverged (NaN, infinity)
+    is worse than any other, and so is its setting. Of equal settings the first is chosen.
 
     Returns:
       index along the axis of settings.
@@ -30,7 +30,7 @@ def best(
 
 
 def at_best(accuracies: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Keep the setting that is best on the validation images at the last evaluation.
+    """Select the setting that is best on the validation images at the last evaluation.
 
     Args:
       accuracies: accuracies by name, "validation" among them, (settings, seeds, evaluations).
@@ -49,14 +49,14 @@ def steps_to(
     """Find the step of the first evaluation at which a goal is reached.
 
     Args:
-      goal: one, or one for each run.
-      values: what was measured at each evaluation; NaN reaches no goal.
-      steps: how many steps had been taken before each evaluation.
-      falling: the goal is reached from above, as by a loss.
+      goal: a single goal, or one for each run.
+      values: the measurement at each evaluation; NaN reaches no goal.
+      steps: number of steps taken before each evaluation.
+      falling: whether the goal is reached from above, as by a loss.
 
     Returns:
-      steps. A run that never reaches the goal counts as reaching it at the last one: the
-      truth is larger.
+      steps. A run that never reaches the goal counts as reaching it at the last evaluation, which
+      is a lower bound.
 
     Example:
       >>> from experiments.stats import selection

@@ -1,10 +1,10 @@
-"""CIFAR-10 without unpickling: pixels and labels from known places of known files.
+"""CIFAR-10 without unpickling: pixels and labels are read at fixed offsets of known files.
 
-Each member of the archive is a Python 2 pickle, which could run anything; none is ever unpickled.
-Their bytes are fixed once their checksum is right, and so is where the arrays lie in them, which
-`pickletools.dis`, that runs nothing, shows. Before the 30,720,000 bytes of pixels lie 139 of
-headers, and before these the list of labels: ten times a mark, 1000 labels, each an opcode and a
-byte, and an opcode that appends them.
+Each member of the archive is a Python 2 pickle, which could run arbitrary code, so none is ever
+unpickled. A matching checksum fixes their bytes, and thereby the offsets of the arrays in them,
+which were found with `pickletools.dis`; it runs nothing. The 30,720,000 bytes of pixels come after
+139 bytes of headers, which come after the list of labels: ten times a mark, 1000 labels, each an
+opcode and a byte, and an opcode that appends them.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from experiments.tasks.data import DOWNLOAD_TIMEOUT, Dataset, MissingData, how_t
 
 OFFICIAL = "cifar-10-python.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{OFFICIAL}"
-# The official archive, and the same members packed smaller.
+# The official archive, and a smaller one with the same members.
 ARCHIVES = {
     OFFICIAL: "md5:c58f30108f718f92721af3b95e74349a",
     "cifar-10-python.tar.xz": (
@@ -39,8 +39,9 @@ SHA256 = {
 }
 TEST = "test_batch"
 BATCHES = len(SHA256) - 1  # Files of training images.
-IMAGES, PIXELS = 10_000, 3 * 32 * 32  # In each member; red, green, blue, each row by row.
-APPENDED = 1_000  # Labels that are appended to the list at once.
+# Images in each member, and values of each image: red, green, blue, each row by row.
+IMAGES, PIXELS = 10_000, 3 * 32 * 32
+APPENDED = 1_000  # Labels that one opcode appends to the list.
 LABELS_BYTES = IMAGES // APPENDED * (1 + 2 * APPENDED + 1)
 HEADERS_BYTES = 139  # Between labels and pixels.
 
@@ -49,15 +50,15 @@ def load(*, train_batches: int = BATCHES, data_dir: Path | None = None) -> Datas
     """Load CIFAR-10: images (N, 32, 32, 3).
 
     Args:
-      train_batches: how many of the five files of 10,000 training images to read; the archive is
-        unpacked in memory, a few seconds, as far as it is needed.
-      data_dir: folder that holds `cifar10/` with the archive, packed by gzip or xz; None takes the
-        environment variable JBN_DATA; without either the official archive is downloaded, once, to
-        the user's cache.
+      train_batches: how many of the five files of 10,000 training images to read. The archive is
+        unpacked in memory, only as far as needed, which takes a few seconds.
+      data_dir: folder that holds `cifar10/` with the archive, compressed by gzip or xz; None uses
+        the environment variable JBN_DATA. Without either, the official archive is downloaded once
+        to the user's cache.
 
     Raises:
-      ValueError: a file that is not the official one.
-      FileNotFoundError: no archive in the folder that was given, or no network.
+      ValueError: a file is not the official one.
+      FileNotFoundError: the given folder has no archive, or there is no network.
     """
     if not 1 <= train_batches <= BATCHES:
         raise ValueError(f"Expected `train_batches` of 1 to {BATCHES}, got {train_batches}.")
@@ -66,7 +67,7 @@ def load(*, train_batches: int = BATCHES, data_dir: Path | None = None) -> Datas
     _check(path.name, pooch.file_hash(str(path), ARCHIVES[path.name].split(":")[0]), path.name)
     train = [f"data_batch_{i}" for i in range(1, train_batches + 1)]
     read = {}
-    with tarfile.open(path) as archive:  # One pass, to the last member that is needed.
+    with tarfile.open(path) as archive:  # One pass, up to the last member needed.
         for member in archive:
             name = Path(member.name).name
             file = archive.extractfile(member)
@@ -89,11 +90,11 @@ def load(*, train_batches: int = BATCHES, data_dir: Path | None = None) -> Datas
 def parse(
     content: bytes, *, pixels_at: int
 ) -> tuple[UInt8[np.ndarray, "N 32 32 3"], UInt8[np.ndarray, "N"]]:
-    """Take images and labels from a member of the archive."""
+    """Extract images and labels from a member of the archive."""
     pixels = np.frombuffer(content, np.uint8, IMAGES * PIXELS, pixels_at)
     list_at = pixels_at - HEADERS_BYTES - LABELS_BYTES
     rows = np.frombuffer(content, np.uint8, LABELS_BYTES, list_at).reshape(-1, 2 * APPENDED + 2)
-    labels = rows[:, 1:-1].reshape(IMAGES, 2)[:, 1]  # Without mark, opcodes.
+    labels = rows[:, 1:-1].reshape(IMAGES, 2)[:, 1]  # Without marks and opcodes.
     images = pixels.reshape(IMAGES, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), labels
 

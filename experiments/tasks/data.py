@@ -1,6 +1,6 @@
 """Data sets: idx files from a folder, else downloaded once, else the digits in scikit-learn.
 
-No file is unpacked before its checksum is known to be the official one.
+No file is unpacked before its checksum is verified.
 """
 
 import gzip
@@ -52,7 +52,7 @@ MIRRORS = {
 }
 
 PUT_THERE = "Put them there, or give no folder (neither --data-dir nor JBN_DATA) to download them."
-DOWNLOAD_TIMEOUT = 5.0  # Seconds to connect and between bytes: without a network we soon know.
+DOWNLOAD_TIMEOUT = 5.0  # Seconds to connect and between bytes; short, to fail fast when offline.
 
 
 class WrongData(ValueError):
@@ -60,24 +60,24 @@ class WrongData(ValueError):
 
 
 class MissingData(FileNotFoundError):
-    """A data set that is not there.
+    """A data set is missing.
 
     Attributes:
-      name: of the data set.
-      files: which files to put in a folder, by their paths; as `how_to_give` takes them where no
-        folder was given.
-      failure: of the download, in a word; empty where a folder was given.
+      name: name of the data set.
+      files: paths of the missing files; relative to a data folder, as `how_to_give` takes them, if
+        no folder was given.
+      failure: the download error, in one word; empty if a folder was given.
     """
 
     def __init__(self, message: str, *, name: str, files: Sequence[str], failure: str = ""):
-        """Say in `message` what was expected of this one data set, what came, how to mend it."""
+        """Store the attributes; `message` says what was expected, what happened, and the remedy."""
         super().__init__(message)
         self.name, self.files, self.failure = name, tuple(files), failure
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labeled images, gray levels 0 (background) to 255, and where they came from."""
+    """Labeled images with gray levels from 0 (background) to 255, and their origin."""
 
     name: str
     source: str
@@ -87,7 +87,7 @@ class Dataset:
     test_labels: UInt8[np.ndarray, "N"] = field(repr=False)
 
     def describe(self) -> dict[str, str | int]:
-        """Tell what a run was trained on, with a checksum of the examples themselves."""
+        """Describe what a run was trained on, with a checksum of the examples themselves."""
         digest = hashlib.sha256()
         for role in ROLES:
             digest.update(getattr(self, role).tobytes())
@@ -111,19 +111,19 @@ def load(
 
     Args:
       name: "mnist", "fashion_mnist" or "digits".
-      data_dir: folder that holds `mnist/train-images-idx3-ubyte.gz` and so on; None takes the
-        environment variable JBN_DATA; without either the files are downloaded, once, to the
-        user's cache.
-      needed: how many training and test images; fewer digits do not stand in.
-      digits_may_do: False where they do not stand in at all.
+      data_dir: folder that holds `mnist/train-images-idx3-ubyte.gz` and so on; None uses the
+        environment variable JBN_DATA. Without either, the files are downloaded once to the user's
+        cache.
+      needed: number of training and test images; the digits are no substitute if they are fewer.
+      digits_may_do: whether the digits may be a substitute at all.
 
     Returns:
-      Dataset. Where the download fails, the digits, and one line on stderr saying so.
+      Dataset. If the download fails, the digits, and one line on stderr saying so.
 
     Raises:
-      ValueError: unknown name; a file that is not the official one.
-      FileNotFoundError: a folder was given that lacks the files, or the download failed and the
-        digits do not do.
+      ValueError: the name is unknown, or a file is not the official one.
+      FileNotFoundError: the given folder lacks the files, or the download failed and the digits are
+        no substitute.
     """
     if name == "digits":
         return load_digits()
@@ -141,7 +141,7 @@ def load(
 
 
 def _stand_in(name: str, failure: str, needed: tuple[int, int], digits_may_do: bool) -> Dataset:
-    """Return the digits in place of what could not be downloaded, or refuse."""
+    """Return the digits in place of a data set that could not be downloaded, or raise an error."""
     digits = load_digits()
     has = len(digits.train_labels), len(digits.test_labels)
     if digits_may_do and has[0] >= needed[0] and has[1] >= needed[1]:
@@ -166,7 +166,7 @@ def _stand_in(name: str, failure: str, needed: tuple[int, int], digits_may_do: b
 
 
 def how_to_give(*files: str) -> str:
-    """Tell how to do without a network: files by their place in a data folder."""
+    """Say how to proceed without a network; `files` are relative to a data folder."""
     return (
         f"Fetch {', '.join(f'DIR/{file}' for file in files)} elsewhere and pass --data-dir DIR, or "
         "pass --preset smoke, which needs no files."
@@ -174,7 +174,7 @@ def how_to_give(*files: str) -> str:
 
 
 def all_missing(missing: Sequence[MissingData]) -> FileNotFoundError:
-    """Make one error of those of several data sets: each file once, and what to do once."""
+    """Combine the errors of several data sets into one that lists all files and says what to do."""
     if len(missing) == 1:
         return missing[0]
     files = [file for error in missing for file in error.files]
@@ -232,10 +232,10 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def download(name: str, folder: Path) -> dict[str, Path]:
-    """Fetch the files of a data set that `folder` lacks from the first mirror that has them.
+    """Download the files of a data set that `folder` lacks, from the first mirror that has them.
 
-    Each arrives under a temporary name and takes its own name, in one atomic step, only once its
-    checksum is right: nothing half-written stays, and two processes cannot disturb one another.
+    Each is written under a temporary name and renamed atomically once its checksum is verified:
+    no partial file is left, and two processes cannot disturb each other.
 
     Raises:
       OSError: no mirror could be reached, or none had the right files.
@@ -259,7 +259,7 @@ def download(name: str, folder: Path) -> dict[str, Path]:
             }
         except OSError as error:  # No connection, or the mirror lacks the file.
             failure = error
-        except ValueError as error:  # Not the official file: pooch did not keep it.
+        except ValueError as error:  # Not the official file; pooch has removed it.
             failure = OSError(str(error))
     raise failure
 
@@ -296,16 +296,16 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
 
 
 def load_digits() -> Dataset:
-    """Load the 1,797 handwritten digits inside scikit-learn, drawn as large as MNIST's.
+    """Load the 1,797 handwritten digits inside scikit-learn, scaled to the size of MNIST's.
 
-    8x8 pixels of 0 to 16 become 28x28 of 0 to 255: each three times as wide and high, within a
-    margin of two. One in five, drawn once and for all, is for testing.
+    8x8 pixels of 0 to 16 become 28x28 pixels of 0 to 255: each pixel is tripled in width and
+    height, and a margin of two pixels is added. A fixed random fifth is for testing.
     """
     pixels, digits = _read_digits()
     large = np.kron(pixels.reshape(-1, 8, 8), np.ones((1, 3, 3))) * 255 / 16
     images = np.pad(large.round().astype(np.uint8), ((0, 0), (2, 2), (2, 2)))
     labels = np.asarray(digits, np.uint8)
-    # Not from `sampling`: this draw is part of what the data set is.
+    # Not from `sampling`: this split is part of the definition of the data set.
     order = np.random.default_rng(0).permutation(len(labels))
     test, train = np.split(order, [len(labels) // 5])
     return Dataset(
@@ -314,7 +314,7 @@ def load_digits() -> Dataset:
 
 
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Read scikit-learn's file, or ask it where that is another one: its import takes seconds."""
+    """Read scikit-learn's file directly, as its import takes seconds; import it if that fails."""
     spec = importlib.util.find_spec("sklearn")
     if spec and spec.origin:
         path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
@@ -330,5 +330,5 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def binary(images: UInt8[np.ndarray, "N H W"]) -> UInt8[np.ndarray, "N features"]:
-    """Turn gray levels into 0 and 1, in one row of pixels for each image."""
+    """Convert gray levels to 0 and 1, with each image as one row of pixels."""
     return (images.reshape(len(images), -1) > 127).astype(np.uint8)

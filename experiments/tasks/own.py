@@ -1,8 +1,8 @@
-"""One's own images: a .npz file, or a folder with a folder of image files for each class.
+"""The user's own images: a .npz file, or a folder with one folder of image files per class.
 
 A file has the arrays x_train and x_test, uint8 gray levels (N, H, W), and y_train and y_test,
-integers 0 to K - 1. The folders of classes, in the order of their names, are labels 0 to K - 1; of
-their images one in five, drawn once and for all, is for testing.
+integers 0 to K - 1. The folders of classes, sorted by name, are labels 0 to K - 1; a fixed random
+fifth of their images is for testing.
 """
 
 import sys
@@ -18,34 +18,34 @@ from experiments import sampling
 from experiments.tasks.data import SHA256, Dataset, WrongData
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-CLASSES = 10  # Outputs of the networks.
-SMALLEST = 4  # Pixels of a side: the study `whitening` averages four by four.
+CLASSES = 10  # Number of outputs of the networks.
+SMALLEST = 4  # Minimum side in pixels: the study `whitening` averages four by four.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm")
-MODES = ("1", "L", "P", "RGB")  # What becomes 8 bits of gray without a loss but that of color.
-UNREADABLE = 100  # One image in so many may be.
-MOST_BYTES = 4 * 2**30  # Of the arrays of a file: what is packed may be a millionth of what is not.
-OTHERS = {  # What a file that is no .npz begins with.
+MODES = ("1", "L", "P", "RGB")  # Pillow modes that lose nothing but color as 8 bits of gray.
+UNREADABLE = 100  # One in this many images may be unreadable.
+MOST_BYTES = 4 * 2**30  # Limit for a file's arrays, which compressed may be a millionth of that.
+OTHERS = {  # First bytes of files that are not .npz files.
     b"\x93NUMPY": "a .npy file, which holds one array",
     b"PK": "one that is cut short",
     b"\x80": "a pickle, which is never opened",
 }
-TAKEN = (*SHA256, "digits", "cifar10", "titanic")  # Names that own data may not pass for.
+TAKEN = (*SHA256, "digits", "cifar10", "titanic")  # Names that the user's own data may not have.
 
 
 def load(path: Path) -> Dataset:
-    """Load one's own images, named after the file or folder.
+    """Load the user's own images, named after the file or folder.
 
     Args:
-      path: a `.npz` file, or a folder with a folder of images for each class. Images are gray,
-        or are made so, and of one size, or are made as large as the first.
+      path: a `.npz` file, or a folder with one folder of images per class, which are converted to
+        gray and resized to the first one's size if necessary.
 
     Returns:
-      Dataset. What was left out or resized is told in a line on stderr.
+      Dataset. Images left out or resized are reported on stderr.
 
     Raises:
-      FileNotFoundError: neither a file nor a folder is there.
-      WrongData: anything in it is not as it should be; what it is, is said.
+      FileNotFoundError: there is neither a file nor a folder.
+      WrongData: the content is invalid; the message says how.
 
     Example:
       >>> np.savez("mine.npz", x_train=..., y_train=..., x_test=..., y_test=...)  # doctest: +SKIP
@@ -60,7 +60,7 @@ def load(path: Path) -> Dataset:
 
 
 def name_of(path: Path) -> str:
-    """Name a data set after its file or folder, but never like another one."""
+    """Name a data set after its file or folder, but never like a built-in one."""
     name = path.resolve().stem
     return f"own {name}" if name in TAKEN else name
 
@@ -69,10 +69,10 @@ def name_of(path: Path) -> str:
 
 
 def read_npz(path: Path) -> Dataset:
-    """Read the four arrays of a `.npz` file; what is pickled in it is never opened.
+    """Read the four arrays of a `.npz` file, never unpickling anything.
 
     Raises:
-      WrongData: not such a file, an array missing, or one that is not as it should be.
+      WrongData: it is not such a file, or an array is missing or invalid.
     """
     mend = f"Write {', '.join(ARRAYS)} by np.savez."
     if not zipfile.is_zipfile(path):
@@ -90,11 +90,11 @@ def read_npz(path: Path) -> Dataset:
             for name in ARRAYS:
                 part = f" of {name}"
                 arrays.append(file[name])
-                if not isinstance(arrays[-1], np.ndarray):  # NumPy gives its bytes.
+                if not isinstance(arrays[-1], np.ndarray):  # NumPy returns other members as bytes.
                     raise ValueError("what is no array")
     except WrongData:
         raise
-    except Exception as error:  # Of zip, its packers, NumPy's headers: there are a dozen kinds.
+    except Exception as error:  # zipfile, its codecs and NumPy raise a dozen different types.
         reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
         raise WrongData(f"Expected plain arrays in {path}, got{part}: {reason}. {mend}") from error
     x_train, y_train, x_test, y_test = arrays
@@ -115,7 +115,7 @@ def read_npz(path: Path) -> Dataset:
 
 
 def _kind(path: Path) -> str:
-    """Tell what a file that is no .npz is, by its first bytes."""
+    """Say what a file that is not an .npz file is, judging by its first bytes."""
     with path.open("rb") as file:
         begin = file.read(8)
     if not begin:
@@ -124,11 +124,11 @@ def _kind(path: Path) -> str:
 
 
 def _check_members(path: Path) -> None:
-    """Refuse an array that is there twice, and more bytes than memory may have, before any is read.
+    """Refuse duplicate arrays, and too many bytes, before any array is read.
 
     Raises:
-      WrongData: either.
-      zipfile.BadZipFile: no list of what is in the file.
+      WrongData: an array is there twice, or the arrays exceed `MOST_BYTES`.
+      zipfile.BadZipFile: the file has no list of its members.
     """
     with zipfile.ZipFile(path) as file:
         members = [(info.filename.removesuffix(".npy"), info.file_size) for info in file.infolist()]
@@ -139,7 +139,7 @@ def _check_members(path: Path) -> None:
             f"Expected each array once in {path}, got {', '.join(twice)} more than once. Write it "
             "anew by np.savez."
         )
-    # No more is unpacked than a member says that it has, whatever it holds.
+    # The declared sizes can be trusted: no more than that is unpacked of a member.
     size = sum(size for name, size in members if name in ARRAYS)
     if size > MOST_BYTES:
         raise WrongData(
@@ -192,7 +192,7 @@ def read_folder(folder: Path) -> Dataset:
     """Read the images of all classes, and draw those for testing.
 
     Raises:
-      WrongData: no classes or too many, one without images, or images that cannot be read.
+      WrongData: no classes or too many, a class without images, or too many unreadable images.
     """
     classes = sorted(path for path in _visible(folder) if path.is_dir())
     if not classes:
@@ -213,7 +213,7 @@ def read_folder(folder: Path) -> Dataset:
         )
     files = [(label, path) for label, paths in enumerate(of_class) for path in paths]
     images, labels = read_images(folder, files)
-    # Not by class: what is drawn depends on the number of images alone.
+    # Not by class, so that the draw depends only on the number of images.
     order = sampling.rng(0, "test images of a folder").permutation(len(labels))
     test, train = np.split(order, [len(labels) // 5])
     return _make(folder, "own folder", images[train], labels[train], images[test], labels[test])
@@ -222,7 +222,7 @@ def read_folder(folder: Path) -> Dataset:
 def read_images(
     folder: Path, files: list[tuple[int, Path]]
 ) -> tuple[UInt8[np.ndarray, "N H W"], Int[np.ndarray, "N"]]:
-    """Read images with their labels, all as large as the first; few may be unreadable."""
+    """Read images with their labels, resized to the first one's size; a few may be unreadable."""
     images, labels, failed, resized = [], [], [], 0
     for label, path in files:
         try:
@@ -259,12 +259,12 @@ def read_images(
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read an image as 8 bits of gray.
+    """Read an image as 8-bit gray levels.
 
     Raises:
-      OSError, SyntaxError, ValueError, Image.DecompressionBombError: none that can be read.
+      OSError, SyntaxError, ValueError, Image.DecompressionBombError: it cannot be read.
     """
-    if not path.is_file():  # To open a pipe would wait for ever, and a device may do anything.
+    if not path.is_file():  # Opening a pipe would block forever, and a device may do anything.
         raise OSError("no regular file")
     with Image.open(path, formats=FORMATS) as image:
         if image.mode not in MODES or "transparency" in image.info:
@@ -293,13 +293,13 @@ def _make(
     x_test: UInt8[np.ndarray, "M H W"],
     y_test: Shaped[np.ndarray, "M"],
 ) -> Dataset:
-    """Check what holds for a file and a folder, and make the data set."""
+    """Check the arrays from a file or folder, and make the data set."""
     if min(x_train.shape[1:]) < SMALLEST:
         raise WrongData(
             f"Expected images of at least {SMALLEST} x {SMALLEST} pixels in {path}, got "
             f"{x_train.shape[2]} x {x_train.shape[1]}."
         )
-    if x_train.max() <= 127:  # To `data.binary` all of it would be background.
+    if x_train.max() <= 127:  # `data.binary` would turn all of it into background.
         raise WrongData(
             f"Expected gray levels from 0 to 255 in {path}, got {x_train.min()} to {x_train.max()} "
             "in the images to train on. Stretch them."

@@ -1,4 +1,4 @@
-"""Training, validation and test images: those to choose on are drawn at random."""
+"""Training, validation and test images; the validation images are drawn at random."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ Encode = Callable[[UInt8[np.ndarray, "N ..."]], np.ndarray]
 
 
 class Split(NamedTuple):
-    """Images, as a network takes them, and labels, int32, of each part."""
+    """Images, encoded as a network's input, and labels, int32, of each part."""
 
     train: Examples
     validation: Examples
@@ -35,20 +35,21 @@ def sample_split(
 ) -> Split:
     """Draw validation and training images from the training images of a data set.
 
-    At random: the last training images of MNIST are easier than its test images.
+    They are drawn at random because the last training images of MNIST are easier than its test
+    images.
 
     Args:
-      dataset: the test images stay those of its test set.
-      encode: images -> what a network takes, (N, ...).
-      validation, train: how many; None trains on all that are left.
-      test: how many test images, spread over all; None takes all. The first half of MNIST's are
-        easier than the second.
-      seed: of the draw.
-      dtype: of what `encode` makes; np.uint8 keeps binary images small, for a network that converts
+      dataset: the data set; test images are taken from its test set.
+      encode: images -> input of a network, (N, ...).
+      validation, train: number of images; None trains on all that remain.
+      test: number of test images, evenly spread over the test set because the first half of MNIST's
+        is easier than the second; None takes all.
+      seed: seed of the draw.
+      dtype: of the encoded images; np.uint8 keeps binary images small, for a network that converts
         them batch by batch.
 
     Returns:
-      NumPy arrays: `jax.device_put` them once.
+      NumPy arrays; call `jax.device_put` on them once.
 
     Raises:
       ValueError: fewer images than asked for.
@@ -89,5 +90,5 @@ def sample_splits(dataset: Dataset, encode: Encode, seeds: Iterable[int], **opti
 
 
 def spread(count: int, some: int) -> np.ndarray:
-    """Choose `some` of `count` examples, evenly spread; all where they are fewer."""
+    """Choose `some` of `count` examples, evenly spread; all if there are fewer."""
     return np.linspace(0, count - 1, min(some, count)).astype(int)

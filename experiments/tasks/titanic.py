@@ -1,7 +1,7 @@
-"""Titanic: class, fare and age of 891 passengers, and who survived; or a table made up like it.
+"""Titanic: class, fare and age of 891 passengers, and who survived; or a similar made-up table.
 
-The table is that of the Kaggle competition (train.csv); no file is parsed before its checksum is
-known to be right.
+The table is that of the Kaggle competition (train.csv). No file is parsed before its checksum is
+verified.
 """
 
 import csv
@@ -26,7 +26,7 @@ FEATURES = ("Pclass", "Fare", "Age")
 
 @dataclass(frozen=True)
 class Passengers:
-    """A table of passengers, NaN where a value is missing, and where it came from."""
+    """A table of passengers, NaN where a value is missing, and its origin."""
 
     name: str
     source: str
@@ -34,7 +34,7 @@ class Passengers:
     survived: Int[np.ndarray, "N"] = field(repr=False)
 
     def describe(self) -> dict[str, str | int]:
-        """Tell what a run was trained on, with a checksum of the values themselves."""
+        """Describe what a run was trained on, with a checksum of the values themselves."""
         digest = hashlib.sha256(self.features.tobytes() + self.survived.tobytes())
         return {
             "name": self.name,
@@ -48,12 +48,12 @@ def load(*, data_dir: Path | None = None) -> Passengers:
     """Load the passengers from a folder, or download them once.
 
     Args:
-      data_dir: folder that holds `titanic/titanic.csv`; None takes the environment variable
-        JBN_DATA; without either the file is downloaded, once, to the user's cache.
+      data_dir: folder that holds `titanic/titanic.csv`; None uses the environment variable
+        JBN_DATA. Without either, the file is downloaded once to the user's cache.
 
     Raises:
-      FileNotFoundError: a folder was given that lacks the file, or the download failed.
-      ValueError: a file that is not the official one.
+      FileNotFoundError: the given folder lacks the file, or the download failed.
+      ValueError: the file is not the official one.
     """
     given = data_dir or os.environ.get("JBN_DATA")
     if not given:
@@ -69,7 +69,7 @@ def load(*, data_dir: Path | None = None) -> Passengers:
 
 
 def _download(cache: Path) -> Path:
-    """Fetch the file unless it is in the cache; pooch keeps none with another checksum."""
+    """Download the file unless it is cached; pooch keeps no file with a wrong checksum."""
     pooch.get_logger().setLevel(logging.CRITICAL)
     fetch: Any = pooch.HTTPDownloader(timeout=DOWNLOAD_TIMEOUT)
     try:
@@ -80,7 +80,7 @@ def _download(cache: Path) -> Path:
             path=cache / "titanic",
             downloader=fetch,
         )
-    except (OSError, ValueError) as error:  # No connection; not the official file.
+    except (OSError, ValueError) as error:  # No connection, or not the official file.
         raise FileNotFoundError(
             f"Expected to download {URL}, got {type(error).__name__}. "
             f"{how_to_give('titanic/titanic.csv')} --source synthetic, a table made up, does "
@@ -98,11 +98,11 @@ def parse(path: Path) -> tuple[Float[np.ndarray, "N 3"], Int[np.ndarray, "N"]]:
 
 
 def sample_passengers(count: int = 891) -> Passengers:
-    """Draw a table in the likeness of the real one: for trials without the file.
+    """Draw a random table that resembles the real one, for trials without the file.
 
-    Classes 1, 2, 3 have shares .24, .21, .55. The logarithm of the fare is normal with deviation
-    .6 around 5.2 - class, the age normal, 30 +- 14 and at least 0.4 years, and missing for one in
-    five. The log-odds of survival are 2.6 - class - age / 50.
+    Classes 1, 2, 3 have shares .24, .21, .55. The logarithm of the fare is normal with mean
+    5.2 - class and standard deviation .6. The age is normal, 30 +- 14 and at least 0.4 years, and
+    missing for one passenger in five. The log-odds of survival are 2.6 - class - age / 50.
     """
     rng = sampling.rng(0, "passengers")
     pclass = rng.choice(3, count, p=(0.24, 0.21, 0.55)) + 1.0
@@ -119,11 +119,11 @@ def sample_passengers(count: int = 891) -> Passengers:
 
 
 class Fold(NamedTuple):
-    """One fold of one seed; or all, with a leading axis.
+    """One fold of one seed, or all of them with a leading axis.
 
-    - x: of all passengers, raw and standardized.
-    - test, weight: the rows of the test part, and 1 for each; padded with row 0 and weight 0, since
-      folds differ by one passenger.
+    - x: features of all passengers, raw and standardized.
+    - test, weight: rows of the test part, with weight 1; padded with row 0 and weight 0, since the
+      sizes of folds differ by one passenger.
     """
 
     x: Float[np.ndarray, "scalings N features"]
@@ -134,7 +134,7 @@ class Fold(NamedTuple):
 def sample_folds(
     survived: Int[np.ndarray, "N"], *, seeds: int, folds: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split into training and test rows: all folds of the first seed, then of the next."""
+    """Split into training and test rows: all folds of the first seed, then those of the next."""
     from sklearn.model_selection import StratifiedKFold  # Slow to import.
 
     splits = []
@@ -148,13 +148,13 @@ def sample_folds(
 def raw_and_standardized(
     features: Float[np.ndarray, "N features"], train: Int[np.ndarray, "trained"]
 ) -> Float[np.ndarray, "2 N features"]:
-    """Impute what is missing, then standardize, by the training rows alone: raw, standardized."""
+    """Impute missing values, then standardize, both by the training rows only; return both."""
     raw = np.where(np.isnan(features), np.nanmedian(features[train], axis=0), features)
     return np.stack([raw, (raw - raw[train].mean(0)) / raw[train].std(0)])
 
 
 def stack_folds(passengers: Passengers, splits: list[tuple[np.ndarray, np.ndarray]]) -> Fold:
-    """Scale the passengers of every split, and stack the splits."""
+    """Scale the passengers' features for every split, and stack the splits."""
     size = max(len(test) for _, test in splits)
     scaled = [
         Fold(
