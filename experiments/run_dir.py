@@ -4,7 +4,7 @@ config.json    the experiment's name and its config: what was requested
 env.json       versions, devices, machine, commit: what it ran on
 metrics.jsonl  one row per evaluation; depends on the two files above only
 timing.jsonl   seconds per row of metrics.jsonl
-checkpoints/   the latest states, written by `experiments.training.loop`
+checkpoints/   the latest states, written by `experiments.training.checkpoints`
 summary.json   the results; a run that has it is finished
 """
 

@@ -28,7 +28,7 @@ REDRAW = "Resume the run by its path: its figures are made again, and nothing is
 
 
 class Finding(NamedTuple):
-    """A check, the number it compares, None if not measured, and the outcome."""
+    """A check, the number it compares (None if not measured), and the outcome."""
 
     check: Check
     estimate: Estimate | None

@@ -5,5 +5,5 @@ SETTLED = 1_000
 
 
 def settled_from(last_step: int) -> int:
-    """Return the step from which drift and spread are measured: before it, all inputs drift."""
+    """Return the step from which drift and spread are measured; before it, everything drifts."""
     return min(SETTLED, last_step // 2)

@@ -1,4 +1,4 @@
-"""The training loop of every experiment.
+"""A resumable training loop with evaluations and checkpoints.
 
 Steps run in chunks, as jitted `lax.scan`s with the data set on the device and all seeds in one
 `vmap`, on one device or many, on one host or several. Each chunk is followed by an evaluation and a
