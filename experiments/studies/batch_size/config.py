@@ -8,7 +8,7 @@ from experiments.datasets import check_dataset, check_sizes
 
 @dataclass(frozen=True)
 class Config:
-    """What the measurement depends on."""
+    """Everything that the results depend on."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
@@ -56,15 +56,15 @@ class Config:
     """the training loss to reach"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Reject invalid options."""
         check(self)
         check_dataset(self.dataset)
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes.
+        """Return how many training and test images of each data set the study uses.
 
         Raises:
-          ValueError: batches of more images than there are to train on.
+          ValueError: batches larger than the training set.
         """
         takes = {"small": max((32, *self.small)), "huge": max(self.huge)}
         takes |= {"population": self.population, "descent": self.descent}

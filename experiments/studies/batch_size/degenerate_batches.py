@@ -1,4 +1,4 @@
-"""Batches of one and of two examples, which leave BN nothing, and one bit, of them."""
+"""Batches of one example, which BN reduces to its bias, and of two, which it reduces to a sign."""
 
 import operator
 
@@ -14,10 +14,10 @@ from experiments import sampling
 def batch_of_one(
     x: Array, kernel: Array, params: jbn.BatchNormParams, dy: Array
 ) -> tuple[Array, Array]:
-    """Normalize W x of one example, by the formula: the largest |y - beta|, and |dL/dW|.
+    """Normalize W x of a single example; return the largest |y - beta| and |dL/dW|.
 
-    `jbn.batch_norm` refuses a batch of one. With a mask it does not know the number of examples
-    beforehand, and computes: a mask that leaves the one example gives what the formula gives.
+    `jbn.batch_norm` rejects a batch of one. With a mask, it cannot know the number of
+    examples beforehand: a mask that keeps the only example gives the result of the formula.
     """
     _, state = jbn.init(kernel.shape[1], param_dtype=kernel.dtype)
     mask = jnp.ones((1, 1, 1), bool)
@@ -37,11 +37,11 @@ def batch_of_two(pair: Float[Array, "2 features"]) -> Float[Array, "2 features"]
 
 
 def degenerate_batches() -> dict[str, np.ndarray]:
-    """Take a hundred batches of one, in float64 and float32; of two, at scales from 1e-2 to 1e4.
+    """Measure a hundred batches of one, in float64 and float32, and pairs at scales 1e-2 to 1e4.
 
-    The gradient of a batch of one is 0 by the formula, and what compiled code's rounding leaves of
-    it is multiplied by 1 / sqrt(epsilon), as the variance is 0. So float64 tells of the formula,
-    float32 of the rounding.
+    By the formula, the gradient for a batch of one is 0. Compiled code leaves a rounding error,
+    which is multiplied by 1 / sqrt(epsilon), since the variance is 0. So float64 tests the formula,
+    and float32 shows the rounding error.
     """
     random = sampling.rng(0, "degenerate batches")
     x, kernel, dy = (

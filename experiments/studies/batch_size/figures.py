@@ -1,4 +1,4 @@
-"""Figures of `batch_size`, from what it found alone."""
+"""Figures of the study `batch_size`, drawn from its results."""
 
 from typing import NamedTuple
 
@@ -21,12 +21,12 @@ Accuracies = dict[str, np.ndarray]
 
 
 class Results(NamedTuple):
-    """What was found: test accuracy, (seeds,), by method and size; losses by kind of descent.
+    """Test accuracies, (seeds,), by method and batch size, and losses by kind of descent.
 
-    - small, huge: at equal examples seen.
-    - equal: of BN, at equal steps and rate.
-    - losses: at the best rate, (seeds, evaluations), and how many examples there are between
-      evaluations.
+    - small, huge: at equal numbers of examples seen.
+    - equal: with BN, at equal steps and rate.
+    - losses: training losses at the best rate, (seeds, evaluations), and the number of examples
+      between evaluations.
     """
 
     small: dict[str, Accuracies]
@@ -36,7 +36,7 @@ class Results(NamedTuple):
 
 
 def plot_sizes(results: Results, *examples: int) -> Figure:
-    """Plot test error, whose logarithm tells .05 from .08, against the size of the batch."""
+    """Plot test error against batch size, on a log scale that tells .05 from .08."""
     fig = figure(2, width=3.9, height=3.4)
     for axes, sweep, count in zip(fig.axes, results[:2], examples, strict=True):
         errors = {method: 1 - np.stack(list(by_size.values())) for method, by_size in sweep.items()}
@@ -57,7 +57,7 @@ def plot_sizes(results: Results, *examples: int) -> Figure:
 
 
 def plot_huge(results: Results, target: float) -> Figure:
-    """Plot what huge batches lose, and how fast mini-batches and full batches descend."""
+    """Plot the accuracy lost by huge batches, and how fast mini-batches and full batches descend."""
     fig = figure(2, width=3.9, height=3.2)
     lost, descent = fig.axes
     first, *_, last = results.huge["batch"]

@@ -1,4 +1,4 @@
-"""What the study `batch_size` measures."""
+"""Measurements of the study `batch_size`."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from jbn.models import MLP
 
 
 def sample_images(config: Config, dataset: Dataset) -> Split:
-    """Draw images to train on and to choose rates on, for all seeds, and take the test images."""
+    """Draw training and validation images for every seed; all seeds share the test images."""
     parts = sample_splits(
         dataset,
         binary,
@@ -43,7 +43,7 @@ def sample_images(config: Config, dataset: Dataset) -> Split:
 
 @functools.cache
 def make_model(config: Config, method: str, steps: int | None = None) -> MLP:
-    """Make the network of a method; what limits renorm depends on the number of steps.
+    """Make the network of a method; the limits of renorm depend on the number of steps.
 
     Ioffe (2017) relaxes r to 3 over steps 5k to 40k of 160k, and d to 5 over 5k to 25k.
     """
@@ -52,7 +52,7 @@ def make_model(config: Config, method: str, steps: int | None = None) -> MLP:
         at = np.array([5.0, until]) / 160 * (steps or 160)
         return lambda count: jnp.interp(count, jnp.asarray(at), jnp.array([first, last]))
 
-    # The variance of a batch of two is, without Bessel's correction, half the truth.
+    # Without Bessel's correction, the variance of a batch of two is half the true one on average.
     bn: dict[str, Any] = {"unbiased": True}
     norms: dict[str, Callable[..., nn.Module]] = {
         "batch": functools.partial(BatchNorm, **bn),
@@ -74,7 +74,7 @@ def make_model(config: Config, method: str, steps: int | None = None) -> MLP:
     )
 
 
-# Apart, so that each is compiled as seldom as it can be: all but `train` once a method.
+# Separate functions, so that each compiles as rarely as possible: `accuracies` once per method.
 
 
 def train(
@@ -85,11 +85,11 @@ def train(
     batches: Int[np.ndarray, "seeds steps batch"],
     every: int | None = None,
 ) -> tuple[networks.Network, Float[np.ndarray, "rates seeds evaluations"]]:
-    """Train from the start of every seed at every rate.
+    """Train every seed's network at every rate.
 
     Returns:
-      networks, (rates, seeds, ...), and their loss of all examples, if `every` so many
-      steps, else 0.
+      networks, (rates, seeds, ...), and their loss over all examples every `every` steps, or 0
+      if `every` is None.
     """
 
     def one(
@@ -119,7 +119,7 @@ def train(
 def with_population(
     model: MLP, network: networks.Network, x: UInt8[Array, "seeds K N F"]
 ) -> networks.Network:
-    """Give the networks of all seeds the statistics of Algorithm 2."""
+    """Give the networks of all seeds population statistics (Algorithm 2)."""
     batches = x.astype(jnp.float32)
     batch_stats = jax.vmap(functools.partial(networks.population, model))(network, batches)
     return network._replace(batch_stats=batch_stats)
@@ -129,10 +129,10 @@ def with_population(
 def accuracies(
     model: MLP, network: networks.Network, validation: Examples, test: Examples
 ) -> dict[str, Float[Array, "seeds"]]:
-    """Compute accuracy of the networks of all seeds on validation and test images.
+    """Compute validation and test accuracy of the networks of all seeds.
 
-    One that diverged predicts one class, which is chance. Also "modes": the largest difference
-    between outputs in training and in inference.
+    A network that diverged predicts one class for all images, so its accuracy is chance. "modes" is
+    the largest difference between outputs in training and in inference mode.
     """
 
     def one(network: networks.Network, validation: Examples) -> dict[str, Array]:
@@ -154,9 +154,10 @@ def accuracies(
 def examples_until(
     losses: Float[np.ndarray, "... evaluations"], target: float, each: int
 ) -> Int[np.ndarray, "..."]:
-    """Count examples until a loss of the target, evaluated at the start and after every `each`.
+    """Count the examples seen until the loss reaches the target.
 
-    All of them where it is never reached; NaN does not reach it.
+    Losses were evaluated at the start and after every `each` examples. All examples are counted if
+    the target is never reached; NaN does not reach it.
     """
     examples = np.arange(losses.shape[-1]) * each
     return selection.steps_to(target, losses, examples, falling=True)
@@ -218,7 +219,7 @@ def measure(config: Config, study: Study) -> None:
         small[method] = {**others, "32": metrics["test"]}
         if method in ("layer", "weight"):
             study.report(f"{method}_modes", estimates.exact(metrics["modes"].max()))
-    base["ghost"] = base["batch"]  # The same at batches of 32.
+    base["ghost"] = base["batch"]  # The same at batches of 32, for ghosts of 32 or more.
     *sizes, largest = config.huge
     for method in config.huge_methods:
         top, metrics = choose("top", method, largest, config.huge_examples, config.top_rates)

@@ -8,7 +8,7 @@ from experiments.datasets import check_dataset, check_sizes
 
 @dataclass(frozen=True)
 class Config:
-    """What the measurements depend on."""
+    """Everything that the results depend on."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
@@ -35,7 +35,7 @@ class Config:
     """training steps when normalizing by all images"""
 
     def __post_init__(self) -> None:
-        """Refuse a batch that has no halves, and sets that are not whole batches."""
+        """Reject odd batch sizes, `examples` that do not fill whole batches, and invalid options."""
         check(self, batch_size="[2, inf)")
         check_dataset(self.dataset)
         if self.batch_size % 2 or self.examples % self.batch_size:
@@ -45,17 +45,17 @@ class Config:
             )
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes.
+        """Return how many training and test images of each data set the study uses.
 
         Raises:
-          ValueError: batches of more images than there are to train on.
+          ValueError: batches larger than the training set.
         """
         least, most = sorted((self.examples, self.whole_examples))
         check_sizes(least, batch_size=self.batch_size)
         return {self.dataset: (most, 1)}
 
 
-EVALUATIONS = 10  # Over the whole steps.
+EVALUATIONS = 10  # Of accuracy, over `whole_steps`.
 ORDERS = {"shuffled": "shuffled anew", "fixed": "fixed", "sorted": "two classes each"}
 PRESETS = {
     "smoke": Config(

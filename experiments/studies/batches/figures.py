@@ -1,4 +1,4 @@
-"""Figures of `batches`, from what it found alone."""
+"""Figures of the study `batches`, drawn from its results."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from experiments.studies.batches.config import EVALUATIONS, ORDERS, Config
 
 
 def plot_orders(of: dict[str, Any]) -> Figure:
-    """Plot the error of every run, and the means."""
+    """Plot the test error of every run, and the means."""
     fig = plotting.figure(height=3.4)
     (panel,) = fig.axes
     errors = []
@@ -36,7 +36,7 @@ def plot_orders(of: dict[str, Any]) -> Figure:
 def plot_means(
     config: Config, error: Float[np.ndarray, "seeds S"], whole: dict[str, np.ndarray]
 ) -> Figure:
-    """Plot the error of the mean by the size of the batch, and what all the data gain."""
+    """Plot the error of batch means against batch size, and the gain from statistics of all data."""
     fig = plotting.figure(2, width=4.0)
     means, gain = fig.axes
     sizes, style = np.array(config.sizes), plotting.METHODS["batch"]

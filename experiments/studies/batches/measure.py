@@ -1,4 +1,4 @@
-"""What the study `batches` measures."""
+"""Measurements of the study `batches`."""
 
 import functools
 from typing import Any
@@ -24,8 +24,9 @@ from experiments.training.networks import Network, cross_entropy
 from jbn.linen import BatchNorm, BatchRenorm
 from jbn.models import MLP
 
-# Of all steps: plain BN until the first; d_max is 5 from the second, r_max 3 from the third. Ioffe,
-# 2017, has them at 5,000, 25,000 and 40,000 steps: here as if of 100,000.
+# Schedule of batch renorm, in fractions of all steps: plain BN until the first, d_max 5 from the
+# second, and r_max 3 from the third. Ioffe (2017) has them at 5,000, 25,000 and 40,000 steps; these
+# are fractions of 100,000.
 RENORM = 0.05, 0.25, 0.4
 
 
@@ -38,7 +39,7 @@ def sample_batches(
     """Draw the batches of a seed in each of `ORDERS`, from the same examples."""
     rows = sample_examples(config.examples, labels, seed)
     half, second = config.batch_size // 2, np.sort(np.bincount(labels[rows], minlength=2))[-2]
-    if second < half:  # Batches of two classes would never come.
+    if second < half:  # No batch of two classes could be formed.
         raise WrongData(
             f"Expected {half} images of each of two classes among {len(rows):,} `examples`, got "
             f"{second} of the second most frequent. Take smaller batches, or more examples."
@@ -46,7 +47,7 @@ def sample_batches(
     rng = sampling.rng(seed, "order")
     together = rows.reshape(-1, config.batch_size)
     fixed, by_class = [], []
-    # An epoch of sorted batches is the shorter by what one class of a pair has more.
+    # Epochs of sorted batches are shorter: what one class of a pair has more of is left out.
     while sum(map(len, by_class)) < config.steps:
         fixed.append(rng.permutation(together))
         by_class.append(sample_sorted_epoch(rows, labels, config.batch_size, rng))
@@ -61,7 +62,7 @@ def sample_batches(
 def sample_population_batches(
     config: Config, labels: UInt8[np.ndarray, "N"], seed: int
 ) -> Int[np.ndarray, "K batch"]:
-    """Draw well-mixed batches of all the training examples of a seed, each once."""
+    """Draw well-mixed batches in which each training example of a seed occurs once."""
     rows, size = sample_examples(config.examples, labels, seed), config.batch_size
     return rows[
         sampling.batch_indices(seed, 0, len(rows) // size, size, len(rows), purpose="population")
@@ -81,9 +82,9 @@ def sample_sorted_epoch(
     batch_size: int,
     rng: np.random.Generator,
 ) -> Int[np.ndarray, "K batch"]:
-    """Draw batches of two classes, half and half, the classes in random pairs.
+    """Draw batches that are half of one class and half of another, in random pairs of classes.
 
-    Of an odd number of classes one is left out of the epoch.
+    If the number of classes is odd, one of them is left out of the epoch.
     """
     half, epoch = batch_size // 2, []
     classes = rng.permutation(np.unique(labels))
@@ -113,21 +114,21 @@ def make_models(config: Config) -> dict[str, MLP]:
 
 
 def decaying(config: Config, steps: int) -> optax.GradientTransformation:
-    """Make SGD at a rate that falls linearly to 0."""
+    """Make an SGD optimizer whose rate decays linearly to 0."""
     return optax.sgd(optax.linear_schedule(config.learning_rate, 0.0, steps))
 
 
 def gray(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N features"]:
-    """Turn bytes into gray levels from 0 to 1, an image a row."""
+    """Convert bytes to gray levels from 0 to 1, one row per image."""
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 
 def population_variables(
     config: Config, network: Network, batches: Float[Array, "K N F"]
 ) -> dict[str, Any]:
-    """Return the variables with population statistics, those of plain BN whatever trained it.
+    """Return the variables with population statistics, computed by plain BN for all methods.
 
-    Batch renormalization would compare the batches with running statistics that are to be replaced.
+    Batch renorm would correct the batches by the very running statistics that are being replaced.
     """
     stats = {name: {"mean": s["mean"], "var": s["var"]} for name, s in network.batch_stats.items()}
     if stats:
@@ -140,7 +141,7 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Train every network with every order of batches.
 
     Returns:
-      "accuracy" -> method -> order -> (seeds,), on the test images; "variables" of the
+      "accuracy" -> method -> order -> test accuracy, (seeds,); "variables" -> those of the
       networks with BN and shuffled batches.
     """
     labels, seeds = dataset.train_labels, range(config.seeds)
@@ -162,7 +163,7 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
         first = networks.init(model, optimizer, key, data[0][:1])
         last, _ = networks.fit(step, first, data, batches[order])
         variables = population_variables(config, last, data[0][mixed])
-        # A network that diverged says class 0 always, and counts as chance.
+        # A network that diverged always predicts class 0, so its accuracy is chance.
         return networks.accuracy(model, variables, *test), variables
 
     of_seeds, numbers = (sampling.keys(seeds, "weights"), batches, mixed), np.arange(len(ORDERS))
@@ -181,10 +182,10 @@ def train_all(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def mean_errors(config: Config, dataset: Dataset, variables: Any) -> dict[str, Any]:
-    """Measure how far the mean of a batch is from that of all, before the last hidden units.
+    """Measure how far batch means are from the mean of all data, at the last nonlinearity's inputs.
 
     Returns:
-      error (seeds, sizes): mean over batches and units, in standard deviations of a unit.
+      "error" -> (seeds, sizes), mean over batches and units, in standard deviations of each unit.
     """
     model = make_models(config)["batch"]
     images = gray(dataset.train_images)
@@ -195,7 +196,7 @@ def mean_errors(config: Config, dataset: Dataset, variables: Any) -> dict[str, A
 
     def one(variables: Any, x: Array, key: PRNGKeyArray) -> Array:
         _, sown = model.apply(variables, x, training=False, mutable="intermediates")
-        # What BN gives at inference is its input but for scale and shift, which do not matter here.
+        # In inference, BN only scales and shifts its input, which does not matter here.
         (inputs,) = sown["intermediates"][f"activation_input_{len(config.hidden) - 1}"]
         return jnp.stack([mean_error(inputs, size, config.draws, key) for size in config.sizes])
 
@@ -208,13 +209,13 @@ def mean_error(
 ) -> Float[Array, ""]:
     """Compute |mean of a batch - mean| / standard deviation, averaged over batches and units."""
     values = (inputs - inputs.mean(0)[None]) / inputs.std(0)[None]
-    # With replacement: without, a batch would near all the data sooner than as a power.
+    # With replacement; otherwise the error of large batches would fall faster than a power law.
     rows = jax.random.randint(key, (draws, size), 0, len(values))
     return jnp.abs(jax.lax.map(lambda batch: values[batch].mean(0), rows)).mean()
 
 
 def exponents(sizes: Int[np.ndarray, "S"], error: Float[np.ndarray, "seeds S"]) -> np.ndarray:
-    """Fit error = c size^p by least squares in logarithms, seed by seed; return p."""
+    """Fit error = c size^p by least squares in logarithms for each seed; return p."""
     return np.polyfit(np.log(sizes), np.log(error).T, 1)[0]
 
 
@@ -222,11 +223,11 @@ def exponents(sizes: Int[np.ndarray, "S"], error: Float[np.ndarray, "seeds S"]) 
 
 
 def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """Train with statistics of the batch, and of all training data.
+    """Train with statistics of the batch, and with statistics of all training data.
 
     Returns:
-      "batch" and "all" -> test accuracy, (seeds, evaluations + 1). Population statistics are
-      in each case what training normalized by: means over all batches, or those of all data.
+      "batch" and "all" -> test accuracy, (seeds, evaluations + 1). Each is tested with the kind
+      of statistics it was trained with: averages over all batches, or those of all data.
     """
     model, optimizer = make_models(config)["batch"], decaying(config, config.whole_steps)
     count, size, seeds = config.whole_examples, config.batch_size, range(config.seeds)
@@ -266,7 +267,7 @@ def normalize_by_all(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 
 def loss_of(rows: Int[Array, "batch"], count: int) -> networks.Loss:
-    """Make the loss whose mean over all `count` examples is the mean over the rows alone."""
+    """Make a loss whose mean over all `count` examples is the mean over the given rows only."""
     weight = jnp.zeros(count).at[rows].add(count / len(rows))
     return lambda outputs, labels: weight * cross_entropy(outputs, labels)
 
@@ -275,7 +276,7 @@ def loss_of(rows: Int[Array, "batch"], count: int) -> networks.Loss:
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train, compare, report, all paired by seed, and plot."""
+    """Train, report comparisons paired by seed, and plot."""
     dataset = study.dataset(config.dataset)
     flat = study.part("orders", lambda: dict(flatten_dict(train_all(config, dataset), sep="/")))
     trained = unflatten_dict(flat, sep="/")

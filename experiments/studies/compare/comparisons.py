@@ -1,4 +1,4 @@
-"""What the claims of the study `compare` are about: differences seed by seed, and the table."""
+"""The comparisons behind the claims of the study `compare`, paired by seed, and its table."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,15 +13,15 @@ from experiments.studies.compare.config import Config
 from experiments.studies.compare.figures import DATASETS, STYLES, name_of
 from experiments.studies.compare.models import BFLOAT16
 
-Key = tuple[str, str, int]  # Network, norm, size of the batch.
+Key = tuple[str, str, int]  # Network, norm, batch size.
 
 
 class Results(NamedTuple):
-    """What was found.
+    """Results of all networks.
 
-    - tests: test accuracies, (seeds, evaluations), by data set, then network, norm, size.
-    - rates: the best ones, in the same way.
-    - seconds: of a step, the median over rounds.
+    - tests: test accuracies, (seeds, evaluations), by data set, then by `Key`.
+    - rates: the best learning rates, by the same keys.
+    - seconds: median seconds per step over rounds.
     """
 
     tests: Mapping[str, Mapping[Key, Float[np.ndarray, "seeds evaluations"]]]
@@ -29,11 +29,11 @@ class Results(NamedTuple):
     seconds: Mapping[Key, float]
 
     def has(self, *keys: Key) -> bool:
-        """Tell whether all of them were trained."""
+        """Return whether all of these were trained."""
         return set(keys) <= set(self.seconds)
 
     def gain(self, ours: Key, theirs: Key) -> Float[np.ndarray, "seeds"]:
-        """Subtract last test accuracies, and average over the data sets."""
+        """Return the difference of final test accuracies, averaged over the data sets."""
         return np.mean(
             [
                 accuracies[ours][:, -1] - accuracies[theirs][:, -1]
@@ -43,9 +43,9 @@ class Results(NamedTuple):
         )
 
     def share_of_steps(self, ours: Key, theirs: Key) -> Float[np.ndarray, "seeds"]:
-        """Count steps until the last accuracy of the other, of all; geometric mean of data sets.
+        """Return the share of all steps until `ours` reaches the final accuracy of `theirs`.
 
-        All where it is never reached.
+        It is 1 if that is never reached. Data sets are combined by their geometric mean.
         """
         shares = []
         for accuracies in self.tests.values():
@@ -58,10 +58,10 @@ class Results(NamedTuple):
 
 
 def report(config: Config, results: Results, tell: Callable[[str, Estimate], None]) -> None:
-    """Report every last accuracy, and the differences that the claims are about.
+    """Report all final accuracies, and the differences that the claims are about.
 
     Args:
-      tell: of a name and an estimate.
+      tell: called with a name and an estimate.
     """
     for dataset, accuracies in results.tests.items():
         for (model, norm, size), accuracy in accuracies.items():
@@ -88,7 +88,7 @@ def report(config: Config, results: Results, tell: Callable[[str, Estimate], Non
 
 
 def table(config: Config, results: Results) -> str:
-    """Lay last accuracies out as text, with rates and times: network and norm by data set."""
+    """Format final accuracies, rates and times as text: a row per network and norm."""
 
     def line(cells: Sequence[str]) -> str:
         return f"{cells[0]:32}" + "".join(f"{cell:>24}" for cell in cells[1:])

@@ -16,7 +16,7 @@ DatasetName = Literal["mnist", "fashion_mnist", "cifar10", "digits"]
 
 @dataclass(frozen=True)
 class Config:
-    """What the comparison depends on, and nothing else."""
+    """Everything that the results depend on."""
 
     models: tuple[Model, ...] = ("mlp", "cnn", "resnet20")
     """which networks"""
@@ -68,7 +68,7 @@ class Config:
     """examples seen by each norm in a round"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be compared."""
+        """Reject invalid options."""
         check(self, batch_sizes="[2, inf)")
         for name in ("models", "norms", "datasets"):
             values = getattr(self, name)
@@ -103,19 +103,19 @@ class Config:
             raise ValueError(f"Expected `groups` to divide all widths, {wrong}, got {self.groups}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes.
+        """Return how many training and test images of each data set the study uses.
 
         Raises:
-          ValueError: batches of more images than there are to train on.
+          ValueError: batches larger than the training set.
         """
         check_sizes(self.train, batch_sizes=max(self.batch_sizes))
         return dict.fromkeys(self.datasets, (self.train + self.validation, self.test))
 
 
 def applies(config: Config, model: str, norm: str, size: int) -> bool:
-    """Tell whether a norm is a thing of its own in a network, at a size of the batch."""
+    """Return whether a norm does something of its own in a network, at a batch size."""
     if norm == "instance":
-        return model != "mlp"  # One value for each feature of an example: its variance is 0.
+        return model != "mlp"  # In an MLP, each feature of an example is one value, of variance 0.
     return norm != "ghost" or size >= 2 * config.ghost
 
 
@@ -133,7 +133,7 @@ PAPER = Config(
     memory=12_800,
 )
 PRESETS = {
-    "smoke": Config(  # Most of its time is XLA's, compiling: one size of batches, a stage each.
+    "smoke": Config(  # Mostly compilation time, hence one batch size, and one stage per CNN.
         norms=("none", "batch", "batch_bfloat16", "ghost", "layer", "group", "weight"),
         datasets=("digits",),
         seeds=2,
@@ -153,6 +153,6 @@ PRESETS = {
         timed_examples=64,
     ),
     "quick": Config(),
-    "paper": PAPER,  # As other studies call what is for an accelerator.
+    "paper": PAPER,  # The usual name for the preset meant for an accelerator.
     "full": PAPER,
 }

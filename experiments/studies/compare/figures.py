@@ -27,12 +27,12 @@ DATASETS = {
     "cifar10": LineStyle(VERMILION, "-", "s", "CIFAR-10"),
     "digits": LineStyle(GRAY, "-", "^", "the small digits"),
 }
-# Network, norm, size of the batch -> test accuracies, (seeds, evaluations).
+# Network, norm, batch size -> test accuracies, (seeds, evaluations).
 Curves = Mapping[tuple[str, str, int], Float[np.ndarray, "seeds evaluations"]]
 
 
 def name_of(config: Config, model: str) -> str:
-    """Write the name of a network as one reads it."""
+    """Return the display name of a network."""
     layers = 2 + 2 * config.resnet_blocks * len(config.resnet_widths)
     return {"mlp": "MLP", "cnn": "CNN", "resnet20": f"ResNet-{layers}"}[model]
 
@@ -40,10 +40,10 @@ def name_of(config: Config, model: str) -> str:
 def plot_curves(
     config: Config, curves: Curves, seconds: Mapping[tuple[str, str, int], float]
 ) -> Figure:
-    """Draw test accuracy against steps and against seconds, of one data set or their mean.
+    """Plot test accuracy against steps and against seconds, for one data set or their mean.
 
     Args:
-      seconds: of a step.
+      seconds: per step.
     """
     sizes = config.batch_sizes[::-1]
     fig = plotting.figure(2 * len(sizes), len(config.models), width=3.0, height=2.4)
@@ -60,7 +60,7 @@ def plot_curves(
                 point = STYLES[norm]._replace(linestyle="none", label="")
                 for axes, x in ((by_steps, steps), (by_seconds, taken)):
                     axes.plot(x, accuracies.mean(0), **line._asdict())
-                beside = steps[-1] * (1 + 0.035 * k)  # All end at one step: a place for each.
+                beside = steps[-1] * (1 + 0.035 * k)  # All end at the same step: spread out.
                 plotting.bars(by_steps, [beside], accuracies[:, -1:].T, point)
                 plotting.bars(by_seconds, taken[-1:], accuracies[:, -1:].T, point)
             by_seconds.sharey(by_steps)
@@ -75,10 +75,10 @@ def plot_curves(
 def plot_last(
     config: Config, last: Mapping[str, Mapping[tuple[str, str, int], Float[np.ndarray, "seeds"]]]
 ) -> Figure:
-    """Draw the last test accuracy of every norm, a series for each data set.
+    """Plot the final test accuracy of every norm, one series per data set.
 
     Args:
-      last: data set -> network, norm, size of the batch -> test accuracies.
+      last: data set -> network, norm, batch size -> test accuracies.
     """
     sizes = config.batch_sizes[::-1]
     fig = plotting.figure(len(config.models), len(sizes), width=3.4, height=3.0)
@@ -99,7 +99,7 @@ def plot_last(
             axes.set(
                 title=f"{name_of(config, model)}, batches of {size}",
                 xlim=(-0.6, len(norms) - 0.4),
-                ylim=(0, 1),  # An interval of three seeds may reach beyond what there can be.
+                ylim=(0, 1),  # Intervals of three seeds may extend beyond it.
             )
         row[0].set_ylabel("test accuracy")
     low, high = np.transpose([axes.get_ylim() for axes in fig.axes])

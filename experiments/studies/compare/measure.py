@@ -1,4 +1,4 @@
-"""What the study `compare` measures."""
+"""Measurements of the study `compare`."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from experiments.tasks.split import Split
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train all, compare, lay out, draw."""
+    """Train, report, tabulate, plot."""
     results = train_all(config, study)
     report(config, results, study.report)
     study.table(table(config, results))
@@ -91,7 +91,7 @@ def measure(config: Config, study: Study) -> None:
 
 
 def train_all(config: Config, study: Study) -> Results:
-    """Train every network with every norm at every size, and time it."""
+    """Train and time every network with every norm at every batch size."""
     splits: dict[str, Split] = {
         name: sample_images(config, study.dataset(name)) for name in config.datasets
     }
@@ -115,10 +115,10 @@ def train_all(config: Config, study: Study) -> Results:
 def train_each(
     study: Study, trained: Trained, norms: Sequence[str]
 ) -> tuple[dict[str, Arrays], Arrays]:
-    """Train one network at one size with every norm, a part each; then time them all."""
+    """Train one network at one batch size with every norm, one part each; then time them all."""
 
     @functools.cache
-    def compile_all() -> None:  # Of parts that are all kept already nothing is compiled.
+    def compile_all() -> None:  # Not needed if all parts are kept already.
         side_by_side(trained.warm_up, norms)
 
     def train(norm: str) -> Arrays:

@@ -19,10 +19,10 @@ BFLOAT16 = "batch_bfloat16"
 
 @functools.cache
 def make_model(config: Config, model: str, norm: str, size: int) -> nn.Module:
-    """Make a network; kept, so that it is compiled once.
+    """Make a network, cached so that it is compiled once.
 
     Args:
-      size: of its batches, by which it remembers running averages.
+      size: batch size, which sets the momentum of running averages and the schedule of renorm.
     """
     make = make_norm(config, norm, size)
     options: dict[str, Any] = {"dtype": jnp.bfloat16} if norm == BFLOAT16 else {}
@@ -36,7 +36,7 @@ def make_model(config: Config, model: str, norm: str, size: int) -> nn.Module:
 
 
 def make_norm(config: Config, norm: str, size: int) -> str | Callable[..., nn.Module]:
-    """Make a norm, such as a model takes it.
+    """Make a norm in the form that models accept.
 
     Ioffe (2017) relaxes renorm's r to 3 over steps 5k to 40k of 160k, and d to 5 over 5k to 25k.
     """
@@ -46,7 +46,7 @@ def make_norm(config: Config, norm: str, size: int) -> str | Callable[..., nn.Mo
         at = np.array([5.0, until]) / 160 * steps
         return lambda count: jnp.interp(count, jnp.asarray(at), jnp.array([first, last]))
 
-    # The variance of a small batch is, without Bessel's correction, too small.
+    # Without Bessel's correction, the variance of a small batch is too small.
     bn: dict[str, Any] = {
         "momentum": jbn.debiased(max(0.0, 1 - size / config.memory)),
         "unbiased": True,

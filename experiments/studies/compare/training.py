@@ -1,7 +1,7 @@
-"""How a network of the study `compare` is trained, evaluated and timed.
+"""Training, evaluation and timing of a network of the study `compare`.
 
-On a CPU one step a program: in a loop of XLA's, the gradients of convolutions take ten times as
-long there. Elsewhere all steps between two evaluations are one program.
+On a CPU, each step is a program of its own, since gradients of convolutions take ten times as long
+in an XLA loop there. Elsewhere all steps between two evaluations are one program.
 """
 
 import functools
@@ -26,7 +26,7 @@ from experiments.tasks.split import Examples, Split, sample_split
 from experiments.training import networks, sweep
 from experiments.training.networks import Network
 
-SIDE = 32  # Pixels of the images of CIFAR-10; digits get a margin.
+SIDE = 32  # Side of CIFAR-10 images in pixels; smaller images are padded to it.
 Arrays = dict[str, np.ndarray]
 
 
@@ -34,7 +34,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def colors(images: UInt8[np.ndarray, "N ..."], shrink: int) -> Float[np.ndarray, "N H W 3"]:
-    """Give all images one shape: a margin to a side of 32, three colors, squares averaged."""
+    """Pad images to a side of 32, give gray ones three colors, and average squares of pixels."""
     images = images if images.ndim == 4 else np.repeat(images[..., None], 3, axis=-1)
     missing = SIDE - images.shape[1]
     margin = missing // 2, missing - missing // 2
@@ -44,7 +44,7 @@ def colors(images: UInt8[np.ndarray, "N ..."], shrink: int) -> Float[np.ndarray,
 
 
 def sample_images(config: Config, dataset: Dataset) -> Split:
-    """Draw images to train on, to choose by, and to test on, standardized by those to train on."""
+    """Draw training, validation and test images, all standardized by the training images."""
     split = sample_split(
         dataset,
         functools.partial(colors, shrink=config.shrink),
@@ -57,7 +57,7 @@ def sample_images(config: Config, dataset: Dataset) -> Split:
 
 
 def for_model(model: str, split: Split) -> Split:
-    """Put images on the device, such as a network takes them: an MLP in one row each."""
+    """Put images on the device in the shape a network takes; an MLP takes one row per image."""
     rows = (
         (images.reshape(len(images), -1) if model == "mlp" else images, labels)
         for images, labels in split
@@ -90,7 +90,7 @@ def advance(
 
 @functools.partial(jax.jit, static_argnums=0)
 def evaluate(model: nn.Module, variables: Any, examples: Examples) -> Array:
-    """Compute the accuracy; of weights that diverged to NaN that of one constant answer."""
+    """Compute the accuracy; weights that diverged to NaN predict one class for all images."""
     return networks.accuracy(model, variables, *examples)
 
 
@@ -100,13 +100,13 @@ def make_optimizer(rate: Any) -> optax.GradientTransformation:
 
 
 def steps_at_once(config: Config, size: int) -> int:
-    """Count the steps that one program takes."""
+    """Return the number of steps in one program."""
     between = config.examples // size // config.evaluations
     return 1 if jax.default_backend() == "cpu" else between
 
 
 def decay(rate: float, steps: int) -> Float[np.ndarray, "steps"]:
-    """Let the rate fall to 0 by a cosine."""
+    """Return the rate at each step, decaying to 0 along a cosine."""
     return (rate * np.cos(np.pi / 2 * np.arange(steps) / steps) ** 2).astype(np.float32)
 
 
@@ -114,7 +114,7 @@ def decay(rate: float, steps: int) -> Float[np.ndarray, "steps"]:
 
 
 class Trained(NamedTuple):
-    """A network, its batches of one size, and the images of all data sets: what is trained."""
+    """A network to be trained at one batch size, and the images of all data sets."""
 
     config: Config
     name: str
@@ -123,24 +123,24 @@ class Trained(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Count the steps of training."""
+        """Return the number of training steps."""
         return self.config.examples // self.size
 
     @property
     def rates(self) -> list[float]:
-        """List the first rates to choose from."""
+        """Return the initial rates to choose from."""
         return [rate * (self.size / 128) ** 0.5 for rate in self.config.rates]
 
     def model(self, norm: str) -> nn.Module:
-        """Make it with a norm."""
+        """Make the network with a norm."""
         return make_model(self.config, self.name, norm, self.size)
 
     def evaluated(self, norm: str) -> nn.Module:
-        """Make it with a norm, to be evaluated: the same for all sizes, compiled once."""
+        """Make the network for evaluation, the same at all batch sizes so that it compiles once."""
         return make_model(self.config, self.name, norm, self.config.batch_sizes[0])
 
     def start(self, norm: str) -> list[Network]:
-        """Initialize it, one for each seed."""
+        """Initialize one network per seed."""
         (images, _), *_ = next(iter(self.splits.values()))
         stacked = sweep.start(self.evaluated(norm), self.config.seeds, images)
         optimizer = make_optimizer(0.0)
@@ -148,7 +148,7 @@ class Trained(NamedTuple):
         return [one._replace(opt_state=optimizer.init(one.params)) for one in each]
 
     def warm_up(self, norm: str) -> None:
-        """Compile what it takes to train it and to evaluate it."""
+        """Compile the training and evaluation programs."""
         split, network = next(iter(self.splits.values())), self.start(norm)[0]
         batches = np.zeros((steps_at_once(self.config, self.size), self.size), np.int32)
         rates = np.zeros(len(batches), np.float32)
@@ -159,7 +159,7 @@ class Trained(NamedTuple):
     def train(
         self, norm: str, network: Network, seed: int, rate: float, examples: Examples
     ) -> list[dict[str, Any]]:
-        """Train it: its variables at each evaluation."""
+        """Train the network; return its variables at each evaluation."""
         config, model = self.config, self.model(norm)
         batches = sampling.batch_indices(seed, 0, self.steps, self.size, config.train)
         rates, once = decay(rate, self.steps), steps_at_once(config, self.size)
@@ -172,11 +172,11 @@ class Trained(NamedTuple):
 
 
 def at_best_rate(trained: Trained, norm: str) -> Arrays:
-    """Train with a norm on every data set, at the rate that is best there.
+    """Train with a norm on every data set, at the best rate for each.
 
     Returns:
-      for each data set test accuracies, (seeds, evaluations); validation accuracies at the end,
-      (rates, seeds that choose); the rate.
+      for each data set, test accuracies, (seeds, evaluations); final validation accuracies,
+      (rates, seeds for choosing); and the rate.
     """
     config, starts, evaluated = trained.config, trained.start(norm), trained.evaluated(norm)
 
@@ -221,7 +221,7 @@ def at_best_rate(trained: Trained, norm: str) -> Arrays:
 
 
 def step_seconds(trained: Trained, norms: Iterable[str]) -> Arrays:
-    """Time a step with every norm, by turns: seconds, (rounds,), nothing else being under way."""
+    """Time a step with each norm in turn, while nothing else runs: seconds, (rounds,)."""
     config, once = trained.config, steps_at_once(trained.config, trained.size)
     examples = next(iter(trained.splits.values())).train
     steps = max(1, config.timed_examples // (trained.size * once)) * once
@@ -242,7 +242,10 @@ def step_seconds(trained: Trained, norms: Iterable[str]) -> Arrays:
 
 
 def side_by_side(do: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Do for all: one small network does not keep the cores of a CPU busy, but an accelerator."""
+    """Map `do` over items, in threads on a CPU.
+
+    One small network keeps an accelerator busy, but not all cores of a CPU.
+    """
     cores = os.cpu_count() if jax.default_backend() == "cpu" else 1
     with ThreadPoolExecutor(cores) as pool:
         return list(pool.map(do, items))
