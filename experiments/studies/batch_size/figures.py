@@ -57,7 +57,7 @@ def plot_sizes(results: Results, *examples: int) -> Figure:
 
 
 def plot_huge(results: Results, target: float) -> Figure:
-    """Plot the accuracy lost by huge batches, and how fast mini-batches and full batches descend."""
+    """Plot the accuracy lost by huge batches, and how fast mini-batches and full batches train."""
     fig = figure(2, width=3.9, height=3.2)
     lost, descent = fig.axes
     first, *_, last = results.huge["batch"]

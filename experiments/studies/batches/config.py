@@ -35,7 +35,7 @@ class Config:
     """training steps when normalizing by all images"""
 
     def __post_init__(self) -> None:
-        """Reject odd batch sizes, `examples` that do not fill whole batches, and invalid options."""
+        """Reject invalid options, an odd batch size, and `examples` that leave a ragged batch."""
         check(self, batch_size="[2, inf)")
         check_dataset(self.dataset)
         if self.batch_size % 2 or self.examples % self.batch_size:

@@ -36,7 +36,7 @@ def plot_orders(of: dict[str, Any]) -> Figure:
 def plot_means(
     config: Config, error: Float[np.ndarray, "seeds S"], whole: dict[str, np.ndarray]
 ) -> Figure:
-    """Plot the error of batch means against batch size, and the gain from statistics of all data."""
+    """Plot the error of batch means by batch size, and the gain from statistics of all data."""
     fig = plotting.figure(2, width=4.0)
     means, gain = fig.axes
     sizes, style = np.array(config.sizes), plotting.METHODS["batch"]

@@ -19,10 +19,12 @@ def backpropagate(
     """Compute the gradient of a sigmoid network with BN: downstream = upstream x local.
 
     Args:
-      params: of `jbn.models.MLP(norm="batch")`. x: (N, F). labels: (N,).
+      params: parameters of `jbn.models.MLP(norm="batch")`.
+      x: inputs, (N, F).
+      labels: classes, (N,).
 
     Returns:
-      gradient of the mean cross-entropy, of the structure of params.
+      gradient of the mean cross-entropy, with the structure of params.
 
     References:
       Ioffe, Szegedy, "Batch Normalization", 2015, section 3, for BN's.
@@ -49,14 +51,17 @@ def backpropagate(
         scale, bias = (upstream * xhat).sum(0), upstream.sum(0)
         gradient[f"norm_{i}"] = {"scale": scale, "bias": bias}
         centered = upstream - bias[None] / n - xhat * scale[None] / n
-        upstream = params[f"norm_{i}"]["scale"][None] / std * centered  # BN's.
+        upstream = params[f"norm_{i}"]["scale"][None] / std * centered  # BN's local gradient.
         gradient[f"dense_{i}"] = {"kernel": x.T @ upstream}
-        upstream = upstream @ params[f"dense_{i}"]["kernel"].T  # The product's.
+        upstream = upstream @ params[f"dense_{i}"]["kernel"].T  # The matrix product's.
     return gradient
 
 
 def backprop_errors(seeds: Iterable[int]) -> list[float]:
-    """Compare with jax.grad in float64: the largest difference, relative to a leaf's largest."""
+    """Compare with jax.grad in float64; return the largest error for each seed.
+
+    Errors are relative to the largest value of their leaf.
+    """
     model, n, features = MLP(hidden=(20, 10), norm="batch"), 16, 12
 
     @jax.jit
@@ -71,7 +76,7 @@ def backprop_errors(seeds: Iterable[int]) -> list[float]:
         labels = sampling.rng(seed, "labels").integers(0, 10, n)
         (variables,) = sample_weights(model, x, [seed])
         rng = sampling.rng(seed, "scales and biases")
-        # Scales and biases other than 1 and 0, so that a mistake in them would be seen.
+        # Scales other than 1 and biases other than 0 would expose a mistake in them.
         params = jax.tree.map(
             lambda leaf, rng=rng: leaf + 0.3 * rng.normal(size=leaf.shape), variables["params"]
         )

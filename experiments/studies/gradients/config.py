@@ -6,7 +6,7 @@ from experiments.checks import check
 from experiments.datasets import check_dataset, check_sizes
 
 # Standard deviation of the initial weights in units of 1 / sqrt(fan-in), which is Xavier's between
-# layers of equal width; None stands for .01, whatever the width.
+# layers of equal width; None stands for a deviation of .01 at any width.
 GAINS = {
     "zero": 0.0,
     "small": None,
@@ -21,7 +21,7 @@ INITS = tuple(GAINS)
 
 @dataclass(frozen=True)
 class Training:
-    """What the training depends on, and nothing else."""
+    """Everything that the training depends on."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
@@ -58,15 +58,15 @@ class Training:
     """networks at each of these rates"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Reject invalid options."""
         check(self, batch_size="[2, inf)", depth="[2, inf)", residual_depth="[2, inf)")
         check_dataset(self.dataset)
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes.
+        """Return how many training and test images of each data set the study uses.
 
         Raises:
-          ValueError: batches of more images than there are to train on.
+          ValueError: batches larger than the training set.
         """
         check_sizes(self.train_examples, batch_size=self.batch_size)
         return {self.dataset: (self.train_examples + self.test_examples, self.test_examples)}
@@ -74,7 +74,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Config(Training):
-    """What the measurements depend on, and nothing else."""
+    """Everything that the results depend on."""
 
     field_networks: int = 40
     """networks with which the mean field theory is tested"""
@@ -117,5 +117,5 @@ PRESETS = {
 
 
 def name_of(depth: int, norm: str | None, skip: bool) -> str:
-    """Name a kind of plain or residual network."""
+    """Return the name of a kind of plain or residual network."""
     return f"{'residual' if skip else 'plain'}_{norm or 'none'}_{depth}"

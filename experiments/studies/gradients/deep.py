@@ -17,14 +17,14 @@ from experiments.training.deep_mlp import DeepMLP
 from experiments.training.networks import cross_entropy
 from jbn.models.units import Norm
 
-# ---- Gradients by pre-activations ----------------------------------------------------------------
+# ---- Gradients with respect to pre-activations ---------------------------------------------------
 
 
 def of_depth(depth: int, width: int, **attributes: Any) -> DeepMLP:
-    """Make a network of `depth` weight layers, the last included, in blocks of two.
+    """Make a network of `depth` weight layers, including the output layer, in blocks of two.
 
     Raises:
-      ValueError: an odd depth, or one below 4, when it is called.
+      ValueError: an odd depth, or one below 4; raised when the network is called.
     """
     return DeepMLP(depth - 1, width, layers_per_block=2, **attributes)
 
@@ -34,11 +34,11 @@ def sample_weights(
 ) -> Iterator[dict[str, Any]]:
     """Sample the variables of a network for each seed; kernels are Gaussian of variance 1 / fan-in.
 
-    By NumPy, as XLA takes seconds to compile random numbers in a scan. The kernels of a seed are
-    the same whatever the normalization.
+    NumPy draws them, since XLA takes seconds to compile random numbers in a scan. A seed's kernels
+    are the same with any normalization.
 
     Returns:
-      Flax collections of float64, one after the other: see `stack`.
+      iterator over Flax collections of float64; `stack` combines them.
     """
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(x), training=True))
     for seed in seeds:
@@ -54,12 +54,12 @@ def sample_weights(
 
 
 def stack(trees: Iterable[Any]) -> Any:
-    """Stack pytrees of one structure, leaf by leaf."""
+    """Stack pytrees of the same structure, leaf by leaf."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def scale(params: Mapping[str, Any], gain: ArrayLike) -> dict[str, Any]:
-    """Multiply the kernels between hidden layers by a gain: see `GAINS`."""
+    """Multiply the kernels between hidden layers by a gain (see `GAINS`)."""
 
     def leaf(path: tuple[Any, ...], value: Array) -> Array:
         return value * gain if path[-1].key == "kernel" else value
@@ -70,13 +70,17 @@ def scale(params: Mapping[str, Any], gain: ArrayLike) -> dict[str, Any]:
 def by_preactivation(
     model: DeepMLP, variables: Any, x: Float[Array, "N F"], loss: Callable[[Array], Array]
 ) -> tuple[Float[Array, "L N width"], Float[Array, "L N width"]]:
-    """Compute the pre-activations between blocks, in training, and the gradient by each.
+    """Compute the pre-activations between blocks, in training mode, and their gradients.
 
     Args:
-      variables: from `model.init` with an input of x's shape. loss: of the outputs, `()`.
+      model: the network.
+      variables: from `model.init` with an input of x's shape.
+      x: inputs.
+      loss: function of the outputs; returns a scalar.
 
     Returns:
-      both for the first layer and for the last of each block: L = depth / 2.
+      pre-activations and gradients, of the first layer and of the last layer of each block:
+      L = depth / 2.
     """
 
     def objective(perturbations: Any) -> tuple[Array, Any]:
@@ -117,23 +121,23 @@ ARCHITECTURES: dict[str, tuple[Norm, float]] = {  # norm and skip
 def profiles(
     kinds: Iterable[tuple[str, str]], depth: int, width: int, *, seeds: int, batch_size: int
 ) -> dict[str, Float[np.ndarray, "inits seeds L"]]:
-    """Measure gradients and pre-activations of networks that were not trained, in float64.
+    """Measure gradients and pre-activations of untrained networks, in float64.
 
-    Inputs are Gaussian and labels random, so that nothing but the weights matters. The weights of a
-    seed are the same random numbers in every kind and with all of `GAINS`.
+    Inputs are Gaussian and labels random, so that only the weights matter. A seed's weights are the
+    same random numbers in every kind and with all of `GAINS`.
 
     Args:
-      kinds: keys of `ACTIVATIONS` and `ARCHITECTURES`.
+      kinds: pairs of keys of `ACTIVATIONS` and `ARCHITECTURES`.
 
     Returns:
-      "relu_batch_gradient", the L2 norm of the cross-entropy's gradient by the
-      pre-activations of each layer, "relu_batch_square", their mean square, and so on.
+      "relu_batch_gradient", the L2 norm of the cross-entropy's gradient with respect to each
+      layer's pre-activations; "relu_batch_square", their mean square; and so on.
     """
     kinds, results = list(kinds), {}
     x = sampling.rng(0, "inputs").normal(size=(batch_size, width))
     labels = sampling.rng(0, "labels").integers(0, 10, batch_size)
     gains = np.array([0.01 * width**0.5 if gain is None else gain for gain in GAINS.values()])
-    with jax.enable_x64(True):  # Fifty sigmoid layers leave 1e-35: no square of it in float32.
+    with jax.enable_x64(True):  # After 50 sigmoid layers, 1e-35, whose square is 0 in float32.
         for norm in (None, "batch"):
             here = [kind for kind in kinds if ARCHITECTURES[kind[1]][0] == norm]
             if not here:
@@ -144,7 +148,7 @@ def profiles(
                 for gain in gains
             ]
             model = of_depth(depth, width, norm=norm)
-            # One after the other: only so does a switch compute nothing but the branch taken.
+            # One setting after another, so that a switch computes only the branch taken.
             gradients, squares = sweep.each(
                 functools.partial(_profile, model),
                 [np.array(values) for values in zip(*settings, strict=True)],
@@ -176,9 +180,10 @@ def _profile(
 
 
 def mean_field(model: DeepMLP, *, seeds: int, batch_size: int) -> Float[np.ndarray, "seeds L"]:
-    """Measure the squared gradient by pre-activations, layer by layer, from a Gaussian by outputs.
+    """Measure each layer's squared gradient, where the gradient at the outputs is Gaussian.
 
-    The theory wants wide networks, and the mean of the squares over many of them.
+    Gradients are with respect to pre-activations. The theory assumes wide networks, and predicts
+    the mean of the squares over many of them.
 
     References:
       Yang, Pennington, Rao, Sohl-Dickstein, Schoenholz, "A Mean Field Theory of Batch

@@ -1,4 +1,4 @@
-"""By what gradients change from layer to layer: arrays of all layers, and the factors in them."""
+"""Factors by which gradients change from layer to layer, computed from arrays over all layers."""
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -7,17 +7,17 @@ from experiments.studies.gradients.config import INITS
 
 
 def of_init(values: np.ndarray, init: str) -> np.ndarray:
-    """Take the networks with these initial weights: (seeds, L)."""
+    """Return the values of networks with these initial weights, (seeds, L)."""
     return values[INITS.index(init)]
 
 
 def layers_between(values: np.ndarray) -> int:
-    """Count the layers from the first pre-activations to the last: blocks are two."""
+    """Count the layers from the first pre-activations to the last; a block has two."""
     return 2 * (values.shape[-1] - 1)
 
 
 def factor(first: ArrayLike, last: ArrayLike, layers: int) -> np.ndarray:
-    """Compute by what each of `layers` multiplies what becomes `first` out of `last`.
+    """Compute the factor per layer that turns `last` into `first` in `layers` layers.
 
     Example:
       >>> from experiments.studies.gradients.factors import factor
@@ -30,8 +30,8 @@ def factor(first: ArrayLike, last: ArrayLike, layers: int) -> np.ndarray:
 def mean_factor(squared: Float[np.ndarray, "seeds L"], groups: int) -> Float[np.ndarray, "groups"]:
     """Compute the factor per layer of the mean squared gradient, one for each group of networks.
 
-    Mean first, ratio then. Near either end the distribution has not settled: two pre-activations
-    there do not count, where there are more than six.
+    Squares are averaged before the ratio is taken. Near either end the distribution has not
+    settled, so two pre-activations are left out at each end if there are more than six.
     """
     away = 2 if squared.shape[1] > 6 else 0
     means = np.stack([group.mean(0) for group in np.array_split(squared, groups)])

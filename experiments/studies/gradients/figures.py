@@ -1,4 +1,4 @@
-"""Figures of the study `gradients`, from its parts alone."""
+"""Figures of the study `gradients`, drawn from its parts."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from experiments.studies.gradients.factors import layers_between, of_init
 
 Parts = Mapping[str, np.ndarray]
 
-SHOWN = INITS[:5]  # The others tell what the scale does with BN.
+SHOWN = INITS[:5]  # The others serve to measure the effect of scale with BN.
 NAMES = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "ReLU", "leaky": "leaky", "linear": "linear"}
 
 
 def plot_layers(shallow: Parts) -> Figure:
-    """Plot the heat maps."""
+    """Plot heat maps of gradient norms by layer."""
     fig = plotting.figure(3, width=2.9, height=4.8)
     cmap = mpl.colormaps[plotting.SEQUENTIAL].with_extremes(bad="white")
     titles = {"none": "plain", "batch": "with BN", "residual": "residual"}

@@ -1,4 +1,4 @@
-"""What the study `gradients` measures and reports."""
+"""Measurements and reports of the study `gradients`."""
 
 import functools
 import itertools
@@ -24,15 +24,15 @@ from experiments.studies.gradients.figures import (
 from experiments.study import Study
 from jbn import diagnostics
 
-GROUPS = 5  # Of networks, each with its mean square.
-LINEAR_BATCH = 6  # (B - 2) / (B - 3) is far from 1.
+GROUPS = 5  # Groups of networks to average squares over.
+LINEAR_BATCH = 6  # So small that (B - 2) / (B - 3) is far from 1.
 
 
 # ---- At initialization ---------------------------------------------------------------------------
 
 
 def mean_field(config: Config) -> dict[str, Float[np.ndarray, "networks L"]]:
-    """Measure squared gradients through BN, where its mean field theory is to hold."""
+    """Measure squared gradients through BN, under the assumptions of its mean field theory."""
     make = functools.partial(of_depth, config.depth, config.field_width, norm="batch")
     measure = functools.partial(deep.mean_field, seeds=config.field_networks)
     return {
@@ -45,10 +45,10 @@ def mean_field(config: Config) -> dict[str, Float[np.ndarray, "networks L"]]:
 
 
 def measure(config: Config, study: Study) -> None:
-    """Measure all parts, report the numbers, draw the figures."""
+    """Measure all parts, report the numbers and draw the figures."""
     data = functools.cache(
         lambda: training.sample_examples(config, study)
-    )  # Only for what is not kept.
+    )  # Only if a part is not kept already.
     profiles = functools.partial(
         deep.profiles, width=config.width, seeds=config.seeds, batch_size=config.batch_size
     )
@@ -124,10 +124,10 @@ def measure(config: Config, study: Study) -> None:
 
 
 def report_start(study: Study, shallow: Parts, deeper: Parts, field: Parts) -> None:
-    """Report what there is before training."""
+    """Report the numbers measured before training."""
 
     def per_layer(name: str, init: str) -> np.ndarray:
-        # From the first block on: the scale of the first pre-activations is of its own.
+        # From the first block on, since the gain does not scale the first layer's weights.
         norms = of_init(shallow[f"{name}_gradient"], init)[:, 1:]
         return factor(norms[:, 0], norms[:, -1], layers_between(norms))
 
@@ -136,7 +136,7 @@ def report_start(study: Study, shallow: Parts, deeper: Parts, field: Parts) -> N
         return factor(squares[:, -1], squares[:, 0], layers_between(squares))
 
     sigmoid = of_init(shallow["sigmoid_none_gradient"], "Xavier")
-    relu_bn = of_init(deeper["relu_batch_gradient"], "He")[:, -26:]  # 25 blocks, where there are.
+    relu_bn = of_init(deeper["relu_batch_gradient"], "He")[:, -26:]  # At most 25 blocks.
     by_scale = [per_layer("relu_batch", init) for init in ("10 He", "He / 10")]
     for metric, values in {
         "sigmoid_factor": per_layer("sigmoid_none", "Xavier"),
@@ -160,7 +160,7 @@ def report_start(study: Study, shallow: Parts, deeper: Parts, field: Parts) -> N
 
 
 def report_dying(study: Study, dead: Parts, config: Config) -> None:
-    """Report at the highest rate at which every ReLU network is finite to the end."""
+    """Report the highest rate at which every ReLU network stays finite, and the results there."""
     steady = np.flatnonzero(dead["relu_finite"].all(1))
     high = steady[-1] if len(steady) else 0
     study.report("dying_rate", estimates.exact(config.dying_rates[high]))
@@ -171,7 +171,7 @@ def report_dying(study: Study, dead: Parts, config: Config) -> None:
 
 
 def report_first_steps(study: Study, steps: Parts, config: Config) -> None:
-    """Report what early layers learn, and who diverges; and whether who does not learns."""
+    """Report how much early layers learn, which networks diverge, and accuracy with clipping."""
     for kind, metric in {"sigmoid": "first_update", "relu": "first_update_relu"}.items():
         updates = steps[f"{kind}_updates"]
         study.report(metric, estimates.ratio(updates[:, 0] / updates[:, -1]))
@@ -186,7 +186,7 @@ def report_first_steps(study: Study, steps: Parts, config: Config) -> None:
 def report_residual(
     study: Study, shallow: Parts, deeper: Parts, skipped: Parts, config: Config
 ) -> None:
-    """Report residual networks against plain ones, of the same weights."""
+    """Report residual networks against plain ones with the same weights."""
     for name, profile in {"20": shallow, "56": deeper}.items():
         ends = [
             of_init(profile[f"relu_{of}_gradient"], "Xavier")[:, 0] for of in ("residual", "none")

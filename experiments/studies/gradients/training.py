@@ -1,6 +1,6 @@
 """Deep networks in training: how much each layer moves, dying ReLUs, clipping, residual networks.
 
-Parts of the experiment `gradients`, on binary images; each trains all its seeds and rates at once.
+Parts of the study `gradients`, on binary images; each trains all its seeds and rates at once.
 """
 
 import functools
@@ -26,14 +26,14 @@ from experiments.training.networks import Network
 from jbn import diagnostics
 from jbn.models import MLP
 
-# Settings of training, with a leading axis, and what makes of one of them and drawn parameters a
-# model, its optimizer and its own parameters.
+# Training settings, stacked along a leading axis; and a function of one of them and of sampled
+# parameters, which returns the model, its optimizer and its parameters.
 Settings = Any
 Make = Callable[[Any, Any], tuple[nn.Module, optax.GradientTransformation, Any]]
 
 
 def sample_examples(config: Training, study: Study) -> Split:
-    """Sample binary images, one row each: to train on, to choose the rate by, to test."""
+    """Sample binary training, validation and test images, one row each."""
     split = sample_split(
         study.dataset(config.dataset),
         binary,
@@ -58,12 +58,12 @@ def train(
     """Train a network for each setting and seed, all at once.
 
     Args:
-      probe: `(model, network, data, history)` -> what to keep; `history` is what `observe` gave
-        after each step.
+      probe: `(model, network, data, history)` -> what to keep; `history` is what `observe`
+        returned after each step.
 
     Returns:
-      what `probe` gave, NumPy, with leading axes of settings and seeds. A seed has the same
-      weights, but for their scale, and the same batches in every setting and every call.
+      what `probe` returned, as NumPy arrays with leading axes of settings and seeds. A seed has
+      the same weights, up to scale, and the same batches in every setting and every call.
     """
     x, _ = data.train
     batches = sampling.all_batches(range(seeds), steps, batch_size, len(x))
@@ -87,15 +87,15 @@ def train(
 
 
 def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
-    """Train deep networks for a few steps, without clipping and with.
+    """Train deep networks for a few steps, without and with clipping.
 
     Returns:
-      for each of sigmoid with Xavier's weights, relu with He's, large and clipped, ReLU with
-      twice He's: "_updates", (seeds, layers), |dW| / |W| per step of the layers between hidden
-      ones; "_norms", (seeds, steps), of the gradient as it is after clipping; "_diverged", whether
-      the loss is no longer finite; "_accuracy".
+      for each of "sigmoid" (Xavier's weights), "relu" (He's weights), "large" and "clipped" (ReLU
+      with twice He's weights): "_updates", (seeds, layers), |dW| / |W| per step of the weights
+      between hidden layers; "_norms", (seeds, steps), of the gradient after clipping; "_diverged",
+      whether the loss is no longer finite; and "_accuracy".
     """
-    kinds = {  # whether it is a sigmoid network, the gain of its weights, the largest norm
+    kinds = {  # sigmoid instead of ReLU, gain of the weights, largest norm of the gradient
         "sigmoid": (True, GAINS["Xavier"], np.inf),
         "relu": (False, GAINS["He"], np.inf),
         "large": (False, GAINS["twice He"], np.inf),
@@ -109,7 +109,7 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
             optax.clip_by_global_norm(norm),
             optax.snapshot("norm", optax.tree.norm),
             optax.sgd(0.01),
-            # From the update itself: the difference of two weights would be rounded away.
+            # From the update itself: rounding would hide it in the difference of weights.
             optax.snapshot("moved", by_layer),
         )
         model = of_depth(
@@ -123,7 +123,7 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
         norms = jax.vmap(functools.partial(diagnostics.gradient_norms, depth=1))(
             {name: params["blocks"][name]["kernel"] for name in ("dense_0", "dense_1")}
         )
-        return jnp.stack([norms["dense_0"], norms["dense_1"]], 1).ravel()  # In their order.
+        return jnp.stack([norms["dense_0"], norms["dense_1"]], 1).ravel()  # In layer order.
 
     def observe(network: Network) -> tuple[Array, Array]:
         moved = optax.tree.get(network.opt_state, "moved") / by_layer(network.params)
@@ -157,11 +157,11 @@ def first_steps(config: Training, data: Split) -> dict[str, ArrayLike]:
 
 
 def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
-    """Train ReLU and leaky networks at several rates; count units that no image moves.
+    """Train ReLU and leaky ReLU networks at several rates; count units dead on all images.
 
     Returns:
-      "relu_dead", the share of such units, (rates, seeds), "relu_accuracy", "relu_finite",
-      whether the outputs are, and the same of "leaky".
+      "relu_dead", the share of dead units, (rates, seeds); "relu_accuracy"; "relu_finite", whether
+      the outputs are finite; and the same for "leaky".
     """
     slopes = {"relu": 0.0, "leaky": 0.01}  # For x < 0.
     settings = [
@@ -180,11 +180,11 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
         outputs, sown = model.apply(
             network.variables, images, training=False, mutable=["intermediates"]
         )
-        # Where a network is no longer finite its units are not dead: they have no slope at all.
+        # Units of a network that is no longer finite have no slope, and do not count as dead.
         inputs = [jnp.nan_to_num(x, nan=1.0) for (x,) in sown["intermediates"].values()]
         return {
             "dead": jnp.stack([diagnostics.dead_units(x, model.activation) for x in inputs]).mean(),
-            # Of a network that is not finite: one class for all images, so chance.
+            # Chance if the network is not finite: it predicts one class for all images.
             "accuracy": networks.accuracy(model, network.variables, *data.test),
             "finite": jnp.all(jnp.isfinite(outputs)),
         }
@@ -206,11 +206,11 @@ def dying(config: Training, data: Split) -> dict[str, ArrayLike]:
 
 
 def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
-    """Train plain and residual networks with Xavier's weights, without BN and with, at every rate.
+    """Train plain and residual networks with Xavier's weights, without and with BN, at every rate.
 
     Returns:
-      accuracy on the validation and on the test images, (rates, seeds, 2), by `name_of`. A
-      network that is not finite names one class for all images, so has that of chance.
+      validation and test accuracy, (rates, seeds, 2), by `name_of`. A network that is not finite
+      predicts one class for all images, so its accuracy is chance.
     """
     results = {}
     settings = [
@@ -256,5 +256,5 @@ def residual(config: Training, data: Split) -> dict[str, ArrayLike]:
 
 
 def at_best_rate(accuracy: Float[np.ndarray, "rates seeds 2"]) -> Float[np.ndarray, "seeds"]:
-    """Take the test accuracy at the rate whose mean validation accuracy is the highest."""
+    """Return the test accuracy at the rate with the highest mean validation accuracy."""
     return accuracy[selection.best(accuracy[:, :, 0], "highest"), :, 1]

@@ -7,7 +7,7 @@ from experiments.checks import check
 
 @dataclass(frozen=True)
 class Config:
-    """What the run depends on, and nothing else."""
+    """Everything that the results depend on."""
 
     draws: int = 20
     """random cases, each with its own seed"""
@@ -17,11 +17,11 @@ class Config:
     """fan-in of the weights whose variance is measured; fan-out is half of it"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Reject invalid options."""
         check(self, fan="[2, inf)")
 
 
-BATCH_SIZES = (2, 5, 32, 60)  # Whose variance is measured.
+BATCH_SIZES = (2, 5, 32, 60)  # At which the variance is measured.
 PRESETS = {
     "smoke": Config(draws=3, batches=2_000, fan=200),
     "quick": Config(),

@@ -1,4 +1,4 @@
-"""Figures of `identities`, from what it found alone."""
+"""Figures of the study `identities`, drawn from its results."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from experiments import plotting
 from experiments.plotting import METHODS
 from experiments.studies.identities.config import BATCH_SIZES
 
-EQUALITIES = {  # What should be equal, by the name of its error.
+EQUALITIES = {  # What should be equal, by the name of the error.
     "bias_effect": "output, with a bias before BN and without",
     "bias_gradient": "gradient of a bias before BN, and 0",
     "scaled_output": "output, of weights W and a W",
@@ -38,7 +38,7 @@ def plot_errors(errors: dict[str, float]) -> Figure:
 
 
 def plot_bessel(bessel: dict[str, Float[np.ndarray, "draws"]]) -> Figure:
-    """Plot corrected and uncorrected variance against the size of the batch."""
+    """Plot corrected and uncorrected variance against batch size."""
     fig = plotting.figure()
     axes = fig.axes[0]
     for name, method in (("corrected", "batch"), ("uncorrected", "none")):

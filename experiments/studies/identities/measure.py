@@ -1,4 +1,4 @@
-"""What the study `identities` measures."""
+"""Measurements of the study `identities`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +76,7 @@ def over_draws(
     *,
     wide: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Compute numbers for every draw, with keys of that purpose, in float64 where `wide`."""
+    """Call the function for every draw, with keys for this purpose, in float64 if `wide`."""
     with jax.enable_x64(wide):
         keys = sampling.keys(range(config.draws), purpose)
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(function))(keys))
@@ -88,13 +88,13 @@ def over_draws(
 def batch_norm(
     x: Array, params: jbn.BatchNormParams | None = None, *, epsilon: float = 1e-12
 ) -> Array:
-    """Normalize by the batch; epsilon as small as float64 allows, so that scale cancels."""
+    """Normalize by the batch, with epsilon as small as float64 allows, so that scale cancels."""
     ours, state = jbn.init(x.shape[-1], param_dtype=x.dtype)
     return jbn.batch_norm(x, params or ours, state, training=True, epsilon=epsilon)[0]
 
 
 def layer_errors(key: Array) -> dict[str, Array]:
-    """Compute the errors of what should be equal, in float64."""
+    """Compute the errors of the layer's equalities, in float64."""
     keys = iter(jax.random.split(key, 8))
 
     def normal(*shape: int) -> Array:
@@ -136,7 +136,7 @@ def largest(x: Array) -> Array:
 
 
 def gradient_errors(x: Array, scale: Array, bias: Array, dy: Array) -> dict[str, Array]:
-    """Compare the derivative with the closed form of the paper, and with finite differences."""
+    """Compare gradients with the closed form of the paper, and with finite differences."""
     epsilon = 1e-5
 
     def loss(x: Array, scale: Array, bias: Array) -> Array:
@@ -170,7 +170,7 @@ def gradient_errors(x: Array, scale: Array, bias: Array, dy: Array) -> dict[str,
 
 
 def mean_of_gradients(u: Array, w: Array, dy: Array) -> Array:
-    """Compare the mean of the gradients of mini-batches with the gradient of all, without BN."""
+    """Compare the mean of mini-batch gradients with the full gradient, without BN."""
 
     def gradient(u: Array, dy: Array) -> Array:
         return jax.grad(lambda w: jnp.mean(jnp.tanh(u @ w) * dy))(w)
@@ -181,7 +181,7 @@ def mean_of_gradients(u: Array, w: Array, dy: Array) -> Array:
 
 
 def identity_errors(key: Array) -> dict[str, Array]:
-    """Undo the normalization by gamma and beta, at the default epsilon."""
+    """Compute how far gamma and beta are from undoing the normalization, at the default epsilon."""
     x = 0.5 + 1.5 * jax.random.normal(key, (60, MAPS))
     mean, var, *_ = jbn.moments(x)
 
@@ -198,11 +198,11 @@ def identity_errors(key: Array) -> dict[str, Array]:
 
 
 def arithmetic() -> dict[str, Any]:
-    """Compute what takes no chance at all."""
+    """Compute the numbers that involve no randomness."""
     values = jnp.array([100.0, 110.0, 130.0, 120.0, 140.0])
     average = np.asarray(jbn.moving_average(values, window=2))
-    constant = np.full((8, 3), 7.25, np.float32)  # Its mean is exact, and so is the variance 0.
-    with np.errstate(invalid="ignore"):  # 0 / 0 is what is to be seen.
+    constant = np.full((8, 3), 7.25, np.float32)  # Its mean is exact, so its variance is 0.
+    with np.errstate(invalid="ignore"):  # 0 / 0 is intended.
         by_zero = (constant - constant.mean(0)) / np.sqrt(constant.var(0))
     slope = jax.grad(jax.nn.sigmoid)
     slopes = jax.vmap(slope)(jnp.linspace(-10, 10, 2001))
@@ -217,11 +217,11 @@ def arithmetic() -> dict[str, Any]:
     }
 
 
-# ---- By chance -----------------------------------------------------------------------------------
+# ---- Random estimates ----------------------------------------------------------------------------
 
 
 def batch_variances(config: Config, key: Array) -> dict[str, Array]:
-    """Average the variance of batches of each size over many, corrected and not; 1 is true."""
+    """Average corrected and uncorrected variances over many batches of each size; 1 is true."""
     variances = {}
     for m in BATCH_SIZES:
         x = jax.random.normal(jax.random.fold_in(key, m), (config.batches * 2 // m, m, 1))
@@ -232,7 +232,7 @@ def batch_variances(config: Config, key: Array) -> dict[str, Array]:
 
 
 def initial_variances(config: Config, key: Array) -> dict[str, Array]:
-    """Compare the variance of initial weights with its formula."""
+    """Divide the variance of initial weights by its formula."""
     shape = (config.fan, config.fan // 2)
     glorot, he = 2 / sum(shape), 2 / config.fan
     draws = {

@@ -8,7 +8,7 @@ from experiments.checks import check
 
 @dataclass(frozen=True)
 class Config:
-    """What the study depends on, and nothing else."""
+    """Everything that the results depend on."""
 
     dataset: Literal["cifar10", "digits"] = "cifar10"
     """data set; digits are the small images in scikit-learn"""
@@ -46,7 +46,7 @@ class Config:
     """strength of photometric distortion, original and changed"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
+        """Reject invalid options."""
         check(
             self,
             batch_size="[2, inf)",
@@ -67,7 +67,7 @@ class Config:
             )
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
+        """Return how many training and test images of each data set the study uses."""
         return {self.dataset: (self.train_examples, self.test_examples)}
 
 

@@ -28,7 +28,7 @@ LINES = {
 
 
 def plot_variants(config: Config, accuracy: dict[str, np.ndarray]) -> Figure:
-    """Draw the accuracy against steps, in two panels."""
+    """Plot accuracy against steps, in two panels."""
     fig = plotting.figure(2, width=3.9, height=3.3)
     steps = np.arange(config.steps // config.watch_every + 1) * config.watch_every
     panels = [
@@ -48,7 +48,7 @@ def plot_variants(config: Config, accuracy: dict[str, np.ndarray]) -> Figure:
 
 
 def plot_changes(differences: dict[str, np.ndarray]) -> Figure:
-    """Draw the gain or loss of each change left out: seeds, mean and interval."""
+    """Plot the gain or loss from undoing each change: seeds, mean and interval."""
     fig = plotting.figure(width=5.6, height=3.2)
     (axes,) = fig.axes
     points = 100 * np.stack(list(differences.values()))

@@ -1,4 +1,4 @@
-"""What the study `inception` measures."""
+"""Measurements of the study `inception`."""
 
 import functools
 import os
@@ -26,10 +26,10 @@ from experiments.training.networks import Network
 
 
 class Settings(NamedTuple):
-    """What is a number in a variant: traced, so that one compilation serves all."""
+    """The numbers of a variant, traced so that variants of the same `norm` share a compilation."""
 
     rate: float
-    decay: float  # How often over the run the rate falls to `rate_left` of itself.
+    decay: float  # Number of times the rate falls by the factor `rate_left` over the run.
     l2: float
     dropout: float
     lrn: float
@@ -38,7 +38,7 @@ class Settings(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A row of the paper's table, or of ours."""
+    """A row of the paper's table, or one of our own."""
 
     norm: bool
     shuffled: bool  # New batches in every epoch.
@@ -46,7 +46,7 @@ class Variant(NamedTuple):
 
 
 def make_variants(config: Config) -> dict[str, Variant]:
-    """Name all variants; `with_...` and the like are BN-x5 with one change taken back."""
+    """Make all variants, by name; `with_...` and the like are BN-x5 with one change undone."""
     strong, weak = config.distortion
     original = Settings(config.rate, 1, config.l2, config.dropout, config.lrn, strong)
     changed = Settings(5 * config.rate, 6, config.l2 / 5, 0.0, 0.0, weak)
@@ -69,7 +69,7 @@ def make_variants(config: Config) -> dict[str, Variant]:
 
 
 def sample_batches(variant: Variant, config: Config, seed: int) -> Int32[np.ndarray, "steps batch"]:
-    """Draw the batches: of the first epoch over and over, or of every epoch anew."""
+    """Draw the batches: anew in every epoch, or those of the first epoch again and again."""
     count = config.steps if variant.shuffled else config.train_examples // config.batch_size
     batches = sampling.batch_indices(seed, 0, count, config.batch_size, config.train_examples)
     return np.resize(batches, (config.steps, config.batch_size))  # Repeats the first ones.
@@ -79,7 +79,7 @@ def sample_batches(variant: Variant, config: Config, seed: int) -> Int32[np.ndar
 
 
 class Keys(NamedTuple):
-    """One for each use of chance in training, but for the batches."""
+    """One key for each use of randomness in training, except the batches."""
 
     weights: PRNGKeyArray
     distortion: PRNGKeyArray
@@ -87,14 +87,14 @@ class Keys(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Images, 0 to 1, and labels."""
+    """Images, with pixels from 0 to 1, and labels."""
 
     images: Float[Array, "N H W C"]
     labels: Int[Array, "N"]
 
 
 def load(config: Config, study: Study) -> tuple[Examples, Examples]:
-    """Take training and test examples, as many and as large as they are needed."""
+    """Load training and test examples, in the number and size that the options say."""
     dataset = study.dataset(config.dataset)
     train = shrink(dataset.train_images[: config.train_examples], config.shrink)
     test = shrink(dataset.test_images[: config.test_examples], config.shrink)
@@ -105,7 +105,7 @@ def load(config: Config, study: Study) -> tuple[Examples, Examples]:
 
 
 def shrink(images: np.ndarray, by: int) -> Float[Array, "N H W C"]:
-    """Scale gray levels or colors to 0 to 1, and average squares of `by` x `by` pixels."""
+    """Scale pixels to the range 0 to 1, and average squares of `by` x `by` pixels."""
     n, height, width = images.shape[:3]
     squares = images.reshape(n, height // by, by, width // by, by, -1)
     return jnp.asarray(squares.mean((2, 4)) / 255, jnp.float32)
@@ -120,10 +120,10 @@ def train(
     batches: Int[Array, "steps batch"],
     settings: Settings,
 ) -> Float[Array, "evaluations"]:
-    """Train one network; return its accuracy on test images, before the first step and on.
+    """Train one network; return its test accuracy before the first step and at each evaluation.
 
-    Running statistics are good enough to watch it by. A network that diverged gives NaN, which
-    argmax takes for the first class: chance.
+    Evaluation uses running statistics, which are good enough for it. A network that diverged gives
+    NaN, for which argmax returns the first class: chance.
     """
     model = Miniature(
         config.blocks, config.width, norm, settings.lrn, settings.dropout, settings.sigmoid
@@ -156,7 +156,10 @@ def train(
 
 
 def make_train_seeds(config: Config, study: Study) -> Callable[[Variant], dict[str, np.ndarray]]:
-    """Make the function from a variant to the accuracy of all seeds; it loads and compiles late."""
+    """Make a function from a variant to the accuracy of all seeds.
+
+    It loads examples and compiles only when it is first called.
+    """
 
     @functools.cache
     def examples() -> tuple[Examples, Examples]:
@@ -181,7 +184,7 @@ def make_train_seeds(config: Config, study: Study) -> Callable[[Variant], dict[s
 
     def train_seeds(variant: Variant) -> dict[str, np.ndarray]:
         run = compiled()[variant.norm]
-        # One network does not keep two cores busy: a thread for each seed.
+        # One network does not keep two cores busy, so seeds train in threads.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             seeds = pool.map(
                 lambda seed: np.asarray(run(*arguments(variant, seed))), range(config.seeds)
@@ -195,7 +198,7 @@ def make_train_seeds(config: Config, study: Study) -> Callable[[Variant], dict[s
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train all variants, compare them seed by seed, draw."""
+    """Train all variants, report comparisons paired by seed, and plot."""
     train_seeds = make_train_seeds(config, study)
     variants = make_variants(config)
     accuracy = {
@@ -204,7 +207,7 @@ def measure(config: Config, study: Study) -> None:
     }
     best = {name: runs.max(1) for name, runs in accuracy.items()}
     evaluations = np.arange(config.watch_every, config.steps + 1, config.watch_every)
-    steps = {  # The one before the first step does not count.
+    steps = {  # The evaluation before the first step does not count.
         name: selection.steps_to(best["inception"], runs[:, 1:], evaluations)
         for name, runs in accuracy.items()
     }

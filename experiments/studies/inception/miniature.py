@@ -16,17 +16,17 @@ from jbn.models.units import unit
 
 
 class Miniature(nn.Module):
-    """A 3x3 convolution; groups of Inception's blocks, each after a max pooling; a dense layer.
+    """A 3x3 convolution, groups of Inception blocks, each after max pooling, and a dense layer.
 
-    LRN comes where the original has it first, after the first pooling.
+    LRN follows the first pooling, the first place where the original has it.
 
     Attributes:
-      blocks: how many in each group.
-      width: features of each of a block's four paths; half of the first convolution's.
-      norm: have BN before every nonlinearity.
-      lrn: alpha of LRN, 0 for none. May be traced, as may be the next two.
-      dropout: share of the last features that is dropped in training; needs a `dropout` rng.
-      sigmoid: take sigmoids for ReLUs.
+      blocks: number of blocks in each group.
+      width: features of each of a block's four paths; the first convolution has twice as many.
+      norm: apply BN before every nonlinearity.
+      lrn: alpha of LRN, 0 for none. This and the next two may be traced.
+      dropout: share of the last features dropped in training; needs a `dropout` rng.
+      sigmoid: use sigmoids instead of ReLUs.
     """
 
     blocks: Sequence[int]
@@ -53,7 +53,7 @@ class Miniature(nn.Module):
                 x,
                 training=training,
                 name=name,
-                # The accuracy is watched while the weights move fast: a short memory.
+                # A short memory, since evaluations happen while the weights change fast.
                 norm=functools.partial(BatchNorm, momentum=jbn.debiased(0.9), unbiased=True)
                 if self.norm
                 else None,
@@ -85,9 +85,9 @@ class Miniature(nn.Module):
 def convolve(
     x: Float[Array, "N H W in"], kernel: Float[Array, "size size in out"], *_: Any, **__: Any
 ) -> Float[Array, "N H W out"]:
-    """Convolve, with stride 1 and zeros around, as one product of matrices.
+    """Convolve with stride 1 and zero padding, as one matrix product.
 
-    On a CPU, with few features, that is four times faster than XLA's own convolution in a scan.
+    On a CPU with few features, this is four times faster than XLA's own convolution in a scan.
     """
     size, (height, width) = len(kernel), x.shape[1:3]
     padding = size // 2, (size - 1) // 2
@@ -98,7 +98,7 @@ def convolve(
 
 
 def max_pool(x: Float[Array, "N H W C"]) -> Float[Array, "N H/2 W/2 C"]:
-    """Take the largest of squares of 2x2; the derivative is faster than that of `nn.max_pool`."""
+    """Max-pool 2x2 squares, with a faster derivative than that of `nn.max_pool`."""
     n, height, width, features = x.shape
     return jnp.max(x.reshape(n, height // 2, 2, width // 2, 2, features), (2, 4))
 
@@ -108,8 +108,8 @@ def distort(
 ) -> Float[Array, "N H W C"]:
     """Change brightness, contrast and saturation of each image (0 to 1) at random.
 
-    Contrast and saturation by a factor from 1 - strength to 1 + strength, brightness by at most
-    strength / 4, as is usual for Inception.
+    Contrast and saturation change by a factor from 1 - strength to 1 + strength, brightness by at
+    most strength / 4, as is usual for Inception.
     """
     shape = 3, len(images), 1, 1, 1
     brightness, contrast, saturation = strength * jax.random.uniform(key, shape, minval=-1.0)
