@@ -1,4 +1,4 @@
-"""Training with every running average at once: see the docstring of the study."""
+"""Training that computes every running average at once (see the docstring of the study)."""
 
 import functools
 from typing import Any, NamedTuple
@@ -29,11 +29,11 @@ MOMENTA: dict[str, float | Schedule] = {
 
 
 class State(NamedTuple):
-    """A network in training, and what is averaged: see `tracked_values`."""
+    """A network in training, and averages of its `tracked_values`."""
 
     network: Network
     averages: dict[str, Any]  # By the names in `MOMENTA`.
-    ring: Any  # The last ones, for the simple moving average.
+    ring: Any  # The last `WINDOW` values, for the simple moving average.
 
 
 def make_model(config: Config) -> MLP:
@@ -42,20 +42,20 @@ def make_model(config: Config) -> MLP:
 
 
 def tracked_values(network: Network) -> dict[str, Any]:
-    """Take what is averaged: statistics, and the normalizing layers' parameters."""
+    """Return what is averaged: statistics, and the parameters of the normalization layers."""
     affine = {name: layer for name, layer in network.params.items() if "scale" in layer}
     return {"statistics": network.batch_stats, "affine": affine}
 
 
 def begin(network: Network) -> State:
-    """Begin all averages where a layer does: mean 0, var 1, and the initial gamma and beta."""
+    """Start all averages where a layer does: mean 0, var 1, and the initial gamma and beta."""
     now = tracked_values(network)
     ring = jax.tree.map(lambda leaf: jnp.zeros((WINDOW, *leaf.shape)), now)
     return State(network, dict.fromkeys(MOMENTA, now), ring)
 
 
 def follow(state: State, network: Network, i: Int[Array, ""]) -> State:
-    """Let every average absorb what step i gave."""
+    """Update every average with the values after step i."""
     now = tracked_values(network)
     averages = {}
     for name, momentum in MOMENTA.items():

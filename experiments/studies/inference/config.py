@@ -10,7 +10,7 @@ WINDOW = 100  # Batches in the simple moving average.
 
 @dataclass(frozen=True)
 class Config:
-    """What the measurements depend on."""
+    """Everything that the results depend on."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
@@ -33,15 +33,15 @@ class Config:
     """angle by which images are rotated"""
 
     def __post_init__(self) -> None:
-        """Refuse a run that never fills the window."""
+        """Reject invalid options, and runs too short to fill the window."""
         check(self, batch_size="[2, inf)", brightness="(-inf, inf)", degrees="(-inf, inf)")
         check_dataset(self.dataset)
         if self.steps < WINDOW:
             raise ValueError(f"Expected `steps` of at least {WINDOW}, got {self.steps}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
-        # Of the test images half are shifted, and normalized by batches of the other half.
+        """Return how many training and test images of each data set the study uses."""
+        # Half of the test images are normalized by statistics of batches of the other half.
         return {self.dataset: (self.batch_size, 2 * self.batch_size)}
 
 

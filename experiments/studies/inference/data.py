@@ -1,4 +1,4 @@
-"""Images of the study `inference`, shifted and not, and its batches."""
+"""Images of the study `inference`, original and shifted, and its batches."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ from experiments.studies.inference.config import Config
 from experiments.tasks.data import Dataset
 
 POPULATION_EXAMPLES = 60, 300, 1000, 10_000, 20_000  # Rounded up to whole batches.
-TEST_BATCHES = 2, 8, 32, 500  # Or as many examples as there are.
+TEST_BATCHES = 2, 8, 32, 500  # At most as many examples as there are.
 
 
 class Data(NamedTuple):
-    """Images as rows of gray levels from 0 to 1, and which of them make up a batch.
+    """Images as rows of gray levels from 0 to 1, and the rows that make up each batch.
 
-    - population_rows: training batches for population statistics, other ones for each seed.
-    - test_batches: name -> batches of test images, mixed or of a single class each.
+    - population_rows: training batches for population statistics, different for each seed.
+    - test_batches: name -> batches of test images, of mixed classes or one class each.
     - shifted: name -> all test images, shifted.
     """
 
@@ -57,7 +57,7 @@ def prepare(config: Config, dataset: Dataset) -> Data:
 
 
 def cut_test_batches(labels: UInt8[np.ndarray, "M"]) -> dict[str, Int[np.ndarray, "K size"]]:
-    """Cut the test images into whole batches: mixed as they are, or of a single class each."""
+    """Split the test images into whole batches: in their given order, or of one class each."""
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     batches = {}
     for kind, groups in {"mixed": [np.arange(len(labels))], "sorted": classes}.items():
@@ -69,5 +69,5 @@ def cut_test_batches(labels: UInt8[np.ndarray, "M"]) -> dict[str, Int[np.ndarray
 
 
 def population_batches(config: Config) -> dict[int, int]:
-    """Count the batches for each number of examples."""
+    """Return the number of batches for each number of examples."""
     return {size: math.ceil(size / config.batch_size) for size in POPULATION_EXAMPLES}

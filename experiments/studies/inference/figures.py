@@ -1,4 +1,4 @@
-"""Figures of `inference`: statistics by the examples behind them, test batches, shifted images."""
+"""Figures of the study `inference`: kinds of statistics, test batches, and shifted images."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,8 +19,8 @@ AVERAGES = {
     "window": LineStyle(plotting.GREEN, "-", "^", "mean of the last batches"),
     "cumulative": LineStyle(plotting.ORANGE, "-", "D", "mean since the start"),
 }
-BESIDE = {"debiased": 1.3, "window": 0.75}  # Of as many examples as others: how far beside them.
-DIFFERENCES = {  # Of an image's outputs, by their metric.
+BESIDE = {"debiased": 1.3, "window": 0.75}  # Factors that keep near points apart.
+DIFFERENCES = {  # Of an image's outputs, by metric.
     "training_difference": "training,\ntwo batches",
     "inference_difference": "inference,\ntwo batches",
     "one_by_one": "inference, alone\nand in a batch",
@@ -37,8 +37,8 @@ def plot_statistics(
 
     Args:
       by: kind -> its error and accuracy.
-      examples: kind -> how many examples it rests on.
-      affine: "last", or a kind of average -> test accuracy by such gamma and beta.
+      examples: kind -> number of examples behind it.
+      affine: "last", or a kind of average -> test accuracy with that gamma and beta.
     """
     fig = plotting.figure(3, width=3.8, height=3.3)
     best = by["population"]["accuracy"]
@@ -81,11 +81,11 @@ def plot_test_batches(
     sizes: Sequence[int],
     differences: Mapping[str, Float[np.ndarray, "seeds"]],
 ) -> Figure:
-    """Plot test accuracy against the size of test batches, and how much outputs hang on the batch.
+    """Plot test accuracy against test batch size, and how much outputs depend on the batch.
 
     Args:
-      accuracy: of `measure.accuracies_on_test_batches`.
-      sizes: of the batches.
+      accuracy: from `measure.accuracies_on_test_batches`.
+      sizes: batch sizes.
       differences: of one image's outputs, see `DIFFERENCES`.
     """
     fig = plotting.figure(2, width=3.9, height=3.2)
@@ -119,7 +119,7 @@ def plot_test_batches(
 
 
 def plot_shift(accuracy: Mapping[str, Any]) -> Figure:
-    """Plot test accuracy on shifted images, by old and by new statistics."""
+    """Plot test accuracy on shifted images, with old and with new statistics."""
     fig = plotting.figure()
     (panel,) = fig.axes
     for side, how, color, hatch, label in (

@@ -1,4 +1,4 @@
-"""What the study `inference` measures and reports."""
+"""Measurements and reports of the study `inference`."""
 
 import functools
 from collections.abc import Callable
@@ -32,11 +32,11 @@ from experiments.training import networks
 from experiments.training.networks import Network
 from jbn.diagnostics import effective_batches, train_eval_gap
 
-# ---- What is measured of one network -------------------------------------------------------------
+# ---- Measurements of one network -----------------------------------------------------------------
 
 
 def variables_of(trained: dict[str, Any]) -> dict[str, Any]:
-    """Put together what `model.apply` takes: the last weights and the population statistics."""
+    """Return variables for `model.apply`: the last weights and the population statistics."""
     return {"params": trained["params"], "batch_stats": trained["population"]}
 
 
@@ -48,7 +48,7 @@ def estimated(config: Config, variables: dict[str, Any], batches: Float[Array, "
 
 
 def over_variants(one: Callable[[Any], Any], variants: dict[str, Any]) -> dict[str, Any]:
-    """Measure variants of the same structure, compiled once for all."""
+    """Measure variants of the same structure, with a single compilation."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *variants.values())
     measured = jax.lax.map(one, stacked)
     return {name: jax.tree.map(itemgetter(i), measured) for i, name in enumerate(variants)}
@@ -60,8 +60,8 @@ def compare_statistics(
     """Compare all kinds of statistics with those of the population.
 
     Returns:
-      name -> their error, that of the worst mean of all units, in true standard deviations,
-      and test accuracy.
+      name -> "error", that of the worst mean of all units, in true standard deviations, and
+      test "accuracy".
     """
     truth = variables_of(trained)
     candidates = {"population": truth}
@@ -81,7 +81,7 @@ def compare_statistics(
 
 
 def vary_batch(config: Config, trained: Any, population_rows: Array, data: Data) -> dict[str, Any]:
-    """Measure by how much an image's outputs depend on the images beside it."""
+    """Measure how much an image's outputs depend on the other images in its batch."""
     size = config.batch_size
     batch, others = data.test[:size], data.test[size : 2 * size - 1]
     apply = functools.partial(
@@ -105,11 +105,11 @@ def vary_batch(config: Config, trained: Any, population_rows: Array, data: Data)
 def accuracies_on_test_batches(
     config: Config, trained: Any, population_rows: Array, data: Data
 ) -> dict[str, Any]:
-    """Measure test accuracy by the statistics of test batches.
+    """Measure test accuracy with the statistics of test batches.
 
     Returns:
-      name -> accuracy by the batches, and on the same images by the population; "alone" ->
-      image by image, by the formula.
+      name -> accuracy with batch statistics, and with population statistics on the same images;
+      "alone" -> accuracy in batches of one, by the formula.
     """
     model, variables = make_model(config), variables_of(trained)
     outputs: Any = model.apply(variables, data.test, training=False)
@@ -120,7 +120,7 @@ def accuracies_on_test_batches(
         results[name] = {"batch": by_batch.mean(), "population": right[rows].mean()}
 
     def alone(image: Array) -> Array:
-        # Under a mask jbn takes one value for a batch, of variance 0; else it refuses.
+        # With a mask, jbn accepts a batch of one value, of variance 0; without, it raises.
         mode: Any = {"training": True, "mask": jnp.ones(1, bool), "mutable": "batch_stats"}
         return model.apply(variables, image[None], **mode)[0][0].argmax()
 
@@ -132,7 +132,8 @@ def average_affine(
 ) -> dict[str, Any]:
     """Measure test accuracy with the last gamma and beta and with averaged ones.
 
-    All other weights are the last; population statistics are made for each, of the same examples.
+    All other weights are the last ones. Population statistics are computed anew for each, from the
+    same examples.
     """
     last = variables_of(trained)
     affines = {name: average["affine"] for name, average in trained["averages"].items()}
@@ -151,8 +152,8 @@ def accuracies_on_shifted(
     """Measure accuracy on every other test image, shifted.
 
     Returns:
-      shift -> accuracy by statistics of training images, and by those of the images between,
-      shifted alike, whose labels are not used.
+      shift -> accuracy with statistics of training images, and with those of the other test
+      images, shifted alike, whose labels are not used.
     """
     variables, size = variables_of(trained), config.batch_size
 
@@ -180,7 +181,7 @@ PARTS = {
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train, measure each part seed by seed, report and draw."""
+    """Train, measure each part for each seed, report and plot."""
     dataset = study.dataset(config.dataset)
     data = prepare(config, dataset)
 
@@ -191,7 +192,7 @@ def measure(config: Config, study: Study) -> None:
         return unflatten_dict(study.part(name, flat), sep="/")
 
     def over_seeds(one: Callable[..., Any]) -> Any:
-        # One after the other: the data are large, and inference is then as users run it.
+        # One seed after another: the data are large, and inference then runs as it does for users.
         run = jax.jit(lambda seeds, data: jax.lax.map(lambda s: one(config, *s, data), seeds))
         return run((trained, data.population_rows), data)
 
@@ -202,11 +203,11 @@ def measure(config: Config, study: Study) -> None:
 
 
 def examples_behind(config: Config) -> dict[str, float]:
-    """Count the examples that each kind of statistics rests on, were they weighed alike."""
+    """Compute the effective number of examples behind each kind of statistics."""
     decays = {name: decay for name, decay in MOMENTA.items() if not callable(decay)}
     batches = {name: effective_batches(config.steps, decay) for name, decay in decays.items()}
     batches |= {"window": WINDOW, "cumulative": config.steps}
-    batches["debiased"] = batches["exponential_0.99"]  # Its start weighs nothing any more.
+    batches["debiased"] = batches["exponential_0.99"]  # By the end, debiasing has no effect.
     batches |= {f"population_{size}": count for size, count in population_batches(config).items()}
     return {name: float(count) * config.batch_size for name, count in batches.items()}
 

@@ -12,7 +12,7 @@ DECAYS = (1 / 6, 1, 6)  # Factors of the half-life.
 
 @dataclass(frozen=True)
 class Config:
-    """What the run depends on, and nothing else; lengths of training in steps."""
+    """Everything that the results depend on; lengths of training are in steps."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
@@ -53,7 +53,7 @@ class Config:
     """training batches over which the population statistics are averaged"""
 
     def __post_init__(self) -> None:
-        """Refuse what has no answer."""
+        """Reject invalid options, and grids without the values that the claims need."""
         check(self)
         check_dataset(self.dataset)
         check_divides("plateau_every", "plateau_steps", self)
@@ -70,12 +70,12 @@ class Config:
                 raise ValueError(f"Expected `{name}` ascending, with {values}, got {given}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
+        """Return how many training and test images of each data set the study uses."""
         return {self.dataset: (self.validation + BATCH_SIZE, 1)}
 
 
 PRESETS = {
-    # Alike in length and number, so that few programs are compiled.
+    # Equal lengths and numbers of settings, so that few programs are compiled.
     "smoke": Config(
         dataset="digits",
         seeds=2,

@@ -1,4 +1,4 @@
-"""Figures of the study `learning_rate`, of arrays (settings, seeds, ...)."""
+"""Figures of the study `learning_rate`, drawn from arrays (settings, seeds, ...)."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What the study `learning_rate` measures."""
+"""Measurements of the study `learning_rate`."""
 
 import functools
 import itertools
@@ -29,17 +29,17 @@ REACHED, CHANCE = 0.9, 0.2  # Accuracies.
 
 
 def evaluation_steps(steps: int, every: int) -> Int[np.ndarray, "evaluations"]:
-    """Number the steps after which networks are looked at."""
+    """Return the steps after which networks are evaluated."""
     return np.arange(every, steps + 1, every)
 
 
 def largest_rate(
     accuracy: Float[np.ndarray, "seeds rates"], rates: Sequence[float]
 ) -> Float[np.ndarray, "seeds"]:
-    """Find the largest rate whose last accuracy is 90 %, by seed.
+    """Find the largest rate whose final accuracy is at least 90 %, for each seed.
 
-    Where there is none, it counts as one step of the grid below the smallest; where it is the
-    largest of the grid, the truth may be larger.
+    If there is none, the result is one grid step below the smallest rate. If it is the largest rate
+    of the grid, the true one may be larger.
     """
     below = rates[0] ** 2 / rates[1]
     return np.where(accuracy >= REACHED, np.asarray(rates)[None], below).max(-1)
@@ -166,7 +166,8 @@ def speed(config: Config, study: Study, run: Callable[..., Any]) -> None:
             for images in ("validation", "test")
         )
         best[method] = steps[method][selection.best(validation, "lowest")]
-    # The plateau with BN is short and goes along; with as many settings as rates, nothing compiles.
+    # The short plateau with BN is trained along with these: as many settings as there are rates
+    # need no new compilation.
     accuracy = run_fast("decay", "sigmoid", "batch", [*decays, slow], config.fast_steps)["test"]
     learning, decayed = accuracy[-1], accuracy[:-1, :, -1]
     study.report("chance_with", estimates.mean(selection.steps_to(CHANCE, learning, evaluations)))

@@ -1,4 +1,4 @@
-"""Sigmoid and ReLU networks on MNIST, many settings of rate and initial weights side by side."""
+"""Training of sigmoid and ReLU networks on MNIST, with many rates and initial weights at once."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ METHODS = {"none": None, "batch": "batch"}
 
 
 class Setting(NamedTuple):
-    """How a network is trained; of arrays: many."""
+    """How a network is trained; fields that are arrays describe many networks."""
 
     rate: Any
     sigma: Any
@@ -39,7 +39,7 @@ class Examples(NamedTuple):
 
 
 def sample_examples(dataset: Dataset, *, validation: int, population_batches: int) -> Examples:
-    """Draw images to train and to choose on, and batches for population statistics."""
+    """Draw training and validation images, and batches for population statistics."""
     split = sample_split(dataset, binary, validation=validation, dtype=np.uint8)
     images, labels = split.train
     rows = sampling.batch_indices(
@@ -49,17 +49,17 @@ def sample_examples(dataset: Dataset, *, validation: int, population_batches: in
 
 
 def floats(images: Array) -> Array:
-    """Make images what a network takes; they are kept as bytes."""
+    """Convert images, which are kept as bytes, to the input of a network."""
     return images.astype(jnp.float32)
 
 
 @functools.cache
 def trainer(hidden: tuple[int, ...], activation: str, method: str) -> Callable[..., Any]:
-    """Make, once for all calls, the program that trains one kind of network.
+    """Make the program that trains one kind of network, cached for all calls.
 
     Returns:
-      `(settings, (keys, batches), examples)` -> accuracies on validation and on test images
-      after each chunk of batches, and the last parameters; leading axes settings, seeds.
+      `(settings, (keys, batches), examples)` -> validation and test accuracies after each chunk
+      of batches, and the last parameters; leading axes are (settings, seeds).
     """
 
     def train(
@@ -92,7 +92,7 @@ def trainer(hidden: tuple[int, ...], activation: str, method: str) -> Callable[.
         network, (validation, test) = jax.lax.scan(chunk, network, batches)
         return {"validation": validation, "test": test, "params": network.params}
 
-    # Settings of one seed share the batch, so that the product with its pixels is a single one.
+    # All settings of a seed share each batch, so that one product applies all their weights to it.
     return sweep.program(train, sequential="seeds")
 
 
@@ -108,20 +108,20 @@ def train(
     every: int | None = None,
     looked_at: int | None = None,
 ) -> dict[str, Any]:
-    """Train from every setting and seed.
+    """Train with every setting and every seed.
 
     Args:
-      examples: of `sample_examples`.
+      examples: from `sample_examples`.
       activation, method: keys of ACTIVATIONS and METHODS.
       settings: trained side by side.
-      steps: of training.
-      seeds: how many.
+      steps: number of training steps.
+      seeds: number of seeds.
       hidden: width of each hidden layer.
       every: steps between evaluations; None evaluates once, at the end.
-      looked_at: test images where evaluations are many; None takes all.
+      looked_at: number of test images if there are several evaluations; None uses all.
 
     Returns:
-      `validation` and `test`, accuracies (settings, seeds, evaluations); `params`. One that
+      `validation` and `test`, accuracies (settings, seeds, evaluations); `params`. A network that
       diverged to NaN predicts the first class for all images.
     """
     every, (images, labels) = every or steps, examples.split.test

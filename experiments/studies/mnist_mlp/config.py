@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from experiments.checks import check
 from experiments.datasets import check_dataset
 
-MANY_DEVICES = True  # It trains on several, of one host or more.
+MANY_DEVICES = True  # It can train on several devices, on one or more hosts.
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the run depends on, and nothing else."""
+    """Everything that the results depend on."""
 
     dataset: str = "mnist"
     """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
@@ -35,12 +35,12 @@ class Config:
     """steps between evaluations"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
+        """Reject invalid options."""
         check(self, batch_size="[2, inf)", momentum="[0, 1]")  # One example has no variance.
         check_dataset(self.dataset)
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
+        """Return how many training and test images of each data set the study uses."""
         return {self.dataset: (self.batch_size, 1)}
 
 

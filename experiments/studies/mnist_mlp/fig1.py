@@ -1,4 +1,4 @@
-"""The numbers of the paper's Fig. 1, from the files of a run alone."""
+"""The numbers of the paper's Fig. 1, computed from the files of a run."""
 
 import functools
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ MILESTONES = (1_000, 5_000, 10_000, 50_000)
 
 
 class Metrics(NamedTuple):
-    """The rows of metrics.jsonl, as arrays by what was measured."""
+    """The rows of metrics.jsonl as arrays, by network and statistics."""
 
     steps: Int[np.ndarray, "T"]
     accuracy: dict[str, Float[np.ndarray, "T seeds"]]
@@ -32,7 +32,7 @@ class Metrics(NamedTuple):
 
 
 def read_metrics(run: Run) -> Metrics:
-    """Read what was measured during a run."""
+    """Read the metrics recorded during a run."""
     rows = list(read_rows(run.path / "metrics.jsonl"))
 
     def collect(kind: str) -> dict[str, np.ndarray]:
@@ -43,14 +43,14 @@ def read_metrics(run: Run) -> Metrics:
 
 
 def report(config: Config, study: Study) -> None:
-    """Report the numbers of a run that the paper's figure is about, and plot it."""
+    """Report the numbers behind the paper's figure, and plot the figure."""
     metrics = read_metrics(study.run)
     for name, number in estimate(metrics).items():
         study.report(name, number)
     data = study.datasets[config.dataset].name
     study.table(table(config, data, study.estimates))
 
-    from experiments.studies.mnist_mlp import figures  # Half a second; of several hosts, for one.
+    from experiments.studies.mnist_mlp import figures  # Half a second; only one host needs it.
 
     study.figure(
         "fig1",
@@ -72,8 +72,9 @@ def report(config: Config, study: Study) -> None:
 def estimate(metrics: Metrics) -> dict[str, Estimate]:
     """Estimate the numbers over seeds.
 
-    Once it has settled, per unit, then as mean over units. Drift of the median: how far it comes
-    from where it was then; range: largest - smallest. Spread: largest / smallest (p85 - p15).
+    Drift, range and spread are measured per unit once training has settled, then averaged over
+    units. Drift is how far the median moves from where it was at that time, range the largest minus
+    the smallest median, and spread the ratio of the largest to the smallest p85 - p15.
     """
     steps, accuracy, inputs = metrics
     last = steps[-1]
@@ -97,7 +98,7 @@ def estimate(metrics: Metrics) -> dict[str, Estimate]:
     for name, values in inputs.items():
         p15, p50, p85 = np.moveaxis(values[settled], 2, 0)
         spread = p85 - p15
-        ratio = spread.max(0) / np.maximum(spread.min(0), 1e-4)  # As finely as recorded.
+        ratio = spread.max(0) / np.maximum(spread.min(0), 1e-4)  # The resolution of the records.
         results |= {
             f"drift_{name}": estimates.mean(drift[name].mean(-1)),
             f"range_{name}": estimates.mean((p50.max(0) - p50.min(0)).mean(-1)),
@@ -113,15 +114,15 @@ def milestones(steps: Int[np.ndarray, "T"]) -> list[int]:
 
 
 def drifts(metrics: Metrics) -> dict[str, Float[np.ndarray, "seeds units"]]:
-    """Compute how far each unit's median comes from where it was once training had settled."""
+    """Compute how far each unit's median moves from where it was once training had settled."""
     settled = metrics.steps >= settled_from(metrics.steps[-1])
     medians = {name: values[settled][:, :, 1] for name, values in metrics.percentiles.items()}
     return {name: np.abs(median - median[0]).max(0) for name, median in medians.items()}
 
 
 def typical_unit(metrics: Metrics) -> int:
-    """Choose the unit of the first seed whose drift has the middle rank, in both networks."""
-    # Twice the rank, less 1, with equals sharing theirs; scipy.stats takes a second to import.
+    """Choose the first seed's unit whose drift is nearest to the middle rank in both networks."""
+    # Twice the rank, minus 1, with ties averaged; scipy.stats would take a second to import.
     drift = [values[0] for values in drifts(metrics).values()]
     ranks = [(x <= x[:, None]).sum(1) + (x < x[:, None]).sum(1) for x in drift]
     distance = [np.abs(rank - len(rank)) for rank in ranks]
@@ -129,7 +130,7 @@ def typical_unit(metrics: Metrics) -> int:
 
 
 def table(config: Config, data: str, measured: Mapping[str, Estimate]) -> str:
-    """Lay the results out as text."""
+    """Format the results as text."""
     curve = next(iter(CURVES))
     prefix = f"accuracy_{curve}_"
     steps = [int(name.removeprefix(prefix)) for name in measured if name.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""How Fig. 1 is plotted."""
+"""The plots of Fig. 1."""
 
 from collections.abc import Callable
 
@@ -32,7 +32,7 @@ def plot_panel(panel: Panel) -> Figure:
 
 
 def panels(metrics: Metrics, data: str) -> dict[str, Panel]:
-    """Make what plots each of Fig. 1a, 1b and 1c; `data` is the name of the data set."""
+    """Make the functions that plot Fig. 1a, 1b and 1c; `data` is the name of the data set."""
     steps, accuracy, inputs = metrics
     unit = typical_unit(metrics)
     shown = {name: values[:, 0, :, unit] for name, values in inputs.items()}
@@ -52,13 +52,13 @@ def plot_accuracy(
     for name, label in CURVES.items():
         style = plotting.METHODS[styles[name]]._replace(label=label)
         plotting.band(axes, steps, accuracy[name], style)
-    # One's own data may have a name too long, of letters that the font lacks, or of a formula.
+    # The name of a user's own data may be too long, lack glyphs in the font, or parse as math.
     axes.set_title(
         f"Test accuracy, {plotting.DATA[data]}" if data in plotting.DATA else "Test accuracy"
     )
     axes.set_ylabel("share of test images")
     learned = min(values[-1].mean() for values in accuracy.values()) > 0.9
-    axes.set_ylim(0.7 if learned else 0, 1)  # As in the paper, where all there is to see is above.
+    axes.set_ylim(0.7 if learned else 0, 1)  # As in the paper; everything of interest is above.
     label_steps(axes, steps)
     plotting.legend_below(axes, columns=1)
 

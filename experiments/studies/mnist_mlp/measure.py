@@ -1,4 +1,4 @@
-"""What the study `mnist_mlp` measures: two networks, trained side by side."""
+"""Measurements of the study `mnist_mlp`: two networks, trained side by side."""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from jbn.models import MLP
 
 
 def models(config: Config, axis_name: str | None = None) -> dict[str, MLP]:
-    """Make the two networks; in training, statistics are those of all devices of an axis."""
+    """Make the two networks; in training, statistics are pooled over the devices of an axis."""
     norm = functools.partial(
         BatchNorm, momentum=config.momentum, unbiased=True, axis_name=axis_name
     )
@@ -45,7 +45,7 @@ def init(config: Config, key: PRNGKeyArray, features: int) -> dict[str, Network]
 
 
 def make_step(config: Config) -> Step:
-    """Make the training step of one seed: all networks in the state on the same batch."""
+    """Make the training step of one seed: all networks in the state train on the same batch."""
     optimizer = optax.sgd(config.learning_rate)
 
     def step(
@@ -70,7 +70,7 @@ def make_evaluate(
     population: UInt8[Array, "K batch features"],
     test: tuple[UInt8[Array, "N features"], UInt8[Array, "N"]],
 ) -> Callable[[dict[str, Network]], dict[str, Any]]:
-    """Make the function from the state of all seeds to a row of metrics."""
+    """Make a function from the state of all seeds to a row of metrics."""
     mlps = models(config)
     last = f"activation_input_{len(config.hidden) - 1}"
 
@@ -122,7 +122,7 @@ def make_evaluate(
 def percentiles(inputs: Float[np.ndarray, "seeds N units"]) -> Float[np.ndarray, "seeds 3 units"]:
     """Take the 15th, 50th and 85th percentile over examples, by nearest rank.
 
-    In NumPy on the host: its sort is many times faster than XLA's on a CPU.
+    Computed by NumPy on the host, whose sort is many times faster than XLA's on a CPU.
     """
     ordered = np.sort(np.ascontiguousarray(np.moveaxis(inputs, 1, 2)), axis=-1)
     ranks = np.ceil(np.array(PERCENTILES) / 100 * inputs.shape[1]).astype(int) - 1

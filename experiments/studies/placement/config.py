@@ -8,7 +8,7 @@ from experiments.datasets import check_dataset
 
 @dataclass(frozen=True)
 class Config:
-    """What the run depends on, and nothing else."""
+    """Everything that the results depend on."""
 
     dataset: str = "fashion_mnist"
     """mnist, fashion_mnist, digits (the small images in scikit-learn), or the path of your own
@@ -37,12 +37,12 @@ class Config:
     """grid of their learning rates, with Adam"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Reject invalid options."""
         check(self, batch_size="[2, inf)")
         check_dataset(self.dataset)
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
+        """Return how many training and test images of each data set the study uses."""
         trained = max(self.batch_size, self.statistics)
         return {self.dataset: (self.validation + trained, 1)}
 

@@ -14,7 +14,7 @@ def plot_order(
     accuracy: dict[str, dict[str, Float[np.ndarray, "rates seeds"]]],
     gains: dict[str, Float[np.ndarray, "seeds"]],
 ) -> Figure:
-    """Draw test accuracy against the rate, BN before and after, and what a bias before BN gains.
+    """Plot test accuracy against the rate, BN before and after, and the gain from a bias before BN.
 
     Args:
       accuracy: "before", "after" -> nonlinearity -> test accuracy.
@@ -47,7 +47,7 @@ def plot_order(
 
 
 def plot_response(accuracy: dict[str, list[np.ndarray]]) -> Figure:
-    """Draw the test accuracy of every seed, without and with LRN, without and with BN."""
+    """Plot the test accuracy of every seed, without and with LRN, without and with BN."""
     fig = plotting.figure()
     (axes,) = fig.axes
     for norm, side in (("none", -0.03), ("batch", 0.03)):

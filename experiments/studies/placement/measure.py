@@ -1,4 +1,4 @@
-"""What the study `placement` measures."""
+"""Measurements of the study `placement`."""
 
 import functools
 from typing import Any
@@ -23,7 +23,7 @@ from jbn.models import MLP
 from jbn.models.inception import local_response_norm
 from jbn.models.units import Norm, Placement
 
-# As Krizhevsky et al., 2012, section 3.3: over five features, k 2, beta .75.
+# As in Krizhevsky et al., 2012, section 3.3: over five features, k = 2, beta = .75.
 LRN = functools.partial(local_response_norm, bias=2.0, alpha=1e-4)
 ACTIVATIONS = {"sigmoid": nn.sigmoid, "tanh": nn.tanh, "relu": nn.relu}
 
@@ -32,18 +32,18 @@ ACTIVATIONS = {"sigmoid": nn.sigmoid, "tanh": nn.tanh, "relu": nn.relu}
 
 
 def with_bias(*, use_running_average: bool, name: str) -> nn.Module:
-    """Make a BatchNorm that the layer before it does not recognize, and so keeps its bias."""
+    """Make a BatchNorm that the layer before does not recognize, so that it keeps its bias."""
     return BatchNorm(use_running_average, name=name)
 
 
 def dense(config: Config, split: Split, placement: Placement) -> dict[str, np.ndarray]:
     """Train three-layer networks of every nonlinearity at every rate.
 
-    Before BN there is a bias, either held at 0, which is to leave it out, or learned.
+    If BN comes first, the bias before it is either held at 0, which is to leave it out, or learned.
 
     Returns:
-      accuracies, (activations, 2, rates, seeds, 1): held, then learned. Where BN comes after
-      the nonlinearity, the bias belongs to the latter and is learned: the second axis has length 1.
+      accuracies, (activations, 2, rates, seeds, 1): with the bias held, then learned. If BN comes
+      after the nonlinearity, the bias is always learned, and the second axis has length 1.
     """
     kernel_init = nn.initializers.normal(config.sigma)
     held = placement == "before"
@@ -71,7 +71,7 @@ def is_hidden_bias(params: Any) -> Any:
 def train(
     config: Config, build: sweep.Build, settings: dict[str, np.ndarray], split: Split, steps: int
 ) -> dict[str, np.ndarray]:
-    """Train every setting with every seed: accuracies at the end."""
+    """Train every setting with every seed; return the accuracies at the end."""
     model, _ = build({name: values[0] for name, values in settings.items()})
     return sweep.train(
         build,
@@ -88,16 +88,17 @@ def train(
 
 
 def halved(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N h w"]:
-    """Average gray levels over squares of two by two pixels; an odd last row or column goes."""
+    """Average gray levels over squares of 2x2 pixels; an odd last row or column is dropped."""
     count, height, width = images.shape
     even = images[:, : height // 2 * 2, : width // 2 * 2].astype(np.float32)
     return even.reshape(count, height // 2, 2, width // 2, 2).mean((2, 4))
 
 
 def convolutional(config: Config, split: Split, norm: Norm) -> dict[str, np.ndarray]:
-    """Train convolutional networks at every rate: accuracies, (2, rates, seeds, 1).
+    """Train convolutional networks without and with LRN, at every rate.
 
-    Without LRN, then with it.
+    Returns:
+      accuracies, (2, rates, seeds, 1): without LRN, then with it.
     """
 
     def build(setting: dict[str, Array]) -> tuple[nn.Module, optax.GradientTransformation]:
@@ -113,13 +114,13 @@ def convolutional(config: Config, split: Split, norm: Norm) -> dict[str, np.ndar
 
 
 def tested(accuracies: dict[str, np.ndarray], *kind: int) -> Float[np.ndarray, "seeds"]:
-    """Take the last test accuracy of one kind of network at its best rate."""
+    """Return the final test accuracy of one kind of network at its best rate."""
     best = selection.at_best({name: values[kind] for name, values in accuracies.items()})
     return best["test"][:, -1]
 
 
 def measure(config: Config, study: Study) -> None:
-    """Measure, report, draw."""
+    """Measure, report, plot."""
     dataset = study.dataset(config.dataset)
     binary = jax.device_put(sample_split(dataset, data.binary, validation=config.validation))
 
@@ -136,7 +137,7 @@ def measure(config: Config, study: Study) -> None:
         )
         study.report(f"before_{activation}", estimates.paired(before, after))
         gains[activation] = biased - before
-    # One number a seed.
+    # One number per seed.
     study.report("bias_gain", estimates.mean(np.mean(list(gains.values()), axis=0)))
     accuracy = {  # Without a bias before BN.
         order: dict(zip(ACTIVATIONS, accuracies["test"][:, 0, ..., -1], strict=True))

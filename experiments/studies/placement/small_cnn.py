@@ -14,7 +14,7 @@ from jbn.models.units import Norm, unit
 class PatchConv(nn.Module):
     """3x3 convolution as a dense layer on patches.
 
-    The same as `nn.Conv`, whose gradient in a scan on a CPU takes ten times as long.
+    Equivalent to `nn.Conv`, whose gradient in a scan on a CPU takes ten times as long.
     """
 
     features: int
@@ -35,7 +35,7 @@ class PatchConv(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Two convolutions to a stage, a max pool after each stage, then the mean over space."""
+    """Stages of two convolutions and a max pool, then the mean over positions."""
 
     widths: tuple[int, ...]
     norm: Norm = None
