@@ -1,6 +1,6 @@
-"""Windows of images, mirrors and photometric distortion, on images of Pillow.
+"""Crops, mirroring and photometric distortion of Pillow images.
 
-Whatever is resized is so by Pillow's bilinear filter, which averages where it makes smaller.
+All resizing uses Pillow's bilinear filter, which averages when it shrinks an image.
 
 References:
   Szegedy et al., "Going Deeper with Convolutions", 2014, sections 6 and 7
@@ -16,25 +16,25 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG")
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # What 8 bits of RGB can be made of.
-THINNEST = 100  # A longer image, its shorter side made 352 pixels, may not fit into memory.
-ATTEMPTS = 10  # To draw a window that fits.
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # Convertible to 8-bit RGB.
+THINNEST = 100  # A longer image may not fit into memory once its shorter side is 352 pixels.
+ATTEMPTS = 10  # Draws of a window that fits.
 ENHANCEMENTS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-# Principal components of ImageNet's colors in levels of 0 to 255, a column each: unit vectors of
-# red, green and blue times the eigenvalues. The numbers are those of AlexNet, as usually quoted.
+# Principal components of ImageNet's colors on a scale from 0 to 255, one per column: RGB unit
+# vectors times the eigenvalues. The numbers are those of AlexNet, as usually quoted.
 COLOR_COMPONENTS = 255 * np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
 ) * [0.2175, 0.0188, 0.0045]  # fmt: skip
-# A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, in less time. It is, where what
-# is left has twice as many pixels a side as are wanted, which is Pillow's own measure for
-# thumbnails: gray levels of 1/f noise then differ by .6 on average. For once as many it is 2.5.
+# A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, which is faster. This is done if each side
+# then still has at least twice the wanted number of pixels, Pillow's own criterion for thumbnails:
+# the gray levels of 1/f noise change by .6 on average. With a factor of 1 they change by 2.5.
 DRAFT_GAP = 2
-SCALES = (256, 288, 320, 352)  # Shorter sides of which 144 crops of 224 pixels are taken.
+SCALES = (256, 288, 320, 352)  # Shorter sides at which the 144 crops of 224 pixels are taken.
 CROPS = 144
 
 
 class Window(NamedTuple):
-    """A part of an image, in pixels; right and bottom are the first outside."""
+    """A part of an image, in pixels; right and bottom are exclusive."""
 
     left: float
     top: float
@@ -43,28 +43,28 @@ class Window(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """A part of an image that is resized before."""
+    """A part of an image after resizing."""
 
     short: int
-    """pixels of the image's shorter side, once resized"""
+    """shorter side of the resized image in pixels"""
     window: Window
-    """a square of the resized image, which is resized again where it is larger than the crop"""
+    """a square of the resized image, resized again if it is larger than the crop"""
     mirrored: bool
 
 
 def open_image(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Image.Image:
-    """Make an image of a JPEG or PNG file's content, or of pixels; a file is not yet decoded.
+    """Open an image from the content of a JPEG or PNG file, without decoding it, or from pixels.
 
-    As is usual for ImageNet, the orientation that a camera noted is not heeded.
+    As is usual for ImageNet, the EXIF orientation is ignored.
 
     Raises:
-      OSError, ValueError, SyntaxError, Image.DecompressionBombError: no such image.
+      OSError, ValueError, SyntaxError, Image.DecompressionBombError: not a usable image.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
     try:
         opened = Image.open(io.BytesIO(image), formats=FORMATS)
-    except UnidentifiedImageError:  # Which names an object of Python.
+    except UnidentifiedImageError:  # Its message only names a Python object.
         begin = image[:8].hex(" ") or "an empty file"
         raise ValueError(f"expected a {' or '.join(FORMATS)} file, got {begin}") from None
     if opened.mode not in MODES:
@@ -84,10 +84,10 @@ def sample_window(
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Window:
-    """Draw a window of evenly distributed area, a share of the image's, and aspect ratio.
+    """Draw a window whose share of the image's area and aspect ratio are uniformly distributed.
 
-    One that does not fit is drawn again; after ten it is the largest in the middle with an aspect
-    ratio within bounds.
+    A window that does not fit is redrawn; after ten attempts, return the largest centered window
+    with an aspect ratio within bounds.
     """
     for _ in range(ATTEMPTS):
         pixels, ratio = rng.uniform(*area) * width * height, rng.uniform(*aspect)
@@ -112,13 +112,13 @@ def random_crop(
 
     Args:
       rng: draws the window.
-      image: of any size; a JPEG that is not yet decoded is so at a smaller size, where that does.
-      size: pixels of a side of the result.
+      image: image of any size; an undecoded JPEG is decoded at a smaller size if that suffices.
+      size: side of the result in pixels.
       area: smallest and largest share of the image's area.
       aspect: smallest and largest width / height.
 
     Returns:
-      RGB.
+      An RGB image.
 
     Example:
       >>> import numpy as np
@@ -135,31 +135,31 @@ def random_crop(
     side = min(window.right - window.left, window.bottom - window.top)
     shrunk = _draft(image, side / size)
     window = Window(*(edge / shrunk for edge in window))
-    width, height = image.size  # By a draft, rounded up.
+    width, height = image.size  # Rounded up by the draft.
     window = window._replace(right=min(window.right, width), bottom=min(window.bottom, height))
     return to_rgb(image).resize((size, size), Image.Resampling.BILINEAR, box=window)
 
 
 def flip(rng: np.random.Generator, image: Image.Image) -> Image.Image:
-    """Mirror an image, left for right, one time in two."""
+    """Mirror an image horizontally with probability 1/2."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
 def distort(
     rng: np.random.Generator, image: Image.Image, strength: float, lighting: float = 0.0
 ) -> Image.Image:
-    """Change brightness, contrast and saturation, in random order, and then the color of the light.
+    """Change brightness, contrast and saturation in random order, then the color of the light.
 
-    Each of the first three changes by a random factor f, that of Pillow's `ImageEnhance`: f * image
-    + (1 - f) * other, where the other is black, the mean level of gray, and the image in gray. Then
-    all pixels are shifted by the same random sum of the principal components of ImageNet's colors.
+    Each of the first three uses Pillow's `ImageEnhance` with a random factor f: f * image
+    + (1 - f) * other, where `other` is black, the mean gray level, or the image in gray. Then all
+    pixels are shifted by one random combination of the principal components of ImageNet's colors.
 
     Args:
-      rng: draws order, factors and the shift.
-      image: RGB.
-      strength: factors are evenly distributed between 1 - strength / 2 and 1 + strength / 2; 1 is
-        the source's, 0.5 to 1.5, and 0 changes nothing.
-      lighting: at a strength of 1, the standard deviation of each component's normally distributed
+      rng: draws order, factors and shift.
+      image: RGB image.
+      strength: factors are uniform between 1 - strength / 2 and 1 + strength / 2; 1 is the
+        source's, 0.5 to 1.5, and 0 changes nothing.
+      lighting: standard deviation, at a strength of 1, of each component's normally distributed
         coefficient; the source's is .1.
 
     References:
@@ -178,10 +178,10 @@ def distort(
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Take the middle of an image whose shorter side is resized to size * 256 / 224: a single crop.
+    """Resize the shorter side of an image to size * 256 / 224, and crop its center.
 
     Returns:
-      RGB, `size` x `size` pixels.
+      An RGB image of `size` x `size` pixels.
     """
     resized = _resize_shorter_side(image, _scaled(SCALES[0], size))
     left, top = (resized.width - size) // 2, (resized.height - size) // 2
@@ -192,9 +192,9 @@ def windows_144(width: int, height: int, size: int) -> list[Crop]:
     """List the 144 crops of an image.
 
     The shorter side is resized to 256, 288, 320 and 352 pixels (for crops of 224; in proportion for
-    others). Of each, three squares are taken: left, center and right, or top, center and bottom. Of
-    each square, six crops: the four corners, the center, and the square resized to a crop. And of
-    each, its mirror image.
+    other sizes). From each of these images come three squares: left, center and right, or top,
+    center and bottom. Each square gives six crops: the four corners, the center, and the whole
+    square resized. Each crop is also mirrored.
     """
     crops = []
     for scale in SCALES:
@@ -213,13 +213,13 @@ def windows_144(width: int, height: int, size: int) -> list[Crop]:
 
 
 def crops_144(image: Image.Image, size: int) -> UInt8[np.ndarray, "144 size size 3"]:
-    """Take the 144 crops of `windows_144`.
+    """Return the 144 crops of `windows_144`.
 
     References:
       Szegedy et al. 2014, section 7.
     """
     crops = np.empty((CROPS, size, size, 3), np.uint8)
-    # The largest first: a draft is of one size.
+    # An image is decoded only once, so draft it for the largest scale.
     _draft(image, min(image.size) / _scaled(SCALES[-1], size))
     image = to_rgb(image)
     resized = {}
@@ -237,17 +237,17 @@ def crops_144(image: Image.Image, size: int) -> UInt8[np.ndarray, "144 size size
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Decode an image, and make it RGB; transparency is dropped."""
+    """Decode an image and convert it to RGB, without transparency."""
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns of one step.
+        image = image.convert("RGBA")  # Pillow warns about a direct conversion.
     return image.convert("RGB")
 
 
 def _draft(image: Image.Image, shrinks: float) -> float:
-    """Have a JPEG that is not yet decoded be so at a smaller size, if it will shrink enough.
+    """Prepare an undecoded JPEG to be decoded at a smaller size, if it will be shrunk enough.
 
     Returns:
-      By how much it is smaller.
+      The factor by which it gets smaller.
     """
     factor = max((each for each in (8, 4, 2, 1) if shrinks >= DRAFT_GAP * each), default=1)
     if factor == 1 or image.format != "JPEG":

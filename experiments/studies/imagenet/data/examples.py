@@ -1,4 +1,4 @@
-"""What is read at a position: an image, as training or evaluation takes it, and its label."""
+"""Examples by position: an image, prepared for training or evaluation, and its label."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +15,14 @@ from experiments.tasks.data import WrongData
 
 
 class Reader:
-    """Reads examples, and names those that cannot be read."""
+    """Reads examples, and logs those that cannot be read."""
 
     def __init__(self, source: ImageSource, unreadable: UnreadableImages) -> None:
         self.source = source
         self.unreadable = unreadable
 
     def __call__(self, index: int, make: Callable[[Image.Image], Any]) -> tuple[Any, int] | None:
-        """Return what `make` makes of an image, and its label; None where it cannot be read."""
+        """Return `make` of an image, and its label; None if the image is unreadable."""
         try:
             example = self.source[index]
         except OSError as error:
@@ -32,13 +32,13 @@ class Reader:
             return make(crops.open_image(example["image"])), example["label"]
         except MemoryError:
             raise
-        except Exception as error:  # Of Pillow, for a damaged file: there are a dozen kinds.
+        except Exception as error:  # Pillow raises a dozen kinds for damaged files.
             self.unreadable.add(example["name"], _reason(error))
             return None
 
 
 class TrainingExample:
-    """Position -> a window of an image, changed at random."""
+    """Position -> a random crop of an image, randomly distorted."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class TrainingExample:
 
 
 class EvaluationExample:
-    """Position -> the crops of an image, or a masked example."""
+    """Position -> the crops of an image, or a masked example if there is none."""
 
     def __init__(
         self, source: ImageSource, unreadable: UnreadableImages, size: int, count: int

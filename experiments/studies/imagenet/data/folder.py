@@ -1,8 +1,8 @@
-"""A source from image files: a folder for each class, in folders `train` and `validation`.
+"""A source of image files: one folder per class, in folders `train` and `validation`.
 
-Without these, the folders of classes are of all images, of which one in five, drawn once and for
-all, is for validation. Folders are not searched further. The order of all is that of their names,
-put in a random order once and for all: nothing depends on the file system.
+Without these two, the class folders hold all images, and a fixed random fifth of them is used for
+validation. Subfolders of class folders are not searched. The images are sorted by name and then put
+in a fixed random order, so nothing depends on the file system.
 """
 
 import errno
@@ -26,8 +26,8 @@ from experiments.studies.imagenet.data.image_source import (
 from experiments.tasks.data import WrongData
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-HELD_OUT = 5  # One image in so many is for validation, where no folder says which.
-VALIDATION = ("validation", "val")  # Names of its folder.
+HELD_OUT = 5  # One image in this many is used for validation if there is no folder for it.
+VALIDATION = ("validation", "val")  # Accepted names of the validation folder.
 Split = Literal["train", "validation"]
 
 
@@ -44,10 +44,10 @@ class FolderSource(ImageSource):
     """Image files, read one by one."""
 
     def __init__(self, folder: Path, split: Split) -> None:
-        """List the files; none is read.
+        """List the files, without reading them.
 
         Raises:
-          WrongData: classes that are not as they should be, see `list_images`.
+          WrongData: invalid classes, see `list_images`.
         """
         self.folder = folder.resolve()
         self._listing = list_images(folder, split)
@@ -56,13 +56,13 @@ class FolderSource(ImageSource):
         super().__init__(self.folder.name, "own folder", classes, shards)
 
     def __getitem__(self, index: int) -> Example:
-        """Read a file, as it is.
+        """Read a file, without decoding it.
 
         Raises:
-          OSError: it cannot be read.
+          OSError: the file cannot be read.
         """
         path = self.folder / self._listing.names[index]
-        if not path.is_file():  # To open a pipe would wait for ever, and a device may do anything.
+        if not path.is_file():  # Opening a pipe would block; a device could do anything.
             raise OSError(errno.ENOENT, "no regular file", str(path))
         return {
             "image": path.read_bytes(),
@@ -76,7 +76,7 @@ class FolderSource(ImageSource):
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Checksum of names and sizes of all files: their content may be too much to read."""
+        """Checksum of the names and sizes of all files; their content may be too much to read."""
         digest = hashlib.sha256()
         for name in self._listing.names:
             digest.update(os.fsencode(f"{name}\n{(self.folder / name).stat().st_size}\n"))
@@ -87,8 +87,8 @@ def list_images(folder: Path, split: Split) -> Listing:
     """List the images of a split.
 
     Raises:
-      WrongData: no classes, or one; a class without images; a folder for but one of the splits,
-        or other classes in one than in the other.
+      WrongData: fewer than two classes; a class without images; a folder for only one of the
+        splits; or splits with different classes.
     """
     folders = _split_folders(folder)
     if not folders:
@@ -110,7 +110,7 @@ def list_images(folder: Path, split: Split) -> Listing:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """Find the folders of both splits, or of neither."""
+    """Return the folders of both splits, or none if neither exists."""
     train = folder / "train"
     validation = [folder / name for name in VALIDATION if (folder / name).is_dir()]
     if train.is_dir() and len(validation) == 1:
@@ -125,10 +125,10 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _list_classes(folder: Path) -> dict[str, list[str]]:
-    """List the names of each class's images, in order.
+    """List the names of each class's images in sorted order.
 
     Raises:
-      WrongData: no classes, or one; one without images.
+      WrongData: fewer than two classes, or a class without images.
     """
     with os.scandir(folder) as entries:
         classes = sorted(each.name for each in entries if _is_visible(each) and each.is_dir())
@@ -155,7 +155,7 @@ def _list_classes(folder: Path) -> dict[str, list[str]]:
 
 
 def _hold_out(folder: Path, files: dict[str, list[str]], split: Split) -> Listing:
-    """Draw the images for validation from all."""
+    """Split all images at random, and list those of one split."""
     names, labels = _flatten(files, "")
     order = sampling.rng(0, "images of a folder that are held out").permutation(len(names))
     validation, train = np.split(order, [len(names) // HELD_OUT])

@@ -1,4 +1,4 @@
-"""What a source of labeled images is, and arrays in memory as one."""
+"""The interface of a source of labeled images, and a source of arrays in memory."""
 
 import abc
 import functools
@@ -8,7 +8,7 @@ from typing import TypedDict
 import numpy as np
 from jaxtyping import Int, UInt8
 
-SHARD_EXAMPLES = 1_250  # Of a shard that is no file of its own: about ImageNet's, cut in 1,024.
+SHARD_EXAMPLES = 1_250  # For shards that are not files: about that of ImageNet in 1,024 shards.
 
 
 class Example(TypedDict):
@@ -20,25 +20,25 @@ class Example(TypedDict):
 
 
 class ImageSource(abc.ABC):
-    """Labeled images by index, as `grain.MapDataset.source` takes them.
+    """Labeled images by index, in the form that `grain.MapDataset.source` expects.
 
-    The examples of a shard are a random sample of all: whatever is stored by class is put in a
-    random order, drawn once and for all.
+    The examples of a shard are a random sample of all: data stored by class are put in a fixed
+    random order.
     """
 
     def __init__(
         self, name: str, origin: str, classes: tuple[str, ...], shards: tuple[range, ...]
     ) -> None:
-        """Make a source.
+        """Create a source.
 
         Args:
-          name: of the data set.
+          name: name of the data set.
           origin: where it came from, such as "data folder".
-          classes: names, in the order of their labels.
-          shards: the indices of each shard; all of them, in order.
+          classes: class names, in the order of their labels.
+          shards: indices of each shard; together, all indices in order.
 
         Raises:
-          ValueError: no classes, or one.
+          ValueError: fewer than two classes.
         """
         if len(classes) < 2:
             raise ValueError(
@@ -64,15 +64,15 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def name_of(self, index: int) -> str:
-        """Name an example, without reading it."""
+        """Return the name of an example, without reading it."""
 
     @functools.cached_property
     @abc.abstractmethod
     def sha256(self) -> str:
-        """Checksum of the examples, or of what stands for them where they are too many to read."""
+        """Checksum of the examples, or of a stand-in where they are too many to read."""
 
     def describe(self) -> dict[str, str | int]:
-        """Tell what a run was trained on."""
+        """Describe the data, for the record of a run."""
         return {
             "name": self.name,
             "source": self.origin,
@@ -94,13 +94,13 @@ class ArraySource(ImageSource):
         *,
         shard_examples: int = SHARD_EXAMPLES,
     ) -> None:
-        """Make a source of arrays.
+        """Create a source from arrays.
 
         Args:
-          name, origin, classes: of `ImageSource`.
-          images: in an order that is random by class.
+          name, origin, classes: see `ImageSource`.
+          images: images, not sorted by class.
           labels: 0 to K - 1.
-          shard_examples: at most so many are a shard.
+          shard_examples: largest number of examples in a shard.
 
         Raises:
           ValueError: labels that do not match the images or the classes; fewer than two classes.
@@ -125,7 +125,7 @@ class ArraySource(ImageSource):
         }
 
     def name_of(self, index: int) -> str:
-        """Name an example by its index."""
+        """Return the name of an example, made from its index."""
         return f"{self.name}/{index}"
 
     @functools.cached_property
@@ -137,7 +137,7 @@ class ArraySource(ImageSource):
 
 
 def even_shards(examples: int, most: int) -> tuple[range, ...]:
-    """Cut indices into as few shards of at most `most` as there can be, sizes one apart at most.
+    """Split indices into the fewest shards of at most `most`, of sizes that differ by at most one.
 
     Example:
       >>> from experiments.studies.imagenet.data.image_source import even_shards

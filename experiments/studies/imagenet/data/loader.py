@@ -1,10 +1,10 @@
-"""Batches of images, read ahead by threads or by processes, for one of several hosts.
+"""Batches of images, prefetched by threads or processes, for one of several hosts.
 
-Positions count the examples of all epochs, laid end to end. A batch of all hosts is the next
-`hosts * batch_size` positions, and each host's part of it is as many in a row: what is trained on
-depends neither on how many hosts share a batch, nor on how many processes read. What is drawn for
-an example, its window, mirroring and distortion, is a function of seed and position alone, so that
-a position is all that is needed to go on from.
+Positions number the examples of all epochs, laid end to end. A global batch is the next
+`hosts * batch_size` positions, and each host reads a contiguous part of it, so the training data
+depend neither on the number of hosts nor on the number of worker processes. The random crop,
+mirroring and distortion of an example are a function of seed and position alone, so a position is
+all that is needed to resume.
 """
 
 import errno
@@ -29,17 +29,17 @@ from experiments.studies.imagenet.data.order import Epochs, Order
 from experiments.studies.imagenet.data.unreadable import UnreadableImages
 
 Batch = dict[str, np.ndarray]
-LAST = 2**48  # Position at which training would end.
-THREADS = 2  # That read, in each process: Pillow decodes and resizes without Python's lock.
-PATIENCE = 30.0  # Seconds from SIGTERM to the end of a process that reads.
-READ_AHEAD = 4  # Batches, in each process.
-READ_AHEAD_144 = 1  # Of 32 images with 144 crops of 224 pixels, one is 700 MB.
+LAST = 2**48  # Position at which the otherwise endless training stream ends.
+THREADS = 2  # Reader threads per process: Pillow releases the GIL to decode and resize.
+PATIENCE = 30.0  # Seconds that a worker process lives on after SIGTERM.
+READ_AHEAD = 4  # Batches that each process prefetches.
+READ_AHEAD_144 = 1  # With 144 crops of 224 pixels, a batch of 32 images is 700 MB.
 
 
 class Batches(Iterator[Batch]):
-    """Batches from some position on; `get_state` and `set_state` tell and choose which.
+    """Batches from a position on, which `get_state` returns and `set_state` sets.
 
-    Close it, as by `with`, when it is not needed any more: it may hold processes.
+    Close it when done, for example by `with`: it may hold worker processes.
     """
 
     def __init__(
@@ -54,19 +54,21 @@ class Batches(Iterator[Batch]):
         read_ahead: int = READ_AHEAD,
         identity: Mapping[str, Any],
     ) -> None:
-        """Make an iterator that reads nothing before it is asked for a batch.
+        """Create an iterator that reads nothing before the first batch is requested.
 
         Args:
-          read: position -> element of a batch; it travels to processes.
-          examples: how many positions there are, before what fills the last batch; None for no end.
-          batch_size: of this host.
-          host, hosts: which of how many this is.
-          workers: processes that read; 0 reads in threads of this one.
-          read_ahead: batches that threads hold; each process does, and half as many more.
-          identity: what must be the same where one goes on from a state.
+          read: position -> element of a batch; it must be picklable.
+          examples: number of positions, without those that fill up the last batch; None for an
+            endless stream.
+          batch_size: images of this host.
+          host, hosts: index of this host, and number of hosts.
+          workers: worker processes; 0 reads in threads of this process.
+          read_ahead: batches that threads prefetch; each process does so, and holds half as many
+            more.
+          identity: values that must match for a state to be restored.
 
         Raises:
-          ValueError: a host that is none of the hosts, a batch of no images, less than no workers.
+          ValueError: `host` out of range, an empty batch, or a negative number of workers.
         """
         if not 0 <= host < hosts:
             raise ValueError(f"Expected `host` from 0 to {hosts - 1}, of {hosts}, got {host}.")
@@ -85,7 +87,7 @@ class Batches(Iterator[Batch]):
         self._identity = dict(identity)
         self._position = 0
         self._reading: list[grain.DatasetIterator[Batch]] = []  # One, or none.
-        # Before Python ends, or what grain needs to end its processes is gone.
+        # Close before the interpreter shuts down: grain could no longer stop its processes then.
         weakref.finalize(self, _close, self._reading)
 
     def __next__(self) -> Batch:
@@ -93,13 +95,13 @@ class Batches(Iterator[Batch]):
 
         Raises:
           WrongData: too many images cannot be read.
-          OSError: a process that reads has ended, as where memory ran out.
+          OSError: a worker process has died, for example because memory ran out.
         """
         if not self._reading:
             self._reading.append(iter(self._dataset()))
         try:
             batch = next(self._reading[0])
-        except RuntimeError as error:  # How grain tells it, and errors of its own.
+        except RuntimeError as error:  # grain raises it for a dead worker, and for other errors.
             code = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
             if not code:
                 raise
@@ -107,15 +109,15 @@ class Batches(Iterator[Batch]):
             how = f"ended with exit code {code[1]}, as where memory runs out"
             raise OSError(errno.ECHILD, how, "a process that reads images") from None
         self._position += self._hosts * self._batch_size
-        # What processes read is in shared memory, of which there may be little: out of it.
+        # Copy out of shared memory, where workers put batches: there may be little of it.
         return {name: np.array(value) for name, value in batch.items()} if self._workers else batch
 
     def get_state(self) -> dict[str, Any]:
-        """Return, as JSON can hold it, where the next batch begins."""
+        """Return where the next batch begins, as JSON-serializable values."""
         return {"position": self._position, **self._identity}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken; hosts and workers may be others than then.
+        """Resume from a state; the numbers of hosts and workers may have changed since.
 
         Raises:
           ValueError: a state of other examples, another seed or order, or one within a batch.
@@ -137,7 +139,7 @@ class Batches(Iterator[Batch]):
         self._position = position
 
     def close(self) -> None:
-        """End what reads ahead; the next batch starts it anew."""
+        """Stop prefetching; the next batch restarts it."""
         _close(self._reading)
 
     def __enter__(self) -> "Batches":
@@ -145,7 +147,7 @@ class Batches(Iterator[Batch]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End what reads ahead."""
+        """Stop prefetching."""
         self.close()
 
     def _dataset(self) -> grain.IterDataset:
@@ -157,11 +159,11 @@ class Batches(Iterator[Batch]):
         batches = elements.batch(self._batch_size).to_iter_dataset(ahead)
         if not self._workers:
             return batches
-        # grain 0.2.18 reads a flag of Abseil's that only `absl.app` parses:
+        # grain 0.2.18 reads an Abseil flag, which fails unless `absl.app` has parsed the flags:
         # https://github.com/google/grain/issues/1355
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        # Each process takes every so many batches: their order does not depend on its number.
+        # Workers take batches in turn, so the order does not depend on how many there are.
         options = grain.multiprocessing.MultiprocessingOptions(
             num_workers=self._workers, per_worker_buffer_size=max(count // 2, 1)
         )
@@ -184,29 +186,28 @@ def train_batches(
     log: Path | None = None,
     limit: int = 100,
 ) -> Batches:
-    """Read batches to train on, epoch after epoch without an end.
+    """Return an endless stream of training batches.
 
-    An image that cannot be read is named and skipped: the next example takes its place, as well as
-    its own.
+    An unreadable image is logged and replaced by the next example, which also keeps its own place.
 
     Args:
-      source: all examples; every host has all of them.
+      source: all examples, the same on every host.
       batch_size: images of this host.
-      size: pixels of a side.
-      seed: of order, windows, mirrors and distortion.
+      size: side of the images in pixels.
+      seed: seed of order, crops, mirroring and distortion.
       strength, lighting: of photometric distortion, see `crops.distort`.
-      min_area: smallest share of an image that a window takes, see `crops.random_crop`.
-      order: of the examples, see `order.epoch_order`.
-      host, hosts: which of how many this is; each gets its own part of every batch.
-      workers: processes that read; 0 reads in threads of this one.
-      log: file that names the images that cannot be read, see `unreadable.UnreadableImages`.
-      limit: how many images may be unreadable.
+      min_area: smallest share of an image's area in a crop, see `crops.random_crop`.
+      order: order of the examples, see `order.epoch_order`.
+      host, hosts: index of this host, and number of hosts; each gets its own part of every batch.
+      workers: worker processes; 0 reads in threads of this process.
+      log: file that lists unreadable images, see `unreadable.UnreadableImages`.
+      limit: number of images that may be unreadable.
 
     Returns:
       "image", uint8 (batch_size, size, size, 3), and "label", int32 (batch_size,).
 
     Raises:
-      ValueError: fewer examples than a batch of all hosts; options out of range.
+      ValueError: fewer examples than a global batch; options out of range.
 
     Example:
       >>> from experiments.studies.imagenet.data.loader import train_batches
@@ -251,16 +252,17 @@ def evaluation_batches(
     log: Path | None = None,
     limit: int = 100,
 ) -> Batches:
-    """Read every example once, over all hosts; these get equally many batches.
+    """Return batches with every example once, split over all hosts into equal numbers of batches.
 
     Args:
-      source, batch_size, size, host, hosts, workers, log, limit: of `train_batches`.
-      crops: 1 for the middle of each image, see `crops.center_crop`, or 144, see `crops.crops_144`.
+      source, batch_size, size, host, hosts, workers, log, limit: see `train_batches`.
+      crops: 1 for the center of each image, see `crops.center_crop`, or 144, see
+        `crops.crops_144`.
 
     Returns:
       "image", uint8 (batch_size, size, size, 3) or (batch_size, 144, size, size, 3), "label", int32
-      (batch_size,), and "mask", bool (batch_size,): False where a batch has no example, since there
-      are no more, or since it cannot be read.
+      (batch_size,), and "mask", bool (batch_size,): False where a place is empty, because there are
+      no more examples or because the image is unreadable.
 
     Raises:
       ValueError: options out of range.
@@ -280,7 +282,7 @@ def evaluation_batches(
 
 
 def position_of(batch_size: int, host: int, hosts: int, element: int) -> int:
-    """Return the position of this host's element, counted from 0."""
+    """Return the global position of an element that is numbered among this host's own."""
     batch, place = divmod(element, batch_size)
     return (batch * hosts + host) * batch_size + place
 
@@ -291,9 +293,10 @@ def _close(reading: list[grain.DatasetIterator[Batch]]) -> None:
 
 
 def _end_with_the_parent(worker: int, workers: int) -> None:
-    """Prepare a process that reads: signals are for its parent, without which it ends, too.
+    """Set up a worker process: it leaves signals to its parent, and ends when the parent does.
 
-    Whoever ends a job sends SIGTERM to all processes of it: the parent writes a checkpoint first.
+    A scheduler that ends a job sends SIGTERM to all its processes, but the parent still needs its
+    workers until it has written a checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
@@ -309,7 +312,7 @@ def _end_with_the_parent(worker: int, workers: int) -> None:
 
 
 def _end_later(number: int, frame: object) -> None:
-    """End by a signal once the parent has had the time to do so."""
+    """Exit as if by the signal, after giving the parent time to end first."""
     timer = threading.Timer(PATIENCE, os._exit, (128 + number,))
     timer.daemon = True
     timer.start()

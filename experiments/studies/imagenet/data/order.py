@@ -1,4 +1,4 @@
-"""The order in which the epochs meet the examples of a source."""
+"""The order of a source's examples in each epoch."""
 
 import functools
 from typing import Literal
@@ -11,19 +11,19 @@ from experiments import sampling
 Order = Literal["shuffled", "within_shards", "fixed"]
 
 
-@functools.lru_cache(maxsize=4)  # An epoch of ImageNet is 10 MB, and is drawn in some 20 ms.
+@functools.lru_cache(maxsize=4)  # An epoch of ImageNet takes 10 MB, and about 20 ms to draw.
 def epoch_order(
     order: Order, seed: int, epoch: int, shards: tuple[range, ...]
 ) -> Int64[np.ndarray, "N"]:
     """Draw the order of an epoch, a permutation of all examples.
 
     Args:
-      order: "shuffled" draws any. "within_shards", as in the paper, reads shard after shard, these
-        in random order and the examples of each in random order. "fixed" is the first epoch's order
-        of the latter, in every epoch: examples always meet the same others.
-      seed: of the draw.
-      epoch: 0 for the first.
-      shards: of the source.
+      order: "shuffled" draws any permutation. "within_shards", as in the paper, reads shard after
+        shard, with the shards and the examples of each shuffled. "fixed" repeats the first epoch's
+        order of "within_shards" in every epoch, so that the same examples stay together.
+      seed: seed of the draw.
+      epoch: number of the epoch, from 0.
+      shards: shards of the source.
 
     References:
       Ioffe and Szegedy 2015, section 4.2.1: "We enabled within-shard shuffling of the training
@@ -37,10 +37,10 @@ def epoch_order(
 
 
 class Epochs:
-    """The examples of epochs laid end to end, by their position."""
+    """The examples of all epochs, laid end to end, by position."""
 
     def __init__(self, order: Order, seed: int, shards: tuple[range, ...]) -> None:
-        """Take order, seed and shards, see `epoch_order`."""
+        """Create the sequence; for the arguments, see `epoch_order`."""
         self.order: Order = order
         self.seed = seed
         self.shards = shards
@@ -48,9 +48,9 @@ class Epochs:
         self._drawn: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, position: int) -> int:
-        """Return the index of the example at this position; the first one is at 0."""
+        """Return the index of the example at a position, counted from 0."""
         epoch, place = divmod(position, self.examples)
-        drawn = self._drawn  # By one name: other threads may write it.
+        drawn = self._drawn  # Read once: other threads may replace it.
         if drawn is None or drawn[0] != epoch:
             drawn = epoch, epoch_order(self.order, self.seed, epoch, self.shards)
             self._drawn = drawn

@@ -1,4 +1,4 @@
-"""JPEG files like ImageNet's photographs in size and in detail, made to measure with."""
+"""Generated JPEG files with the size and detail of ImageNet's photographs, to measure with."""
 
 import io
 from pathlib import Path
@@ -9,16 +9,16 @@ from PIL import Image
 
 from experiments import sampling
 
-WIDTH, HEIGHT = 500, 375  # As most of ImageNet's are.
-QUALITY = 87  # Makes files of about 110 kB, as ImageNet's are on average.
+WIDTH, HEIGHT = 500, 375  # The size of most ImageNet images.
+QUALITY = 87  # Gives files of about 110 kB, ImageNet's average.
 FOLDERS = ("train/a", "train/b", "validation/a", "validation/b")
 
 
 def make_folder(folder: Path, count: int) -> int:
-    """Write so many images to train on, and two to validate by, for `folder.FolderSource`.
+    """Write `count` training images and two validation images, for `folder.FolderSource`.
 
     Returns:
-      how many bytes an image has, on average.
+      The mean size of an image file in bytes.
     """
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
@@ -32,10 +32,10 @@ def make_folder(folder: Path, count: int) -> int:
 def make_pixels(
     number: int, width: int = WIDTH, height: int = HEIGHT
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Draw an image of 1/f noise, whose spectrum is that of photographs, mostly of gray."""
+    """Draw a mostly gray image of 1/f noise, which has the spectrum of photographs."""
     rng = sampling.rng(number, "photographs")
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    frequency[0, 0] = np.inf  # No mean.
+    frequency[0, 0] = np.inf  # Zero mean.
     layers = []
     for _ in range(4):
         spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency

@@ -1,8 +1,8 @@
-"""Makes shards of a folder of images, which are read many times faster than as many files.
+"""Turns a folder of images into shards, which are read many times faster than single files.
 
-A shard has the images of a part of `folder.list_images`, whose order is random: a random sample.
-Beside a finished shard lies what is to be known of it, so that what was interrupted goes on after
-it, and makes, byte for byte, what it would have made. The index, written last, makes all of them a
+A shard has the images of one part of `folder.list_images`, whose order is random, so it is a random
+sample. The notes of a finished shard are kept in a file beside it, so that an interrupted call can
+be resumed and gives byte-identical shards. The index is written last, and makes the shards a
 source.
 """
 
@@ -31,15 +31,15 @@ from experiments.studies.imagenet.data.shards import INDEX, VERSION, encode_reco
 from experiments.studies.imagenet.data.unreadable import LOG, UnreadableImages
 from experiments.tasks.data import WrongData
 
-# Of a shard: half a gigabyte of ImageNet, 257 files to train on. All are open at once, and many
-# systems allow a process 1,024.
+# Images per shard: for ImageNet half a gigabyte each, and 257 training files. A reader keeps all of
+# them open, and many systems limit a process to 1,024 open files.
 EXAMPLES = 5_000
-# What an interrupted call may have left.
+# Names of files that an interrupted call may have left.
 OWN = re.compile(
     rf"lock|{LOG}|{INDEX}\.partial|(train|validation)-\d+-of-\d+\.(array_record|json)(\.partial)?"
 )
 SPLITS: tuple[Split, ...] = ("train", "validation")
-OPTIONS = "group_size:1,uncompressed"  # Each record by itself; images are compressed already.
+OPTIONS = "group_size:1,uncompressed"  # One record per group; images are already compressed.
 
 
 class Task(NamedTuple):
@@ -48,39 +48,40 @@ class Task(NamedTuple):
     split: Split
     path: Path
     names: list[str]
-    """of its images, within the folder"""
+    """paths of its images within the folder"""
     labels: list[int]
     plan: str
-    """checksum of what it is to be made of"""
+    """checksum of everything that determines its content"""
 
 
 class _Stopped(Exception):
-    """Another shard failed."""
+    """Raised to stop a shard after another one has failed."""
 
 
 def prepare(
     folder: Path, output: Path, *, shards: int | None = None, workers: int = 1, limit: int = 100
 ) -> dict[str, Any]:
-    """Make shards of a folder of images.
+    """Turn a folder of images into shards.
 
-    Every image is decoded once. One that cannot be is named in `unreadable.jsonl`, and left out.
-    Where this was interrupted, call it again with the same arguments: finished shards are kept.
+    Every image is decoded once to check it. Those that cannot be decoded are logged in
+    `unreadable.jsonl` and left out. After an interruption, call this again with the same arguments:
+    finished shards are kept.
 
     Args:
-      folder: as `folder.list_images` takes it.
-      output: new or empty, or what an interrupted call left.
-      shards: of the training images, those for validation get theirs in proportion; None takes
-        about 5,000 images for each.
+      folder: folder of images, see `folder.list_images`.
+      output: new or empty folder, or what an interrupted call left.
+      shards: number of training shards; validation shards are of about the same size. None puts
+        about 5,000 images in each.
       workers: threads that read, decode and write.
-      limit: how many images may be unreadable.
+      limit: number of images that may be unreadable.
 
     Returns:
       The index.
 
     Raises:
-      ValueError: options out of range; a folder that is not as it should be, or that has too many
-        unreadable images; an `output` that is finished, or that another process is at.
-      OSError: as of a full disk; finished shards stay, and nothing half-written.
+      ValueError: options out of range; an invalid folder, or one with too many unreadable images;
+        an `output` that is already finished, or in use by another process.
+      OSError: for example a full disk; finished shards stay, and no partial ones are left.
     """
     _check(folder, output, shards, workers, limit)
     listings = {split: list_images(folder, split) for split in SPLITS}
@@ -88,12 +89,12 @@ def prepare(
     output.mkdir(parents=True, exist_ok=True)
     with _hold(output):
         log = output / LOG
-        log.unlink(missing_ok=True)  # What was mended since is not counted.
+        log.unlink(missing_ok=True)  # Images repaired since then must not count.
         unreadable = UnreadableImages(log, limit)
         tasks = _plan(folder, output, listings, shards)
         planned = {path for task in tasks for path in (task.path, _notes_of(task))}
         for path in {*output.glob("*-of-*.array_record*"), *output.glob("*-of-*.json")} - planned:
-            path.unlink()  # Of a call with other arguments, or cut short.
+            path.unlink()  # From a call with other arguments, or incomplete.
         made = _make_all(folder, tasks, unreadable, workers)
         index = _index(classes, tasks, made)
         empty = [
@@ -147,7 +148,7 @@ def _check(folder: Path, output: Path, shards: int | None, workers: int, limit: 
 
 @contextlib.contextmanager
 def _hold(output: Path) -> Generator[None]:
-    """Keep other processes from the same output."""
+    """Lock the output against other processes."""
     with (output / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,7 +163,7 @@ def _hold(output: Path) -> Generator[None]:
 def _plan(
     folder: Path, output: Path, listings: dict[Split, Listing], shards: int | None
 ) -> list[Task]:
-    """Cut the images of both splits into shards."""
+    """Divide the images of both splits into shards."""
     train = len(listings["train"].names)
     most = EXAMPLES if shards is None else -(-train // min(shards, train))
     tasks = []
@@ -183,7 +184,7 @@ def _plan(
 def _make_all(
     folder: Path, tasks: list[Task], unreadable: UnreadableImages, workers: int
 ) -> list[dict[str, Any]]:
-    """Make all shards, in threads; the first error ends all of them."""
+    """Make all shards in threads; the first error stops all of them."""
     stop = threading.Event()
     total = sum(len(task.names) for task in tasks)
     with (
@@ -195,10 +196,10 @@ def _make_all(
             for future in as_completed(futures):
                 try:
                     future.result()
-                except _Stopped:  # By an error, which is there or to come.
+                except _Stopped:  # Because of an error that another future raises.
                     continue
                 progress.update(len(futures[future].names))
-        except BaseException:  # Ctrl-C, too.
+        except BaseException:  # Including Ctrl-C.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -208,7 +209,7 @@ def _make_all(
 def _make(
     folder: Path, task: Task, unreadable: UnreadableImages, stop: threading.Event
 ) -> dict[str, Any]:
-    """Make a shard, unless it is finished, and return what is to be known of it."""
+    """Make a shard, unless it is already finished, and return its notes."""
     notes = _read_notes(task)
     if notes is not None:
         for row in notes["unreadable"]:
@@ -232,7 +233,7 @@ def _make(
     try:
         _write(task.path, records())
     except BaseException:
-        stop.set()  # Before the thread takes the next shard.
+        stop.set()  # Before this thread starts the next shard.
         raise
     notes = {
         "plan": task.plan,
@@ -247,10 +248,10 @@ def _make(
 
 
 def _read(path: Path) -> bytes:
-    """Read an image file that can be decoded.
+    """Read an image file, and check that it can be decoded.
 
     Raises:
-      ValueError: it cannot.
+      ValueError: it cannot be read or decoded.
     """
     try:
         if not path.is_file():
@@ -259,16 +260,16 @@ def _read(path: Path) -> bytes:
         to_rgb(open_image(image))
     except MemoryError:
         raise
-    except Exception as error:  # Of Pillow, for a damaged file: there are a dozen kinds.
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files.
         raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
     return image
 
 
 def _write(path: Path, records: Iterable[bytes]) -> None:
-    """Write a file of records, whole or not at all.
+    """Write a file of records atomically.
 
     Raises:
-      OSError: as of a full disk.
+      OSError: for example a full disk.
     """
     with replacing(path) as partial:
         try:
@@ -280,7 +281,7 @@ def _write(path: Path, records: Iterable[bytes]) -> None:
                 writer.close()
         except BaseException as error:
             partial.unlink(missing_ok=True)
-            if type(error) is RuntimeError:  # How the writer tells errors of the system.
+            if type(error) is RuntimeError:  # The writer's type for system errors.
                 raise _os_error(error, path) from None
             raise
 
@@ -296,7 +297,7 @@ def _notes_of(task: Task) -> Path:
 
 
 def _read_notes(task: Task) -> dict[str, Any] | None:
-    """Read what is known of a finished shard; None where there is none of this plan."""
+    """Read the notes of a finished shard; None if there is none that follows this plan."""
     try:
         notes = read_json(_notes_of(task))
     except (FileNotFoundError, ValueError):

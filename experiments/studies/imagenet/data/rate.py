@@ -1,4 +1,4 @@
-"""How fast one core reads: how many cores, and so hosts, keep an accelerator busy."""
+"""How fast one core reads images, and so how many cores and hosts keep an accelerator busy."""
 
 import time
 from collections.abc import Callable
@@ -23,10 +23,10 @@ def measure_rate(
     """Measure how many images a second one thread reads, decodes, crops and distorts.
 
     Args:
-      source, size, strength, lighting, min_area, seed: of `loader.train_batches`.
-      seconds: for how long to measure, after a first image.
-      clock: of what seconds; by `time.perf_counter` what else the machine does makes it less, by
-        `time.process_time` waiting for a disk does not count.
+      source, size, strength, lighting, min_area, seed: see `loader.train_batches`.
+      seconds: duration of the measurement, after a first image.
+      clock: clock for `seconds`. With `time.perf_counter`, other load on the machine lowers the
+        rate; `time.process_time` does not count waiting for a disk.
 
     Returns:
       Images per second.

@@ -1,9 +1,9 @@
-"""A source from shards: ArrayRecord files of many labeled images each, and their index.
+"""A source of shards: ArrayRecord files with many labeled images each, and their index.
 
-A record is the label, 4 bytes, and the length of the name, 2 bytes, both little-endian, then the
-name, in UTF-8, and the image file. The index, `index.json`, has the names of the classes and, for
-each split, how many images each class has, and file name, number of records and sha256 of each
-shard. No record is read before the checksums of all shards are known to be those.
+A record is the label (4 bytes) and the length of the name (2 bytes), both little-endian, then the
+name in UTF-8 and the image file. The index, `index.json`, has the class names and, for each split,
+the number of images of each class and the file name, number of records and sha256 of each shard.
+The checksums of all shards are verified before any record is read.
 """
 
 import functools
@@ -29,7 +29,7 @@ MEND = "Prepare the folder again."
 
 
 class Shard(NamedTuple):
-    """A file of the index."""
+    """An entry of the index."""
 
     file: str
     examples: int
@@ -37,7 +37,7 @@ class Shard(NamedTuple):
 
 
 class Index(NamedTuple):
-    """Classes, and of one split the images of each class, and the shards."""
+    """The classes, and for one split the number of images of each class and the shards."""
 
     classes: tuple[str, ...]
     counts: tuple[int, ...]
@@ -45,7 +45,7 @@ class Index(NamedTuple):
 
 
 def encode_record(label: int, name: str, image: bytes) -> bytes:
-    """Make a record.
+    """Encode a record.
 
     Example:
       >>> from experiments.studies.imagenet.data.shards import decode_record, encode_record
@@ -57,10 +57,10 @@ def encode_record(label: int, name: str, image: bytes) -> bytes:
 
 
 def decode_record(record: bytes) -> tuple[int, str, bytes]:
-    """Return label, name and image file of a record.
+    """Return the label, name and image file of a record.
 
     Raises:
-      ValueError: it is too short.
+      ValueError: the record is too short.
     """
     if len(record) < HEADER.size:
         raise ValueError(f"expected at least {HEADER.size} bytes, got {len(record)}")
@@ -72,13 +72,13 @@ def decode_record(record: bytes) -> tuple[int, str, bytes]:
 
 
 class ShardSource(ImageSource):
-    """Records of shards."""
+    """A source of records in shards."""
 
     def __init__(self, folder: Path, split: Literal["train", "validation"]) -> None:
         """Check the index and all shards of the split.
 
         Raises:
-          WrongData: an index that is not as it should be, or a shard that is not the index's.
+          WrongData: an invalid index, or a shard that does not match it.
         """
         self.folder = folder.resolve()
         self._index = read_index(folder / INDEX, split)
@@ -98,12 +98,12 @@ class ShardSource(ImageSource):
         """Read a record.
 
         Raises:
-          OSError: it cannot be read.
-          WrongData: it is not as it should be, or has a label that is no class.
+          OSError: the record cannot be read.
+          WrongData: the record is invalid, or its label is not a class.
         """
         try:
             record = self._records[index]
-        except RuntimeError as error:  # How the reader tells errors of the system.
+        except RuntimeError as error:  # The reader's type for system errors.
             raise OSError(str(error)) from None
         try:
             label, name, image = decode_record(record)
@@ -119,7 +119,7 @@ class ShardSource(ImageSource):
         return {"image": image, "label": label, "name": name}
 
     def name_of(self, index: int) -> str:
-        """Tell shard and record."""
+        """Name the shard, and the record in it."""
         shard = int(np.searchsorted([each.stop for each in self.shards], index, "right"))
         record = index - self.shards[shard].start
         return f"{self._index.shards[shard].file}, record {record}"
@@ -133,10 +133,10 @@ class ShardSource(ImageSource):
 
 
 def read_index(path: Path, split: str) -> Index:
-    """Read a split of an index.
+    """Read one split of an index.
 
     Raises:
-      WrongData: not what `prepare` writes.
+      WrongData: the file is not what `prepare` writes.
     """
     try:
         content = read_json(path)
@@ -159,14 +159,14 @@ def read_index(path: Path, split: str) -> Index:
 
 
 def check_shards(folder: Path, shards: tuple[Shard, ...]) -> None:
-    """Refuse shards that are not byte for byte those of the index.
+    """Verify that the shards have the checksums of the index.
 
     Raises:
-      WrongData: names the first of them.
+      WrongData: a shard differs; the message names the first one.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(sha256_of, [folder / shard.file for shard in shards])
-        # Of a few files that takes no time.
+        # Delayed, since a few files take no time.
         progress = tqdm(shards, "checking shards", delay=2, leave=False, disable=None)
         for shard, got in zip(progress, digests, strict=True):
             if got != shard.sha256:
@@ -177,7 +177,7 @@ def check_shards(folder: Path, shards: tuple[Shard, ...]) -> None:
 
 
 def sha256_of(path: Path) -> str | None:
-    """Return the checksum of a file; None where there is no regular one."""
+    """Return the checksum of a file; None if it is missing or not a regular file."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -185,14 +185,14 @@ def sha256_of(path: Path) -> str | None:
 
 
 def _of(values: Any, kind: type) -> tuple[Any, ...]:
-    """Return values of a list, all of which must be of one type."""
+    """Return the values of a list, which must all be of one type."""
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
         raise ValueError(f"expected a list of {kind.__name__}, got {str(values)[:100]}")
     return tuple(values)
 
 
 def _check_index(path: Path, split: str, index: Index) -> None:
-    """Refuse an index that contradicts itself."""
+    """Check that an index does not contradict itself."""
     classes, counts, shards = index
     empty = [name for name, count in zip(classes, counts, strict=False) if count < 1]
     names = [shard.file for shard in shards]

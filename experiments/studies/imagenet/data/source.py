@@ -1,4 +1,4 @@
-"""Opens a source of images by its name or path."""
+"""Opens a source of images by name or path."""
 
 import functools
 from pathlib import Path
@@ -26,15 +26,15 @@ def open_source(
     """Open the training or validation images of a data set.
 
     Args:
-      where: "cifar10", of which the test images serve to validate; "digits", the small ones inside
-        scikit-learn, in gray; or a path: a folder of image files, see `folder`, or of shards, as
-        `prepare` makes them.
-      split: which images.
+      where: "cifar10", whose test images are used for validation; "digits", the small gray images
+        in scikit-learn; or the path of a folder of image files, see `folder`, or of shards made by
+        `prepare`.
+      split: which images to open.
       data_dir: see `experiments.tasks.cifar.load`.
 
     Raises:
       FileNotFoundError: no such folder, or no files of CIFAR-10.
-      ValueError: anything in it is not as it should be; what it is, is said.
+      ValueError: invalid data; the message says what is wrong.
 
     Example:
       >>> from experiments.studies.imagenet.data.source import open_source
@@ -56,7 +56,7 @@ def open_source(
     return FolderSource(folder, split)
 
 
-@functools.lru_cache(maxsize=1)  # Both splits are in one archive, which takes seconds to unpack.
+@functools.lru_cache(maxsize=1)  # Both splits come from one archive that takes seconds to unpack.
 def _cifar(data_dir: Path | None) -> data.Dataset:
     return cifar.load(data_dir=data_dir)
 

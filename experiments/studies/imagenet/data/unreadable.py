@@ -1,4 +1,4 @@
-"""Images that cannot be read: each is named once, and too many are an error."""
+"""Unreadable images: each is logged once, and too many are an error."""
 
 import fcntl
 import json
@@ -8,33 +8,33 @@ from pathlib import Path
 from experiments.run_dir import read_row
 from experiments.tasks.data import WrongData
 
-LOG = "unreadable.jsonl"  # Its name in the folder of a run, or of shards.
-_THREADS = threading.Lock()  # A lock on a file is between processes.
+LOG = "unreadable.jsonl"  # Name of the log in the folder of a run or of shards.
+_THREADS = threading.Lock()  # For the threads of this process; the lock on the file is for others.
 
 
 class UnreadableImages:
-    """Names the images that could not be read, in a file that several processes share."""
+    """Logs unreadable images in a file that several processes share."""
 
     def __init__(self, log: Path | None, limit: int) -> None:
-        """Count from what the file has.
+        """Create a log; images that the file already lists count.
 
         Args:
-          log: gets a line {"name": ..., "why": ...} for each; None counts in this process alone,
-            from zero.
-          limit: how many may be unreadable.
+          log: file that gets a line {"name": ..., "why": ...} for each image; None counts from zero
+            and in this process only.
+          limit: number of images that may be unreadable.
         """
         self.log = log
         self.limit = limit
         self._names: set[str] = set()
 
     def add(self, name: str, why: str) -> int:
-        """Name an image, if it was not before.
+        """Log an image, unless it is already logged.
 
         Returns:
-          How many there are.
+          The number of unreadable images so far.
 
         Raises:
-          WrongData: more than may be.
+          WrongData: more images than the limit.
           OSError: the file cannot be written.
         """
         with _THREADS:
@@ -50,14 +50,14 @@ class UnreadableImages:
         return count
 
     def _write(self, name: str, why: str) -> int:
-        """Add a line, and take over the names that other processes wrote."""
+        """Append a line, and add the names that other processes have written."""
         assert self.log is not None
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             lines = file.read().splitlines(keepends=True)
-            if lines and not lines[-1].endswith(b"\n"):  # Cut short, as by a kill.
+            if lines and not lines[-1].endswith(b"\n"):  # Incomplete, for example after a kill.
                 file.truncate(sum(map(len, lines[:-1])))
             rows = [row for line in lines if (row := read_row(line))]
             self._names.update(row["name"] for row in rows if isinstance(row.get("name"), str))
