@@ -1,4 +1,4 @@
-"""Claims that the study `imagenet` measures: none, for those of section 4.2 rest on `inception`."""
+"""Claims of the study `imagenet`: none, as those of section 4.2 are measured by `inception`."""
 
 from experiments.stats.rules import Claim
 

@@ -24,7 +24,7 @@ SWITCHES = ("rate", "decay", "l2", "dropout", "lrn", "distortion", "order", "dro
 
 
 def group_size(statistics: str, devices: int) -> int:
-    """Count the devices that share batch statistics; `statistics` is that of the config.
+    """Return the number of devices that share batch statistics, from the option `statistics`.
 
     Raises:
       ValueError: a group that does not divide the number of devices.
@@ -134,7 +134,7 @@ class Config:
     """write event files for TensorBoard as well"""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
+        """Refuse options that cannot be trained with."""
         check(
             self,
             batch_size="[2, inf)",
@@ -185,11 +185,11 @@ class Config:
         group_size(self.statistics, count)
 
     def reads_files(self) -> bool:
-        """Tell whether --data-dir is read."""
+        """Return whether --data-dir is used."""
         return self.dataset != "digits"
 
     def variants(self) -> dict[str, Variant]:
-        """Name what is trained, changes made."""
+        """Return the variants to train by name, with the changes applied."""
         names = COMPARED if self.variant == "all" else (self.variant,)
         switches: dict[str, Any] = {name: getattr(self, name) for name in SWITCHES}
         return {name: change(VARIANTS[name], switches) for name in names}

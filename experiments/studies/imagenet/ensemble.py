@@ -1,4 +1,4 @@
-"""The mean of the class probabilities of several networks: the paper's Fig. 4."""
+"""Ensembles, which average the class probabilities of several networks: the paper's Fig. 4."""
 
 import dataclasses
 from collections import Counter
@@ -20,14 +20,14 @@ from experiments.studies.imagenet.variants import Variant
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.networks import Network
 
-# Top-1 and top-5 error in percent: a network and six together, by crops.
+# Top-1 and top-5 error in percent, by (networks, crops).
 PAPER = {(1, 1): (25.2, 7.82), (1, 144): (21.99, 5.82), (6, 144): (20.1, 4.9)}
-BAR: Any = {"delay": 2, "disable": None}  # Only where it takes long, on a terminal.
+BAR: Any = {"delay": 2, "disable": None}  # Only on a terminal, and if it takes long.
 MEND = "Pass folders such as runs/imagenet/<time>, or those of networks in them."
 
 
 class Member(NamedTuple):
-    """A trained network: where it is, and what it was trained as."""
+    """A trained network: its folder and how it was trained."""
 
     path: Path
     config: Config
@@ -36,29 +36,29 @@ class Member(NamedTuple):
 
     @property
     def variant(self) -> Variant:
-        """Return what it trained with."""
+        """Return its variant, with the changes applied."""
         return self.config.variants()[self.name]
 
     def describe(self) -> str:
-        """Name the variant, its changes and the seed."""
+        """Describe the variant, its changes and the seed."""
         changes = {switch: getattr(self.config, switch) for switch in SWITCHES}
         given = [f"{name} {value}" for name, value in changes.items() if value is not None]
         return ", ".join([self.name, *given, f"seed {self.seed}"])
 
 
 class Error(NamedTuple):
-    """Shares of validation images whose class is not the likeliest, or not among the five."""
+    """Shares of validation images whose class is not the likeliest, or not among the top five."""
 
     top_1: float
     top_5: float
 
 
 def find_members(paths: Sequence[Path]) -> list[Member]:
-    """Find the trained networks in runs; of a network's own folder that one.
+    """Find the trained networks in folders of runs or of single networks.
 
     Raises:
-      ValueError: no folder, or one without any; a network twice; networks of other images than the
-        first.
+      ValueError: no folder, or one without trained networks; a network given twice; networks
+        trained on different images.
     """
     if not paths:
         raise ValueError(f"Expected runs of imagenet with --ensemble, got none. {MEND}")
@@ -86,10 +86,10 @@ def find_members(paths: Sequence[Path]) -> list[Member]:
 
 
 def read_member(folder: Path) -> Member | None:
-    """Read what a network was trained as; None where the folder is none of a finished one.
+    """Read how a network was trained; None if the folder is not that of a finished network.
 
     Raises:
-      Damaged: a config that is not one of this version.
+      Damaged: the config is damaged or of another version.
     """
     if not (folder / RESULT).is_file() or not (folder / "config.json").is_file():
         return None
@@ -97,7 +97,7 @@ def read_member(folder: Path) -> Member | None:
     name, _, seed = str(values.pop("network", "")).rpartition("_")
     try:
         member = Member(folder, run_dir.to_config(Config, values), name, int(seed))
-        member.config.variants()[name]  # Refuses a name that is none.
+        member.config.variants()[name]  # Raises KeyError for an unknown name.
         return member
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(
@@ -108,19 +108,19 @@ def read_member(folder: Path) -> Member | None:
 def evaluate(
     members: Sequence[Member], data_dir: Path | None, crops: Literal[1, 144]
 ) -> dict[str, Error]:
-    """Evaluate each network, and all together, by population statistics.
+    """Evaluate each network, and all of them together, with population statistics.
 
     Args:
-      members: from `find_members`.
-      data_dir: as the runs had it.
-      crops: of each validation image.
+      members: result of `find_members`.
+      data_dir: the --data-dir of the runs.
+      crops: crops of each validation image.
 
     Returns:
-      errors by the network's folder, and "together".
+      Errors by the network's folder, and that of several networks as an ensemble by "together".
 
     Raises:
-      ValueError, FileNotFoundError: what is wrong with the images, or they are not the runs'.
-      Damaged: a network without a whole checkpoint.
+      ValueError, FileNotFoundError: invalid or missing images, or others than those of the runs.
+      Damaged: a network without an intact checkpoint.
     """
     data: dict[str, ImageSource] = open_data(members[0].config, data_dir)
     for member in members:
@@ -147,10 +147,10 @@ def evaluate(
 
 
 def as_on_one_device(member: Member) -> Config:
-    """Change batches so that one device's have the statistics that its run's devices had together.
+    """Return the config with batches that give the statistics of the run's devices on one device.
 
-    Each group of a run's devices had statistics of its own, which are averaged like those of
-    batches: a group's part of a batch becomes a batch.
+    Each group of the run's devices had its own statistics, which are averaged like those of
+    batches, so a group's part of a batch becomes a batch.
     """
     config, path = member.config, member.path.parent / DEVICES
     try:
@@ -171,10 +171,10 @@ def as_on_one_device(member: Member) -> Config:
 
 
 def check_images(member: Member, data: Mapping[str, ImageSource]) -> None:
-    """Refuse other images than those of the member's run: classes may have other numbers.
+    """Check that the images are those of the member's run: others may number classes differently.
 
     Raises:
-      ValueError: they are others.
+      ValueError: the images differ.
     """
     for split, source in data.items():
         try:
@@ -192,7 +192,7 @@ def restore(member: Member, classes: int) -> Network:
     """Read the weights of a finished network.
 
     Raises:
-      Damaged: it has no whole checkpoint of its last step.
+      Damaged: there is no intact checkpoint of its last step.
     """
     model = networks.make_model(member.config, member.variant, classes)
     optimizer = networks.make_optimizer(member.config, member.variant, 1)
@@ -211,12 +211,12 @@ def restore(member: Member, classes: int) -> Network:
 
 
 def error_of(accuracy: dict[str, Any]) -> Error:
-    """Turn shares that are right into shares that are wrong."""
+    """Convert accuracies to errors."""
     return Error(1 - accuracy["top_1"], 1 - accuracy["top_5"])
 
 
 def table(members: Sequence[Member], errors: dict[str, Error], crops: int) -> str:
-    """Lay out Fig. 4: ours, and the paper's beside it, in percent."""
+    """Format our errors and those of the paper's Fig. 4 as a table, in percent."""
     width = max(map(len, errors)) + 2
     described = {str(member.path): member.describe() for member in members}
     lines = [f"{'error in percent':{width}}  top-1  top-5"]

@@ -1,4 +1,4 @@
-"""Accuracy on validation images, by moving averages and by population statistics."""
+"""Accuracy on validation images, with moving averages and with population statistics."""
 
 import functools
 import itertools
@@ -26,28 +26,28 @@ from experiments.training.networks import Network
 from jbn.models import InceptionNet
 
 Predictor = Callable[[Array], Array]
-LARGEST = 64  # Images of one host in a batch; crops count.
+LARGEST = 64  # Images per device in an evaluation batch; each crop counts.
 
 
 class Sample:
-    """Some images of a source, drawn at random, in a fixed order."""
+    """A fixed random sample of the images of a source, in their order there."""
 
     def __init__(self, source: ImageSource, count: int):
-        """Draw `count` of them, or take all where there are not so many."""
+        """Draw `count` images, or take all if there are fewer."""
         self.source, self.name = source, source.name
         order = sampling.rng(0, "watched").permutation(len(source))
         self.rows = np.sort(order[: min(count, len(source))])
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        """Return one as the source has it."""
+        """Return an example of the source."""
         return self.source[int(self.rows[index])]
 
     def name_of(self, index: int) -> str:
-        """Return the name of one."""
+        """Return the name of an example."""
         return self.source.name_of(int(self.rows[index]))
 
 
@@ -62,7 +62,7 @@ class Evaluator:
         mesh: Mesh,
         log: Path | None = None,
     ):
-        """Compile nothing yet; `log` gets the names of images that cannot be read."""
+        """Create an evaluator, without compiling; `log` lists unreadable images."""
         self.config, self.model, self.source, self.log = config, model, source, log
         self.mesh, self.sharding = mesh, NamedSharding(mesh, BATCH)
         self.local = mesh.size // hosts.count()
@@ -78,13 +78,13 @@ class Evaluator:
         self.probabilities = probabilities
 
     def watch(self, network: Network) -> dict[str, float]:
-        """Evaluate by moving averages on some images, one crop of each."""
+        """Evaluate with moving averages on the watched images, one crop of each."""
         watched = Sample(self.source, self.config.watched)
         (accuracy,) = self.accuracies([self.predictor(network.variables)], watched, 1)
         return accuracy
 
     def predictor(self, variables: Any) -> Predictor:
-        """Make the function from crops of images to the mean of their class probabilities."""
+        """Make the function from images to class probabilities, averaged over their crops."""
         return functools.partial(self.probabilities, variables)
 
     def accuracies(
@@ -94,21 +94,21 @@ class Evaluator:
         crops: Literal[1, 144],
         progress: Callable[[int], object] = lambda images: None,
     ) -> list[dict[str, float]]:
-        """Evaluate members, and, if there are several, the mean of their class probabilities.
+        """Evaluate members, and the mean of their class probabilities if there are several.
 
         Args:
-          members: from `predictor`, of this network or others.
-          source: images.
-          crops: 1 or 144 of each.
+          members: results of `predictor`, of this or other networks.
+          source: the images.
+          crops: crops of each image, 1 or 144.
           progress: called after each batch with the number of its images.
 
         Returns:
-          of each member, and then of their mean, shares of images whose class is the likeliest,
-          `top_1`, or among the five likeliest, `top_5`. A network that diverged has probabilities
-          of NaN, none of which is right.
+          For each member, then for their mean, the shares of images whose class is the likeliest
+          (`top_1`) or among the five likeliest (`top_5`). A diverged network predicts NaN, which
+          never counts as correct.
 
         Raises:
-          WrongData: no image can be read, or more cannot than the config allows.
+          WrongData: no readable image, or more unreadable ones than the config allows.
         """
         correct: Any = 0
         for image, label, mask in self._batches(source, crops):
@@ -151,9 +151,9 @@ class Evaluator:
 def count_correct(
     scores: Float[Array, "N classes"], label: Int[Array, "N"], mask: Bool[Array, "N"]
 ) -> Float[Array, "3"]:
-    """Count the images that are right by the first, by the first five, and all."""
+    """Count the images that are correct by top 1, correct by top 5, and present."""
     own = jnp.take_along_axis(scores, label[:, None], 1)
-    before = jnp.sum(scores > own, 1)  # Of NaN, no comparison holds: it is refused below.
+    before = jnp.sum(scores > own, 1)  # All False for NaN, which is excluded below.
     right = [mask & (before < first) & ~jnp.isnan(own[:, 0]) for first in (1, 5)]
     return jnp.stack([jnp.sum(of, dtype=jnp.float32) for of in (*right, mask)])
 
@@ -168,7 +168,7 @@ def train_batches(
     log: Path | None,
     order: Order | None = None,
 ) -> loader.Batches:
-    """Make this host's training batches; `order` is the variant's unless it is given."""
+    """Return this host's training batches, in the variant's order unless `order` is given."""
     return loader.train_batches(
         train,
         batch_size=config.batch_size * devices // hosts.count(),
@@ -195,9 +195,10 @@ def population(
     mesh: Mesh,
     log: Path | None = None,
 ) -> Network:
-    """Give a network the statistics of Algorithm 2: averaged afresh over training batches.
+    """Return a network with the statistics of Algorithm 2, averaged anew over training batches.
 
-    Groups of a batch have statistics of their own, as in training, and are averaged like batches.
+    As in training, each group of a batch has its own statistics; they are averaged like those of
+    separate batches.
     """
     if not network.batch_stats:
         return network

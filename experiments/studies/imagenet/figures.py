@@ -19,7 +19,7 @@ LINES = {
 
 
 def plot_accuracy(trained: dict[str, list[Trained]]) -> Figure:
-    """Draw the accuracy against steps: the paper's Fig. 2."""
+    """Plot accuracy against training steps: the paper's Fig. 2."""
     fig = plotting.figure(width=5.6, height=3.8)
     (axes,) = fig.axes
     for name, networks in trained.items():

@@ -27,10 +27,10 @@ RESULT, DEVICES = "result.json", "devices.json"
 
 
 def open_data(config: Config, data_dir: Path | None) -> dict[str, ImageSource]:
-    """Open the images to train on and those to validate by, on every host.
+    """Open the training and validation images on every host.
 
     Raises:
-      ValueError, FileNotFoundError: what is wrong with them.
+      ValueError, FileNotFoundError: invalid or missing data; the message says what is wrong.
     """
     if config.dataset == "folder" and data_dir is None:
         raise ValueError(
@@ -57,7 +57,7 @@ def open_data(config: Config, data_dir: Path | None) -> dict[str, ImageSource]:
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train every variant with every seed, one after the other; report and draw."""
+    """Train every variant with every seed, one after another; report and plot."""
     sources: dict[str, Any] = study.datasets
     data = Data(sources["train"], sources["validation"])
     devices = study.execution.devices
@@ -79,11 +79,11 @@ def measure(config: Config, study: Study) -> None:
 
 
 def check_devices(run: Run, count: int) -> None:
-    """Keep the number of devices; for a run that goes on, compare: batches are of all of them.
+    """Record the number of devices, which determines the batches; check it if the run is resumed.
 
     Raises:
-      WrongData: not as many as the run began with.
-      Damaged: how many it began with cannot be read.
+      WrongData: the run was started with another number.
+      Damaged: the recorded number cannot be read.
     """
     try:
         before = count_devices(run.path / DEVICES)
@@ -98,11 +98,11 @@ def check_devices(run: Run, count: int) -> None:
 
 
 def count_devices(path: Path) -> int:
-    """Read how many devices shared a run's batches.
+    """Read the number of devices that shared a run's batches.
 
     Raises:
-      FileNotFoundError: the run kept no number.
-      Damaged: it cannot be read.
+      FileNotFoundError: the run recorded no number.
+      Damaged: the number cannot be read.
     """
     try:
         count = read_json(path).get("devices")
@@ -119,7 +119,7 @@ def count_devices(path: Path) -> int:
 def train_one(
     config: Config, name: str, variant: Variant, seed: int, data: Data, study: Study
 ) -> Trained:
-    """Train and evaluate one network, or read what it came to."""
+    """Train and evaluate one network, or read its results if it is already finished."""
     run = open_network(config, f"{name}_{seed}", study.run) if study.has_run else None
     kept = hosts.broadcast_from_first(read_result(config, run) if run else None)
     if kept is None:
@@ -142,7 +142,7 @@ def train_one(
 
 
 def open_network(config: Config, name: str, run: Run) -> Run:
-    """Make, or open, the folder of one network within that of the run, and hold it alike."""
+    """Create or open the folder of one network within that of the run, under the same lock."""
     path = run.path / name
     path.mkdir(exist_ok=True)
     own = Run(path, run.lock)
@@ -160,7 +160,7 @@ def open_network(config: Config, name: str, run: Run) -> Run:
 
 
 def read_result(config: Config, run: Run) -> dict[str, Any] | None:
-    """Read what a trained network came to; None where it is not finished, or damaged."""
+    """Read the results of a trained network; None if they are missing or damaged."""
     try:
         kept = read_json(run.path / RESULT)
         rows = list(read_rows(run.path / "metrics.jsonl"))
@@ -179,7 +179,7 @@ def read_result(config: Config, run: Run) -> dict[str, Any] | None:
 
 
 def report(config: Config, study: Study, trained: dict[str, list[Trained]], data: str) -> None:
-    """Report the numbers, draw Fig. 2, lay out Fig. 3."""
+    """Report the numbers, plot Fig. 2, and format the table of Fig. 3."""
     for name, networks in trained.items():
         for key in sorted(results.NAMES):
             values = np.array([network.result[key] for network in networks])

@@ -1,4 +1,4 @@
-"""The network of a variant, its optimizer, and its training step on one device or many."""
+"""The network of a variant, its optimizer, and its training step on one or many devices."""
 
 import functools
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from experiments.training.networks import Network, cross_entropy
 from jbn.linen import BatchNorm
 from jbn.models import InceptionNet
 
-GROUP, MEMBER = "group", "member"  # Axes of the mesh: groups share statistics, members are in one.
+GROUP, MEMBER = "group", "member"  # Mesh axes: the members of a group share statistics.
 BATCH = P((GROUP, MEMBER))
-# Of ImageNet's colors, from 0 to 1, as everybody has them.
+# Of ImageNet's colors on a scale from 0 to 1, the values in common use.
 COLOR_MEAN, COLOR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 TrainStep = Callable[[Network, Any, Array], tuple[Network, Float[Array, ""]]]
@@ -28,7 +28,7 @@ Forward = Callable[[Any, Any, Any, Array], tuple[Float[Array, ""], Any]]
 
 
 class Batch(NamedTuple):
-    """Images as they come from the files, and what they show."""
+    """Images with colors from 0 to 255, and their labels."""
 
     image: UInt8[Array, "N H W 3"]
     label: Int[Array, "N"]
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
 def make_model(
     config: Config, variant: Variant, classes: int, *, axis_name: str | None = None
 ) -> InceptionNet:
-    """Make the network; in training, statistics are those of all devices of an axis."""
+    """Make the network; in training, statistics are shared over the devices of `axis_name`."""
     norm = functools.partial(BatchNorm, momentum=0.99, unbiased=True, axis_name=axis_name)
     drop = config.drop if variant.dropped is None else variant.dropped
     dropped = drop if variant.dropout or variant.dropped is not None else 0.0
@@ -61,7 +61,7 @@ def make_model(
 
 
 def make_optimizer(config: Config, variant: Variant, devices: int) -> optax.GradientTransformation:
-    """Make SGD with momentum, L2 of the kernels, and a rate that falls exponentially."""
+    """Make SGD with momentum, L2 on the kernels, and an exponentially decaying rate."""
     first = config.learning_rate * variant.rate * (devices if config.scale_rate else 1)
     left = config.rate_left**variant.decay
     rate = optax.exponential_decay(first, config.steps, left)
@@ -76,7 +76,7 @@ def _kernels(params: Any) -> Any:
 
 
 def make_mesh(devices: list[jax.Device], statistics: str) -> Mesh:
-    """Make the mesh: `statistics` is that of the config.
+    """Make the mesh for the option `statistics`.
 
     Raises:
       ValueError: a group that does not divide the number of devices.
@@ -88,7 +88,7 @@ def make_mesh(devices: list[jax.Device], statistics: str) -> Mesh:
 
 
 def init(model: InceptionNet, optimizer: Any, key: PRNGKeyArray, size: int) -> Network:
-    """Initialize a network for images of that size."""
+    """Initialize a network for images of a given size."""
     x = jnp.ones((1, size, size, 3))
     variables = jax.jit(functools.partial(model.init, training=False))(key, x)
     params = variables["params"]
@@ -96,7 +96,7 @@ def init(model: InceptionNet, optimizer: Any, key: PRNGKeyArray, size: int) -> N
 
 
 def inputs(image: UInt8[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
-    """Scale colors to mean 0 and deviation 1, about."""
+    """Scale colors to a mean of about 0 and a standard deviation of about 1."""
     mean, std = (jnp.array(of).reshape(1, 1, 1, 3) for of in (COLOR_MEAN, COLOR_STD))
     return (image / 255 - mean) / std
 
@@ -107,8 +107,8 @@ def inputs(image: UInt8[Array, "N H W 3"]) -> Float[Array, "N H W 3"]:
 def forward_in_groups(config: Config, variant: Variant, classes: int, groups: int) -> Forward:
     """Make `(params, batch_stats, batch, key) -> (loss, batch_stats)`, in training mode.
 
-    Each of the groups of consecutive examples has batch statistics of its own; running ones move by
-    the mean over the groups, of means and of variances, which is what Algorithm 2 averages.
+    Each group of consecutive examples has its own batch statistics. The running statistics are
+    updated with the means and variances averaged over groups, which is what Algorithm 2 averages.
     """
     forward = make_forward(config, variant, classes)
 
@@ -148,13 +148,13 @@ def make_step(
 ) -> tuple[TrainStep, NamedSharding]:
     """Make the jitted step `(network, batch, key) -> (network, loss)`.
 
-    The batch is spread over the mesh, the network the same everywhere. By `jit`, XLA places the
-    parts of one program over the whole batch, whose groups are an axis of `vmap`; by `shard_map`,
-    each device has its program, and names the axes it shares. Numbers are the same up to rounding,
-    but for dropout, whose masks are drawn in another order where statistics are of several devices.
+    The batch is sharded over the mesh; the network is replicated. With `jit`, XLA partitions one
+    program over the whole batch, whose groups are an axis of `vmap`. With `shard_map`, each device
+    runs its own program, with collectives over named axes. The results are the same up to rounding,
+    except for dropout: its masks are drawn differently if several devices share statistics.
 
     Returns:
-      the step, and how a batch is to be placed.
+      The step, and the sharding of a batch.
     """
     optimizer = make_optimizer(config, variant, mesh.size)
 
@@ -178,7 +178,8 @@ def make_step(
         def loss(params: Any) -> tuple[Array, Any]:
             return forward(params, network.batch_stats, batch, own)
 
-        # Of each device's own copy: of a replicated one, shard_map sums leaf by leaf.
+        # Differentiate each device's own copy: shard_map would sum the gradient of a replicated one
+        # over devices leaf by leaf.
         params = jax.lax.pcast(network.params, (GROUP, MEMBER), to="varying")
         (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         gradient, value = jax.lax.pmean((gradient, value), (GROUP, MEMBER))

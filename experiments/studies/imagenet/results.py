@@ -1,4 +1,4 @@
-"""What trained variants came to, beside the paper's numbers."""
+"""Results of the trained variants, beside the paper's numbers."""
 
 from typing import NamedTuple
 
@@ -37,10 +37,10 @@ PAPER = {
 
 
 class Trained(NamedTuple):
-    """One network: its accuracy on the watched images as it trained, and at the end on all.
+    """One network: its accuracy on the watched images during training, and on all at the end.
 
-    - steps, accuracy: of each evaluation, by moving averages, top-1.
-    - result: `NAMES`, by moving averages and by population statistics.
+    - steps, accuracy: step and top-1 accuracy of each evaluation, with moving averages.
+    - result: the `NAMES`, with moving averages and with population statistics.
     """
 
     steps: Int[np.ndarray, "evaluations"]
@@ -52,7 +52,7 @@ def steps_to_best_of_inception(trained: dict[str, list[Trained]]) -> dict[str, n
     """Find the steps that each variant takes to the original's best accuracy, seed by seed.
 
     Returns:
-      (seeds,) of each variant that gets there with every seed; nothing without the original.
+      By variant, an array (seeds,), if it gets there with every seed; empty without the original.
     """
     if "inception" not in trained:
         return {}
@@ -66,7 +66,7 @@ def steps_to_best_of_inception(trained: dict[str, list[Trained]]) -> dict[str, n
 
 
 def table(config: Config, trained: dict[str, list[Trained]], steps: dict[str, np.ndarray]) -> str:
-    """Lay out Fig. 3, ours and the paper's; shares in percent."""
+    """Format our numbers and those of the paper's Fig. 3 as a table, in percent."""
     header = ("", "rate", "steps to best of Inception", "best", "moving", "population", "top-5",
               "paper: steps", "best")  # fmt: skip
     lines: list[str] = ["  ".join((f"{header[0]:20}", *header[1:]))]

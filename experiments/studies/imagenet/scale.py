@@ -1,11 +1,11 @@
-"""What a training step takes on machines that are not here, as compiled for them by XLA.
+"""The cost of a training step on machines that are not here, as compiled for them by XLA.
 
-Memory and collectives are those of the compiled program. Cycles are what XLA expects of its kernels
-on a TPU, and milliseconds these cycles at the chip's clock: an estimate, and no measurement.
-Collectives and asynchronous copies have no cycles, and are not in it. From it comes how many images
-a second have to be read, beside how many one core reads here, which is measured.
+Memory and collectives are those of the compiled program. Cycles are XLA's estimate for its kernels
+on a TPU, and milliseconds are these cycles at the chip's clock rate: an estimate, not a
+measurement. Collectives and asynchronous copies have no cycles and are not included. The estimate
+gives the number of images that must be read per second; how many one core reads is measured here.
 
-Rows are kept as they are compiled. One that is there already stays.
+Each row is saved as soon as it is compiled. Rows that are already saved are not compiled again.
 """
 
 import dataclasses
@@ -62,10 +62,10 @@ class Options:
     """folder for scale.json and scale.md, and the rows that are kept"""
 
     def check(self) -> None:
-        """Refuse what cannot be compiled.
+        """Refuse options that cannot be compiled.
 
         Raises:
-          ValueError: says what, in one line.
+          ValueError: the message says in one line what is wrong.
         """
         machines.split_name(self.compile)
         if self.variant == "all":
@@ -76,10 +76,10 @@ class Options:
             raise ValueError("Expected --batch-sizes with at least one, got none.")
 
     def config(self, batch_size: int) -> Config:
-        """Make the config of a run.
+        """Return the config of a run.
 
         Raises:
-          ValueError: no such statistics; a batch of one image.
+          ValueError: invalid statistics, or a batch of one image.
         """
         return dataclasses.replace(
             PRESETS["imagenet"],
@@ -91,10 +91,10 @@ class Options:
 
 
 def main(options: Options) -> Kept:
-    """Compile, print and keep what is not kept yet; return all that is.
+    """Compile, print and save the rows that are not saved yet; return all saved results.
 
     Raises:
-      ValueError: options that cannot be; the compiler is not installed, or knows no such machine.
+      ValueError: invalid options; the compiler is not installed, or does not know the machine.
       OSError: results cannot be written.
     """
     options.check()
@@ -102,14 +102,14 @@ def main(options: Options) -> Kept:
     kept = read(options.output)
     for batch_size in options.batch_sizes:
         config = options.config(batch_size)
-        networks.make_mesh(devices, config.statistics)  # Refuses groups that do not fit.
+        networks.make_mesh(devices, config.statistics)  # Refuses invalid groups.
         key = f"{options.compile}, {batch_size}, {config.variant}, {config.statistics}"
         key += ", remat" * config.remat
         if key in kept.rows:
             print(f"{key}: kept in {options.output}", flush=True)
         else:
             row = measure(config, options.compile, devices)
-            kept = read(options.output)  # Another process may have compiled others meanwhile.
+            kept = read(options.output)  # Another process may have added rows meanwhile.
             kept.rows[key] = row
             write(options.output, kept)
         print(scale_page.summary(kept.rows[key]), flush=True)
@@ -124,13 +124,13 @@ def main(options: Options) -> Kept:
 
 
 def measure(config: Config, machine: str, devices: list[Any], classes: int = CLASSES) -> Row:
-    """Compile a step for these devices, and count.
+    """Compile a step for some devices, and return its memory, collectives and cycles.
 
     Args:
-      config: of one variant.
-      machine: its name.
-      devices: a device may be virtual, or of a topology.
-      classes: of the images.
+      config: config with a single variant.
+      machine: name of the machine.
+      devices: its devices, which may be virtual or those of a topology.
+      classes: number of classes.
     """
     began = time.monotonic()
     (variant,) = config.variants().values()
@@ -171,7 +171,7 @@ def measure(config: Config, machine: str, devices: list[Any], classes: int = CLA
 
 
 def lower(config: Config, variant: Variant, devices: list[Any], classes: int) -> Any:
-    """Lower the step of a run for these devices, each with a program of its own (shard_map)."""
+    """Lower the training step for some devices, with one program per device (shard_map)."""
     mesh = networks.make_mesh(devices, config.statistics)
     made: Any = networks.make_step(config, variant, classes, mesh, "shard_map")
     step, spread = made
@@ -206,7 +206,7 @@ def _versions() -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    """Take the line that says how much memory there would have to be."""
+    """Return the line of the error that says how much memory the step needs."""
     lines = str(error).splitlines()
     return next((line for line in lines if "Used" in line), lines[0]).strip()
 
@@ -215,7 +215,7 @@ def _first_line(error: Exception) -> str:
 
 
 def measure_loader(config: Config, seconds: float = 2.0) -> Loader:
-    """Measure how many images a second one core of this machine reads, by its own time."""
+    """Measure how many images per second of CPU time one core of this machine reads."""
     (variant,) = config.variants().values()
     with tempfile.TemporaryDirectory() as folder:
         size = photographs.make_folder(Path(folder), PHOTOGRAPHS)
@@ -243,10 +243,10 @@ def measure_loader(config: Config, seconds: float = 2.0) -> Loader:
 
 
 def read(output: Path) -> Kept:
-    """Read the rows that are there.
+    """Read the saved results.
 
     Raises:
-      Damaged: the file is not as it was written.
+      Damaged: the file is damaged or of another version.
     """
     path = output / f"{NAME}.json"
     if not path.exists():
@@ -270,7 +270,7 @@ def _row(values: dict[str, Any]) -> Row:
 
 
 def write(output: Path, kept: Kept) -> None:
-    """Write `scale.json` and the page of it, whole or not at all."""
+    """Write `scale.json` and its page, each atomically."""
     output.mkdir(parents=True, exist_ok=True)
     content = {
         "rows": {key: dataclasses.asdict(row) for key, row in kept.rows.items()},

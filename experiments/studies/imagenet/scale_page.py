@@ -1,4 +1,4 @@
-"""The page of what a training step takes on many chips: `docs/results/imagenet/scale.md`."""
+"""The page on the cost of a training step on many chips: `docs/results/imagenet/scale.md`."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from experiments.studies.imagenet.results import LABELS
 
-# 197 TFLOP/s of four 128 x 128 matrix units, two a multiplication (Google's TPU v5e page).
+# Hz, from 197 TFLOP/s (Google's TPU v5e page): each of four 128 x 128 matrix units does
+# two operations per multiply-add.
 CLOCKS = {"v5e": 1.5e9}
 NAMES = {"v5e": "TPU v5e", "h100": "NVIDIA H100"}
 BATCH_SIZES, CHIPS = (32, 64, 128, 256), (1, 8, 64, 256)
@@ -26,7 +27,7 @@ IMAGE_COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A compiled step. Sizes are bytes of one device; what is None is not known."""
+    """A compiled step. Sizes are bytes on one device; None is unknown."""
 
     machine: str
     chips: int
@@ -36,54 +37,54 @@ class Row:
     statistics: str
     remat: bool
     versions: dict
-    """of JAX and the compiler"""
+    """versions of JAX and the compiler"""
     compile_seconds: float = 0.0
     arguments: int | None = None
     temporary: int | None = None
     output: int | None = None
     aliased: int | None = None
-    """of the output, what takes the place of arguments"""
+    """part of the output that reuses the memory of arguments"""
     collectives: dict = dataclasses.field(default_factory=dict)
-    """name -> how many, and the bytes that a device puts into them"""
+    """name -> number of collectives, and bytes that a device sends into them"""
     in_other_branches: int = 0
-    """collectives of branches that seldom run"""
+    """number of collectives in branches that rarely run"""
     bytes: int | None = None
-    """read and written"""
+    """bytes read and written"""
     cycles: int | None = None
     no_room: str = ""
-    """what the compiler says where the step does not fit"""
+    """the compiler's message if the step does not fit into memory"""
 
     @property
     def target(self) -> str:
-        """Name the kind of machine."""
+        """Return the kind of machine."""
         return self.machine.partition(":")[0]
 
     @property
     def seconds(self) -> float | None:
-        """Estimate the time of a step: cycles at the chip's clock."""
+        """Return the estimated time of a step: cycles at the chip's clock rate."""
         clock = CLOCKS.get(self.target)
         return self.cycles / clock if self.cycles and clock else None
 
     @property
     def rate(self) -> float | None:
-        """Estimate the images that a device takes in a second."""
+        """Return the estimated number of images per second on one device."""
         return self.batch_size / self.seconds if self.seconds else None
 
     @property
     def memory(self) -> int | None:
-        """Add up what a device holds at once."""
+        """Return the total memory that a device needs."""
         if self.arguments is None or self.temporary is None or self.output is None:
             return None
         return self.arguments + self.temporary + self.output - (self.aliased or 0)
 
     @property
     def setting(self) -> tuple[str, str, str, bool]:
-        """Name what rows of one table have in common."""
+        """Return the values that the rows of one table share."""
         return self.target, self.variant, self.statistics, self.remat
 
 
 class Loader(NamedTuple):
-    """Images a second that one core reads: the median of some rounds, the least, the most."""
+    """Images per second that one core reads: median, lowest and highest of several rounds."""
 
     rate: float
     lowest: float
@@ -94,14 +95,14 @@ class Loader(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """All that is known: rows by name, and how fast images are read here."""
+    """All saved results: rows by name, and how fast images are read here."""
 
     rows: dict[str, Row]
     loader: Loader | None
 
 
 def summary(row: Row) -> str:
-    """Say in a few lines what was found of one row."""
+    """Summarize one row in a few lines."""
     title = f"{row.machine}, {row.chips} x {row.batch_size} images, {row.variant}"
     if row.no_room:
         return f"{title}: does not fit. {row.no_room}"
@@ -131,7 +132,7 @@ def summary(row: Row) -> str:
 
 
 def page(kept: Kept) -> str:
-    """Write the page."""
+    """Return the page as Markdown."""
     parts = [
         "# A step of the ImageNet study on many chips",
         "XLA compiled the training step of the preset `imagenet` (224 x 224 images, bfloat16 with "
@@ -151,7 +152,7 @@ def page(kept: Kept) -> str:
 
 
 def _section(rows: list[Row], loader: Loader | None) -> list[str]:
-    """Write the tables of one setting: each batch size by each number of chips."""
+    """Return the tables of one setting: every batch size with every number of chips."""
     first = rows[0]
     found = {(row.batch_size, row.chips): row for row in rows}
     cells = sorted({*itertools.product(BATCH_SIZES, CHIPS), *found})
@@ -229,7 +230,7 @@ def _mega(size: int | None, unit: str = " MB") -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table that reads well as plain text, without columns that are empty."""
+    """Format a Markdown table that reads well as plain text, without empty columns."""
     columns = [[title, *cells] for title, *cells in zip(header, *rows, strict=True) if any(cells)]
     header, *rows = zip(*columns, strict=True)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]

@@ -1,4 +1,4 @@
-"""A stream of batches, on its way to the devices."""
+"""A stream of batches, placed on the devices."""
 
 import time
 from typing import Any
@@ -14,15 +14,15 @@ from experiments.studies.imagenet.network import Batch
 class Stream:
     """Batches of this host's loader as arrays over all devices.
 
-    - took: seconds that the last batch took to come.
+    - took: seconds spent waiting for the last batch.
     """
 
     def __init__(self, batches: Batches, sharding: NamedSharding):
-        """Begin where the loader is."""
+        """Create a stream from the loader's current position on."""
         self.batches, self.sharding, self.took = batches, sharding, 0.0
 
     def next(self) -> Batch:
-        """Take the next batch."""
+        """Return the next batch."""
         began = time.perf_counter()
         batch = next(self.batches)
         self.took = time.perf_counter() - began

@@ -1,9 +1,8 @@
-"""One network of a variant, trained over a stream of examples.
+"""Training of one network of a variant on a stream of examples.
 
-A step is under way on the devices while the next batch is read. After every few steps come an
-evaluation, a row of metrics.jsonl and a checkpoint, written by a thread, with the place of the
-stream beside it: a run that was stopped at any moment goes on with the very next example, and ends
-with the same metrics.
+The devices run a step while the next batch is read. At regular intervals, the network is evaluated,
+a row is appended to metrics.jsonl, and a thread writes a checkpoint together with the position in
+the stream: an interrupted run resumes with the very next example, and ends with the same metrics.
 """
 
 import contextlib
@@ -34,12 +33,12 @@ from experiments.training.networks import Network
 from experiments.training.progress import Progress
 from experiments.training.signals import Stopped
 
-AT_ONCE = 1e-3  # Seconds in which a loss is read that was there already.
-LISTEN_EVERY = 10  # Steps after which hosts tell each other of signals: it is a collective.
+AT_ONCE = 1e-3  # Seconds: a loss that is read faster than this was already computed.
+LISTEN_EVERY = 10  # Steps between exchanges of signals among hosts, each of which is a collective.
 
 
 class Data(NamedTuple):
-    """What is trained on, and what is not."""
+    """The training and the validation images."""
 
     train: ImageSource
     validation: ImageSource
@@ -53,20 +52,20 @@ def train(
     run: Run | None,
     execution: Execution,
 ) -> tuple[Network, Evaluator]:
-    """Train from the beginning, or from the last checkpoint, to the end.
+    """Train a network to the end, from the start or from the last checkpoint.
 
     Args:
-      config, variant, seed: what is trained.
-      data: its images.
+      config, variant, seed: what to train.
+      data: the images.
       run: the network's folder; None on hosts other than the first.
-      execution: on which devices, how often to write a checkpoint, when to stop.
+      execution: devices, checkpoint interval, and the handler of signals.
 
     Returns:
-      the trained network, the same on all devices, and what it can be evaluated by.
+      The trained network, replicated on all devices, and an evaluator for it.
 
     Raises:
-      Stopped: by a signal, after a checkpoint.
-      WrongData: more images that cannot be read than the config allows.
+      Stopped: a signal arrived; a checkpoint has been written.
+      WrongData: more unreadable images than the config allows.
     """
     mesh = networks.make_mesh(list(execution.devices.mesh.devices.flat), config.statistics)
     classes = len(data.train.classes)
@@ -107,10 +106,10 @@ def train(
             batch = stream.next()
             network, loss = step(network, batch, jax.random.fold_in(key, done))
             done += 1
-            if under_way is not None:  # The devices are never further ahead than one step.
+            if under_way is not None:  # Devices run at most one step ahead.
                 came = time.perf_counter()
                 losses.append(float(under_way))
-                if time.perf_counter() - came < AT_ONCE:  # They had nothing to do meanwhile.
+                if time.perf_counter() - came < AT_ONCE:  # They were idle.
                     waited += stream.took
             under_way = loss
             signal = _signal(execution, done)
@@ -145,14 +144,14 @@ def train(
 
 
 def _signal(execution: Execution, done: int) -> int:
-    """Return the number of a signal that any host has had, on all at the same step; else 0."""
+    """Return the number of a signal that any host has received, at the same step on all, or 0."""
     if hosts.count() > 1 and done % LISTEN_EVERY:
         return 0
     return hosts.largest(execution.graceful_exit.received)
 
 
 def _mean(losses: Sequence[float]) -> float | None:
-    """Take the mean; None where training diverged, for JSON has no NaN."""
+    """Return the mean, or None if training diverged, as JSON has no NaN."""
     mean = float(np.mean(losses))
     return mean if math.isfinite(mean) else None
 
@@ -160,7 +159,7 @@ def _mean(losses: Sequence[float]) -> float | None:
 @contextlib.contextmanager
 def _board(folder: Path) -> Generator[Any]:
     """Write event files for TensorBoard."""
-    from tensorboardX import SummaryWriter  # Only where it is asked for.
+    from tensorboardX import SummaryWriter  # Optional dependency.
 
     with SummaryWriter(str(folder / "tensorboard")) as board:
         yield board

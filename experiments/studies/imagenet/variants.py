@@ -1,4 +1,4 @@
-"""The variants of the paper's section 4.2.2, and the changes of 4.2.1 that each of them takes."""
+"""The variants of the paper's section 4.2.2, and which changes of section 4.2.1 each makes."""
 
 import dataclasses
 from typing import Any, Literal
@@ -8,17 +8,18 @@ Order = Literal["shuffled", "within_shards", "fixed"]
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a variant trains with; numbers are factors of what the original has.
+    """How a variant is trained, relative to the original network.
 
-    - norm: batch normalization, or none.
-    - sigmoid: instead of ReLU.
-    - rate, decay, l2: the learning rate, how often it falls to `rate_left` in a run, the L2 weight.
-    - dropout, lrn, distortion: whether there is dropout, local response normalization, and as
-      strong a photometric distortion as the original's.
-    - order: of the examples; `fixed` has the same batches in every epoch.
-    - dropped: share of the features that are dropped, where it is not the original's.
-    - init_scale: factor of the initial convolution kernels.
-    - per_activation: batch normalization of the last two blocks is per activation.
+    - norm: whether there is batch normalization.
+    - sigmoid: use sigmoid instead of ReLU.
+    - rate, l2: factors of the learning rate and of the L2 weight.
+    - decay: how many times the rate decays by the factor `rate_left` in a run.
+    - dropout, lrn, distortion: whether to use dropout, local response normalization, and a
+      photometric distortion as strong as the original's.
+    - order: order of the examples; `fixed` is the same in every epoch.
+    - dropped: share of features dropped, if not the original's.
+    - init_scale: factor of the initial kernels.
+    - per_activation: normalize the last two blocks per activation instead of per feature.
     """
 
     norm: bool = True
@@ -49,11 +50,11 @@ VARIANTS = {
     "inception_x5": dataclasses.replace(ORIGINAL, rate=5.0),
     "sigmoid_without_bn": dataclasses.replace(ORIGINAL, sigmoid=True),
 }
-COMPARED = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")  # Those of Fig. 3.
+COMPARED = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")  # The rows of Fig. 3.
 
 
 def change(variant: Variant, switches: dict[str, Any]) -> Variant:
-    """Set what is given, and leave what is None as the variant has it.
+    """Return the variant with some values replaced; those that are None are kept.
 
     Example:
       >>> from experiments.studies.imagenet.variants import VARIANTS, change
