@@ -1,4 +1,4 @@
-"""The adding problem: networks that learn it, at every rate, and what clipping does."""
+"""The adding problem: networks trained on it at every rate, and the effect of clipping."""
 
 import functools
 from typing import Any
@@ -21,7 +21,7 @@ from jbn.models.recurrent import Recurrent
 def sample_adding(
     seed: int, sequences: int, length: int
 ) -> tuple[Float[np.ndarray, "N T 2"], Float[np.ndarray, "N"]]:
-    """Sample sequences of values and markers, one in each half, and the sums of those marked."""
+    """Sample sequences of values with one marker in each half, and the sums of marked values."""
     rng, rows = sampling.rng(seed, "sequences"), np.arange(sequences)
     x = np.zeros((sequences, length, 2), np.float32)
     x[..., 0] = rng.random((sequences, length))
@@ -33,7 +33,7 @@ def sample_adding(
 def sample_sequences(
     config: Config, seeds: int, steps: int, length: int
 ) -> tuple[Any, Any, Int[np.ndarray, "steps batch"]]:
-    """Sample for every seed its examples, each seen once, and held-out ones; and the batches."""
+    """Sample training examples, each used once, and held-out ones for every seed; and batches."""
     count = steps * config.batch_size
     sequences = [sample_adding(seed, count + 2 * config.held_out, length) for seed in range(seeds)]
     x, y = (np.stack(arrays) for arrays in zip(*sequences, strict=True))
@@ -47,9 +47,9 @@ def squared_error(outputs: Any, target: Float[Array, "N"]) -> Float[Array, "N"]:
 
 
 def set_gates(params: Any, key: PRNGKeyArray, kind: str, length: int) -> Any:
-    """Set the biases of an LSTM's gates; with "lstm", memories last from 1 to `length` steps."""
+    """Set an LSTM's gate biases; with "lstm", memories last from 1 to `length` steps."""
     layer = params["input"]
-    size = layer["bias"].shape[0] // 4  # Of the gates i, f, g, o.
+    size = layer["bias"].shape[0] // 4  # The bias holds the gates i, f, g, o.
     chrono = jnp.log(jax.random.uniform(key, (size,), minval=1.0, maxval=length - 1.0))
     inward, forget = (-chrono, chrono) if kind == "lstm" else (0.0, 1.0)
     bias = layer["bias"].at[:size].set(inward).at[size : 2 * size].set(forget)
@@ -57,10 +57,10 @@ def set_gates(params: Any, key: PRNGKeyArray, kind: str, length: int) -> Any:
 
 
 def learn(config: Config, kinds: tuple[str, ...], length: int) -> dict[str, ArrayLike]:
-    """Train networks at every rate: "rnn", or "lstm" (chrono), "lstm_1" (forget bias 1).
+    """Train networks at every rate: "rnn", or "lstm" (chrono) and "lstm_1" (forget bias 1).
 
     Returns:
-      kind -> errors on two sets of held-out sequences, (rates, seeds, evaluations, 2).
+      By kind, the errors on two sets of held-out sequences, (rates, seeds, evaluations, 2).
     """
     cell: Any = "rnn" if "rnn" in kinds else "lstm"
     model = Recurrent(cell=cell, hidden=config.hidden, outputs=1)
@@ -91,8 +91,8 @@ def learn(config: Config, kinds: tuple[str, ...], length: int) -> dict[str, Arra
     keys = [sampling.keys(range(config.seeds), purpose) for purpose in ("weights", "gates")]
     params = [jax.vmap(functools.partial(init, kind=kind))(*keys) for kind in kinds]
     by_seed = jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *params)
-    # All kinds as one program: each takes long to compile. One setting after the other, to train
-    # takes no longer, and far less memory.
+    # One program for all kinds, since each takes long to compile. Running the settings one after
+    # another takes no longer, and far less memory.
     settings = sweep.grid(kind=range(len(kinds)), rate=config.rates)
     errors = sweep.each(one, settings, (by_seed, examples, held_out), sequential="settings")
     return dict(zip(kinds, np.split(errors, len(kinds)), strict=True))
@@ -101,20 +101,22 @@ def learn(config: Config, kinds: tuple[str, ...], length: int) -> dict[str, Arra
 def at_best_rate(
     errors: Float[np.ndarray, "rates seeds evaluations 2"],
 ) -> Float[np.ndarray, "..."]:
-    """Choose the rate by the last errors on the first held-out set; return those on the second.
+    """Choose the rate by the last errors on the first held-out set; return errors on the second.
 
-    A run that diverged is worse than any other; where it has to be counted after all, it counts as
-    one that answers 1 always.
+    A diverged run ranks below all others. If its rate is chosen nevertheless, it counts as always
+    answering 1.
     """
     best = errors[selection.best(errors[:, :, -1, 0], "lowest"), :, :, 1]
     return np.where(np.isfinite(best), best, CHANCE)
 
 
 def clipping(config: Config) -> dict[str, ArrayLike]:
-    """Train RNNs of large recurrent weights by gradient descent, without clipping and with.
+    """Train RNNs with large recurrent weights by gradient descent, without and with clipping.
+
+    Both use the same initial weights and batches.
 
     Returns:
-      last errors of each seed on held-out sequences; the same weights and batches in both.
+      The last error of each seed on held-out sequences.
     """
     steps, length = config.clip_steps, config.clip_length
     examples, held_out, batches = sample_sequences(config, config.clip_seeds, steps, length)
@@ -132,7 +134,7 @@ def clipping(config: Config) -> dict[str, ArrayLike]:
         network, _ = networks.fit(step, network, examples, batches)
         return squared_error(model.apply(network.variables, x, training=False), y).mean()
 
-    clips = np.array([np.inf, config.clip])  # No norm is above infinity.
+    clips = np.array([np.inf, config.clip])  # Infinity never clips.
     keys = sampling.keys(range(config.clip_seeds), "weights")
     unclipped, clipped = sweep.each(one, clips, (keys, examples, held_out))
     return {"unclipped": unclipped, "clipped": clipped}

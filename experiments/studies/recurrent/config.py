@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from experiments.checks import check, check_divides
 
 CHANCE = 1 / 6  # Variance of the sum of two values of U(0, 1).
-LENGTHS = 50, 100, 200  # Of the adding problem.
+LENGTHS = 50, 100, 200  # Sequence lengths of the adding problem.
 FORGET_BIASES = 0, 1, 5
-STEPS_BACK, EVALUATE_EVERY = 200, 10  # Of the Jacobian.
+STEPS_BACK, EVALUATE_EVERY = 200, 10  # Largest T of the Jacobians, and steps between them.
 
 
 @dataclass(frozen=True)

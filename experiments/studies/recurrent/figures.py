@@ -1,4 +1,4 @@
-"""Figures of the study `recurrent`, from its parts alone."""
+"""Figures of the study `recurrent`, drawn from its parts alone."""
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -18,7 +18,7 @@ from experiments.studies.recurrent.config import (
     Config,
 )
 
-BIASES = {  # How each forget bias is drawn.
+BIASES = {  # Line style of each forget bias.
     bias: METHODS[method]._replace(label=f"forget bias {bias}")
     for bias, method in zip(FORGET_BIASES, ("rnn", "lstm", "gru"), strict=True)
 }
@@ -30,12 +30,12 @@ KINDS = {
 
 
 def lines(axes: Axes, x: ArrayLike, logs: Float[np.ndarray, "runs X"], style: LineStyle) -> None:
-    """Draw the geometric mean over runs, given their logarithms, and its interval as a band."""
+    """Plot the geometric mean over runs, given their logarithms, and its interval as a band."""
     plotting.band(axes, x, np.exp(logs.T.astype(np.float64)), style, geometric=True)
 
 
 def plot_memory(log_norms: dict[str, np.ndarray]) -> Figure:
-    """Plot the Jacobian against T: by cell, and for LSTMs by forget bias."""
+    """Plot the norm of the Jacobian against T, by cell, and for LSTMs by forget bias."""
     fig = plotting.figure(2, width=4.0, height=3.3)
     runs = {**log_norms, "state": log_norms["state"][FORGET_BIASES.index(1)]}
     cells, biases = fig.axes
@@ -56,7 +56,7 @@ def plot_memory(log_norms: dict[str, np.ndarray]) -> Figure:
 
 
 def plot_adding(config: Config, errors: dict[tuple[str, int], np.ndarray]) -> Figure:
-    """Plot the error over training, a panel for each length."""
+    """Plot the error over training, with one panel per length."""
     fig = plotting.figure(len(LENGTHS), width=3.3)
     steps = np.linspace(0, config.steps, config.looks + 1)
     for axes, length in zip(fig.axes, LENGTHS, strict=True):
@@ -71,7 +71,7 @@ def plot_adding(config: Config, errors: dict[tuple[str, int], np.ndarray]) -> Fi
 
 
 def plot_clipping(config: Config, last: dict[str, np.ndarray]) -> Figure:
-    """Plot the last error of every run, without clipping and with, and how many diverged."""
+    """Plot the last error of every run, without and with clipping, and the share that diverged."""
     fig = plotting.figure(2, width=3.6)
     errors, shares = fig.axes
     names = {"unclipped": "without clipping", "clipped": "with clipping"}

@@ -1,4 +1,4 @@
-"""What a recurrent state remembers: its Jacobian by an earlier one."""
+"""The Jacobian of a recurrent state with respect to an earlier one: what the state remembers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,10 +29,10 @@ def jacobian(
 ) -> tuple[Float[Array, "evaluations"], Float[Array, "evaluations S S"]]:
     """Compute d state_T / d state_0 for T = 0, every, 2 every, ... as exp(logarithm) * matrix.
 
-    The product of the steps' Jacobians is divided by its norm at every step, and the logarithm
-    kept: left alone it would soon be 0 in float32.
+    At every step the product of the steps' Jacobians is divided by its norm, whose logarithm is
+    accumulated: otherwise the product would soon underflow in float32.
 
-    `move` goes from state and input to the next state; `every` divides the number of inputs.
+    `move` maps state and input to the next state; `every` divides the number of inputs.
     """
 
     def step(at: Any, x: Array, _: Array) -> Any:
@@ -53,12 +53,12 @@ def log_norms(
     """Compute ln of the spectral norm of a Flax cell's Jacobian, by forget bias and seed.
 
     Returns:
-      of the whole state, and of a part of it: its rows and columns.
+      The values for the Jacobian of the whole state, and for its rows and columns of `part`.
     """
     shape = config.jacobian_seeds, STEPS_BACK, config.jacobian_inputs
     inputs = sampling.rng(0, "inputs").normal(size=shape).astype(np.float32)
     keys = sampling.keys(range(len(inputs)), "weights")
-    carry: Any = cell.initialize_carry(keys[0], inputs[0, 0].shape)  # Zeros, whatever the key.
+    carry: Any = cell.initialize_carry(keys[0], inputs[0, 0].shape)  # Zeros for any key.
     start, unravel = ravel_pytree(carry)
     params: Any = jax.vmap(lambda key: cell.init(key, carry, inputs[0, 0])["params"])(keys)
 
@@ -79,7 +79,7 @@ def log_norms(
 
 
 def jacobians(config: Config) -> dict[str, ArrayLike]:
-    """Measure every cell, from the same seeds and on the same inputs."""
+    """Measure every cell with the same seeds and inputs."""
     size, whole = config.jacobian_hidden, slice(None)
     memory = slice(size)  # An LSTM's carry is (c, h).
     lstm, of_memory = log_norms(config, nn.OptimizedLSTMCell(size), memory, FORGET_BIASES)

@@ -15,7 +15,7 @@ from experiments.study import Study
 
 
 def measure(config: Config, study: Study) -> None:
-    """Measure, report and draw."""
+    """Measure, report and plot."""
     # ---- What a state remembers
     log_norms = study.part("jacobian", lambda: jacobians(config))
     at = 100 // EVALUATE_EVERY
@@ -42,7 +42,7 @@ def measure(config: Config, study: Study) -> None:
     # ---- The adding problem
     errors = {}
     for length in LENGTHS:
-        # A forget bias of 1 for comparison: at the longest alone, as it is dear.
+        # A forget bias of 1 for comparison, only at the largest length, as it is expensive.
         lstms = ("lstm", "lstm_1") if length == LENGTHS[-1] else ("lstm",)
         for kinds in (("rnn",), lstms):
             work = functools.partial(learn, config, kinds, length)
@@ -62,7 +62,7 @@ def measure(config: Config, study: Study) -> None:
 
     # ---- Clipping
     ends = study.part("clipping", lambda: clipping(config))
-    diverged = {name: ~(last <= config.clip_bound) for name, last in ends.items()}  # NaN is not.
+    diverged = {name: ~(last <= config.clip_bound) for name, last in ends.items()}  # NaN too.
     for name, outcomes in diverged.items():
         study.report(f"diverged_{name}", estimates.share(outcomes))
     study.figure(

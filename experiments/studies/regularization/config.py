@@ -54,7 +54,7 @@ class Config:
     """absolute value below which a weight counts as near zero"""
 
     def __post_init__(self) -> None:
-        """Refuse epochs that batches do not divide, and a sweep without what the claim is about."""
+        """Refuse batches that do not divide an epoch, and a sweep without the claim's share."""
         check(
             self,
             batch_size="[2, inf)",
@@ -72,7 +72,7 @@ class Config:
             raise ValueError(f"Expected .4 among `flips`, got {self.flips}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
+        """Return the numbers of training and test images needed, by data set."""
         return {self.dataset: (self.train + self.validation, self.test)}
 
 

@@ -1,4 +1,4 @@
-"""Figures of `regularization`, from what it found alone."""
+"""Figures of the study `regularization`, drawn from its results alone."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,7 +30,7 @@ TITLES = {
 
 
 class Line(NamedTuple):
-    """What was found at each of some values, as a line of a figure."""
+    """Results at several values of an option, drawn as one line."""
 
     values: tuple[float, ...]
     results: Results
@@ -38,20 +38,20 @@ class Line(NamedTuple):
 
 
 def gap(results: Results) -> np.ndarray:
-    """Compute training - test accuracy."""
+    """Compute training minus test accuracy."""
     return results["train"] - results["test"]
 
 
 def plot_lines(whats: Sequence[str], lines: dict[tuple[str, str], Line]) -> Figure:
-    """Plot test accuracy and gap against what is swept, a column for each."""
+    """Plot test accuracy and gap, with one column for each swept option."""
     fig = figure(len(whats), 2, width=3.1, height=2.5)
     rows = {"test accuracy": fig.axes[: len(whats)], "training - test": fig.axes[len(whats) :]}
     for (what, method), (values, results, label) in lines.items():
         if what not in whats:
             continue
-        # At equal distances: 0 has its place beside powers of ten.
+        # Equally spaced, so that 0 fits beside powers of ten.
         every = sorted({x for (of, _), line in lines.items() if of == what for x in line.values})
-        side = {"none": -0.06, "batch": 0.06}.get(method, 0)  # Bars beside each other.
+        side = {"none": -0.06, "batch": 0.06}.get(method, 0)  # Keep the bars apart.
         at = [every.index(x) + side for x in values]
         for (name, panels), runs in zip(rows.items(), (results["test"], gap(results)), strict=True):
             axes = panels[whats.index(what)]

@@ -31,11 +31,12 @@ HE = nn.initializers.he_normal()
 
 
 class Images(NamedTuple):
-    """What one seed learns from; arrays of several seeds have one more axis in front.
+    """Training data of one seed; for several seeds, arrays have one more leading axis.
 
-    - x, labels: training images and what they show.
-    - wrong: another label for each; luck: below the share of flips, the wrong one is given.
-    - validation: images and labels to choose strengths by.
+    - x, labels: training images and their true labels.
+    - wrong: another label for each image.
+    - luck: uniform random numbers; the wrong label is given where it is below the share of flips.
+    - validation: images and labels to choose rates and strengths by.
     """
 
     x: Float[Array, "N F"]
@@ -46,7 +47,7 @@ class Images(NamedTuple):
 
 
 def sample_images(config: Config, dataset: Dataset) -> tuple[Images, Examples]:
-    """Draw the images of all seeds, and which labels turn wrong; take the test images."""
+    """Draw the images of all seeds and their wrong labels, and return them with the test images."""
     seeds, n = range(config.seeds), config.train
     (x, labels), validation, test = sample_splits(
         dataset, binary, seeds, validation=config.validation, train=n, test=config.test
@@ -58,7 +59,7 @@ def sample_images(config: Config, dataset: Dataset) -> tuple[Images, Examples]:
 
 
 def given_labels(images: Images, flips: float) -> Int[Array, "N"]:
-    """Replace a share of the labels; a larger share replaces those of a smaller one as well."""
+    """Replace a share of the labels; a larger share includes the labels of a smaller one."""
     return jnp.where(images.luck < flips, images.wrong, images.labels)
 
 
@@ -66,10 +67,10 @@ def given_labels(images: Images, flips: float) -> Int[Array, "N"]:
 
 
 class Kind(NamedTuple):
-    """What is compiled on its own: the network, and what its statistics are of.
+    """What each compiled program is specialized to: a network and its batches.
 
-    - statistics: None has no BN; else how many examples of a batch share statistics, or "all"
-      training images.
+    - statistics: number of examples in a batch that share statistics; "all" for those of all
+      training images; None for no BN.
     """
 
     width: int
@@ -79,7 +80,7 @@ class Kind(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What is passed to the compiled training: its rate and its regularizers."""
+    """What is passed to a compiled program: the learning rate and the regularizers."""
 
     rate: float
     dropout: float = 0.0
@@ -89,26 +90,26 @@ class Setting(NamedTuple):
 
 
 class Dropout(nn.Module):
-    """Inverted dropout at a rate that may be traced, as that of `nn.Dropout` may not."""
+    """Inverted dropout at a rate that may be traced, unlike that of `nn.Dropout`."""
 
     rate: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Drop each value by itself and scale up the others."""
+        """Drop each value independently and scale up the others."""
         mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
         return jnp.where(mask, x / (1 - self.rate), 0)
 
 
 def kernels(params: Any) -> Float[Array, "weights"]:
-    """Take all weights that are regularized: those of the dense layers, without their biases."""
+    """Return all regularized weights: those of the dense layers, without biases."""
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return jnp.concatenate([leaf.ravel() for path, leaf in leaves if path[-1].key == "kernel"])
 
 
 @functools.cache
 def make_model(config: Config, kind: Kind) -> MLP:
-    """Make the network; BN of all examples at hand is ghost BN of as many as there can be."""
+    """Make the network; BN over all training images is ghost BN with groups of that size."""
     size = kind.statistics if isinstance(kind.statistics, int) else config.train
     bn = functools.partial(GhostBatchNorm, batch_size=size, unbiased=True)
     norm = None if kind.statistics is None else bn
@@ -118,7 +119,7 @@ def make_model(config: Config, kind: Kind) -> MLP:
 @functools.partial(jax.jit, static_argnums=0)
 def start(model: MLP, keys: PRNGKeyArray, x: Array) -> networks.Network:
     """Initialize the networks of all seeds."""
-    # Plain SGD has no state, so any rate will do.
+    # Plain SGD has no state, so the rate does not matter.
     return jax.vmap(lambda key: networks.init(model, optax.sgd(1.0), key, x))(keys)
 
 
@@ -127,7 +128,7 @@ def make_step(
 ) -> Callable[[networks.Network, Array, Array], networks.Network]:
     """Make the training step of one seed, `(network, rows of the batch, number) -> network`.
 
-    The key makes the masks of dropout, with the number of the step.
+    Dropout masks are drawn from the key and the number of the step.
     """
     labels = given_labels(images, setting.flips)
     model = make_model(config, kind)
@@ -149,7 +150,7 @@ def make_step(
         )
         if kind.statistics != "all":
             return advance(images.x[rows], labels[rows])
-        # All images are normalized together; in the mean over them only the batch's count.
+        # All images are normalized together, but only those of the batch contribute to the loss.
         weight = jnp.zeros(config.train).at[rows].add(config.train / kind.batch_size)
         return advance(
             images.x, labels, loss=lambda out, true: weight * networks.cross_entropy(out, true)
@@ -159,7 +160,7 @@ def make_step(
 
 
 class OfSeed(NamedTuple):
-    """What one network starts from and learns from; the key is that of dropout."""
+    """Initial network, data and batches of one seed, and its key for dropout."""
 
     start: networks.Network
     images: Images
@@ -175,7 +176,7 @@ def learn(
     model, step = make_model(config, kind), make_step(config, kind, setting, images, key)
     network, _ = networks.fit(step, network, jnp.arange(config.train), batches)
     if kind.statistics is not None:
-        # Without dropout, as inference computes: its own noise would inflate the variances.
+        # Without dropout, as in inference: its noise would inflate the variances.
         size = config.train if kind.statistics == "all" else kind.batch_size
         together = images.x.reshape(-1, size, images.x.shape[-1])
         network = network._replace(batch_stats=networks.population(model, network, together))
@@ -185,7 +186,7 @@ def learn(
     outputs: Any = model.apply(network.variables, images.x, training=False)
     predicted = outputs.argmax(-1)
     weights = kernels(network.params)
-    # A network that diverged predicts one class, and so counts as chance, as it should.
+    # A diverged network predicts a single class, and so counts as chance.
     return {
         "train": jnp.mean(predicted == labels),
         "validation": accuracy(*images.validation),
@@ -200,14 +201,14 @@ Trainer = Callable[[Sequence[Kind], Sequence[Setting]], Results]
 
 
 def make_trainer(config: Config, dataset: Dataset) -> Trainer:
-    """Make the function that trains kinds of networks, all seeds at once, in each setting."""
+    """Make the function that trains every kind in every setting, all seeds at once."""
     images, test = sample_images(config, dataset)
     seeds = range(config.seeds)
     weights, dropout = (sampling.keys(seeds, purpose) for purpose in ("weights", "dropout"))
 
     @functools.cache
     def compiled(kind: Kind) -> Callable[[Setting], Results]:
-        # From one start for all kinds of BN: their variables are the same.
+        # All kinds of BN have the same variables, so they share one start.
         like = Kind(kind.width, 0, 0, kind.statistics and "all")
         initial = start(make_model(config, like), weights, test[0][:1])
         rows = sampling.all_batches(seeds, kind.steps, kind.batch_size, config.train)
@@ -215,7 +216,7 @@ def make_trainer(config: Config, dataset: Dataset) -> Trainer:
         run = sweep.program(functools.partial(learn, config, kind))
 
         def train_with(setting: Setting) -> Results:
-            # One at a time: each number of settings would be a program of its own.
+            # One at a time, since every other number of settings would be compiled anew.
             return run(jax.tree.map(lambda value: np.array([value]), setting), of_seeds, test)
 
         return train_with
@@ -231,7 +232,7 @@ def make_trainer(config: Config, dataset: Dataset) -> Trainer:
 
 
 def at(results: Results, i: int) -> Results:
-    """Take one setting."""
+    """Return the results of one setting."""
     return {name: rows[i] for name, rows in results.items()}
 
 
@@ -311,9 +312,9 @@ def measure(config: Config, study: Study) -> None:
 
 
 def report(config: Config, study: Study, results: dict[tuple[str, str], Results]) -> None:
-    """Report the numbers that the claims are about."""
+    """Report the numbers behind the claims."""
 
-    def chosen(what: str, method: str) -> Results:  # The best strength, not counting none at all.
+    def chosen(what: str, method: str) -> Results:  # The best strength above 0.
         strengths = {name: rows[1:] for name, rows in results[what, method].items()}
         return at(strengths, int(selection.best(strengths["validation"], "highest")))
 

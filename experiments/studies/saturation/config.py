@@ -48,7 +48,7 @@ class Config:
             raise ValueError(f"Expected `looks` to divide {self.steps} steps, got {self.looks}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
+        """Return the numbers of training and test images needed, by data set."""
         trained = max(self.batch_size, self.statistics)
         return {self.dataset: (self.validation + trained, self.looked_at)}
 

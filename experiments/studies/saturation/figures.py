@@ -16,7 +16,7 @@ Results = dict[str, dict[str, np.ndarray]]
 
 
 def plot_zone() -> Figure:
-    """Draw the sigmoid with its best line, the share saturated, and a shape that stays."""
+    """Plot the sigmoid with its best line, the saturated share, and an unchanged shape."""
     fig = plotting.figure(3, width=3.4, height=3.4)
     zone, share, shape = fig.axes
     x, color = np.linspace(-6, 6, 601), METHODS["sigmoid"].color
@@ -53,7 +53,7 @@ def plot_zone() -> Figure:
 
 
 def plot_saturated(config: Config, results: Results) -> Figure:
-    """Draw the share saturated, and accuracy, over training from large initial weights."""
+    """Plot saturated share and accuracy over training from large initial weights."""
     fig = plotting.figure(2, width=3.8)
     steps = np.linspace(0, config.steps, config.looks + 1)
     labels = {"saturated": "share of units with slope below .01", "test": "test accuracy"}
@@ -68,11 +68,11 @@ def plot_saturated(config: Config, results: Results) -> Figure:
 
 
 def plot_learned(results: Results, gaussian: Float[np.ndarray, "seeds units"]) -> Figure:
-    """Draw histograms of learned gamma and beta, and the active share of every ReLU; all seeds.
+    """Plot histograms of learned gamma and beta, and the active share of every ReLU of all seeds.
 
     Args:
-      results: of each nonlinearity at its best rate.
-      gaussian: each ReLU's share of inputs above 0, were they Gaussian before gamma and beta.
+      results: results of each nonlinearity at its best rate.
+      gaussian: share of each ReLU's inputs above 0 if they were Gaussian before gamma and beta.
     """
     fig = plotting.figure(3, width=3.4, height=3.4)
     starts = {"scale": ("gamma", 1.0), "bias": ("beta", 0.0)}

@@ -35,12 +35,12 @@ ACTIVATIONS = {"sigmoid": nn.sigmoid, "relu": nn.relu}
 
 def largest_normalized(size: int) -> float:
     """Normalize one huge value among zeros, which reaches the bound sqrt(size - 1)."""
-    x = jnp.zeros((size, 1)).at[0].set(1e4)  # So large that epsilon is nothing beside it.
+    x = jnp.zeros((size, 1)).at[0].set(1e4)  # Large enough for epsilon to be negligible.
     return float(jnp.max(normalized(x)))
 
 
 def normalized(x: Float[Array, "N C"]) -> Float[Array, "N C"]:
-    """Normalize by the batch, gamma 1 and beta 0."""
+    """Normalize with batch statistics, gamma 1 and beta 0."""
     params, state = jbn.init(x.shape[-1])
     return jbn.batch_norm(x, params, state, training=True)[0]
 
@@ -68,10 +68,10 @@ def shape(x: Float[np.ndarray, "N 1"]) -> tuple[float, float, float, float]:
 
 
 def probe(config: Config, model: nn.Module, network: Network, split: Split) -> dict[str, Array]:
-    """Look at a network: its accuracies, and its units, those of all layers side by side.
+    """Measure a network's accuracies, and its units, with those of all layers on one axis.
 
-    Of every unit: the share of inputs above 0; how far the sigmoid over them is from a line,
-    1 - R2; gamma and beta.
+    For every unit: the share of its inputs above 0; how far the sigmoid over these inputs is from a
+    line, 1 - R2; gamma and beta.
     """
     collections = ["intermediates", "batch_stats"]
     x = split.test[0][: config.looked_at]
@@ -95,13 +95,13 @@ def side_by_side(tree: Any, name: str, leaf: Any) -> Array:
 
 
 def r2(x: Float[Array, "N units"], y: Float[Array, "N units"]) -> Float[Array, "units"]:
-    """Compute the R2 of the best line from x to y, unit by unit."""
+    """Compute the R2 of the least-squares line from x to y for each unit."""
     dx, dy = x - x.mean(0, keepdims=True), y - y.mean(0, keepdims=True)
     return jnp.sum(dx * dy, 0) ** 2 / (jnp.sum(dx**2, 0) * jnp.sum(dy**2, 0))
 
 
 def large_weights(config: Config, split: Split, norm: str) -> dict[str, np.ndarray]:
-    """Train sigmoids from large initial weights: (seeds, 1 + evaluations)."""
+    """Train sigmoids from large initial weights; return arrays (seeds, 1 + evaluations)."""
     model = MLP(config.hidden, kernel_init=nn.initializers.normal(config.large_sigma), norm=norm)
     history = sweep.train(
         lambda rate: (model, optax.sgd(rate)),
@@ -118,10 +118,11 @@ def large_weights(config: Config, split: Split, norm: str) -> dict[str, np.ndarr
 
 
 def ablation(config: Config, split: Split) -> dict[str, np.ndarray]:
-    """Train with gamma and beta learned, and with both held at 1 and 0, at every rate.
+    """Train with learned gamma and beta, and with both fixed at 1 and 0, at every rate.
 
     Returns:
-      (activations, 2, rates, seeds, 2, ...): learned, then held; at the start, at the end.
+      Arrays (activations, 2, rates, seeds, 2, ...): the first axis of 2 is learned, then fixed; the
+      second is the start, then the end of training.
     """
     kernel_init = nn.initializers.normal(config.sigma)
 
@@ -150,7 +151,7 @@ def ablation(config: Config, split: Split) -> dict[str, np.ndarray]:
 
 
 def gaussian_share(history: dict[str, np.ndarray]) -> np.ndarray:
-    """Compute what share of inputs would be above 0 at the end, were they Gaussian before."""
+    """Compute the final share of inputs above 0 if they were Gaussian before gamma and beta."""
     return stats.norm.cdf(history["bias"][:, -1] / np.abs(history["scale"][:, -1]))
 
 
@@ -158,7 +159,7 @@ def gaussian_share(history: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def measure(config: Config, study: Study) -> None:
-    """Measure, report, draw."""
+    """Measure, report and plot."""
     split = jax.device_put(
         sample_split(study.dataset(config.dataset), data.binary, validation=config.validation)
     )
@@ -218,7 +219,7 @@ def measure(config: Config, study: Study) -> None:
         "with.",
     )
 
-    # ---- Gamma and beta, learned or held
+    # ---- Gamma and beta, learned or fixed
     results = study.part("ablation", lambda: ablation(config, split))
     learned, held = (
         {

@@ -52,10 +52,10 @@ class Config:
         check_dataset(self.dataset)
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes.
+        """Return the numbers of training and test images needed, by data set.
 
         Raises:
-          ValueError: batches of more images than there are to train on.
+          ValueError: a subset larger than the training set, or batches larger than the subset.
         """
         check_sizes(self.train_examples, subset=self.subset)
         check_sizes(self.subset, batch_size=self.batch_size)

@@ -1,4 +1,4 @@
-"""Binary images of the study `shift`, and the accuracy on them."""
+"""Binary images for the study `shift`, and the accuracy on them."""
 
 from typing import NamedTuple
 
@@ -16,14 +16,14 @@ from experiments.training.networks import Network
 
 
 class Data(NamedTuple):
-    """Binary images in rows, uint8, and batches of those to train on for population statistics."""
+    """Binary images as uint8 rows, and batches of training images for population statistics."""
 
     split: Split
     population: UInt8[Array, "K N F"]
 
 
 def prepare(dataset: Dataset, config: Config) -> Data:
-    """Draw images; the first ones to train on, which come at random, give population statistics."""
+    """Draw images; the first training images, in random order, give population statistics."""
     split = sample_split(
         dataset,
         binary,
@@ -38,9 +38,9 @@ def prepare(dataset: Dataset, config: Config) -> Data:
 
 
 def accuracies(model: nn.Module, network: Network, data: Data) -> tuple[Array, Array]:
-    """Compute the accuracy in inference, on validation and test set; without noise.
+    """Compute validation and test accuracy in inference mode, without noise.
 
-    BN by population statistics. What diverged has outputs of NaN, whose argmax is class 0: it
+    BN uses population statistics. A diverged network outputs NaN, whose argmax is class 0, so it
     counts as chance.
     """
     variables = network.variables

@@ -1,4 +1,4 @@
-"""Networks of many equal layers: what a change becomes on its way, and how well they train."""
+"""Networks of many equal layers: how changes propagate through them, and how well they train."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ from experiments.training.networks import Network
 from jbn.linen import BatchNorm
 from jbn.models.units import Activation, Norm
 
-# ---- What becomes of a change --------------------------------------------------------------------
+# ---- How changes propagate -----------------------------------------------------------------------
 
 
 class HiddenLayers(NamedTuple):
-    """Of every hidden layer: W x, which ends a network of so many layers, and what enters f."""
+    """For every hidden layer: W x, the last one of a network of that depth, and the input to f."""
 
     preactivations: Float[Array, "runs depth N width"]
     inputs: Float[Array, "runs depth N width"]
@@ -33,7 +33,7 @@ class HiddenLayers(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="model")
 def hidden_layers(model: DeepMLP, network: Network, x: Float[Array, "N F"]) -> HiddenLayers:
-    """Run a batch through every network, in training mode, and take what was sown."""
+    """Run a batch through every network in training mode, and return the sown values."""
 
     def one(network: Network) -> HiddenLayers:
         collections = ["intermediates", "batch_stats"]
@@ -51,7 +51,7 @@ def hidden_layers(model: DeepMLP, network: Network, x: Float[Array, "N F"]) -> H
 def change_kernels(
     network: Network, change: Callable[[np.ndarray, int], np.ndarray], *, at: str = ""
 ) -> Network:
-    """Change every hidden layer's W, for each run by `(W, seed) -> W`; or those of `at` alone."""
+    """Apply `(W, seed) -> W` to each run's hidden layers, or only to those named by `at`."""
 
     def one(path: tuple[Any, ...], leaf: Array) -> Array:
         layer, name = path[0].key, path[-1].key
@@ -64,7 +64,7 @@ def change_kernels(
 
 
 def nudge(kernel: np.ndarray, seed: int, *, by: float = 0.01) -> np.ndarray:
-    """Move weights in a random direction, by a share of their norm."""
+    """Move weights in a random direction by a fraction of their norm."""
     direction = sampling.rng(seed, "nudge").normal(size=kernel.shape)
     return kernel + by * direction * np.linalg.norm(kernel) / np.linalg.norm(direction)
 
@@ -72,20 +72,22 @@ def nudge(kernel: np.ndarray, seed: int, *, by: float = 0.01) -> np.ndarray:
 def enlarge_few(
     kernel: np.ndarray, seed: int, *, share: float = 0.01, factor: float = 10
 ) -> np.ndarray:
-    """Multiply each weight, with the probability `share`, by `factor`."""
+    """Multiply each weight by `factor` with probability `share`."""
     few = sampling.rng(seed, "outliers").random(kernel.shape) < share
     return np.where(few, factor * kernel, kernel)
 
 
 def changes_by_depth(model: DeepMLP, x: Float[Array, "N F"], runs: int) -> dict[str, np.ndarray]:
-    """Change the weights of untrained networks, and see what that is in every layer.
+    """Change the weights of untrained networks, and measure the effect in every layer.
 
     Args:
-      model: of ReLU; weights start as He has them. x: batch. runs: how many networks.
+      model: network with ReLU; its weights are drawn with He initialization.
+      x: batch.
+      runs: number of networks.
 
     Returns:
-      all (runs, depth). nudged: relative change of W x after the first layer's weights have
-      moved by 1 %. outliers: deviation (over examples and units) of what enters the nonlinearity
+      Arrays (runs, depth). nudged: relative change of W x when the first layer's weights move by
+      1 %. outliers: standard deviation over examples and units of the inputs to the nonlinearity,
       with one weight in a hundred ten times as large, relative to that without. large: that
       deviation with all weights 1.5 times as large.
     """
@@ -112,7 +114,7 @@ def changes_by_depth(model: DeepMLP, x: Float[Array, "N F"], runs: int) -> dict[
 
 
 def growth(by_depth: Float[np.ndarray, "runs depth"]) -> Float[np.ndarray, "runs"]:
-    """Compute the factor per layer, from the first to the last."""
+    """Compute the mean factor per layer, from the first to the last."""
     return (by_depth[:, -1] / by_depth[:, 0]) ** (1 / (by_depth.shape[1] - 1))
 
 
@@ -120,9 +122,9 @@ def growth(by_depth: Float[np.ndarray, "runs depth"]) -> Float[np.ndarray, "runs
 
 
 class Variant(NamedTuple):
-    """What a deep network is made of.
+    """The components of a deep network.
 
-    - deviation: of the initial weights, see `weights.sample_networks`.
+    - deviation: standard deviation of the initial weights, see `weights.sample_networks`.
     - dropout: share of units dropped after every nonlinearity.
     - l2: weight of half the sum of the squared parameters.
     """
@@ -155,10 +157,10 @@ def train(
     steps: int,
     batch_size: int,
 ) -> dict[str, Float[np.ndarray, "rates seeds"]]:
-    """Train every seed with every rate, by momentum .9; measure accuracy.
+    """Train every seed at every rate with momentum .9.
 
     Returns:
-      accuracy on the images of `validation` and `test`.
+      Accuracy on the images of `validation` and `test`.
     """
     model = DeepMLP(
         depth, width, activation=variant.activation, norm=variant.norm, dropout=variant.dropout

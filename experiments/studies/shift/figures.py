@@ -1,4 +1,4 @@
-"""Figures of `shift`, from its parts alone."""
+"""Figures of the study `shift`, drawn from its parts alone."""
 
 from collections.abc import Mapping, Sequence
 
@@ -28,17 +28,18 @@ STYLES = {
 
 
 def describe_means(by_name: Mapping[str, ArrayLike]) -> str:
-    """Write the mean over runs of each: "without BN .61, with BN .2"."""
+    """Format the mean over runs of each, as in "without BN .61, with BN .2"."""
     means = {name: pretty(float(np.mean(np.asarray(runs)))) for name, runs in by_name.items()}
     return ", ".join(f"{STYLES[name].label} {mean}" for name, mean in means.items())
 
 
 def plot_shift(parts: Parts, medians: Settled, every: int) -> Figure:
-    """Plot both measures of shift over training, and the first for two sizes of batch.
+    """Plot both measures of shift over training, and the first one for two batch sizes.
 
     Args:
-      parts: while the network trained on all examples.
-      medians: of the last hidden layer's inputs, of that training and of the one on few examples.
+      parts: measurements of training on all examples, by norm.
+      medians: medians of the last hidden layer's inputs in that training, and in the one on few
+        examples.
       every: steps between evaluations.
     """
     fig = plotting.figure(3, width=3.4, height=3.2)
@@ -57,7 +58,7 @@ def plot_shift(parts: Parts, medians: Settled, every: int) -> Figure:
 
 
 def plot_landscape(parts: Parts, every: int) -> Figure:
-    """Plot how loss and gradient vary along a step, over training."""
+    """Plot over training how loss and gradient vary along a step."""
     fig = plotting.figure(2, width=3.8, height=3.2)
     loss, gradient = fig.axes
     over_training(loss, parts, "loss_range", every)
@@ -83,7 +84,7 @@ def plot_depth(depths: Sequence[int], accuracy: Mapping[str, np.ndarray]) -> Fig
 
 
 def plot_untrained(parts: Parts) -> Figure:
-    """Plot against the layer what became of three changes of the weights."""
+    """Plot the effects of three changes of the weights, layer by layer."""
     fig = plotting.figure(3, width=3.3)
     titles = {
         "nudged": ("First weights moved by 1 %", "relative change of W x"),
@@ -100,7 +101,7 @@ def plot_untrained(parts: Parts) -> Figure:
 
 
 def over_training(axes: Axes, parts: Parts, measure: str, every: int) -> None:
-    """Plot a measure of a step against the number of steps taken."""
+    """Plot a measure over training."""
     for name, part in parts.items():
         runs = part[measure].T
         band(axes, every * np.arange(len(runs)), runs, STYLES[name], geometric=True)
@@ -108,7 +109,7 @@ def over_training(axes: Axes, parts: Parts, measure: str, every: int) -> None:
 
 
 def label_steps(fig: Figure) -> None:
-    """Name the steps, and the lines."""
+    """Label the axis of steps and add legends."""
     for axes in fig.axes:
         axes.set(xlabel="training steps")
         plotting.legend_below(axes, columns=2)

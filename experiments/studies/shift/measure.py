@@ -34,11 +34,11 @@ from jbn.linen import BatchNorm
 from jbn.models import MLP
 
 NORMS = {"none": None, "batch": BatchNorm, "noisy": NoisyBatchNorm}
-LAYERS, WIDTH = 20, 100  # Of the untrained networks.
+LAYERS, WIDTH = 20, 100  # Depth and width of the untrained networks.
 
 
 def measure(config: Config, study: Study) -> None:
-    """Measure part by part; report and draw."""
+    """Measure all parts; report and plot."""
     data = prepare(study.dataset(config.dataset), config)
     report_training(config, study, data)
     report_depth(config, study, data)
@@ -46,7 +46,7 @@ def measure(config: Config, study: Study) -> None:
 
 
 def report_training(config: Config, study: Study, data: Data) -> None:
-    """Measure the shift, and the landscape, while Fig. 1's network trains."""
+    """Measure shift and landscape while Fig. 1's network trains."""
     every = config.look_every
 
     def train_with(
@@ -132,7 +132,7 @@ def report_training(config: Config, study: Study, data: Data) -> None:
 
 
 def report_depth(config: Config, study: Study, data: Data) -> None:
-    """Measure how accuracy after equal steps depends on depth."""
+    """Measure how accuracy after an equal number of steps depends on depth."""
 
     def train_all(name: str) -> dict[str, np.ndarray]:
         results = [
@@ -182,7 +182,7 @@ def report_depth(config: Config, study: Study, data: Data) -> None:
 
 
 def report_untrained(config: Config, study: Study, data: Data) -> None:
-    """Measure what changes of the weights become on their way through untrained networks."""
+    """Measure how changes of the weights propagate through untrained networks."""
 
     def run(norm: str) -> dict[str, np.ndarray]:
         x = data.split.train[0][:PROBE_EXAMPLES].astype(jnp.float32)

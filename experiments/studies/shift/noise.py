@@ -1,4 +1,4 @@
-"""BatchNorm with noise after it."""
+"""BatchNorm followed by noise."""
 
 import flax.linen as nn
 import jax
@@ -8,14 +8,14 @@ from jbn.linen import BatchNorm
 
 
 class NoisyBatchNorm(BatchNorm):
-    """BatchNorm, and after it noise of another distribution at every step and for every feature.
+    """BatchNorm followed by noise whose distribution differs by step and feature.
 
-    y + m + s z: z ~ N(0, 1) anew for every value, m ~ U(-noise, noise) and s ~ U(0, noise) for
-    every feature, all of the collection `noise` of random numbers. Without that collection, and
-    outside training, there is none.
+    The output is y + m + s z, with z ~ N(0, 1) drawn for every value, and m ~ U(-noise, noise) and
+    s ~ U(0, noise) drawn for every feature, all from the RNG collection `noise`. Without that
+    collection, and in inference mode, no noise is added.
 
     Attributes:
-      noise: the largest mean, and the largest deviation.
+      noise: largest mean and largest standard deviation of the noise.
 
     References:
       Santurkar et al., "How Does Batch Normalization Help Optimization?", 2018,
@@ -27,7 +27,7 @@ class NoisyBatchNorm(BatchNorm):
     def __call__(
         self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None
     ) -> Array:
-        """Normalize x, and add the noise."""
+        """Normalize x and add the noise."""
         y = super().__call__(x, use_running_average, mask=mask)
         average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average

@@ -1,4 +1,4 @@
-"""The probe of training: inputs of layers, their gradients, the loss along a step."""
+"""Measurements during training: inputs and gradients of layers, and the loss along a step."""
 
 import functools
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from experiments.training.networks import Network, cross_entropy
 from jbn import diagnostics
 from jbn.models import MLP
 
-ALONG = np.linspace(0.5, 4, 8)  # Where the loss is probed, in steps, as Santurkar et al. do.
-PROBE_EXAMPLES = 500  # Whose inputs to the last nonlinearity are probed, always the same.
+ALONG = np.linspace(0.5, 4, 8)  # Where the loss is probed, in units of a step (Santurkar et al.).
+PROBE_EXAMPLES = 500  # Fixed examples at which the inputs of the last nonlinearity are measured.
 
 
 @functools.partial(jax.jit, static_argnames=("model", "rate", "every", "gradients"))
@@ -35,21 +35,21 @@ def train_and_probe(
     every: int,
     gradients: bool,
 ) -> dict[str, Array]:
-    """Train by plain gradient descent, and probe the network on the way.
+    """Train by plain gradient descent, and probe the network at regular intervals.
 
     Args:
-      model: without BN or with it.
+      model: network with or without BN.
       rate: learning rate.
       data: examples.
-      start, keys, batches: of every seed. The keys are for noise; a probe takes the batch that
-        comes next, so there is one more than there are steps.
+      start, keys, batches: initial network, key for noise, and batches of every seed. A probe uses
+        the next batch, so there is one batch more than there are steps.
       every: steps between evaluations.
-      gradients: probe gradients and landscape too, not the inputs alone.
+      gradients: whether to probe gradients and landscape as well as inputs.
 
     Returns:
-      arrays with a leading axis of seeds: `accuracy` on the test set; `percentiles`,
-      (evaluations, 3, units), of the last nonlinearity's inputs in training mode, so that with
-      noise they are those that training sees; with `gradients`, what `probe_step` gives, for each.
+      Arrays with a leading axis of seeds: `accuracy` on the test set; `percentiles`,
+      (evaluations, 3, units), of the last nonlinearity's inputs in training mode, and so with noise
+      if there is any; with `gradients`, the results of `probe_step` at each evaluation.
     """
     optimizer, train = optax.sgd(rate), data.split.train
 
@@ -85,7 +85,7 @@ def train_and_probe(
 
 
 def last_inputs(model: MLP, network: Network, x: Array, rngs: Any) -> Float[Array, "N units"]:
-    """Compute what enters the last hidden layer's nonlinearity, in training mode."""
+    """Compute the inputs to the last hidden layer's nonlinearity in training mode."""
     collections = ["intermediates", "batch_stats"]
     _, sown = model.apply(network.variables, x, training=True, mutable=collections, rngs=rngs)
     (inputs,) = sown["intermediates"][f"activation_input_{len(model.hidden) - 1}"]
@@ -95,7 +95,7 @@ def last_inputs(model: MLP, network: Network, x: Array, rngs: Any) -> Float[Arra
 def loss_on(
     model: nn.Module, network: Network, batch: Examples, rngs: Any
 ) -> Callable[[Any], Array]:
-    """Make params -> loss on a batch in training mode; the noise, too, is the same every time."""
+    """Make params -> loss on a batch in training mode, with the same noise at every call."""
     x, labels = batch[0].astype(jnp.float32), batch[1]
 
     def loss(params: Any) -> Array:
@@ -107,12 +107,13 @@ def loss_on(
 
 
 def probe_step(loss: Callable[[Any], Array], params: Any, rate: float) -> dict[str, Array]:
-    """Probe one step of gradient descent: how it shifts gradients, how the loss goes along it.
+    """Probe one step of gradient descent: the shift of gradients, and the loss along the step.
 
     Returns:
-      gradient_shift: relative change of the gradient of a layer when all before it have
-      moved, mean over those that have any before; loss_range: largest - smallest loss from half a
-      step to four; gradient_change: the largest on the way, relative to the gradient.
+      gradient_shift: relative change of a layer's gradient once all layers before it have taken
+      their step, mean over all layers but the first; loss_range: largest minus smallest loss from
+      half a step to four; gradient_change: largest change of the gradient there, relative to the
+      gradient.
     """
     gradient = jax.grad(loss)(params)
     moved = jax.tree.map(lambda p, g: p - rate * g, params, gradient)
@@ -132,7 +133,7 @@ def probe_step(loss: Callable[[Any], Array], params: Any, rate: float) -> dict[s
 
 
 def by_layer(params: Any) -> dict[str, Any]:
-    """Put each dense layer of an `MLP` with its normalization, from the input to the output."""
+    """Group each dense layer of an `MLP` with its normalization, from input to output."""
     numbers = sorted({name.rpartition("_")[2] for name in params if name != "output"}, key=int)
     layers = {i: {n: own for n, own in params.items() if n.endswith(f"_{i}")} for i in numbers}
     return {**layers, "output": {"output": params["output"]}}
@@ -141,10 +142,10 @@ def by_layer(params: Any) -> dict[str, Any]:
 def from_settled(
     over_training: Float[np.ndarray, "seeds evaluations ..."], every: int
 ) -> tuple[Int[np.ndarray, "L"], Float[np.ndarray, "seeds L ..."]]:
-    """Leave out the first 1,000 steps, or half of fewer than 2,000: there, all is drift.
+    """Drop the first 1,000 steps, or the first half if fewer than 2,000: early on, all is drift.
 
     Returns:
-      the numbers of the steps, and what is left.
+      The numbers of the remaining steps, and their values.
     """
     steps = every * np.arange(over_training.shape[1])
     settled = steps >= settled_from(steps[-1])

@@ -25,11 +25,11 @@ def sample_networks(
 ) -> Network:
     """Sample a network for each seed, with a leading axis of seeds.
 
-    Kernels are drawn by NumPy, from the seed and the kernel's place alone, whatever the norm: XLA
-    would need longer to compile `model.init` than to compile all the training.
+    Kernels depend only on the seed and their place in the network, not on the norm. They are drawn
+    by NumPy: XLA would take longer to compile `model.init` than all the training.
 
     Args:
-      deviation: (inputs, outputs) of a kernel -> deviation of its weights.
+      deviation: (inputs, outputs) of a kernel -> standard deviation of its weights.
     """
     init = functools.partial(model.init, training=False)
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.ones((1, features)))
@@ -50,11 +50,11 @@ def sample_networks(
 
 
 def glorot(inputs: int, outputs: int) -> float:
-    """Compute the deviation that keeps the variance of values and gradients, on average."""
+    """Return the deviation that on average preserves the variance of values and gradients."""
     return (2 / (inputs + outputs)) ** 0.5
 
 
 def he(inputs: int, outputs: int) -> float:
-    """Compute the deviation that keeps the variance of values through ReLU."""
+    """Return the deviation that preserves the variance of values through ReLU."""
     del outputs
     return (2 / inputs) ** 0.5

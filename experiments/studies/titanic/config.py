@@ -6,7 +6,7 @@ from typing import Literal
 from experiments.checks import check
 from experiments.datasets import check_sizes
 
-PASSENGERS = 891  # In the table, and in the one that is made up.
+PASSENGERS = 891  # In the real table and in the synthetic one.
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Config:
             raise ValueError(f"Expected `watched` of 2 to {self.epochs}, got {self.watched}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many passengers this takes, none where they are made up.
+        """Return the number of passengers needed, none if they are synthetic.
 
         Raises:
-          ValueError: batches of more passengers than there are to train on.
+          ValueError: batches larger than the training part of a fold.
         """
         largest_fold = -(-PASSENGERS // self.folds)
         check_sizes(PASSENGERS - largest_fold, batch_size=self.batch_size)

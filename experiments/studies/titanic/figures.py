@@ -1,4 +1,4 @@
-"""Figures of `titanic`, from what it found alone."""
+"""Figures of the study `titanic`, drawn from its results alone."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,10 +13,10 @@ from experiments.studies.titanic.config import Config
 
 
 class Results(NamedTuple):
-    """What one kind of input and nonlinearity gave, for each method by seed: means over folds.
+    """Results for one scaling of inputs and one nonlinearity: means over folds, by method and seed.
 
-    - accuracy: after `epochs`; later: after `more`; every: after each epoch.
-    - deviation: of the accuracy on one fold over the watched epochs.
+    - accuracy: accuracy after `epochs`; later: after `more`; every: after each epoch.
+    - deviation: standard deviation of a fold's accuracy over the watched epochs.
     """
 
     accuracy: dict[str, Float[np.ndarray, "seeds"]]
@@ -26,7 +26,7 @@ class Results(NamedTuple):
 
 
 def label(name: str) -> str:
-    """Name a setting below an axis."""
+    """Return the tick label of a setting."""
     scaling, activation = name.split("_")
     return f"{scaling}\n{plotting.METHODS[activation].label}"
 
@@ -34,7 +34,7 @@ def label(name: str) -> str:
 def plot_intervals(
     axes: Axes, runs: Mapping[str, Mapping[str, Float[np.ndarray, "seeds"]]], scale: float
 ) -> None:
-    """Plot mean and interval of each method, setting by setting."""
+    """Plot mean and interval of each method for every setting."""
     for shift, method in ((-0.12, "none"), (0.12, "batch")):
         scaled = scale * np.stack([by_method[method] for by_method in runs.values()])
         plotting.bars(axes, np.arange(len(runs)) + shift, scaled, method)
@@ -44,7 +44,7 @@ def plot_intervals(
 def plot_accuracy(
     config: Config, by_setting: dict[str, Results], logistic: float, majority: float
 ) -> Figure:
-    """Plot the accuracy after `epochs`, and what BN gains then and later."""
+    """Plot the accuracy after `epochs`, and the gain by BN then and later."""
     fig = plotting.figure(2, width=3.9, height=3.5)
     left, right = fig.axes
     plot_intervals(left, {name: results.accuracy for name, results in by_setting.items()}, 100)

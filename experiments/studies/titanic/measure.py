@@ -39,15 +39,15 @@ METHODS = {"none": None, "batch": "batch"}
 
 
 def loss(outputs: Float[Array, "N 1"], labels: Int[Array, "N"]) -> Float[Array, "N"]:
-    """Compute the cross-entropy of the log-odds."""
+    """Compute the cross-entropy from log-odds."""
     return optax.sigmoid_binary_cross_entropy(outputs[:, 0], labels)
 
 
 def correct(outputs: Float[Array, "N 1"], labels: Int[Array, "N"]) -> Float[Array, "N"]:
-    """Tell where the likelier outcome is the true one.
+    """Return where the likelier outcome is the true one.
 
-    A network that diverged gives NaN, which is not above 0: it counts as one that foretells death
-    to all, which is the majority's accuracy.
+    A diverged network outputs NaN, which is not above 0, so it counts as predicting death for all
+    and gets the accuracy of the majority class.
     """
     return (outputs[:, 0] > 0) == (labels > 0)
 
@@ -57,8 +57,8 @@ def curves(
 ) -> dict[str, Float[np.ndarray, "seeds folds scalings epochs"]]:
     """Measure the test accuracy after each epoch, without and with BN.
 
-    An epoch is as many whole batches as the smallest training part has. Batches are cut from
-    permutations laid end to end, so that none is ragged and nobody is left out.
+    An epoch has as many batches as fit into the smallest training part. Batches are taken from
+    permutations laid end to end, so that all are full and no passenger is left out.
     """
     splits = titanic_data.sample_folds(passengers.survived, seeds=config.seeds, folds=config.folds)
     labels = jnp.asarray(passengers.survived)
@@ -113,7 +113,7 @@ def curves(
 
 
 def references(config: Config, passengers: Passengers) -> dict[str, np.ndarray]:
-    """Measure logistic regression on the same splits, by seed; and the majority's share."""
+    """Measure logistic regression on the same splits, by seed, and the majority's share."""
     accuracy = []
     splits = titanic_data.sample_folds(passengers.survived, seeds=config.seeds, folds=config.folds)
     for train, test in splits:
@@ -130,7 +130,7 @@ def references(config: Config, passengers: Passengers) -> dict[str, np.ndarray]:
 
 
 def summarize(config: Config, accuracies: Mapping[str, np.ndarray], scaling: int) -> Results:
-    """Take the numbers of one scaling out of the curves of one nonlinearity."""
+    """Summarize the curves of one nonlinearity for one scaling of inputs."""
     every = {name: accuracies[name][:, :, scaling] for name in METHODS}
     last = slice(config.epochs - config.watched, config.epochs)
     return Results(
@@ -142,14 +142,14 @@ def summarize(config: Config, accuracies: Mapping[str, np.ndarray], scaling: int
 
 
 def steadiness(results: Results) -> Estimate:
-    """Compare deviations, BN / without; a network that never changes deviates by a hair, not 0."""
+    """Compare deviations, BN / without; those of 0 are raised to a tiny floor."""
     floor = 1e-6
     with_bn, without = (np.maximum(results.deviation[name], floor) for name in ("batch", "none"))
     return estimates.ratio(with_bn / without)
 
 
 def measure(config: Config, study: Study) -> None:
-    """Train, compare, plot."""
+    """Train, compare and plot."""
     if config.source == "synthetic":
         print("titanic: a table made up by a rule, not the passengers", file=sys.stderr)
         study.add_dataset("titanic", titanic_data.sample_passengers())
@@ -208,7 +208,7 @@ def measure(config: Config, study: Study) -> None:
 
 
 def describe_gains(by_setting: Mapping[str, Results]) -> str:
-    """Say what BN gains in each setting."""
+    """Describe what BN gains in each setting."""
     gains = {
         name: 100 * (results.accuracy["batch"] - results.accuracy["none"]).mean()
         for name, results in by_setting.items()

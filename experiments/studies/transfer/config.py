@@ -54,7 +54,7 @@ class Config:
             )
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
+        """Return the numbers of training and test images needed, by data set."""
         trained = max(self.batch_size, self.statistics, self.race_images)
         each = self.validation + trained, self.race_images
         return {self.source: each, self.target: each}

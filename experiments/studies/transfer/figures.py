@@ -10,7 +10,7 @@ from experiments.studies.transfer.ways import WAYS
 
 
 def plot_race(config: Config, curves: dict[str, np.ndarray]) -> Figure:
-    """Draw test accuracy over the race, each way at the rate that arrives first."""
+    """Plot test accuracy over the race, each way at the rate that reaches the goal first."""
     fig = plotting.figure()
     (axes,) = fig.axes
     steps = (1 + np.arange(curves["scratch"].shape[1])) * config.race_every
@@ -24,7 +24,7 @@ def plot_race(config: Config, curves: dict[str, np.ndarray]) -> Figure:
 
 
 def plot_ways(tested: dict[str, np.ndarray]) -> Figure:
-    """Draw the last test accuracy of every way and seed, and the means."""
+    """Plot the last test accuracy of every way and seed, and the means."""
     fig = plotting.figure(width=6.0, height=2.8)
     (axes,) = fig.axes
     rows, runs = np.arange(len(tested)), np.stack(list(tested.values()))

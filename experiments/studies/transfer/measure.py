@@ -28,18 +28,18 @@ from jbn.models import MLP
 
 
 def gray(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N pixels"]:
-    """Take gray levels from 0 to 1, a row for each image."""
+    """Return gray levels from 0 to 1, one row per image."""
     return images.reshape(len(images), -1) / 255
 
 
 def permuted(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N pixels"]:
-    """Take gray levels, and permute the pixels, of all images alike."""
+    """Return gray levels, with the pixels of all images permuted in the same way."""
     rows = gray(images)
     return rows[:, sampling.rng(0, "pixels").permutation(rows.shape[1])]
 
 
 class Held(MLP):
-    """The network, but normalizing by the statistics that it has in training too."""
+    """The network, but normalizing with its running statistics even in training."""
 
     def __call__(
         self, x: Float[Array, "N F"], *, training: bool, mask: Array | None = None
@@ -53,7 +53,7 @@ def make(config: Config, network: type[MLP] = MLP) -> MLP:
 
 
 def starts(config: Config, target: Split, pretrained: dict[str, np.ndarray]) -> dict[str, Network]:
-    """Make what the ways start from; all have the same, new last layer."""
+    """Make the starting points of the ways, all with the same new last layer."""
     scratch = sweep.start(make(config), config.seeds, target.train[0])
     old = traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, pretrained), sep="/")
     params = {**old["params"], "output": scratch.params["output"]}
@@ -70,7 +70,7 @@ def starts(config: Config, target: Split, pretrained: dict[str, np.ndarray]) -> 
 
 
 def pretrain(config: Config, source: Split) -> dict[str, np.ndarray]:
-    """Train on the source; return the variables, (seeds, ...), and test accuracy."""
+    """Train on the source; return variables, (seeds, ...), and test accuracy."""
     model = make(config)
 
     def observe(model: nn.Module, network: Network, source: Split) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def pretrain(config: Config, source: Split) -> dict[str, np.ndarray]:
 def adapt(
     config: Config, ways: tuple[str, ...], target: Split, begin: dict[str, Network]
 ) -> dict[str, np.ndarray]:
-    """Take some ways to the end, at every rate: accuracies, (ways, rates, seeds, 1)."""
+    """Train some ways to the end at every rate; return accuracies, (ways, rates, seeds, 1)."""
     moving = any(WAYS[name].scale_bias for name in ways)
     statistics = config.statistics if moving else None
     observe = functools.partial(sweep.accuracies, statistics=statistics)
@@ -105,7 +105,7 @@ def adapt(
 
 
 def race(config: Config, target: Split, begin: dict[str, Network]) -> dict[str, np.ndarray]:
-    """Take two ways, evaluated often, on fewer images: (2, rates, seeds, evaluations)."""
+    """Train two ways, evaluated often on fewer images; return (2, rates, seeds, evaluations)."""
     rows = [spread(len(labels), config.race_images) for _, labels in target[1:]]
     parts = zip(target[1:], rows, strict=True)
     few = Split(target.train, *((x[some], labels[some]) for (x, labels), some in parts))
@@ -125,12 +125,12 @@ def take(
     steps: int,
     evaluations: int = 1,
 ) -> dict[str, np.ndarray]:
-    """Take ways at every rate: what is observed, (ways, rates, seeds, evaluations)."""
+    """Train some ways at every rate; return observations, (ways, rates, seeds, evaluations)."""
     taken = [WAYS[name] for name in ways]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(begin[way.start] for way in taken))
     weights = jnp.array([float(way.weights) for way in taken])
     scale_bias = jnp.array([float(way.scale_bias) for way in taken])
-    # A way that trains neither must not move the statistics either.
+    # If gamma and beta are not trained, the statistics must not move either.
     model = make(config, MLP if any(way.scale_bias for way in taken) else Held)
 
     def build(setting: dict[str, Array]) -> tuple[nn.Module, optax.GradientTransformation]:
@@ -158,7 +158,7 @@ def take(
 
 
 def measure(config: Config, study: Study) -> None:
-    """Measure, report, draw."""
+    """Measure, report and plot."""
     source = jax.device_put(
         sample_split(study.dataset(config.source), gray, validation=config.validation)
     )

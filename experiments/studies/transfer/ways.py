@@ -1,10 +1,10 @@
-"""The ways from one data set to another."""
+"""Ways to adapt a network to another data set."""
 
 from typing import Literal, NamedTuple
 
 
 class Way(NamedTuple):
-    """A way to the target: what it starts from, and what is trained besides the last layer."""
+    """A way to adapt: where it starts, and what is trained besides the last layer."""
 
     start: Literal["scratch", "pretrained", "estimated again"]
     weights: bool

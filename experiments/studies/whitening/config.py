@@ -44,7 +44,7 @@ class Config:
         check_dataset(self.dataset)
 
     def needs(self) -> dict[str, tuple[int, int]]:
-        """Say how many training and test images of which data set this takes."""
+        """Return the numbers of training and test images needed, by data set."""
         return {self.dataset: (max(self.examples, BATCH), 0)}
 
 

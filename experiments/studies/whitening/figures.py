@@ -10,7 +10,7 @@ from experiments.studies.whitening.config import Config
 
 
 def plot_time(config: Config, taken: dict[str, np.ndarray]) -> Figure:
-    """Draw milliseconds against d."""
+    """Plot milliseconds against d."""
     fig = plotting.figure()
     (axes,) = fig.axes
     for name, method, label in (("zca", "whitened", "ZCA"), ("bn", "batch", "BN")):
@@ -25,7 +25,7 @@ def plot_time(config: Config, taken: dict[str, np.ndarray]) -> Figure:
 
 
 def plot_outside(results: dict[str, np.ndarray]) -> Figure:
-    """Draw b, |W| and the loss over training."""
+    """Plot b, |W| and the loss over training."""
     fig = plotting.figure(3, width=3.3)
     panels = {
         "Bias": ("bias", 0, "bias b"),
@@ -48,9 +48,9 @@ def plot_outside(results: dict[str, np.ndarray]) -> Figure:
 def plot_descent(
     losses: dict[str, np.ndarray], target: float, last: dict[str, np.ndarray], bound: float
 ) -> Figure:
-    """Draw the training loss over the steps, and the last losses of networks that may get stuck.
+    """Plot the training loss over the steps, and the last losses of networks that may get stuck.
 
-    Each kind of input at its best rate; a network is stuck that ends above the bound.
+    Each kind of input is shown at its best rate. A network that ends above the bound is stuck.
     """
     fig = plotting.figure(3, width=3.4, height=3.2)
     descent, ends, shares = fig.axes
@@ -61,7 +61,7 @@ def plot_descent(
     descent.axhline(target, **line, label="loss to reach")
     descent.set(title="Logistic regression", xlabel="steps of descent", yscale="log")
     finite = np.concatenate([runs[np.isfinite(runs)] for runs in last.values()])
-    top = 2 * finite.max(initial=bound)  # Where one that diverged is drawn.
+    top = 2 * finite.max(initial=bound)  # Where diverged networks are drawn.
     for at, (kind, runs) in enumerate(last.items()):
         style = METHODS[kind]
         marks = {"color": style.color, "marker": style.marker, "linestyle": "none"}

@@ -26,9 +26,9 @@ from experiments.training.networks import Network
 from jbn.models import MLP
 
 INPUTS = "raw", "standardized", "whitened"
-OUTSIDE_STEPS, OUTSIDE_RATE = 1000, 0.1  # What the expected bias of 100 follows from.
+OUTSIDE_STEPS, OUTSIDE_RATE = 1000, 0.1  # Together they give the expected bias of 100.
 TIMED_EXAMPLES = 1024
-# Of the networks that may get stuck; the margin is nats above the lowest loss.
+# For the networks that may get stuck: hidden layers, and margin above the lowest loss in nats.
 HIDDEN, MARGIN = (10, 10), 0.5
 
 
@@ -36,7 +36,7 @@ HIDDEN, MARGIN = (10, 10), 0.5
 
 
 def pixels(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N d"]:
-    """Average the pixels four by four, from 0 to 1; leave out the almost constant, and a rest."""
+    """Average blocks of 4x4 pixels, scaled to [0, 1]; drop partial and almost constant blocks."""
     count, height, width = len(images), images.shape[1] // 4, images.shape[2] // 4
     whole = images[:, : 4 * height, : 4 * width].reshape(count, height, 4, width, 4)
     x = whole.mean((2, 4)).reshape(count, -1) / 255
@@ -45,7 +45,7 @@ def pixels(images: UInt8[np.ndarray, "N H W"]) -> Float[np.ndarray, "N d"]:
 
 
 def sample_subsets(config: Config, study: Study, seeds: int) -> tuple[Array, Array]:
-    """Draw random examples, pixels and labels: for the choosing seeds, then for `seeds` more."""
+    """Draw random examples and labels for the seeds that choose rates, then for `seeds` more."""
     dataset = study.dataset(config.dataset)
     x, labels = pixels(dataset.train_images), dataset.train_labels.astype(np.int32)
     rngs = [sampling.rng(seed, "subset") for seed in range(config.choosing_seeds + seeds)]
@@ -54,12 +54,12 @@ def sample_subsets(config: Config, study: Study, seeds: int) -> tuple[Array, Arr
 
 
 def standardize(x: Float[ArrayLike, "N d"]) -> Float[Array, "N d"]:
-    """Normalize every feature by itself, as BN does."""
+    """Normalize every feature separately, as BN does."""
     return jbn.batch_norm(x, *jbn.init(jnp.shape(x)[-1]), training=True)[0]
 
 
 def transform(x: Float[Array, "seeds N d"], kind: str) -> Float[Array, "seeds N d"]:
-    """Make one of `INPUTS` of every subset."""
+    """Transform every subset to one of the kinds in `INPUTS`."""
     transforms = {
         "raw": lambda x: x,
         "standardized": standardize,
@@ -72,7 +72,7 @@ def transform(x: Float[Array, "seeds N d"], kind: str) -> Float[Array, "seeds N 
 
 
 def decorrelation(x: Float[Array, "seeds N d"]) -> dict[str, ArrayLike]:
-    """Whiten each subset in float64, normalize it by BN; and whiten a batch of d / 2 examples."""
+    """Whiten each subset in float64, normalize it with BN, and whiten a batch of d / 2 examples."""
     results: dict[str, list[float]] = collections.defaultdict(list)
     for subset in np.asarray(x, np.float64):
         d, few = subset.shape[1], subset[: subset.shape[1] // 2]
@@ -87,9 +87,9 @@ def decorrelation(x: Float[Array, "seeds N d"]) -> dict[str, ArrayLike]:
         results["zca"].append(np.abs(whitened - np.eye(d)).max())
         results["bn"].append(np.abs(np.triu(normalized, 1)).max())
         results["smallest"].append(max(eigenvalues[0], 0) / eigenvalues[-1])
-        # A direction that the batch has keeps a variance of lambda / (lambda + epsilon), near 1.
+        # A direction with variance lambda in the batch keeps lambda / (lambda + epsilon), near 1.
         results["lost"].append(float(np.mean(left < 0.01)))
-        # Of E[xx^T], standardized / raw; that of x is its root.
+        # Condition number of E[xx^T], standardized / raw: the square of that of x.
         results["condition"].append((np.linalg.cond(transformed[1]) / np.linalg.cond(subset)) ** 2)
     return {name: np.array(runs) for name, runs in results.items()}
 
@@ -98,10 +98,10 @@ def decorrelation(x: Float[Array, "seeds N d"]) -> dict[str, ArrayLike]:
 
 
 def timing(config: Config) -> Mapping[str, ArrayLike]:
-    """Time ZCA and BN in turn, each time the median of five calls: (repetitions, features).
+    """Time ZCA and BN in turn; each entry (repetitions, features) is the median of five calls.
 
-    LAPACK gets one thread: on a busy machine several wait for one another, a thousand times longer
-    than a small matrix takes.
+    LAPACK gets one thread: on a busy machine, several threads wait for one another a thousand times
+    longer than a small matrix takes.
     """
     methods = {"zca": jax.jit(lambda x: jbn.whiten(x)[0]), "bn": jax.jit(standardize)}
     taken = {name: np.empty((config.repetitions, len(config.features))) for name in methods}
@@ -120,24 +120,24 @@ def timing(config: Config) -> Mapping[str, ArrayLike]:
 
 
 def centered(x: Float[Array, "N"]) -> Float[Array, "N"]:
-    """Subtract the mean, taken as a constant."""
+    """Subtract the mean, treated as a constant."""
     return x - jax.lax.stop_gradient(x.mean())
 
 
 def scaled(x: Float[Array, "N"]) -> Float[Array, "N"]:
-    """Divide by the standard deviation as well, taken as a constant."""
+    """Center, and divide by the standard deviation, both treated as constants."""
     return centered(x) / jax.lax.stop_gradient(x.std())
 
 
 def inside(x: Float[Array, "N"]) -> Float[Array, "N"]:
-    """Normalize by BN, whose statistics the gradient goes through."""
+    """Normalize with BN, with gradients through its statistics."""
     return standardize(x[:, None])[:, 0]
 
 
 def descend(
     xhat: Callable[[Array], Float[Array, "N"]], target: Float[Array, "N"], start: Array
 ) -> Float[Array, "steps 2"]:
-    """Descend on half the squared error; return |w| and the loss, before and after every step."""
+    """Minimize half the squared error; return |w| and loss at the start and after each step."""
 
     def loss(w: Array) -> Array:
         return jnp.mean((xhat(w) - target) ** 2) / 2
@@ -150,7 +150,7 @@ def descend(
 
 
 def outside(config: Config) -> dict[str, ArrayLike]:
-    """Descend with the statistics as constants, and with BN: `descend` of each seed, in float64."""
+    """Run `descend` for each seed in float64, with the statistics as constants and with BN."""
 
     def one(u: Array, start: Array, teacher: Array) -> dict[str, Array]:
         first, none, target = u[:, 0], jnp.zeros(()), 2 * inside(u @ teacher)
@@ -162,7 +162,7 @@ def outside(config: Config) -> dict[str, ArrayLike]:
         }
 
     u = sampling.rng(0, "inputs").normal(size=(config.seeds, 100, 10))
-    u -= u.mean(1, keepdims=True)  # E[u] = 0: then the bias gains the rate at every step.
+    u -= u.mean(1, keepdims=True)  # With E[u] = 0, the bias grows by the rate at every step.
     start, teacher = (
         sampling.rng(0, use).normal(size=(config.seeds, 10)) for use in ("weights", "teacher")
     )
@@ -176,13 +176,13 @@ def outside(config: Config) -> dict[str, ArrayLike]:
 
 @functools.cache
 def trainer(hidden: tuple[int, ...], every: int) -> Callable[..., Any]:
-    """Make, once for all inputs, the program that trains sigmoid networks.
+    """Make the program that trains sigmoid networks, compiled once for all inputs.
 
-    With no hidden layer they are logistic regressions.
+    Without hidden layers, the networks are logistic regressions.
 
     Returns:
-      `(rates, (keys, x, labels, batches), ())` -> the loss on all examples of a seed, before
-      the first step and after each `every`, (rates, seeds, evaluations).
+      `(rates, (keys, x, labels, batches), ())` -> loss on all examples of a seed, before the first
+      step and after every `every` steps, (rates, seeds, evaluations).
     """
     model = MLP(hidden=hidden, kernel_init=nn.initializers.xavier_normal())
 
@@ -208,7 +208,7 @@ def trainer(hidden: tuple[int, ...], every: int) -> Callable[..., Any]:
 
 
 def measure(config: Config, study: Study) -> None:
-    """Measure, report and draw."""
+    """Measure, report and plot."""
     # ---- Decorrelation
     x, labels = sample_subsets(config, study, config.seeds)
     choosing, own = slice(config.choosing_seeds), slice(config.choosing_seeds, None)
@@ -278,7 +278,7 @@ def measure(config: Config, study: Study) -> None:
         levels = transform(255 * x, kind)
         work = functools.partial(trainer(HIDDEN, count), rates, (keys, levels, labels, batches), ())
         runs = study.part(f"stuck_{kind}", lambda work=work: {"loss": work()})["loss"][..., -1]
-        ends = np.where(np.isfinite(runs), runs, np.inf)  # Diverged: stuck as well.
+        ends = np.where(np.isfinite(runs), runs, np.inf)  # Diverged networks count as stuck.
         last[kind] = ends[selection.best(ends[:, choosing], "lowest"), own]
     bound = min(ends.min() for ends in last.values()) + MARGIN
     stuck = {kind: ends > bound for kind, ends in last.items()}
