@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices and strict JAX, set before anything makes an array."""
+"""Set up eight virtual CPU devices and strict JAX before any array is created."""
 
 import atexit
 import contextlib
@@ -7,15 +7,16 @@ import os
 import tempfile
 from pathlib import Path
 
-# `benchmarks/gpu.py` runs some of the tests elsewhere.
+# `benchmarks/gpu.py` runs some of the tests on other platforms.
 os.environ["JAX_PLATFORMS"] = os.environ.get("JBN_TEST_PLATFORM", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
 
-# Processes that a test starts, and kills or resumes, compile the same programs: each once a run. In
-# this one few are asked for twice, and to write all of them down takes longer than it saves.
+# Processes that tests start, kill or resume compile the same programs, so they share a cache: each
+# program is compiled once per run of the suite. The test process itself rarely compiles a program
+# twice, and writing them all to disk would take longer than it saves.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="jbn-compiled-", ignore_cleanup_errors=True)
     atexit.register(compiled.cleanup)
@@ -27,14 +28,15 @@ import hypothesis
 import jax
 import pytest
 
-# Collect garbage seldom: imports and traces are so many objects that it takes a tenth of all time.
+# Collect garbage rarely: imports and traces create so many objects that it takes a tenth of the
+# total time.
 gc.set_threshold(50_000, 20, 20)
 
 jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Compiling a new shape takes longer than hypothesis' deadline; the same examples every time, so
-# that a red run is red again.
+# Compiling a new shape takes longer than hypothesis's deadline. The examples are the same every
+# time, so that a failure can be reproduced.
 hypothesis.settings.register_profile(
     "jbn",
     deadline=None,
@@ -45,9 +47,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("jbn")
 
 
-# All that these test, and files of which these are the first words, runs under strict promotion and
-# with NaN as an error, unless a test says `lenient("nan")`, since it brings NaN, or
-# `lenient("promotion")`, since its peer is not strict. Schedules of renorm promote their count.
+# Test files whose names start with one of these run under strict promotion and with NaN as an
+# error, unless a test is marked `lenient("nan")`, because its input contains NaN, or
+# `lenient("promotion")`, because its peer is not strict. Not `linen_norms`: the schedules of renorm
+# promote their count.
 CORE = ("batch_norm", "moments", "running", "norms", "linen", "nnx", "errors")
 NOT_CORE = ("linen_norms",)
 
@@ -70,13 +73,13 @@ def strict(request):
 
 
 def pytest_collection_finish():
-    """What is there by now stays: leave it out of every collection of garbage."""
+    """Exclude objects that exist after test collection from all garbage collections."""
     gc.freeze()
 
 
 @pytest.fixture
 def old_objects_left_alone():
-    """Collect the garbage of one test alone: of all that a worker holds it takes seconds."""
+    """Collect only this test's garbage: scanning all objects of a worker takes seconds."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -84,9 +87,9 @@ def old_objects_left_alone():
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """Let compiled programs go before the process has no memory map left for one more.
+    """Drop compiled programs before the process runs out of memory maps.
 
-    Each takes seven maps or more, Linux grants 65,530, and then XLA's compiler crashes.
+    Each program uses at least seven maps. Linux allows 65,530; beyond that, XLA's compiler crashes.
     """
     yield
     maps = Path("/proc/self/maps")

@@ -1,4 +1,4 @@
-"""The environment of processes that the tests start, and the cache that they share."""
+"""The environment of processes that tests start, and their shared compilation cache."""
 
 import contextlib
 import os
@@ -7,12 +7,12 @@ from collections.abc import Generator
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-# For a process whose programs no other one asks for: it takes 5 % longer to write them down.
+# For a process whose programs no other process needs: writing them to the cache takes 5 % longer.
 UNCACHED = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 def own_environment(**more: str) -> dict[str, str]:
-    """Return this one without the suite's eight devices and without JBN_DATA; XLA's flags stay."""
+    """Return this environment without JBN_DATA and the eight devices; other XLA flags stay."""
     words = os.environ.get("XLA_FLAGS", "").split()
     flags = [word for word in words if "host_platform_device_count" not in word]
     inherited = {name: value for name, value in os.environ.items() if name != "JBN_DATA"}
@@ -21,7 +21,7 @@ def own_environment(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def programs_on_disk() -> Generator[None]:
-    """Let this process, too, use the cache: where a run is repeated, each makes its jits anew."""
+    """Enable the cache in this process, too: a repeated run creates its jitted functions anew."""
 
     def enable(is_enabled: bool) -> None:
         jax.config.update("jax_enable_compilation_cache", is_enabled)

@@ -1,22 +1,22 @@
-"""What is wrong with a figure, read from its SVG: names of the code, titles, grids, legends."""
+"""Flaws of a figure, found in its SVG: code identifiers, missing titles, grids, legends."""
 
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 SVG = "{http://www.w3.org/2000/svg}"
-LETTER = 0.5  # Of the font's size: how wide a letter is at least, about.
+LETTER = 0.5  # Approximate minimum width of a letter, relative to the font size.
 
 
 def flaws(path: Path) -> list[str]:
-    """List what no figure of a study should have.
+    """List the flaws that no figure of a study should have.
 
-    A name of the code among its words; several panels of which one has no title; a grid before the
-    data; a legend over a panel, or beyond the edge of the figure.
+    These are: a code identifier in its text; a panel without a title, if there are several panels;
+    a grid drawn over the data; a legend over a panel or beyond the edge of the figure.
     """
     root = ET.parse(path).getroot()
     width, found = float(root.attrib["viewBox"].split()[2]), []
-    panels = [g for g in _groups(root, "axes_") if _groups(g, "xtick_")]  # Color bars have none.
+    panels = [g for g in _groups(root, "axes_") if _groups(g, "xtick_")]  # Not color bars.
     boxes = [_box(panel) for panel in panels]
     for text in root.iter(f"{SVG}text"):
         if "_" in "".join(text.itertext()):
@@ -25,7 +25,7 @@ def flaws(path: Path) -> list[str]:
         titles = [g for g in panel if g.get("id", "").startswith("text_") and _place(g)[1] < top]
         if len(panels) > 1 and not titles:
             found.append(f"a panel without a title, at {left:.0f}, {top:.0f}")
-        # Drawn first: the background, then the axes with the grid, which images have none of.
+        # The background is drawn first, then the axes with the grid. Images have no grid.
         names = [g.get("id", "") for g in panel]
         is_image = panel.find(f".//{SVG}image") is not None
         if not is_image and not names[1].startswith("matplotlib.axis"):
@@ -37,7 +37,7 @@ def flaws(path: Path) -> list[str]:
             if any(left < x < right and top < y < bottom for left, top, right, bottom in boxes):
                 found.append(f"a legend over a panel: {words}")
             size = float(re.findall(r"font-size: ([\d.]+)px", ET.tostring(g, "unicode"))[0])
-            letters = 0 if list(g.iter(f"{SVG}tspan")) else len(words)  # Of a formula: unknown.
+            letters = 0 if list(g.iter(f"{SVG}tspan")) else len(words)  # Unknown for a formula.
             if x < 0 or x + LETTER * size * letters > width:
                 found.append(f"a legend beyond the edge: {words}")
     return found
@@ -48,7 +48,7 @@ def _groups(within: ET.Element, start: str) -> list[ET.Element]:
 
 
 def _box(panel: ET.Element) -> tuple[float, float, float, float]:
-    """Read where a panel is: left, top, right, bottom."""
+    """Return the edges of a panel: left, top, right, bottom."""
     path = panel.find(f"{SVG}g/{SVG}path")
     assert path is not None
     x, y = zip(*re.findall(r"([\d.-]+) ([\d.-]+)", path.attrib["d"]), strict=True)
@@ -56,7 +56,7 @@ def _box(panel: ET.Element) -> tuple[float, float, float, float]:
 
 
 def _place(g: ET.Element) -> tuple[float, float]:
-    """Read where a text begins: its own place, or of formulas that of the group they are in."""
+    """Return where a text begins: its own position, or for a formula that of its group."""
     for element in g.iter():
         if element.tag == f"{SVG}text" and "x" in element.attrib:
             return float(element.attrib["x"]), float(element.attrib["y"])

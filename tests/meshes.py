@@ -1,4 +1,4 @@
-"""The ways to spread a batch over eight devices, as one function each."""
+"""The ways to spread a batch over eight devices, behind one function."""
 
 import contextlib
 
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.modes_spreads import DEVICES, join, mesh, split
 from jbn._center import _merge
 
-# Of JAX's caches it is a part of the key: what was traced by another limit is not found.
+# This makes the limit part of the key of JAX's caches, so traces with another limit are not reused.
 limited = jax.make_user_context(_merge.GATHER_LIMIT)
 
 MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "vmap")
@@ -19,12 +19,12 @@ MODES = (*MAPPED, "jit")
 
 
 def spread(function, mode, *, replicated):
-    """Return `(sharded, whole) -> (sharded, whole)` of `function(sharded, whole)` on one shard.
+    """Return a map `(sharded, whole) -> (sharded, whole)` that runs `function` on each shard.
 
-    `function` names the axis "d". The leading axis of every array of the first argument and of
-    the first result is sharded. The second result is the same on every device if `replicated`,
-    which `shard_map` then proves; otherwise it comes back with a leading axis of devices, as it
-    does from pmap and vmap in any case.
+    `function` uses the axis name "d". The leading axis of every array in the first argument and
+    the first result is sharded. If `replicated`, the second result is the same on every device,
+    which `shard_map` then proves. Otherwise it is returned with a leading axis of devices, as
+    pmap and vmap return it in any case.
     """
     if mode != "vmap":
         need_devices()
@@ -57,7 +57,7 @@ def spread(function, mode, *, replicated):
 
 
 def one_of(state, mode, *, replicated):
-    """Return one device's copy, having checked that all devices hold bit-identical ones."""
+    """Return one device's copy, after checking that all copies are bit-identical."""
     if mode in ("pmap", "vmap") and replicated:
         state = jax.device_get(state)
         for leaf in jax.tree.leaves(state):
@@ -67,7 +67,7 @@ def one_of(state, mode, *, replicated):
 
 
 def need_devices():
-    """Skip the test where there are fewer: on a GPU there are those that it has."""
+    """Skip the test if there are fewer than eight devices; GPUs cannot be virtual as CPUs are."""
     if jax.device_count() < DEVICES:
         pytest.skip(f"needs {DEVICES} devices, there are {jax.device_count()}")
 
@@ -80,13 +80,13 @@ def shard(tree, *, replicate=False):
 
 
 def compiled(function, mode):
-    """Return the jitted function; pmap compiles by itself and warns inside jit."""
+    """Return the function, jitted except for pmap, which compiles by itself and warns inside jit."""
     return function if mode == "pmap" else jax.jit(function)
 
 
 @contextlib.contextmanager
 def gather_limit(devices):
-    """Let more devices than these be too many to gather."""
+    """Set the number of devices above which nothing is gathered."""
     with pytest.MonkeyPatch.context() as patch, limited(devices):
         patch.setattr(_merge, "GATHER_LIMIT", devices)
         yield

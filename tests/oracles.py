@@ -1,4 +1,4 @@
-"""Batch normalization in plain float64 NumPy, and the tolerances with their reasons.
+"""Batch normalization in plain float64 NumPy, and the tolerances with the reason for each.
 
 Nothing here imports jax or jbn. `test_oracles.py` checks these functions against finite
 differences and against torch.
@@ -10,25 +10,26 @@ import numpy as np
 
 # Tolerances ------------------------------------------------------------------------------------
 
-# One float32 rounding is 6e-8; a normalized value is a handful of them away from float64, and the
+# A float32 rounding is 6e-8. A normalized value differs from float64 by a few of them, and the
 # largest |xhat| in the tests is about 5.
 F32_VALUE = 4e-6
 # A gradient adds two more reductions and the product of scale, rstd and the cotangent, each O(1).
 F32_GRADIENT = 2e-5
 # Running statistics: the pooled mean and variance, relative to their size.
 F32_STATISTICS = 2e-6
-# Float64 has 1e-16; sums over some hundred values and divisions by small variances leave 1e-11.
+# Float64 rounds at 1e-16; sums over a few hundred values and divisions by small variances raise
+# the error to 1e-11.
 F64_VALUE = 1e-11
 F64_GRADIENT = 1e-9
-# Half a unit in the last place of the output format: y is rounded once, from float32.
+# Half a unit in the last place of the output dtype: y is rounded once, from float32.
 HALF_ULP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
-# What a masked position may hold instead of a number: NaN, inf, or anything from here on.
+# Masked positions may hold garbage: NaN, inf, or any value of at least this size.
 GARBAGE = 1e20
 
 
 def output_tolerance(dtype: str) -> float:
-    """Return the relative error that y may have in `dtype`: its rounding and float32's errors."""
+    """Return the relative error allowed for y in `dtype`: its rounding plus float32's error."""
     if dtype in ("float64", "complex128"):
         return F64_VALUE
     return F32_VALUE + 1.01 * HALF_ULP.get(dtype, 0.0)
@@ -44,13 +45,13 @@ def feature_axes(ndim: int, axis) -> tuple[int, ...]:
 
 
 def exact(x) -> np.ndarray:
-    """Return x as float64, or complex128 where it is complex."""
+    """Return x as float64, or as complex128 if it is complex."""
     x = np.asarray(x)
     return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
 
 
 def rows(x, axis) -> np.ndarray:
-    """Return x as (values per feature, features), features in the order of x's axes."""
+    """Return x with shape (values per feature, features), features in the order of x's axes."""
     x = exact(x)
     features = feature_axes(x.ndim, axis)
     reduced = tuple(a for a in range(x.ndim) if a not in features)
@@ -73,14 +74,14 @@ def feature_shape(shape, axis) -> tuple[int, ...]:
 
 
 def weights(mask, shape) -> np.ndarray:
-    """Return the mask as float64 weights of the full shape; None weighs every value 1."""
+    """Return the mask as float64 weights of the full shape; None gives every value weight 1."""
     if mask is None:
         return np.ones(shape)
     return np.broadcast_to(np.asarray(mask, dtype=np.float64), shape)
 
 
 def moments(x, *, axis=-1, mask=None):
-    """Return (mean, biased variance, count), each of the features' shape; zeros where count is."""
+    """Return (mean, biased variance, count), each of the features' shape; zero where count is 0."""
     shape = np.shape(x)
     w = rows(weights(mask, shape), axis)
     v = np.where(w > 0, rows(x, axis), 0)
@@ -93,9 +94,9 @@ def moments(x, *, axis=-1, mask=None):
 
 
 def effective_count(shape, *, axis=-1, mask=None):
-    """Return n of Bessel's factor: the count, or (sum w)^2 / sum w^2 of float weights.
+    """Return the n of Bessel's factor: the count, or (sum w)^2 / sum w^2 for float weights.
 
-    That is what numpy.cov makes of its aweights.
+    The latter is the formula of numpy.cov for its aweights.
     """
     w = rows(weights(mask, shape), axis)
     n = w.sum(0)
@@ -106,7 +107,7 @@ def effective_count(shape, *, axis=-1, mask=None):
 
 
 def is_several(n) -> np.ndarray:
-    """Return where n values have a variance; one float weight has n = 1 but for rounding."""
+    """Return where n values have a variance; for one float weight, n is 1 up to rounding."""
     return np.asarray(n, dtype=np.float64) > 1 + 1e-9
 
 
@@ -117,7 +118,7 @@ def bessel(n) -> np.ndarray:
 
 
 def moved(mean, var, count, batch, *, momentum, unbiased=True, effective=None):
-    """Return the running (mean, var, count) after one batch of moments."""
+    """Return the running (mean, var, count) after an update with one batch's moments."""
     batch_mean, batch_var, n = batch
     effective = n if effective is None else effective
     mean, var = exact(mean), exact(var)
@@ -132,7 +133,7 @@ def moved(mean, var, count, batch, *, momentum, unbiased=True, effective=None):
 
 @dataclasses.dataclass
 class Problem:
-    """One call of batch norm in training, with everything that it depends on."""
+    """One call of batch norm in training, with everything it depends on."""
 
     x: np.ndarray
     scale: np.ndarray | None
@@ -147,12 +148,12 @@ class Problem:
     mask: np.ndarray | None = None
 
     def used(self):
-        """Return the (mean, var) that normalize: the batch's, or the running where it has none."""
+        """Return the (mean, var) used to normalize: the batch's, or without values the running."""
         mean, var, n = moments(self.x, axis=self.axis, mask=self.mask)
         return np.where(n > 0, mean, exact(self.mean)), np.where(n > 0, var, exact(self.var))
 
     def forward(self):
-        """Return y and the moved (mean, var, count)."""
+        """Return y and the updated (mean, var, count)."""
         y = normalize(
             self.x, *self.used(), self.scale, self.bias, axis=self.axis, epsilon=self.epsilon
         )
@@ -171,9 +172,9 @@ class Problem:
     def gradient(self, dy, dmean=0.0, dvar=0.0) -> dict[str, np.ndarray]:
         """Return the gradient of sum(dy y) + sum(dmean new mean) + sum(dvar new var).
 
-        The paper's equations, with weights w of total n in place of 1 and m:
-        dx = rstd (g - (w / n) (sum g + xhat sum(g xhat))), g = scale dy, and the rest by hand.
-        Real x only. Positions of no weight and no cotangent may hold garbage.
+        The paper's equations, with weights w that sum to n instead of ones that sum to m:
+        dx = rstd (g - (w / n) (sum g + xhat sum(g xhat))), g = scale dy. The rest is derived by
+        hand. Real x only. Positions with neither weight nor cotangent may hold garbage.
         """
         shape, axis = np.shape(self.x), self.axis
         features = feature_shape(shape, axis)
@@ -195,13 +196,13 @@ class Problem:
         rstd = 1 / np.sqrt(var + self.epsilon)
         xhat = (v - mean) * rstd
         g = scale * dy
-        to_mean = -rstd * g.sum(0)  # through the mean that normalizes
+        to_mean = -rstd * g.sum(0)  # through the mean used to normalize
         to_var = -0.5 * rstd**2 * (g * xhat).sum(0)
         effective = effective_count(shape, axis=axis, mask=self.mask).reshape(-1)
         several = is_several(effective)
         all_dvar, dvar = dvar, np.where(several, dvar, 0.0)
         factor = bessel(effective) if self.unbiased else np.ones_like(n)
-        # Of Bessel's factor by the effective count, and of that by each weight.
+        # The derivative of Bessel's factor by the effective count, and of that by each weight.
         slope = -1 / np.where(several, effective - 1, 1) ** 2 if self.unbiased else 0.0
         slope = slope * 2 * effective / safe * (1 - effective * w / safe)
         new = 1 - self.momentum

@@ -1,4 +1,4 @@
-"""What tests draw: shapes, axes, masks and dtypes, and arrays made from a seed."""
+"""Random test cases: shapes, axes, masks and dtypes, and arrays made from a seed."""
 
 import dataclasses
 
@@ -16,28 +16,28 @@ def values(seed: int, shape, dtype="float32", mean=0.0, std=1.0):
     x = rng.normal(mean, std, shape)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         x = x + 1j * rng.normal(-mean, 2 * std, shape)
-    return jax.device_put(x.astype(dtype))  # By `jnp.asarray` each shape is a program.
+    return jax.device_put(x.astype(dtype))  # `jnp.asarray` would compile a program per shape.
 
 
 def make_mask(full: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return a mask of `shape`, broadcastable to `full`, from the corner of `full`."""
+    """Return the corner of the mask `full` with shape `shape`, broadcastable to `full`."""
     return full[tuple(slice(size) for size in shape)]
 
 
 def garbage_at(x, mask):
-    """Return x with NaN, inf and 1e30 where the mask has no weight, and the mask as an array."""
+    """Return x with NaN, inf and 1e30 where the weight is 0, and the mask as an array."""
     if mask is None:
         return x, None
     x = np.array(x)
     out = np.broadcast_to(np.asarray(mask) == 0, x.shape)
-    big = 1e30 if x.dtype.itemsize > 2 else 6e4  # float16 ends at 65504
+    big = 1e30 if x.dtype.itemsize > 2 else 6e4  # the maximum of float16 is 65504
     x[out] = np.resize(np.array([np.nan, np.inf, big, -np.inf]), out.sum()).astype(x.dtype)
     return jax.device_put((x, mask))
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """One drawn problem; arrays are made on demand, inside the right precision."""
+    """One drawn problem; arrays are made on demand, so that the caller can enable 64 bits first."""
 
     shape: tuple[int, ...]
     axis: int | tuple[int, ...]
@@ -68,11 +68,11 @@ class Drawn:
         return tuple(self.shape[a] for a in sorted(a % len(self.shape) for a in axes))
 
     def rng(self, salt: int) -> np.random.Generator:
-        """Return a generator of its own for each purpose."""
+        """Return a separate generator for each purpose."""
         return np.random.default_rng([self.seed, salt])
 
     def make_x(self):
-        """Return x with a mean of about half its deviation."""
+        """Return x with a mean of about half its standard deviation."""
         return values(self.seed, self.shape, self.dtype, mean=0.5)
 
     def make_mask(self) -> np.ndarray | None:
@@ -100,10 +100,10 @@ class Drawn:
 
 
 def problems(number, dtypes=DTYPES, masks=MASKS):
-    """Draw shapes and feature axes, for masks, dtypes and ranks that take turns.
+    """Draw shapes and feature axes, cycling through masks, dtypes and ranks.
 
-    Each has a program of its own, so that few must cover much: of as many drawn at random most have
-    the same mask and dtype.
+    Each problem compiles its own program, so a few must cover much. With as few masks and dtypes
+    drawn at random, most would be the same.
     """
     rng = np.random.default_rng(0)
     return [
@@ -127,7 +127,7 @@ def draw(rng, mask, dtype, rank, seed):
         shape=tuple(shape),
         axis=signed[0] if len(signed) == 1 and rng.random() < 0.5 else signed,
         mask=mask,
-        weighted=seed // 2 % 2 == 1,  # For each mask and each dtype one and the other.
+        weighted=seed // 2 % 2 == 1,  # Both for each mask and each dtype.
         dtype=dtype,
         seed=seed,
     )

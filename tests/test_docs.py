@@ -1,4 +1,4 @@
-"""Every snippet of the pages under docs/ runs, in order, in a process of its own."""
+"""All snippets on the pages under docs/ run, in order, in a separate process."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def snippets(page, language):
 
 
 def environment():
-    """Return one without the suite's own eight devices, and with this Python as `python`."""
+    """Return an environment without the suite's eight devices, with this Python as `python`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return own_environment(PYTHONPATH=str(ROOT), PATH=path)
 
@@ -28,7 +28,7 @@ def environment():
 def test_python(page):
     code = "\n".join(snippets(page, "python"))
     command = [sys.executable, "-W", "error", "-c", code]
-    # A torn entry of the cache is a warning, here an error.
+    # An incomplete cache entry causes a warning, which is an error here.
     own = environment() | UNCACHED
     done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The examples under docs/ run, each in a process of its own, on a few small images."""
+"""The examples under docs/ run, each in a separate process, on a few small images."""
 
 import ast
 import functools
@@ -19,13 +19,13 @@ from jbn.models import resnet18
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
 LINES = {"finetune.py": 120, "nnx_cifar.py": 80}
-# The processes compile the same programs, once a run of the suite; what one reads of the cache
-# while another writes it is compiled instead.
+# The processes share a cache, so each program is compiled once per run of the suite. If one process
+# reads an entry while another writes it, JAX warns and compiles the program again.
 WARNINGS = ",".join(
     ["error"]
     + [f"ignore:Error {verb} persistent compilation cache entry" for verb in ("reading", "writing")]
 )
-# The programs of a ResNet-18 take longer to compile well than they run here.
+# Optimizing the programs of a ResNet-18 takes longer than running them here.
 FAST = "--xla_backend_optimization_level=0"
 
 
@@ -39,7 +39,7 @@ def run(*command):
 
 
 def accuracies(output):
-    """Read the line that an example prints."""
+    """Parse the last line that an example prints."""
     found = ast.literal_eval(output.splitlines()[-1])
     assert all(0 <= accuracy <= 1 for accuracy in found.values())
     return found
@@ -47,7 +47,7 @@ def accuracies(output):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Write six images of 32 x 32 pixels for each of three classes, to train on and to test on."""
+    """Write training and test images: six of 32 x 32 pixels for each of three classes."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
@@ -62,7 +62,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Write the state_dict of a ResNet-18 of 1000 classes as safetensors, with random values."""
+    """Write a state_dict of ResNet-18 for 1000 classes as safetensors, with random values."""
     safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
     model, rng = resnet18(norm="batch"), np.random.default_rng(0)
     init = functools.partial(model.init, training=False)
@@ -114,7 +114,7 @@ assert not loaded, loaded
 
 
 def test_finetune_goes_on_at_the_checkpoint(images, weights, tmp_path):
-    """Both leave the statistics as they are, so that only what they begin with tells them apart."""
+    """Neither run changes the statistics, so the results can differ only in where they start."""
     frozen = finetune(tmp_path, "--statistics", "frozen", "--weights", weights, data=images)
     assert list((tmp_path / "checkpoints").iterdir())
     resumed = finetune(tmp_path, "--statistics", "population", data=images)

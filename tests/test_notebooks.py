@@ -1,4 +1,4 @@
-"""The notebooks run from first cell to last assert, and are what the .py beside them says."""
+"""The notebooks run from the first cell to the last assert and match the .py files beside them."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def test_all_install_jbn_from_the_address_of_the_project():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_executing_again_can_leave_no_trace(path):
-    """What differs between two executions of the same script is left out."""
+    """The notebook contains nothing that differs between two executions of the same script."""
     notebook = nbformat.read(path, as_version=4)
     assert [cell.id for cell in notebook.cells] == [
         f"cell-{place:02}" for place in range(len(notebook.cells))
@@ -79,7 +79,7 @@ def test_notebook_and_script_are_the_same(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    """In a fresh kernel, in a folder of its own, on one device until the notebook asks for more."""
+    """Run in a fresh kernel and an empty folder, on one device until the notebook asks for more."""
     monkeypatch.setenv("XLA_FLAGS", own_environment()["XLA_FLAGS"])
     monkeypatch.setenv("JBN_NOTEBOOKS_QUICK", "1")
     monkeypatch.setenv("PYTHONPATH", str(path.parents[1]))

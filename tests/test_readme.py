@@ -1,6 +1,6 @@
-"""What the README shows runs as it stands there, and the numbers are those that were measured.
+"""The README's code runs as printed, and its numbers are those that were measured.
 
-So are those of the tables that are too long for it, which stand in docs/.
+So are the numbers of longer tables, which are in docs/.
 """
 
 import json
@@ -19,13 +19,13 @@ RESULTS = ROOT / "docs" / "results"
 
 
 def rows(page):
-    """Read the cells of each row of a page's tables."""
+    """Return the cells of each row of a page's tables."""
     lines = [line for line in page.read_text().splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def metrics(path):
-    """Read the values of a study's summary."""
+    """Return the values in a study's summary, by name."""
     found = json.loads((RESULTS / path / "summary.json").read_text())["metrics"]
     return {name: metric["value"] for name, metric in found.items()}
 

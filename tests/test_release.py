@@ -1,4 +1,4 @@
-"""Version, metadata and workflows of a release agree, wherever each of them stands."""
+"""Version, metadata and workflows of a release agree in all places that state them."""
 
 import ast
 import re
@@ -28,12 +28,12 @@ CLASSIFIED = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"])
 
 
 def canonical(requirement):
-    """Take the name of a package from what asks for it, as indexes write it."""
+    """Return the package name in a requirement, normalized as package indexes do."""
     return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-").replace(".", "-")
 
 
 def installed_by(extra):
-    """Name what `pip install jbn[extra]` asks for itself, extras in extras included."""
+    """Return the direct requirements of `jbn[extra]`, including those of nested extras."""
     names = set()
     for requirement in EXTRAS[extra]:
         inner = re.fullmatch(r"jbn\[(.*)\]", requirement)
@@ -45,7 +45,7 @@ def installed_by(extra):
 
 
 def what_runs(path):
-    """Parse a module, and leave out what type checkers alone read."""
+    """Parse a module without the blocks that only type checkers read."""
     tree = ast.parse(path.read_text())
     for node in tree.body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -54,7 +54,7 @@ def what_runs(path):
 
 
 def imported_by(folder):
-    """Name the packages of others that modules of a folder import, at the top or within."""
+    """Return the third-party packages that a folder's modules import, at any level."""
     modules = set()
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(what_runs(path)):
@@ -67,7 +67,7 @@ def imported_by(folder):
 
 
 def on_an_index(text):
-    """Make of README what the build makes of it."""
+    """Convert the README as the build does."""
     for rule in PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"][
         "substitutions"
     ]:
@@ -76,7 +76,7 @@ def on_an_index(text):
 
 
 def test_the_version_is_one():
-    """The build reads the file that `jbn.__version__` is from, not what was installed once."""
+    """The build reads the file that defines `jbn.__version__`, not the installed version."""
     assert "version" in PROJECT["dynamic"]
     source = (ROOT / PYPROJECT["tool"]["hatch"]["version"]["path"]).read_text()
     version = jbn.__version__
@@ -106,7 +106,7 @@ def test_readme_has_no_link_into_the_repository_on_an_index():
 @pytest.mark.parametrize(
     ("folder", "extra", "without"),
     [
-        # What is converted from is the user's own.
+        # Users install the frameworks they convert from themselves.
         ("jbn", "all", {"torch", "keras", "dm-haiku", "equinox"}),
         ("experiments", "experiments", {"torch"}),
     ],
@@ -153,5 +153,5 @@ def test_oldest_jax_of_the_metadata_is_that_of_the_constraints():
 
 
 def constraints():
-    """Read the pinned versions."""
+    """Return the text of the pinned versions."""
     return (ROOT / "constraints.txt").read_text()

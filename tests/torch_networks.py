@@ -1,4 +1,4 @@
-"""ResNet and BN-Inception as plain torch modules, by the names that public checkpoints have."""
+"""ResNet and BN-Inception as plain torch modules, named as in public checkpoints."""
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """torchvision's ResNet of any number of stages."""
+    """torchvision's ResNet, with any number of stages."""
 
     def __init__(self, blocks, widths, bottleneck=False, classes=1000, colors=3):
         super().__init__()
@@ -56,7 +56,7 @@ class ResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-# The port's features: 1x1; 3x3 and what reduces for it; double 3x3 and its; projection.
+# The port's features: 1x1; 3x3 reduce and 3x3; double 3x3 reduce and double 3x3; projection.
 INCEPTION = {
     "3a": (64, 64, 64, 64, 96, 32),
     "3b": (64, 64, 96, 64, 96, 64),
@@ -72,7 +72,7 @@ INCEPTION = {
 
 
 class BNInception(nn.Module):
-    """The Caffe network as ported to torch: biases before batch norm, max pools in ceil mode."""
+    """The torch port of the Caffe network: biases before batch norm, max pools in ceil mode."""
 
     def __init__(self, blocks=tuple(INCEPTION), width=1, classes=1000, output="last_linear"):
         super().__init__()
@@ -111,7 +111,7 @@ class BNInception(nn.Module):
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
         for name in self.blocks:
             x = self.block(name, x)
-        # The port averages over 7x7, which is all there is of an image of 224x224.
+        # The port averages over 7x7, which is all positions for an image of 224x224.
         return getattr(self, self.output)(x.mean((2, 3)))
 
     def block(self, name, x):
@@ -130,7 +130,7 @@ class BNInception(nn.Module):
 
 
 def as_trained(network, seed=0):
-    """Give a network weights, biases and statistics that all differ, and no activation dies of."""
+    """Give a network weights, biases and statistics that all differ and keep activations alive."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like, low, high):

@@ -1,4 +1,4 @@
-"""A batch with parameters and state, calls of `jbn.batch_norm`, and what float64 says of them."""
+"""Parameters and states, jitted calls of `jbn.batch_norm`, and their float64 oracle."""
 
 import functools
 
@@ -14,7 +14,7 @@ from strategies import values
 
 import jbn
 
-# The same function compiled in two ways: the order of sums and fused multiply-adds differ.
+# The same function compiled in two ways: summation order and fused multiply-adds differ.
 REORDERED = 2e-6
 
 
@@ -27,7 +27,7 @@ def infer(x, params, state, **options):
 
 
 def call(x, params, state, **options):
-    """Call jitted, with one compilation for all tests, whatever momentum and epsilon."""
+    """Call jitted, with momentum and epsilon as arguments, so that all values share a program."""
     options = {"momentum": 0.99, "epsilon": 1e-5} | options
     arrays = {k: v for k, v in options.items() if isinstance(v, jax.Array | np.ndarray | float)}
     static = tuple((k, v) for k, v in options.items() if k not in arrays)

@@ -1,4 +1,4 @@
-"""Fixtures: the frameworks to compare with, without which a test is skipped, and 64 bits."""
+"""Fixtures for 64 bits and for the frameworks to compare with; tests skip missing ones."""
 
 import os
 
@@ -14,7 +14,7 @@ def torch():
 @pytest.fixture(scope="module")
 def keras(tmp_path_factory):
     os.environ.setdefault("KERAS_BACKEND", "jax")
-    # Where it writes its configuration when imported.
+    # Keras writes its configuration here when imported.
     os.environ.setdefault("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
     return pytest.importorskip("keras", reason="needs keras")
 

@@ -1,4 +1,4 @@
-"""A layer as training leaves it, and a converted one in use, for the tests of `jbn.convert`."""
+"""A trained layer, and calls of a converted one, for the tests of `jbn.convert`."""
 
 import chex
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import jbn
 from jbn import convert
 
 C = 3
-# Two float32 implementations of the same formulas, sums in another order.
+# Two float32 implementations of the same formulas, with different summation orders.
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 
 
@@ -18,7 +18,7 @@ def values(shape, seed=0):
 
 
 def layer(use_scale=True, use_bias=True, count=7, features=C):
-    """Make a layer as training leaves it, with digits down to the last bit."""
+    """Make a layer as after training, with values that use all bits of float32."""
     rng = np.random.default_rng(5)
     scale, bias, mean, var = (
         jnp.asarray(rng.uniform(0.3, 3, features), jnp.float32) for _ in range(4)
@@ -33,7 +33,7 @@ def evaluate(converted, x, **options):
 
 
 def train(converted, x, **options):
-    """Return y and the layer with its statistics moved, by the converted options."""
+    """Return y and the layer with updated statistics, using the converted options."""
     params, state, own = converted
     y, state = jbn.batch_norm(x, params, state, training=True, **own._asdict(), **options)
     return y, convert.Converted(params, state, own)

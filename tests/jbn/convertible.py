@@ -1,4 +1,4 @@
-"""Layers and checkpoints of each framework, made for the tests of what `jbn.convert` refuses."""
+"""Layers and checkpoints of each framework, for the tests of what `jbn.convert` rejects."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Models to fold, with variables as training leaves them, for the tests of `jbn.fold_model`."""
+"""Models to fold, with variables as after training, for the tests of `jbn.fold_model`."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ def values(shape, seed=0):
 
 
 def trained(tree, seed=1):
-    """Return variables as training leaves them: nothing is 0 or 1, variances are positive."""
+    """Return variables as after training: nothing is 0 or 1, and variances are positive."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: jax.device_put(rng.uniform(0.5, 2, leaf.shape).astype(leaf.dtype)), tree
@@ -29,7 +29,7 @@ def mlp(norm=jbn.linen.BatchNorm):
 
 
 class Net(nnx.Module):
-    """Calls two layers and a norm as `order` says."""
+    """Two layers and a norm, called by the function `order`."""
 
     def __init__(self, order, *, tie=False, axis=-1, use_running_average=True):
         rngs = nnx.Rngs(0)

@@ -1,4 +1,4 @@
-"""Batches of large means, steps over them, and the bounds that hold whatever the mean."""
+"""Batches with large means, training steps on them, and error bounds that hold for any mean."""
 
 import functools
 
@@ -9,15 +9,15 @@ import oracles
 
 import jbn
 
-# The bound that the design states for mean / std from 0 to 1e5, in standard deviations. Where
-# |y| is above 1 (an outlier has sqrt(m - 1)) it is relative, as float32 itself is.
+# The bound stated in the design for mean / std from 0 to 1e5, in standard deviations. Where |y| is
+# above 1 (an outlier reaches sqrt(m - 1)), the bound is relative, like the precision of float32.
 OUTPUT = 4e-6
-# The variance is a mean of squares of deviations, each with a float32 rounding or two.
+# The variance is a mean of squared deviations, each with one or two float32 roundings.
 VARIANCE = 4e-6
-# A float32 mean: half a unit in the last place is 6e-8 of its size, and momentum 0 adds nothing.
+# A float32 mean: half a unit in the last place is 6e-8 of its size; momentum 0 adds no error.
 MEAN = 1.2e-7
-# dx = rstd (g - mean(g) - xhat mean(g xhat)): each term is O(1) with xhat's error of 4e-6 and the
-# error of a float32 mean; relative to max(1, |dx|) for a variance of 1.
+# dx = rstd (g - mean(g) - xhat mean(g xhat)): each term is O(1), with the error of xhat (4e-6) and
+# of a float32 mean. Relative to max(1, |dx|), for a variance of 1.
 DX = 1e-5
 RATIOS = (0.0, 1.0, 1.4, 2.0, 5.0, 1e2, 1e3, 1e4, 1e5)
 
@@ -39,12 +39,12 @@ def step(x, mask=None, state=None, axis_name=None):
 
 
 def train(x, mask=None, state=None):
-    """Call `step` in one program, whatever the state."""
+    """Call `step`, always with a state, so that all calls share one program."""
     return step(x, mask, state or jbn.init(x.shape[-1])[1])
 
 
 def with_gradient(function, x, dy):
-    """Return (y, state) of `function(x)`, and what it pulls `dy` of y back to."""
+    """Return y, state and dx, where `(y, state) = function(x)` and dx is the pullback of `dy`."""
     (y, state), pullback = jax.vjp(function, x)
     return y, state, pullback((dy, jax.tree.map(jnp.zeros_like, state)))[0]
 
@@ -77,7 +77,7 @@ def check_state(state, x, mask=None):
 def make_mask(shape, kind, seed=1):
     rng = np.random.default_rng(seed)
     keep = rng.random(shape) < 0.7
-    keep.reshape(-1)[0] = False  # a masked first row is no pivot
+    keep.reshape(-1)[0] = False  # a masked first row must not be the pivot
     return keep if kind == "boolean" else np.where(keep, rng.uniform(0.1, 3, shape), 0).astype("f4")
 
 

@@ -1,4 +1,4 @@
-"""Data and calls that the tests of `jbn.linen.BatchNorm` share."""
+"""Data and calls shared by the tests of `jbn.linen.BatchNorm`."""
 
 import functools
 
@@ -20,7 +20,7 @@ def sample(shape, dtype="float32", seed=0):
 
 
 def counting(momentum=jbn.cumulative, steps=3):
-    """Return a layer with a schedule, its variables after some steps, and the next batch."""
+    """Return a layer with a schedule, its variables after a few steps, and the next batch."""
     layer, batches = BatchNorm(momentum=momentum), np.asarray(sample((steps + 1, 8, 3)))
     variables = layer.init(jax.random.key(0), batches[0], use_running_average=False)
     for x in batches[:-1]:

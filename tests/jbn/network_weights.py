@@ -1,4 +1,4 @@
-"""Small networks of `jbn.models` and images for them, for the tests of whole networks' weights."""
+"""Small networks of `jbn.models` and images, for the tests of converting whole networks."""
 
 import functools
 
@@ -13,20 +13,20 @@ SMALL = {"blocks": (2, 1), "widths": (8, 12)}
 
 
 def resnet(**attributes):
-    """Make a ResNet of two stages that has all that torchvision's have."""
+    """Make a two-stage ResNet with every kind of layer that torchvision's have."""
     defaults = {"stem": "imagenet", "shortcut": "project", "outputs": CLASSES, "norm": "batch"}
     return models.ResNet(**SMALL | defaults | attributes)
 
 
 def inception(**attributes):
-    """Make an eighth of BN-Inception, padded as its port to torch is."""
+    """Make BN-Inception with an eighth of the features, padded like its torch port."""
     return models.BNInception(
         **{"width": 8, "outputs": CLASSES, "padding": "symmetric"} | attributes
     )
 
 
 def needs(model, attribute):
-    """Skip a test of an attribute that the model has not."""
+    """Skip the test if the model lacks the attribute."""
     there = attribute in model.__dataclass_fields__
     return pytest.mark.skipif(not there, reason=f"{model.__name__} has no {attribute}=")
 
@@ -40,7 +40,7 @@ def evaluate(model, variables, x):
 
 
 def assert_same_logits(got, want):
-    # Two float32 implementations of the same sums, in another order.
+    # Two float32 implementations of the same sums, in different orders.
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
-    # Logits that say something: neither equal for all images, nor for all classes.
+    # The logits must be informative: equal neither for all images nor for all classes.
     assert min(want.std(0).min(), want.std(1).min()) > 1e-3

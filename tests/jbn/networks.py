@@ -1,4 +1,4 @@
-"""Initialize the networks of `jbn.models` on small inputs, for the tests of them."""
+"""Initialization of the networks of `jbn.models` on small inputs, for their tests."""
 
 import functools
 
@@ -14,7 +14,7 @@ def output_and_variables(model, x):
 
 
 def initial(model, x):
-    """Draw variables as `model.init` would, which compiles a program for every array's shape."""
+    """Draw variables like `model.init`, which would compile a program for each array's shape."""
     rng = np.random.default_rng(1)
 
     def draw(path, like):

@@ -1,4 +1,4 @@
-"""Data, a network and calls that the tests of `jbn.nnx.BatchNorm` share."""
+"""Data, a network and calls shared by the tests of `jbn.nnx.BatchNorm`."""
 
 import chex
 import jax
@@ -34,7 +34,7 @@ def close(got, want, tolerance=2e-5):
 
 
 class Network(nnx.Module):
-    """Two layers with one between."""
+    """Two dense layers with a norm between them."""
 
     def __init__(self, norm, rngs, **options):
         self.dense = nnx.Linear(3, 3, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Models in linen and nnx, and Algorithm 2 in float64, for the tests of population statistics."""
+"""Models in linen and nnx, and a float64 Algorithm 2, for the tests of population statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ import jbn.nnx
 
 # Two float32 layers, averaged over five batches.
 AVERAGED = 5e-6
-# `jbn.population` reads a batch off a moved state, (new - m old) / (1 - m): at m = .99 that
-# magnifies float32's rounding a hundredfold, and Flax's own fast variance adds its cancellation.
+# `jbn.population` recovers a batch's statistics from the updated state, (new - m old) / (1 - m). At
+# m = .99 that magnifies float32's rounding a hundredfold. Flax's fast variance adds its
+# cancellation.
 RECOVERED = 5e-5
 LINEN = {"jbn": jbn.linen.BatchNorm, "flax": nn.BatchNorm}
 NNX = {"jbn": jbn.nnx.BatchNorm, "flax": nnx.BatchNorm}
@@ -26,7 +27,7 @@ def batches_of(seed=0, shape=(5, 16, 3)):
 
 
 def algorithm_2(w, batches, calls, bessel=False):
-    """Run x -> norm(tanh(x) @ w), `calls` times, on each batch; average over calls and batches."""
+    """Apply x -> norm(tanh(x) @ w) `calls` times to each batch; average over calls and batches."""
     means, variances = [], []
     for x in oracles.exact(batches):
         for _ in range(calls):
@@ -44,7 +45,7 @@ def check(stats, want, tolerance):
 
 
 def init(model, x):
-    """Make variables as `model.init` does, of NumPy and with a kernel of other values."""
+    """Make variables like `model.init`, as NumPy arrays and with different kernel values."""
     rng = np.random.default_rng(3)
     made = {
         "kernel": lambda leaf: rng.normal(0, 0.6, leaf.shape).astype(leaf.dtype),
@@ -60,7 +61,7 @@ def init(model, x):
 
 
 def linen_step(model, x):
-    """Return (step, batch_stats, W), the statistics far from where they will be."""
+    """Return (step, batch_stats, W), with statistics far from their final values."""
     variables = init(model, x)
     stats = jax.tree.map(lambda leaf: leaf + np.asarray(7, leaf.dtype), variables["batch_stats"])
 
@@ -73,7 +74,7 @@ def linen_step(model, x):
 
 
 class Nnx(nnx.Module):
-    """A layer that is called `calls` times."""
+    """A dense layer, norm and dropout, applied `calls` times."""
 
     def __init__(self, norm, momentum, calls=1, dropout=0.0):
         rngs = nnx.Rngs(0)

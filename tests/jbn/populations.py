@@ -1,4 +1,4 @@
-"""Population statistics by each function and layer, for the tests of the batches they take."""
+"""Population statistics by each function and layer, for the tests of the batches they accept."""
 
 import numpy as np
 import oracles
@@ -10,7 +10,7 @@ import jbn
 import jbn.linen
 import jbn.nnx
 
-# Averages in float32 of a few batches, mean/std below 10.
+# Float32 averages over a few batches with mean/std below 10.
 AVERAGED = 5e-6
 # (new - m old) / (1 - m) at m = .99, as in population_models.py.
 RECOVERED = 5e-5
@@ -23,7 +23,7 @@ LAYERS = {
 
 
 def by_layer(name, forward=None, **options):
-    """Return batches -> {"mean", "var"} of one layer of C features, by its population."""
+    """Return a map batches -> {"mean", "var"} that uses one layer and its library's population."""
     forward = forward or (lambda layer, x: layer(x))
 
     def linen(batches, features=3):
@@ -51,7 +51,7 @@ def by_layer(name, forward=None, **options):
 
 
 def by_function(batches):
-    """The same of `jbn.batch_norm`, by `jbn.population`."""
+    """Return {"mean", "var"} for `jbn.batch_norm`, by `jbn.population`."""
     params, state = jbn.init(3)
 
     def step(state, x):
@@ -69,7 +69,7 @@ def arrays(sizes, seed=0):
 
 
 def pooled(batches, weights):
-    """Return the mean and the mean of the variances, batch i weighing `weights[i]`, in float64."""
+    """Return the weighted means, in float64, of the batches' means and of their variances."""
     found = [oracles.moments(oracles.exact(x))[:2] for x in batches]
     return [np.average([f[i] for f in found], axis=0, weights=weights) for i in (0, 1)]
 

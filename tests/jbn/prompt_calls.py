@@ -1,4 +1,4 @@
-"""Every function and layer as called at the prompt, with or without its gradient."""
+"""Every function and layer, called outside jit with or without its gradient."""
 
 import functools
 import types
@@ -18,7 +18,7 @@ from jbn.models import MLP
 
 
 def batch(k):
-    """Make the arrays and Python values of call k; call 1 differs from call 0 in every one."""
+    """Make the arrays and Python values of call k; they all differ between calls 0 and 1."""
     rng = np.random.default_rng(k)
 
     def normal(*shape):
@@ -147,7 +147,7 @@ class Trained(nn.Module):
 
 
 def loss(outputs):
-    """Sum what is floating, each entry by another factor."""
+    """Sum all floating-point entries, each with a different factor."""
     return weighted_sum(
         [a for a in jax.tree.leaves(outputs) if jnp.issubdtype(a.dtype, jnp.floating)]
     )
@@ -167,7 +167,7 @@ def prompt(function, *arguments):
 
 
 def run(name, v, gradient, how=prompt):
-    """Call a function, or its gradient by x and the parameters."""
+    """Call a function, or its gradient with respect to x and the parameters."""
     function = FUNCTIONS[name]
     if not gradient:
         return function(v.x, v)
@@ -179,7 +179,7 @@ def run(name, v, gradient, how=prompt):
 
 
 def layer_input(name, v):
-    """Take what the layer can normalize: instance norm needs positions."""
+    """Return an input that the layer can normalize: instance norm needs positions."""
     return v.images if name == "InstanceNorm" else v.x
 
 

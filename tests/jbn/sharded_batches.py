@@ -1,4 +1,4 @@
-"""A batch for eight devices, its masks, and the problem in float64 that it is."""
+"""A batch for eight devices, its masks, and the same problem in float64."""
 
 import jax
 import numpy as np
@@ -41,9 +41,9 @@ def make_mask(name):
 
 
 def inputs():
-    """Return x with another mean on every device, params, state and cotangents.
+    """Return x with a different mean on each device, params, state and cotangents.
 
-    In NumPy: what is taken of them to compare with is then no program of its own.
+    They are NumPy arrays, so that indexing them for comparisons compiles no programs.
     """
     shift = np.arange(DEVICES, dtype=np.float32).repeat(PER_DEVICE)[:, None, None] / 4
     params = jbn.BatchNormParams(values(1, FEATURES, mean=1.0, std=0.3), values(2, FEATURES))

@@ -191,10 +191,10 @@ def test_defaults_are_momentum_99_epsilon_1e_5_unbiased_last_axis():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_half_precision_has_float32_statistics(dtype, param_dtype):
-    """The peers that keep statistics in x's dtype are off by .025 at mean 100, or NaN at 300."""
+    """Libraries that keep statistics in x's dtype are off by .025 at mean 100, or NaN at 300."""
     x = values(6, (64, 3), dtype, mean=300.0 if dtype == "float16" else 20.0)
     params, state = setting((3,), dtype=param_dtype)
-    # Half is a momentum that float32 holds exactly, so that only the statistics are compared.
+    # Float32 represents a momentum of .5 exactly, so only the statistics are compared.
     y, new = train(x, params, state, momentum=0.5)
     want_y, want_state = oracle(x, params, state, momentum=0.5).forward()
     assert y.dtype == dtype

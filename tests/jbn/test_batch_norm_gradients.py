@@ -1,4 +1,4 @@
-"""Gradients of `jbn.batch_norm` against float64 NumPy, and what the backward pass keeps."""
+"""Gradients of `jbn.batch_norm` against float64 NumPy, and the residuals of the backward pass."""
 
 import chex
 import jax
@@ -48,7 +48,7 @@ def test_gradient_of_output_and_state_by_everything(problem):
         names = ("x", "scale", "bias", "mean", "var", "epsilon", "momentum", "mask")
         weighted = mask is not None and problem.weighted
         number = 8 if weighted else 7
-        # Epsilon is large so that features of two almost equal values have moderate gradients.
+        # Epsilon is large, so that features with two almost equal values have moderate gradients.
         got = jax.jit(jax.grad(loss, argnums=tuple(range(number))))(
             x, *params, *state[:2], 0.1, 0.7, weight
         )
@@ -67,21 +67,21 @@ def test_gradient_of_output_and_state_by_everything(problem):
         for name, value in zip(names[:number], got, strict=True):
             target = want[name]
             if name == "mask":
-                # At weight zero a position is out, garbage and all: no derivative is asked there.
+                # Positions of weight zero may hold garbage: their derivatives are not compared.
                 target = sum_to(target, np.shape(mask))[mask > 0]
                 value = np.asarray(value)[mask > 0]
             assert_close(value, target, tolerance * np.sqrt(x.size), name)
 
 
 def sum_to(gradient, shape):
-    """Undo broadcasting, as a derivative does."""
+    """Sum a gradient over the axes along which `shape` was broadcast."""
     gradient = gradient.sum(tuple(range(gradient.ndim - len(shape))))
     axes = tuple(i for i, size in enumerate(shape) if size == 1)
     return gradient.sum(axes, keepdims=True).reshape(shape)
 
 
 def test_closed_form_of_the_paper():
-    """Section 3: dx = gamma rstd (dy - mean(dy) - xhat mean(dy xhat)), written out once more."""
+    """Section 3: dx = gamma rstd (dy - mean(dy) - xhat mean(dy xhat)), written out here again."""
     with jax.enable_x64(True):
         params, state = setting((4,), dtype="float64", statistics="float64")
         x, dy = values(1, (7, 4), "float64"), values(2, (7, 4), "float64")
@@ -98,12 +98,12 @@ def test_closed_form_of_the_paper():
 
 
 def test_a_batch_of_one_has_no_gradient():
-    """One value is its own mean: y is bias whatever x."""
+    """A single value is its own mean, so y is the bias for any x."""
     params, state = setting((3,))
     x = values(3, (1, 3))
     mask = jnp.ones((1, 1), bool)
     gradient = jax.jit(jax.grad(lambda x: jnp.sum(train(x, params, state, mask=mask)[0] ** 2)))(x)
-    # What cancels is as large as 1 / sqrt(epsilon), 316.
+    # The terms that cancel are as large as 1 / sqrt(epsilon) = 316.
     np.testing.assert_allclose(gradient, np.zeros((1, 3)), atol=316 * F32_GRADIENT)
 
 
@@ -143,8 +143,8 @@ def test_half_precision_gradient(dtype):
     assert got.dtype == dtype
     assert dparams.scale.dtype == jnp.float32
     assert_close(got, want["x"], F32_GRADIENT + 2 * oracles.HALF_ULP[dtype])
-    # sum(dy xhat): the product y dy is rounded to x's dtype by the loss, not by batch norm, and
-    # dy reaches us exactly.
+    # sum(dy xhat): the loss, not batch norm, rounds the product y dy to x's dtype, and the
+    # cotangent dy that batch norm gets is exact.
     assert_close(dparams.scale, want["scale"], F32_GRADIENT)
     assert_close(dparams.bias, want["bias"], F32_GRADIENT)
 
@@ -168,11 +168,11 @@ def test_complex_gradient_is_that_of_the_plain_formula():
     chex.assert_trees_all_close(got, want, rtol=F32_GRADIENT, atol=F32_GRADIENT)
 
 
-# What is kept for the backward pass ------------------------------------------------------------
+# Residuals of the backward pass -----------------------------------------------------------------
 
 
 def kept(function, x, *arguments):
-    """Return the number of different arrays as large as x that the pullback holds."""
+    """Return the number of distinct arrays, at least as large as x, that the pullback holds."""
     _, pullback = jax.vjp(function, x, *arguments)
     leaves = jax.tree.leaves(pullback)
     return len({id(leaf) for leaf in leaves if leaf.size >= x.size})
@@ -197,7 +197,7 @@ def test_backward_keeps_one_array_like_x(compiled):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("compiled", [True, False])
 def test_backward_keeps_no_more_memory_than_x(dtype, compiled):
-    """Half precision keeps half precision: a float32 copy would be two arrays like x."""
+    """For half precision, residuals are in half precision: a float32 copy would be twice x."""
     params, state = setting((64,))
     x = values(10, (512, 64), dtype)
     wrap = jax.jit if compiled else lambda f: f

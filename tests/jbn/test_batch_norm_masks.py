@@ -1,4 +1,4 @@
-"""Masks of `jbn.batch_norm`: masked = filtered, nothing left, one value left."""
+"""Masks of `jbn.batch_norm`: masking equals filtering, also with one value or none left."""
 
 import functools
 
@@ -81,7 +81,8 @@ def test_garbage_at_masked_positions_reaches_neither_values_nor_gradients(garbag
     (_, new), gradient = loss_of_kept(dirty, params, tuple(state[:2]), weight, dy)
     (_, want_new), want = loss_of_kept(x, params, tuple(state[:2]), weight, dy)
     chex.assert_trees_all_close(new, want_new, rtol=REORDERED, atol=REORDERED)
-    # The derivative by a weight asks what the value at it would do, so it is left out here.
+    # The derivative by a weight depends on the value at its position, so it is not compared
+    # where the weight is 0.
     chex.assert_trees_all_close(gradient[:3], want[:3], rtol=F32_GRADIENT, atol=F32_GRADIENT)
     assert np.all(np.asarray(gradient[0])[~keep[:, 0]] == 0)
     kept = np.asarray(gradient[3])[keep]
@@ -92,7 +93,7 @@ def test_a_fully_masked_batch_uses_the_running_statistics_and_keeps_the_state():
     params, state = setting((3,))
     x = values(19, (5, 4, 3))
     want = oracles.normalize(x, state.mean, state.var, *params)
-    # The weight of the old statistics knows of no mask.
+    # The weight of the old statistics does not depend on the mask.
     for mask, momenta in (
         (np.zeros((5, 4, 3), bool), (0.9, 0.0)),
         (np.zeros((1, 1, 1), np.float32), (0.9, 0.0)),
