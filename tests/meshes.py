@@ -80,7 +80,7 @@ def shard(tree, *, replicate=False):
 
 
 def compiled(function, mode):
-    """Return the function, jitted except for pmap, which compiles by itself and warns inside jit."""
+    """Return the function jitted, except for pmap, which compiles it and warns inside jit."""
     return function if mode == "pmap" else jax.jit(function)
 
 

@@ -1,4 +1,4 @@
-"""Trees restored from checkpoints, or boxed, which `jbn.convert` takes as those that were saved."""
+"""Trees restored from checkpoints, and boxed trees: `jbn.convert` treats them as the originals."""
 
 import flax.linen as nn
 import flax.serialization
@@ -48,7 +48,7 @@ def test_restored_trees_are_those_that_were_saved(through, use_bias, tmp_path):
 
 
 def test_boxed_variables_of_linen():
-    """Parameters that carry the names of a mesh's axes."""
+    """Boxed parameters carry the names of mesh axes."""
     boxed = nn.with_partitioning(nn.initializers.ones, ("features",))
     variables = nn.BatchNorm(scale_init=boxed).init(
         jax.random.key(0), ones(2, C), use_running_average=True

@@ -1,4 +1,4 @@
-"""Counts of batches that `jbn.convert` takes, clips or refuses, and layers that have none."""
+"""Counts of batches that `jbn.convert` accepts, clips or rejects, and layers without a count."""
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,15 @@ from convertible import (
 import jbn
 from jbn import convert
 
-MOST = np.iinfo(np.int32).max  # What jbn's count holds.
+MOST = np.iinfo(np.int32).max  # The largest count in jbn.
 
 
 def with_counter(counter):
-    params, state = haiku_trees(count=10_000)  # So that hidden is the average.
+    params, state = haiku_trees(count=10_000)  # Large, so that hidden is the average.
     return params, {key: {**ema, "counter": counter} for key, ema in state.items()}
 
 
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
     "fraction of a batch": (
         lambda: convert.from_torch(state_dict(num_batches_tracked=np.float32(0.3))),
@@ -116,7 +116,7 @@ def test_raises(name):
 
 
 def frozen():
-    """Make a layer as torchvision's and detectron2's FrozenBatchNorm2d are: buffers, an eps."""
+    """Make a layer like FrozenBatchNorm2d of torchvision and detectron2: buffers and an eps."""
     torch = peer("torch")
 
     class FrozenBatchNorm2d(torch.nn.Module):
@@ -142,7 +142,7 @@ def test_frozen_layer_of_torch():
     params, state, options = convert.from_torch(module)
     assert options == (0.9, 1e-3, True)
     assert (int(state.count), state.count.dtype) == (0, jnp.int32)
-    expected = convert.Options(0.7, 1e-3, True)  # It has no momentum to differ from.
+    expected = convert.Options(0.7, 1e-3, True)  # The layer has no momentum to contradict.
     assert convert.from_torch(module, options=expected).options == expected
     torch = peer("torch")
     x = np.random.default_rng(0).normal(1, 2, (4, C, 5, 5)).astype(np.float32)
@@ -189,7 +189,7 @@ def test_counts_that_int32_does_not_hold(count):
 
 
 def test_counts_that_are_whole_floats():
-    """A pmean over the devices leaves the count in float32."""
+    """A pmean over devices turns the count into a float32."""
     saved = convert.to_torch(*layer(jnp.float32(7)), tensors=False)
     assert int(saved["num_batches_tracked"]) == 7
     trees = convert.to_linen(*layer(jnp.float32(7)), with_count=True)

@@ -1,4 +1,4 @@
-"""`jbn.convert` against Equinox: its layers, their numbers, both ways."""
+"""`jbn.convert` against Equinox: layers and their values, in both directions."""
 
 import chex
 import jax
@@ -40,7 +40,7 @@ def test_equinox_layer_goes_on_in_jbn(eqx, mode, is_affine):
         np.testing.assert_allclose(evaluate(converted, x, axis=1), want, **CLOSE)
         want, state = call_equinox(module, state, x, False)
         got, converted = train(converted, x, axis=1)
-        if mode == "batch":  # The other normalizes by running statistics.
+        if mode == "batch":  # "ema" normalizes by running statistics.
             np.testing.assert_allclose(got, want, **CLOSE)
         again = convert.from_equinox(module, state)
         chex.assert_trees_all_close(
@@ -51,7 +51,7 @@ def test_equinox_layer_goes_on_in_jbn(eqx, mode, is_affine):
 
 
 def test_equinox_first_step_has_the_right_variance(eqx):
-    """Equinox' own, at count 1, is (momentum + (1 - momentum) var) / (1 - momentum)."""
+    """Equinox's variance at count 1 is (momentum + (1 - momentum) var) / (1 - momentum)."""
     module, state = equinox_norm(eqx, "batch")
     x = values((16, C, 4))
     _, moved = train(convert.from_equinox(module, state), x, axis=1)
@@ -67,9 +67,9 @@ def test_equinox_round_trip(eqx, mode, count, is_affine):
     got = convert.from_equinox(*filled)[:2]
     if mode == "ema" or count == 0:
         assert_same_bits(got, ours)
-    else:  # Times 1 - momentum^count and back.
+    else:  # Multiplied by 1 - momentum^count and divided again.
         chex.assert_trees_all_close(tuple(got), tuple(ours), rtol=2e-7)
-    # The state given, and the layer, are as they were.
+    # The given state and layer are unchanged.
     chex.assert_trees_all_equal(jax.tree.leaves(state), jax.tree.leaves(equinox_norm(eqx, mode)[1]))
 
 

@@ -1,4 +1,4 @@
-"""What `jbn.convert` refuses of trees, options and arrays, and what its messages say."""
+"""Trees, options and arrays that `jbn.convert` rejects, and its messages."""
 
 import jax.numpy as jnp
 import pytest
@@ -7,9 +7,9 @@ from convertible import BARE, C, Error, layer, linen_variables, ones, state_dict
 import jbn
 from jbn import convert
 
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
-    # Trees of jbn.
+    # jbn's trees.
     "params of None": (
         lambda: convert.to_torch(None, layer()[1]),
         TypeError,
@@ -106,7 +106,7 @@ CASES = {
         ValueError,
         ["`framework`", "a list of 1", "torch, keras"],
     ),
-    # Many layers, and kernels.
+    # Several layers, and kernels.
     "names of None": (
         lambda: convert.convert_layers(convert.from_torch, state_dict("bn."), names=None),
         TypeError,

@@ -1,4 +1,4 @@
-"""What `jbn.convert` refuses of each framework, and what its messages say."""
+"""What `jbn.convert` rejects from each framework, and its messages."""
 
 import os
 
@@ -49,9 +49,9 @@ def keras_net():
     return keras.Sequential([keras.layers.BatchNormalization(name="bn"), keras.layers.Dense(2)])
 
 
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
-    # torch: what holds the state_dict.
+    # torch: the container of the state_dict.
     "nested checkpoint": (
         lambda: convert.from_torch({"state_dict": state_dict(), "epoch": 3}),
         Error,

@@ -1,4 +1,4 @@
-"""`jbn.convert` against Flax, linen and nnx: its layers, their numbers, both ways."""
+"""`jbn.convert` against Flax linen and nnx: layers and their values, in both directions."""
 
 import chex
 import flax.linen as nn
@@ -40,7 +40,7 @@ def test_linen_model_by_paths():
         convert.convert_layers(
             convert.from_linen, variables, names=["block/norm", "block/nrm", "norm"], num_features=4
         )
-    assert len(error.value.problems) == 8  # Four shapes, and twice mean and var.
+    assert len(error.value.problems) == 8  # Four shapes, and mean and var twice.
 
 
 @affine

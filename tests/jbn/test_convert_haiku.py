@@ -1,4 +1,4 @@
-"""`jbn.convert` against Haiku: its layers, their numbers, both ways."""
+"""`jbn.convert` against Haiku: layers and their values, in both directions."""
 
 import chex
 import jax
@@ -43,7 +43,7 @@ def test_haiku_layer_goes_on_in_jbn(hk, use_scale, use_bias, shape, axis):
     back = convert.to_haiku(*again[:2], decay_rate=0.8, ndim=len(shape), axis=axis)
     chex.assert_trees_all_equal_shapes_and_dtypes(back, (dict(params), state))
     chex.assert_trees_all_close(back, (dict(params), state), rtol=1e-6)
-    for ema, arrays in state.items():  # All but `hidden` is exact.
+    for ema, arrays in state.items():  # Exact, unlike `hidden`.
         np.testing.assert_array_equal(back[1][ema]["average"], arrays["average"])
 
 

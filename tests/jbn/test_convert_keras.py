@@ -1,4 +1,4 @@
-"""`jbn.convert` against Keras: its layers, their numbers, both ways."""
+"""`jbn.convert` against Keras: layers and their values, in both directions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ from converted import CLOSE, C, affine, assert_same_bits, evaluate, layer, train
 
 from jbn import convert
 
-# Keras 3.15 does not take NumPy 2's `copy`: its get_weights() warns.
+# Keras 3.15 does not accept NumPy 2's `copy` argument, so its get_weights() warns.
 keras_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 

@@ -1,4 +1,4 @@
-"""Weights of whole networks from torch: the same logits, the same training, and back."""
+"""Weights of whole networks from torch and back: the same logits, the same training."""
 
 import functools
 import io
@@ -126,7 +126,7 @@ def torch_losses(network, x, labels, rate, steps):
         network.zero_grad()
         loss = torch.nn.functional.cross_entropy(network(channels_first(x)), torch.tensor(labels))
         loss.backward()
-        with torch.no_grad():  # torch.optim.SGD does the same, and takes seconds to import.
+        with torch.no_grad():  # Like torch.optim.SGD, which takes seconds to import.
             for parameter in network.parameters():
                 parameter -= rate * parameter.grad
         losses.append(loss.item())
@@ -145,7 +145,8 @@ def test_training_goes_on_as_in_torch(kind):
     want = torch_losses(network, x, labels.astype(np.int64), 0.1, 3)
     np.testing.assert_allclose(got, want, rtol=1e-4)
     assert abs(want[0] - want[-1]) > 1e-2
-    # What evaluation reads has moved as there. The port's means have biases that do not train.
+    # The running statistics were updated as in torch. The port's means include biases, which
+    # training does not change.
     there = convert.network_from_torch(model, network)["batch_stats"]
     chex.assert_trees_all_close(variables["batch_stats"], there, rtol=1e-4, atol=1e-4)
 
@@ -218,7 +219,7 @@ VARIATIONS = {
 
 @pytest.fixture(scope="module")
 def small():
-    """Return a network, its model, and the variables that every variation should give."""
+    """Return a state_dict, its model, and the variables that every variation should give."""
     network, model = torch_resnet(), resnet()
     return network.state_dict(), model, convert.network_from_torch(model, network)
 

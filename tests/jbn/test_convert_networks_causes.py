@@ -1,4 +1,4 @@
-"""What the messages of whole networks' converters say first: the likely cause, and the remedy."""
+"""Messages of the converters of whole networks begin with the likely cause and the remedy."""
 
 import types
 
@@ -60,7 +60,7 @@ def test_another_depth():
 
 
 def haiku_trees(blocks):
-    """Make the convolutions that say how deep a ResNet of Haiku is."""
+    """Make the convolutions from which the depth of a Haiku ResNet is inferred."""
     names = ["resnet/~/initial_conv"] + [
         f"resnet/~/block_group_{stage}/~/block_{block}/~/conv_{conv}"
         for stage, count in enumerate(blocks)
@@ -160,7 +160,7 @@ def keras_layer(name, **weights):
 
 
 class FakeWeight(np.ndarray):
-    """An array with a name, as Keras has them."""
+    """An array with a name, like a Keras weight."""
 
     def __new__(cls, value, name):
         array = np.asarray(value).view(cls)

@@ -1,4 +1,4 @@
-"""What the converters of whole networks refuse, all of it at once, and what their messages say."""
+"""What the converters of whole networks reject, reported all at once, and their messages."""
 
 import functools
 

@@ -27,18 +27,18 @@ LOW, HIGH = {"var": 0.5, "scale": 0.5}, {"var": 2.0, "scale": 1.5}
 
 
 def drawn(shape, what, rng):
-    """Draw weights: kernels by He, scales and variances about 1, all else about 0."""
+    """Draw weights: He-initialized kernels, scales and variances around 1, the rest around 0."""
     if what == "kernel":
         return rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape).astype(np.float32)
     return rng.uniform(LOW.get(what, -0.5), HIGH.get(what, 0.5), shape).astype(np.float32)
 
 
-# Keras' first convolution has 64 features whatever follows, as ours has those of the first stage.
+# Keras's first convolution always has 64 features, ours as many as the first stage.
 KERAS = {"blocks": (1, 2), "widths": (64, 12), "bottleneck": True}
 
 
 def keras_resnet(**options):
-    """Make a small network of Keras' own blocks, with drawn weights."""
+    """Make a small network of Keras's own blocks, with drawn weights."""
     resnet = pytest.importorskip("keras.src.applications.resnet")
 
     def stages(x):
@@ -67,7 +67,7 @@ def keras_model(**attributes):
 def test_keras_logits(keras, use_bias):
     network, model, x = keras_resnet(), keras_model(use_bias=use_bias), images()
     variables = convert.network_from_keras(model, network)
-    with jax.numpy_rank_promotion("allow"):  # Keras' dense layer adds its bias to rows.
+    with jax.numpy_rank_promotion("allow"):  # Keras's dense layer broadcasts its bias.
         want = network.predict(x, verbose=0)
     assert_same_logits(evaluate(model, variables, x), want)
 
@@ -86,7 +86,7 @@ def test_keras_strides_are_in_the_1x1(keras):
 
 
 class ResNetBlock(nn.Module):
-    """The block of Flax's example, whose layers are named by Flax but for the shortcut's."""
+    """The block of Flax's example; only the layers of the shortcut have explicit names."""
 
     width: int
     stride: int
@@ -133,7 +133,7 @@ class FlaxResNet(nn.Module):
 
 
 def redrawn(tree, names):
-    """Draw every array of nested dicts anew; `names` says what they are, as `drawn` wants it."""
+    """Redraw every array of nested dicts; `names` maps parts of their keys to kinds for `drawn`."""
     rng = np.random.default_rng(1)
 
     def draw(path, like):
@@ -164,7 +164,7 @@ def test_flax_logits(block):
 @PADDED
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_haiku_logits(hk, bottleneck):
-    blocks, widths = (2, 1, 1, 1), (64, 8, 12, 16)  # Its first convolution has 64 features.
+    blocks, widths = (2, 1, 1, 1), (64, 8, 12, 16)  # Haiku's first convolution has 64 features.
 
     @hk.transform_with_state
     def network(x, training=False):

@@ -1,4 +1,4 @@
-"""What whole networks compute and their arrays do not say: epsilon, activation, strides."""
+"""Properties of whole networks that their arrays do not show: epsilon, activation, strides."""
 
 import functools
 import types
@@ -86,7 +86,7 @@ def test_a_torch_module_says_its_epsilon():
     with torch.no_grad():
         want = network(torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))).numpy()
     assert_same_logits(evaluate(model, variables, x), want)
-    # A state_dict does not say it, the caller does.
+    # A state_dict does not contain epsilon, so the caller states it.
     stated = convert.network_from_torch(model, network.state_dict(), epsilon=0.5)
     jax.tree.map(np.testing.assert_array_equal, stated, variables)
 

@@ -1,4 +1,4 @@
-"""`jbn.convert` against torch: its layers, kernels and a network, their numbers, both ways."""
+"""`jbn.convert` against torch: layers, kernels and a network, in both directions."""
 
 import chex
 import flax.linen as nn
@@ -11,7 +11,7 @@ from converted import CLOSE, C, assert_same_bits, evaluate, layer, train, values
 import jbn
 from jbn import convert
 
-# Losses after three steps on either side, relative.
+# Tolerance for the losses after three steps in either library.
 LOSS = 1e-4
 
 
@@ -83,7 +83,7 @@ def test_torch_half_precision(torch, dtype):
 
 def test_training_torch_further_does_not_change_the_copy(torch):
     module = torch.nn.BatchNorm1d(1024)
-    # JAX may share memory that is aligned like its own.
+    # JAX may share memory that is aligned like its own arrays.
     room = torch.zeros(1024 + 16)
     start = -(room.data_ptr() // 4) % 16
     module.running_mean = room[start : start + 1024]
@@ -133,7 +133,7 @@ def test_torch_names_everything_that_is_wrong(torch):
 # Kernels ----------------------------------------------------------------------------------------
 
 
-# torch's layer, Flax's layer, shape of x as torch has it
+# torch's layer, Flax's layer, shape of x in torch's layout
 KERNELS = {
     "linear": (lambda t: t.nn.Linear(5, 4), nn.Dense(4), (6, 5)),
     "conv1d": (
@@ -203,7 +203,7 @@ def test_vectors_are_no_kernels():
         convert.to_torch_kernel(np.ones((3, 3)), transposed=True)
 
 
-# A network from torch, which goes on in jbn ------------------------------------------------------
+# A network from torch, trained further in jbn ----------------------------------------------------
 
 
 RATE, STEPS = 0.1, 3
@@ -239,7 +239,7 @@ def test_network_of_torch_goes_on_in_jbn(torch):
     norms = convert.convert_layers(convert.from_torch, network, names=["1", "4"])
     options = {name: norm.options._asdict() for name, norm in norms.items()}
     states = {name: norm.state for name, norm in norms.items()}
-    # Flatten is in the order of torch's axes, (C, H, W); ours are (H, W, C).
+    # torch flattens axes in the order (C, H, W); ours are (H, W, C).
     head = np.array(convert.from_torch_kernel(network[7].weight)).reshape(6, 3, 3, 5)
     params = {
         "0": convert.from_torch_kernel(network[0].weight),
@@ -277,7 +277,7 @@ def test_network_of_torch_goes_on_in_jbn(torch):
         loss, params, states = step(params, states, x, labels[i])
         ours.append(float(loss))
     theirs = [torch_step(i) for i in range(STEPS, 2 * STEPS)]
-    assert abs(theirs[-1] - first[0]) > 100 * LOSS  # It moves at all.
+    assert abs(theirs[-1] - first[0]) > 100 * LOSS  # The loss does change.
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=LOSS)
 
     network.eval()
@@ -285,7 +285,7 @@ def test_network_of_torch_goes_on_in_jbn(torch):
     got, _ = apply(params, states, np.moveaxis(images[0], 1, -1), False)
     np.testing.assert_allclose(got, want, rtol=0, atol=LOSS)
 
-    # And back: torch goes on from jbn's layers.
+    # And back: torch continues with jbn's layers.
     for name, norm in norms.items():
         saved = convert.to_torch(params[name], states[name])
         saved["num_batches_tracked"] -= norm.state.count.item()

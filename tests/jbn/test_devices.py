@@ -1,4 +1,4 @@
-"""Eight devices equal one: output, gradient of every argument and new state, in every mode."""
+"""Eight devices equal one: output, gradients of all arguments and new state, in every mode."""
 
 import functools
 
@@ -24,7 +24,7 @@ from sharded_batches import (
 
 import jbn
 
-# Masks: by kind, then by name. The boolean ones share a shape, so they share a compilation.
+# Names of masks by kind. Boolean masks share a shape, and so a compiled program.
 KINDS = {
     "none": ("none",),
     "boolean": ("unequal", "one shard empty", "one value", "nothing left", "one feature out"),
@@ -55,7 +55,7 @@ def shard_function(groups):
     return function
 
 
-@jax.jit  # After pmap, too.
+@jax.jit  # Also after pmap.
 def product(y, new, cotangents, firsts):
     """Return the sum of the outputs times their cotangents."""
     dy, dmean, dvar = cotangents
@@ -91,7 +91,7 @@ def program(mode, kind, groups=None):
 
     def loss(x, mask, params, mean, var, count, cotangents):
         y, new = forward(x, mask, params, jbn.BatchNormState(mean, var, count))
-        # Where there is one copy for each device: each state once, of its group's first device.
+        # If each device has a copy of the state: count it once per group, from its first device.
         firsts = [0] if whole_axis else [g[0] for g in named]
         return product(y, new, cotangents, np.array(firsts)), (y, new)
 
@@ -113,7 +113,7 @@ def dmean_rank_differs(mode, replicated):
     return mode in ("pmap", "vmap") or not (replicated or mode == "jit")
 
 
-# Gradients are sums over up to 96 values with the feature's cotangents: their size is 10.
+# Gradients are sums over up to 96 values times the feature's cotangents, of size about 10.
 SUMMED = 4 * F32_GRADIENT
 
 
@@ -189,7 +189,7 @@ def test_groups_equal_one_device_for_each(mode, groups, kind):
 
 @pytest.mark.parametrize("mode", MAPPED)
 def test_gradient_taken_inside_the_mapped_function(mode):
-    """The usual training step: each device differentiates its own loss, then sums."""
+    """In the usual training step, each device differentiates its own loss, then sums gradients."""
     x, params, state, (dy, _, _) = inputs()
     mask = make_mask("unequal")
 
@@ -211,7 +211,7 @@ def test_gradient_taken_inside_the_mapped_function(mode):
             return jnp.sum(y * dy), new
 
         (dx, dparams), new = jax.grad(loss, (0, 1), has_aux=True)(x, params)
-        if mode != "shard_map":  # with check_vma JAX sums the gradient of what is replicated
+        if mode != "shard_map":  # with check_vma, JAX sums gradients of replicated values
             dparams = jax.lax.psum(dparams, "d")
         return dx, (dparams, new)
 
@@ -237,7 +237,7 @@ def tangent_product(f):
 
 @functools.cache
 def of_formula():
-    """Return value and tangent, and the second-order product, of the formula in plain JAX."""
+    """Return (value, tangent) and the second-order product of the formula in plain JAX."""
     x, params, _, (tangent, _, _) = inputs()
     scale, bias = (p[None, None] for p in params)
 
@@ -289,7 +289,7 @@ def test_moments_over_an_axis(mode):
 
     run = spread(function, mode, replicated=True)
     run = compiled(run, mode)
-    # pmap splits no array but the first one where the second argument has no leaves at all.
+    # The second argument must have leaves: otherwise pmap splits only the first array.
     got = one_of(jax.device_get(run((x, mask), (x,))[1]), mode, replicated=True)
     for a, b in zip(got, oracles.moments(x, mask=mask), strict=True):
         assert_close(a, b, F32_STATISTICS)
@@ -311,9 +311,9 @@ def over_two_vmaps(x, params, state):
 @pytest.mark.parametrize("wrap", ["jit", "checkpoint", "scan", "vmap of jit"])
 @pytest.mark.parametrize("axes", [1, 2])
 def test_differentiated_after_the_axis_is_gone(wrap, axes):
-    """jax.grad outside of jit, scan or checkpoint that hold the vmap: the name is bound inside.
+    """Apply jax.grad outside of a jit, scan or checkpoint around the vmap that binds the name.
 
-    The jit around all of it only makes it one program: jax.grad still comes after the vmap.
+    The outer jit only makes everything one program: jax.grad is still applied after the vmap.
     """
     x, params, state, (dy, _, _) = inputs()
     state = state._replace(mean=jnp.zeros(FEATURES), var=jnp.ones(FEATURES))
@@ -344,7 +344,7 @@ def over_devices(axes, x, params, state):
 
 @functools.partial(jax.jit, static_argnums=0)
 def tangent_inside(axes, x, dy, params, state):
-    """Return the tangent of a function without a jit, scan or checkpoint, times dy."""
+    """Return dy times the tangent of the function without a jit, scan or checkpoint."""
     return jnp.sum(jax.jvp(lambda x: over_devices(axes, x, params, state), (x,), (dy,))[1] * dy)
 
 
@@ -370,6 +370,6 @@ def test_scan_and_checkpoint_inside_shard_map():
     got, new = jax.jit(lambda x: jax.grad(loss, has_aux=True)(x, jax.checkpoint))(x)
     want = problem(x, None, params, state)
     want.epsilon = 1e-5
-    # Each of the three steps has the gradient of the first: the shift does not matter.
+    # The gradient is the same in all three steps: batch norm ignores the shift.
     assert_close(got, 3 * want.gradient(oracles.exact(dy))["x"], 3 * F32_GRADIENT)
     assert int(new.count) == int(state.count) + 3

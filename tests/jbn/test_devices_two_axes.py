@@ -1,4 +1,4 @@
-"""Eight devices of two named axes equal one: over one axis or both, in groups, with features."""
+"""Eight devices on two named axes equal one: pooled over one or both, in groups, with features."""
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,9 @@ TWO = ("shard_map", "shard_map_unchecked", "vmap", "pmap of vmap")
 
 
 def spread_two(function, mode, state_axes):
-    """Return `(x, mask, params, state) -> (y, new)`, the batch spread over axes "a" and "b".
+    """Return `(x, mask, params, state) -> (y, new)` with the batch spread over axes "a" and "b".
 
-    `new` has the leading axes `state_axes`, a part of ("a", "b"), those over which it differs.
+    `new` has leading axes `state_axes`: those of ("a", "b") along which the states differ.
     """
     if mode in ("vmap", "pmap of vmap"):
         inner = jax.vmap(function, axis_name="b", in_axes=(0, 0, None, None))
@@ -99,7 +99,7 @@ def test_one_or_both_of_two_axes(mode, named):
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
 @pytest.mark.parametrize("mode", TWO)
 def test_groups_are_of_the_flattened_index_over_both_axes(mode, order):
-    """Row-major over the named axes, in the order in which they are named."""
+    """The index is row-major over the named axes, in the order of their names."""
     x, params, state, (dy, _, _) = inputs()
     mask = make_mask("one shard empty")
     groups = [[0, 1, 2, 5], [3, 4, 6, 7]]
@@ -140,7 +140,7 @@ def test_groups_are_of_the_flattened_index_over_both_axes(mode, order):
 
 
 def test_features_may_be_sharded_too():
-    """A model axis that carries features is not named: each device has its own features."""
+    """A model axis that shards features is not named: each device has its own features."""
     x = values(8, (16, 8), mean=1.0)
     params, state = jbn.init(8)
 

@@ -1,4 +1,4 @@
-"""Diagnostics against float64 NumPy, finite differences and known shares."""
+"""Diagnostics against float64 NumPy, finite differences and known fractions."""
 
 import io
 
@@ -53,7 +53,7 @@ def test_gap_by_hand(with_population):
 
 
 def test_gap_of_states_and_what_it_finds():
-    """A running mean off by three stds, on features whose mean is 1,000 stds, shows as such."""
+    """The gap of a running mean that is off by 3 stds is 3, even with a mean of 1,000 stds."""
     x = single(RNG.normal(1000, 1, (4096, 2)))
     batch = jbn.moments(x)
     true = jbn.BatchNormState(batch.mean, batch.var, jnp.int32(1))
@@ -99,7 +99,7 @@ def test_momentum_that_float32_has_not(momentum, count):
 
 
 def test_restored_statistics():
-    """A state that a checkpoint restored as a dict counts for itself, too."""
+    """A state that a checkpoint restored as a dict uses its own count, too."""
     state = jbn.BatchNormState(single(np.arange(3)), single(np.arange(1, 4)), jnp.int32(7))
     restored = flax.serialization.msgpack_restore(flax.serialization.to_bytes(state))
     assert isinstance(restored, dict)
@@ -184,7 +184,7 @@ def test_gradient_shift_under_jit_and_without_a_step():
 
 
 def test_percentiles_of_sharded_features():
-    """On a mesh with explicit axes, where JAX does not sort along a sharded one."""
+    """On a mesh with explicit axes, JAX does not sort along a sharded axis."""
     made = jax.make_mesh((4, 2), ("b", "m"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     x = single(np.random.default_rng(0).normal(size=(8, 3, 6)))
     want = diagnostics.percentiles(x)
@@ -195,7 +195,7 @@ def test_percentiles_of_sharded_features():
 
 
 def test_landscape_of_a_quadratic():
-    """Loss w H w / 2: the smoothness along the gradient is |H g| / |g|, at every size."""
+    """For the loss w H w / 2, the smoothness along the gradient is |H g| / |g| at any step size."""
     rng = np.random.default_rng(2)
     root = rng.normal(size=(5, 5))
     hessian, w = single(root @ root.T), single(rng.normal(size=5))

@@ -1,4 +1,4 @@
-"""Wrong calls of `jbn.diagnostics`, and what the messages say."""
+"""Wrong calls of `jbn.diagnostics`, and their messages."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def slope_of(x, activation=jax.nn.relu):
 
 
 ONE = jnp.float32(1)
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
     # The gap.
     "gap of other shapes": (
@@ -317,7 +317,7 @@ def test_summary_inside_jit():
 
 
 def test_traced_arguments():
-    """Values that are not known are not checked, and nothing waits for them."""
+    """Traced values are unknown: they are not checked, and nothing waits for them."""
     batches = jax.jit(diagnostics.effective_batches)(7, 0.9)
     np.testing.assert_allclose(batches, diagnostics.effective_batches(7, 0.9), rtol=1e-5)
     share = jax.jit(lambda t: diagnostics.saturation(jnp.ones(3), jax.nn.relu, threshold=t))(0.5)

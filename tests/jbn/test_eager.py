@@ -1,4 +1,4 @@
-"""Outside `jit`, at the prompt: a second call traces and compiles nothing, whatever its values."""
+"""Outside `jit`, a second call with other values traces and compiles nothing."""
 
 import contextlib
 import logging
@@ -19,8 +19,8 @@ from jbn import diagnostics
 
 TRACE = "/jax/core/compile/jaxpr_trace_duration"
 COMPILE = "/jax/core/compile/backend_compile_duration"
-# What JAX and Flax trace by themselves. Outside `jit`, `shard_map` compiles every primitive, a
-# `jit` included, at every call; Flax linen traces a parameter's initializer to check its shape.
+# Traces by JAX and Flax themselves. Outside `jit`, `shard_map` compiles every primitive, including
+# a `jit`, at every call. Flax linen traces a parameter's initializer to check its shape.
 SHARD_MAP = "<unnamed function>"
 INITIALIZER = "<lambda>"
 
@@ -43,7 +43,7 @@ def counted():
 
 @contextlib.contextmanager
 def retraced():
-    """List what is traced inside of another trace: no event tells, but JAX's log explains it."""
+    """List what is traced within another trace: it emits no event, but JAX's log explains it."""
     found = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())
@@ -57,7 +57,7 @@ def retraced():
 
 
 PASSES = pytest.mark.parametrize("gradient", [False, True], ids=["forward", "gradient"])
-# One of each kind of program, and those that share it.
+# One of each kind of program, then others that share a kind.
 KINDS = ("batch_norm", "batch_norm, weights", "batch_norm, vmap", "ghost_batch_norm",
          "batch_renorm", "moments", "layer_norm", "whiten")  # fmt: skip
 COMPILED = (*KINDS, "batch_norm, numbers", "batch_norm, arrays", "batch_norm, cumulative",
@@ -66,10 +66,10 @@ COMPILED = (*KINDS, "batch_norm, numbers", "batch_norm, arrays", "batch_norm, cu
 
 
 def how_to_count(name, gradient):
-    """Return how to call, what counts, and parts of the lines on what is traced every time.
+    """Return how to call, what to count with, and parts of the lines that are always expected.
 
-    A gradient is compiled again where something in it is traced again: all but some are traced
-    alone, which takes a third of the time.
+    A gradient is compiled again only if something in it is traced again. So most gradients are only
+    traced, which takes a third of the time.
     """
     if not gradient or name in COMPILED:
         return prompt, counted, (SHARD_MAP, f"jaxpr_trace_duration of {INITIALIZER}")
@@ -81,7 +81,7 @@ def unexpected(found, expected):
 
 
 def test_what_is_counted():
-    # The events are those that JAX documents by name only: a fresh function is one of each.
+    # JAX documents only the names of these events: a new function causes one of each.
     x = jnp.ones(3)
     double = jax.jit(lambda x: 2 * x)
     with counted() as found:
@@ -149,8 +149,8 @@ DIFFERENTIATED = {
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_what_is_differentiated_is_not_converted(name):
-    """`jnp.asarray` of an array is free, but an operation where the array is differentiated."""
-    size = 40 + list(DIFFERENTIATED).index(name)  # Of a size that no other test has compiled for.
+    """`jnp.asarray` of an array is free, except under differentiation, where it is an operation."""
+    size = 40 + list(DIFFERENTIATED).index(name)  # A size that no other test compiles for.
     x, (params, state) = jax.device_put(np.ones((3, size), np.float32)), jbn.init(size)
     DIFFERENTIATED[name](x, params, state)
     with counted() as found:
@@ -160,7 +160,8 @@ def test_what_is_differentiated_is_not_converted(name):
     assert [event for event in found if "convert_element_type" in event] == []
 
 
-# A device's state, and all devices' stacked, are of a size that nothing else is compiled for.
+# Functions of x, parameters, one state, and the devices' states stacked. All have a size that
+# nothing else is compiled for.
 ALONE = {
     "batch_norm": lambda x, p, s, each: jbn.batch_norm(x, p, s, training=True),
     "normalize": lambda x, p, s, each: jbn.normalize(x, s.mean, s.var, p),
@@ -181,7 +182,7 @@ ALONE = {
 
 @pytest.mark.parametrize("name", ALONE)
 def test_function_is_one_program(name):
-    """Each operation for itself would cost a dispatch at every call."""
+    """Separate operations would each cost a dispatch at every call."""
     size = 60 + list(ALONE).index(name)
     x, scale, mean = (np.full(shape, 2, np.float32) for shape in ((3, size), size, (2, size)))
     states = jax.device_put(jbn.BatchNormState(mean, mean, np.ones(2, np.int32)))
@@ -190,18 +191,19 @@ def test_function_is_one_program(name):
     with counted() as found:
         ALONE[name](*given)
     compiled = [event for event in found if "backend_compile" in event]
-    # Of vmap itself, and of the question whether it is being compiled.
+    # From vmap itself, and from the check whether operations are being traced for a compiler.
     of_vmap = ("jit(broadcast_in_dim)", "jit(convert_element_type)")
     assert len([event for event in compiled if not event.endswith(of_vmap)]) == 1, compiled
 
 
 @PASSES
-@pytest.mark.parametrize("name", KINDS)  # Operations one by one take their time.
+@pytest.mark.parametrize("name", KINDS)  # Running each operation on its own is slow.
 def test_disabled_jit_gives_the_same(name, gradient):
     v = batch(1)
     want = run(name, v, gradient)
     if name == "batch_norm, vmap":
-        # Nothing is known in `vmap`, whose named axis shares no operation: recorded, and compiled.
+        # Values are unknown under `vmap` anyway, and operations with its axis name are not cached.
+        # So trace with jit disabled, and compile the whole.
         with jax.disable_jit():
             recorded = jax.jit(lambda v: run(name, types.SimpleNamespace(**v), gradient)).trace(
                 vars(v)
@@ -211,14 +213,14 @@ def test_disabled_jit_gives_the_same(name, gradient):
     else:
         with jax.disable_jit():
             got = run(name, v, gradient)
-    # Another order of summation, in the loss as well.
+    # The order of summation differs, also in the loss.
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         size = max(1.0, np.abs(b).max())
         assert_close(a / size, b / size, F32_GRADIENT)
 
 
-# What is made on the host at every call would be refused: constants, defaults, Python numbers.
+# The guard rejects anything made on the host at each call: constants, defaults, Python numbers.
 GUARDED = ("batch_norm", "batch_norm, arrays", "batch_norm, mask", "batch_norm, weights",
            "batch_norm, cumulative", "batch_norm, debiased", "batch_norm, evaluation",
            "ghost_batch_norm", "normalize", "moments", "layer_norm", "weight_norm")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Bad input raises under jit, too, and what is just allowed raises nowhere."""
+"""Bad input raises under jit, too, and input that is just within limits never raises."""
 
 import jax
 import jax.numpy as jnp

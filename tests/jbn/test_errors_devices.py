@@ -1,4 +1,4 @@
-"""Bad names of axes and groups of devices raise at trace time; the message says what to do."""
+"""Bad axis names and device groups raise at trace time, and the message says what to do."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def named(name):
     return mapped(x_of(2, 4, 5), axis_name=name)
 
 
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
     # Named axes.
     "unbound axis name": (
@@ -163,7 +163,7 @@ def test_raises(name):
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_raises_while_tracing(name):
-    """Abstract values are enough: nothing is computed before the error."""
+    """Abstract values suffice: nothing is computed before the error."""
     call, error, words = CASES[name]
     with pytest.raises(error) as caught:
         jax.eval_shape(call)
@@ -185,6 +185,6 @@ def test_raises_inside_shard_map_and_pmap():
 
 
 def test_inference_has_no_need_of_the_axis():
-    """A model trained over devices is applied without them: the name does not matter then."""
+    """A model trained on several devices can run on one: inference ignores the name."""
     y, _ = infer(x_of(4, 5), axis_name="devices", axis_index_groups=[[0, 1]])
     assert y.shape == (4, 5)

@@ -25,10 +25,10 @@ def state_only(x, features):
 
 
 class Box:
-    """Something that is nothing to us."""
+    """An object that is no array."""
 
 
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
     # Wrong number of features.
     "features of params": (lambda: train(x_of(4, 7)), ValueError, ["5", "7"]),
@@ -107,7 +107,7 @@ CASES = {
         TypeError,
         ["`axis`", "traced"],
     ),
-    # One value, no value.
+    # One value, or none.
     "batch of one": (lambda: train(x_of(1, 5)), ValueError, ["training=False", "(1, 5)"]),
     "batch of one, space of one": (lambda: train(x_of(1, 1, 1, 5)), ValueError, ["training=False"]),
     "nothing reduced": (lambda: train(x_of(4, 5), (4, 5), axis=(0, 1)), ValueError, ["(4, 5)"]),
@@ -182,7 +182,7 @@ def test_raises(name):
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_raises_while_tracing(name):
-    """Abstract values are enough: nothing is computed before the error."""
+    """Abstract values suffice: nothing is computed before the error."""
     call, error, words = CASES[name]
     with pytest.raises(error) as caught:
         jax.eval_shape(call)

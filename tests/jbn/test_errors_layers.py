@@ -26,7 +26,7 @@ def warmed_up(**limits):
     return layer(lambda: linen.BatchRenorm(**options))
 
 
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
     # Layers.
     "r_max below 1 with a warm-up": (
@@ -131,7 +131,7 @@ def test_raises(name):
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_raises_while_tracing(name):
-    """Abstract values are enough: nothing is computed before the error."""
+    """Abstract values suffice: nothing is computed before the error."""
     call, error, words = CASES[name]
     with pytest.raises(error) as caught:
         jax.eval_shape(call)

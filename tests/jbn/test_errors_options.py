@@ -33,9 +33,9 @@ def mixed(weight):
 
 
 HALF_BELOW_ZERO = jnp.float32(-0.5)
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
-    # What float32 flushes to 0.
+    # Values that float32 flushes to 0.
     "epsilon of nothing": (
         lambda: train(x_of(4, 5), epsilon=1e-40),
         ValueError,
@@ -272,7 +272,7 @@ def test_raises(name):
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_raises_while_tracing(name):
-    """Abstract values are enough: nothing is computed before the error."""
+    """Abstract values suffice: nothing is computed before the error."""
     call, error, words = CASES[name]
     with pytest.raises(error) as caught:
         jax.eval_shape(call)

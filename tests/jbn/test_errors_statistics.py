@@ -22,7 +22,7 @@ from wrong_calls import (
 import jbn
 
 MOMENTS = jbn.moments(x_of(4, FEATURES))
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
     # States.
     "complex var": (
@@ -149,7 +149,7 @@ CASES = {
         TypeError,
         ["`state.var`", "a list of 5"],
     ),
-    # Statistics given to normalize.
+    # Statistics passed to normalize.
     "normalize by no mean": (
         lambda: jbn.normalize(x_of(4, 5), None, jnp.ones(5)),
         TypeError,
@@ -234,7 +234,7 @@ def test_raises(name):
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_raises_while_tracing(name):
-    """Abstract values are enough: nothing is computed before the error."""
+    """Abstract values suffice: nothing is computed before the error."""
     call, error, words = CASES[name]
     with pytest.raises(error) as caught:
         jax.eval_shape(call)

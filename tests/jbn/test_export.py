@@ -1,6 +1,6 @@
-"""`jax.export` with a symbolic batch: one program for every batch size, with the values of a call.
+"""`jax.export` with a symbolic batch: one program for all batch sizes, equal to a direct call.
 
-Peers' programs, which users serve, are exported so; the number of examples is then a symbol.
+Programs to be served are exported this way; the number of examples is then a symbol.
 """
 
 import jax
@@ -14,7 +14,7 @@ import jbn.linen
 C = 8
 PARAMS, STATE = jbn.init(C)
 WHITENING = jbn.whiten(jnp.asarray(np.random.default_rng(1).normal(size=(50, C)), jnp.float32))[1]
-# Programs of one size and of any size differ by rounding, at values and gradients of order 1.
+# Programs for one size and for any size differ by rounding; values and gradients are of order 1.
 ATOL = 1e-5
 
 
@@ -81,17 +81,17 @@ def test_one_program_for_every_batch_size(name):
     function = jax.jit(FUNCTIONS[name])
     shape = jax.export.symbolic_shape(f"b, 3, {C}")
     exported = jax.export.export(function)(jax.ShapeDtypeStruct(shape, jnp.float32))
-    # No size is known to the program, so one is as good as any, but that ghosts may leave a rest.
+    # The program knows no size, so one is enough, except that ghost batches may leave a remainder.
     for examples in (12, 15) if name in ("ghost_batch_norm", "ghost_batch_norm, mask") else (15,):
         x = np.random.default_rng(0).normal(size=(examples, 3, C)).astype(np.float32)
         found, expected = jax.tree.leaves(exported.call(x)), jax.tree.leaves(function(x))
         for a, b in zip(found, expected, strict=True):
-            # Two programs add in their own orders: of gradients near 16, 1e-5 is ten roundings.
+            # The programs sum in different orders: for gradients near 16, 1e-5 is ten roundings.
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=ATOL)
 
 
 def test_one_value_of_a_batch_of_any_size_leaves_the_variance():
-    """Where the size is known it is an error; here only the exported program can tell."""
+    """With a known size, one value is an error; here the size is known only at run time."""
     (size,) = jax.export.symbolic_shape("n")
     x = jax.ShapeDtypeStruct((size, C), jnp.float32)
     _, state = jax.export.export(jax.jit(batch_norm))(x).call(np.full((1, C), 2, np.float32))

@@ -1,4 +1,4 @@
-"""Models through `jax.export`: written with a batch of any size, read, and run again."""
+"""Models through `jax.export`: serialized with a symbolic batch, deserialized, and run."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from jbn.models import CNN, MLP, BNInception, ResNet, SmallBNInception
 
 pytest.importorskip("flatbuffers", reason="jbn[export]")
 
-# Two programs round in their own ways, relative to the largest output.
+# Two programs round differently; relative to the largest output.
 TOLERANCE = 1e-5
 
-# name: (model, shape of an example); of networks their first blocks, one of which halves the space
+# name: (model, shape of an example); networks have few blocks, one of which halves the resolution
 MODELS = {
     "MLP": (MLP(hidden=(6, 5), norm="batch"), (4,)),
     "CNN": (CNN(widths=(4, 8), norm="batch"), (8, 8, 1)),
@@ -56,7 +56,7 @@ def test_a_model_is_read_as_it_was_written(name, folded):
 
 
 def test_a_training_step_is_read_as_it_was_written():
-    """Gradients and statistics of a batch of any size, by weights and statistics as arguments."""
+    """Gradients and statistics for a batch of any size; weights and statistics are arguments."""
     model, shape = MODELS["MLP"]
     x = np.random.default_rng(1).normal(size=(6, *shape)).astype(np.float32)
     variables = trained(jax.eval_shape(lambda: model.init(jax.random.key(0), x, training=False)))

@@ -1,6 +1,6 @@
-"""`jax.export` with a symbolic batch of every public function of arrays, in training and inference.
+"""`jax.export` with a symbolic batch for all public functions of arrays, in training and inference.
 
-`test_export.py` has their options and gradients; here no function is left out.
+Options and gradients are tested in `test_export.py`; here no function is left out.
 """
 
 import inspect
@@ -22,12 +22,12 @@ def apply(function, training, **options):
 
 
 def kernel_of(x):
-    """Make a kernel whose inputs are as many as there are examples."""
+    """Make a kernel with as many inputs as there are examples."""
     return x[:, 0]
 
 
 def on_two(function):
-    """Call a function of statistics on two devices, each of which saw half of the values."""
+    """Call a function of statistics on two devices, each of which saw different values."""
 
     def call(x):
         halves = jnp.stack([x[:, 0], 2 * x[:, 1]])
@@ -44,7 +44,7 @@ def population(x):
     return jbn.population(step, STATE, jnp.stack([x, 3 * x]))
 
 
-# name: what is exported, by the public function that it is a call of
+# public function: {mode: the call to export}
 CALLS = {
     "batch_norm": {
         "training": apply(jbn.batch_norm, True),
@@ -86,7 +86,7 @@ CALLS = {
     "apply_whitening": {"": lambda x: jbn.apply_whitening(x, WHITENING)},
     "fold": {"": lambda x: jbn.fold(kernel_of(x), None, PARAMS, STATE)},
 }
-# Of a number of features, which is known, and of a model.
+# `init` takes a number of features, which is always known, and `fold_model` a model.
 WITHOUT_A_BATCH = {"init", "fold_model"}
 
 
@@ -110,12 +110,12 @@ def test_exports(call):
     x = np.random.default_rng(0).normal(size=(11, 3, C)).astype(np.float32)
     found, expected = jax.tree.leaves(exported.call(x)), jax.tree.leaves(function(x))
     for a, b in zip(found, expected, strict=True):
-        # Two programs add in their own orders.
+        # The programs sum in different orders.
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_the_last_ghost_group_of_a_symbolic_batch_is_smaller():
-    """Where the size is known one value in a group is an error; here it becomes the bias."""
+    """With a known size, a group of one value is an error; here its output is the bias."""
     function = jax.jit(CALLS["ghost_batch_norm"]["training"])
     (size,) = jax.export.symbolic_shape("b")
     exported = jax.export.export(function)(jax.ShapeDtypeStruct((size, C), jnp.float32))
@@ -124,4 +124,4 @@ def test_the_last_ghost_group_of_a_symbolic_batch_is_smaller():
     groups = np.float64(x[:8]).reshape(2, 4, C)
     groups = (groups - groups.mean(1, keepdims=True)) / np.sqrt(groups.var(1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(y[:8], groups.reshape(8, C), atol=1e-5)
-    np.testing.assert_allclose(y[8], np.zeros(C), atol=1e-9)  # 1e-12 is left of x - mean.
+    np.testing.assert_allclose(y[8], np.zeros(C), atol=1e-9)  # x - mean leaves 1e-12.

@@ -1,9 +1,9 @@
-"""Flax's own test cases for its BatchNorm of linen, on Flax's layer and on ours.
+"""Flax's own test cases for linen's BatchNorm, run on Flax's layer and on ours.
 
-Rewritten from what they check; each names the case of Flax 0.12.8 (tests/...) it stands for. Flax
-trains on batches of one example in those marked "two examples": y is then the bias alone, and ours
-raises instead, so they run with two here, and `test_batches_of_one` says what Flax's would get, in
-test_flax_own_nnx.py.
+They are rewritten from what the originals check, and each docstring names the case of Flax 0.12.8
+(tests/...). Where it says "two examples", Flax trains on batches of one: its y is then just the
+bias, but our layer raises, so these cases run with two. `test_batches_of_one` in
+test_flax_own_nnx.py shows both behaviors.
 """
 
 import functools

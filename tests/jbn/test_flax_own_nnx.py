@@ -1,8 +1,8 @@
-"""Flax's own test cases for its BatchNorm of nnx, on Flax's layer and on ours.
+"""Flax's own test cases for nnx's BatchNorm, run on Flax's layer and on ours.
 
-Rewritten from what they check; each names the case of Flax 0.12.8 (tests/...) it stands for. Flax
-trains on batches of one example in those marked "two examples": y is then the bias alone, and ours
-raises instead, so they run with two here, and `test_batches_of_one` says what Flax's would get.
+They are rewritten from what the originals check, and each docstring names the case of Flax 0.12.8
+(tests/...). Where it says "two examples", Flax trains on batches of one: its y is then just the
+bias, but our layer raises, so these cases run with two. `test_batches_of_one` shows both behaviors.
 """
 
 import functools
@@ -29,7 +29,7 @@ def normal(*shape):
 
 
 class Block(nnx.Module):
-    """Dense, normalization, dropout: the model of most of Flax's cases."""
+    """A dense layer, normalization and dropout: the model of most of Flax's cases."""
 
     def __init__(self, norm, rngs, **options):
         self.linear = nnx.Linear(3, 3, rngs=rngs)
@@ -50,9 +50,9 @@ class Block(nnx.Module):
     [(nn.BatchNorm, nnx.BatchNorm), (jbn.linen.BatchNorm, jbn.nnx.BatchNorm)],
 )
 def test_nnx_equals_linen(linen, nnx_norm, dtype, param_dtype, masked):
-    """nnx/nn/normalization_test.py: test_nnx_linen_batchnorm_equivalence; its mask drops features,
+    """nnx/nn/normalization_test.py: test_nnx_linen_batchnorm_equivalence.
 
-    which Flax's layers make NaN.
+    Its mask drops features, which become NaN in Flax's layers.
     """
     options = {"dtype": dtype, "param_dtype": param_dtype, "use_running_average": False}
     x = normal(10, 5)
@@ -379,7 +379,7 @@ def test_nnx_inside_linen(norm):
 
 
 def test_batches_of_one():
-    """Flax gives the bias, silently, and forgets the variance; ours says what to do instead."""
+    """Flax silently outputs the bias and loses the variance; our error says what to do instead."""
     x = jnp.array([[1.0, 2.0, 3.0]])
     theirs, ours = (layer(3, rngs=nnx.Rngs(0)) for layer in (nnx.BatchNorm, jbn.nnx.BatchNorm))
     np.testing.assert_array_equal(theirs(x), [[0, 0, 0]])

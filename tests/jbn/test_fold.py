@@ -13,7 +13,7 @@ from strategies import values
 
 import jbn
 
-# Folding moves a product into the kernel: sums of up to 72 products are rounded differently.
+# Folding moves a factor into the kernel, so sums of up to 72 products are rounded differently.
 FOLDED = 1e-5
 
 
@@ -158,7 +158,7 @@ def test_fold_of_complex_layers():
 KERNEL, PARAMS, STATE = jnp.ones((6, 4)), *jbn.init(4)
 ONES = jnp.ones(4)
 
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
     "kernel of integers": (
         lambda: jbn.fold(jnp.ones((6, 4), jnp.int8), None, PARAMS, STATE),

@@ -16,7 +16,7 @@ import jbn.linen
 import jbn.nnx
 from jbn.models import MLP
 
-# As in test_fold: products move into the kernels, relative to the size of the output.
+# As in test_fold, factors move into the kernels; relative to the size of the output.
 FOLDED = 1e-5
 
 
@@ -56,7 +56,7 @@ NNX = {
 
 
 class Block(nn.Module):
-    """A layer, a norm, a nonlinearity."""
+    """A layer, a norm and a nonlinearity."""
 
     layer: nn.Module
     norm: nn.Module | None
@@ -149,7 +149,7 @@ def test_only_shapes_matter_and_jit_works():
 
 
 def test_frozen_and_boxed_variables():
-    """A FrozenDict, and kernels that carry the names of a mesh's axes."""
+    """Variables in a FrozenDict, and kernels that carry the names of mesh axes."""
     boxed = nn.with_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
     model, x = MLP(hidden=(6,), norm=nn.BatchNorm, kernel_init=boxed), values((8, 4))
     variables = model.init(jax.random.key(0), x, training=False)
@@ -159,7 +159,7 @@ def test_frozen_and_boxed_variables():
 
 
 class Residual(nn.Module):
-    """Skips that folding allows: around layer and norm; a norm of its own on the shortcut."""
+    """Skip connections that can be folded: around layer and norm, or with norm on the shortcut."""
 
     @nn.compact
     def __call__(self, x):
@@ -174,7 +174,7 @@ class Residual(nn.Module):
 
 
 class Inner(nn.Module):
-    """A module in the module, its activation first."""
+    """A nested module that begins with a norm and its activation."""
 
     @nn.compact
     def __call__(self, x):
@@ -202,7 +202,7 @@ def test_residual_network_and_choice_of_layers():
 
 
 def test_nnx_layers_are_subclassed_once():
-    """Flax registers every class for good: one a call would stay."""
+    """Flax registers every class permanently, so a new class per call would leak."""
     model, x = Net(lambda m, x: m.norm(m.first(x))), values((4, 4))
     jbn.fold_model(model, x)
     kinds = nnx.BatchNorm, nnx.Linear
@@ -228,7 +228,7 @@ def test_layers_called_by_keyword():
 
 
 def test_restored_variables():
-    """A checkpoint restored without a target: plain dicts of NumPy arrays."""
+    """A checkpoint restored without a target consists of plain dicts of NumPy arrays."""
     model, variables, x = mlp()
     restored = flax.serialization.msgpack_restore(flax.serialization.to_bytes(variables))
     want = jbn.fold_model(model, x, variables=variables, training=False)
@@ -237,7 +237,7 @@ def test_restored_variables():
 
 
 class Jitted(nnx.Module):
-    """A model that compiles a part of itself."""
+    """A model that compiles part of itself."""
 
     def __init__(self, rngs, *, reads_kernel=False):
         self.dense = nnx.Linear(5, 4, rngs=rngs)
@@ -252,7 +252,7 @@ class Jitted(nnx.Module):
 
 
 def test_nnx_model_that_compiles_a_part_of_itself():
-    """nnx.jit returns all variables as they came: to return one is not to use it."""
+    """nnx.jit returns all variables unchanged, and returning one does not count as using it."""
     model, x = Jitted(nnx.Rngs(0)), values((3, 5))
     nnx.update(model, trained(nnx.state(model)))
     assert_folded(jbn.fold_model(model, x)(x), model(x))

@@ -1,4 +1,4 @@
-"""Layers that look like Flax's and compute something else: `fold_model` names them."""
+"""Layers that look like Flax's but compute something else: `fold_model` names them."""
 
 import functools
 
@@ -14,7 +14,7 @@ import jbn
 
 
 class Custom(nn.Module):
-    """Whatever `body` does with x."""
+    """A module that applies `body` to x."""
 
     body: object
 
@@ -43,7 +43,7 @@ def mapped(layer, collection):
     return nn.map_variables(layer, collection, squares, init=True)
 
 
-OWN = {  # name: (what a model does, words of the message)
+OWN = {  # name: (what a model does, words in the message)
     "dot_general": (
         lambda x: norm()(nn.Dense(3, name="dense", dot_general=rounded)(x)),
         "norm: dense before it has a dot_general of its own",

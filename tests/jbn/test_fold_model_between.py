@@ -1,6 +1,7 @@
-"""`jbn.fold_model` beyond a batch norm right after a layer.
+"""`jbn.fold_model` in cases other than a batch norm right after a layer.
 
-Before a layer; through reshapes and averages; into layers of several axes.
+The norm may come before the layer, with reshapes or averages between them, and the layer may have
+several axes.
 """
 
 import functools
@@ -16,7 +17,7 @@ from folding import trained, values
 import jbn
 import jbn.linen
 
-# Products move into the kernels, relative to the size of the output.
+# Factors move into the kernels; relative to the size of the output.
 FOLDED = 1e-5
 MAPS = (2, 6, 6, 4)
 
@@ -27,9 +28,9 @@ same = functools.partial(pool, padding="SAME")
 
 
 class Model(nn.Module):
-    """What `body` makes of x by a layer and a norm, or by the layer alone.
+    """A model that applies `body` to x, with a norm or without it.
 
-    Submodules are made by `body`, which is called with the function to normalize by.
+    `body` makes the submodules. Its second argument is the norm, or the identity.
     """
 
     body: object
@@ -41,7 +42,7 @@ class Model(nn.Module):
 
 
 def fold(body, shape, **options):
-    """Return the model's output and the folded variables, with all that they come from."""
+    """Return the model, its variables, the input, and the folded variables."""
     model, x = Model(body), values(shape)
     variables = trained(jax.eval_shape(model.init, jax.random.key(0), x))
     return model, variables, x, jbn.fold_model(model, x, variables=variables, **options)
@@ -52,7 +53,7 @@ def assert_folded(got, want):
     np.testing.assert_allclose(got, want, rtol=0, atol=FOLDED * np.abs(want).max())
 
 
-# Each with a bias, so that the same body without the norm takes the folded variables.
+# Each layer has a bias, so that the same body without the norm accepts the folded variables.
 FOLDABLE = {
     "norm, dense": (lambda x, norm: nn.Dense(3)(norm(x)), (5, 4)),
     "norm, conv": (lambda x, norm: conv()(norm(x)), MAPS),
@@ -121,7 +122,7 @@ def test_folds(case):
 
 
 def test_a_norm_before_a_convolution_in_float64():
-    """The formula itself, against sums over patches."""
+    """Check the formula itself, against sums over patches."""
     _, variables, x, folded = fold(FOLDABLE["norm, conv"][0], MAPS)
     params = jax.tree.map(np.float64, variables["params"])
     stats = jax.tree.map(np.float64, variables["batch_stats"]["norm"])
@@ -149,7 +150,7 @@ def test_norms_on_both_sides_of_a_layer():
 
 
 def test_a_layer_without_bias():
-    """It gets one, but for linen's with `keep_norms`, whose variables have to fit the model."""
+    """Folding adds a bias, except in linen with `keep_norms`: variables must fit the same model."""
 
     def body(x, norm, use_bias=False):
         return nn.Dense(3, use_bias=use_bias)(norm(x))

@@ -1,4 +1,4 @@
-"""Wrong calls of `jbn.fold_model`, and what the messages say."""
+"""Wrong calls of `jbn.fold_model`, and their messages."""
 
 import sys
 
@@ -11,7 +11,7 @@ import jbn
 
 
 def fold_mlp(**changes):
-    """Fold the MLP with arguments that are made from its variables."""
+    """Fold the MLP with arguments made from its variables."""
     model, variables, x = mlp()
     keywords = {"variables": variables, "training": False}
     keywords |= {name: make(variables) for name, make in changes.items()}
@@ -22,7 +22,7 @@ def fold_nnx(**options):
     return jbn.fold_model(Net(lambda m, x: m.norm(m.first(x))), values((4, 4)), **options)
 
 
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 CASES = {
     "no variables": (
         lambda: jbn.fold_model(nn.Dense(3), values((2, 3))),

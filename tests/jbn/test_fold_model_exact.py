@@ -1,4 +1,4 @@
-"""What `fold_model` does exactly: factors near 1, norms that are kept, norms in containers."""
+"""Exactness of `fold_model`: factors near 1, norms that are kept, norms in containers."""
 
 import functools
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ import jbn.nnx
 
 
 class Scaled(nn.Module):
-    """A norm, a factor that bfloat16 rounds to no other, a dense layer."""
+    """A norm, a factor that bfloat16 still distinguishes from 1, and a dense layer."""
 
     @nn.compact
     def __call__(self, x):
@@ -32,7 +32,7 @@ def test_a_factor_near_one_is_no_mean_in_half_precision():
         jbn.fold_model(Scaled(), x, variables=variables)
 
 
-KEPT = {  # What a norm of mean 0 divides by may be more than 1: the layer makes it good.
+KEPT = {  # A kept norm may divide by more than 1; the layer compensates for it.
     "Flax": nn.BatchNorm,
     "jbn": jbn.linen.BatchNorm,
     "no scale": functools.partial(jbn.linen.BatchNorm, use_scale=False),
@@ -92,7 +92,7 @@ CONTAINERS = {
 
 
 class InAContainer(nnx.Module):
-    """Layers in a container that is no module."""
+    """Layers in a container that is not a module."""
 
     def __init__(self, container, rngs):
         norm = jbn.nnx.BatchNorm(5, use_running_average=True, rngs=rngs)

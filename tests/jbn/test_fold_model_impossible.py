@@ -1,4 +1,4 @@
-"""What `jbn.fold_model` cannot fold, each with the layer in the way named."""
+"""What `jbn.fold_model` cannot fold: the error names the layer in the way."""
 
 import re
 
@@ -15,7 +15,7 @@ import jbn
 
 
 class Custom(nn.Module):
-    """Whatever `body` does with the module and x."""
+    """A module that applies `body` to x."""
 
     body: object
 
@@ -38,7 +38,7 @@ def skip(x):
 
 
 def hidden_skip(x):
-    """The use elsewhere reaches the output through another pair, which is cut, too."""
+    """The other use reaches the output only through another pair of layer and norm, cut as well."""
     h = dense()(x)
     return norm()(h) + norm("other")(dense("a_later_one")(h))
 
@@ -178,7 +178,7 @@ def test_impossible_in_nnx_is_named(case):
 
 
 class OwnLayer(nnx.Module):
-    """A dense layer that somebody wrote."""
+    """A user-defined dense layer."""
 
     def __init__(self):
         self.weight = nnx.Param(jnp.ones((4, 4)))
@@ -201,7 +201,7 @@ class NnxNormRelu(nnx.BatchNorm):
         return jax.nn.relu(super().__call__(x, use_running_average))
 
 
-# name: (the layer before the norm, words that the message holds)
+# name: (the layer before the norm, words in the message)
 OTHER_LAYERS = {
     "ConvLocal": (lambda: nn.ConvLocal(4, (1,), name="first"), []),
     "LayerNorm": (lambda: nn.LayerNorm(name="first"), []),
@@ -258,7 +258,7 @@ def test_norms_that_do_more_are_refused():
         jbn.fold_model(model, values((4, 4)))
 
 
-# What is after a norm that has no layer before it -----------------------------------------------
+# What comes after a norm without a layer before it ----------------------------------------------
 
 AFTER = {
     "activation": (
@@ -286,7 +286,7 @@ def test_what_is_after_a_norm_is_named(case):
 
 
 class Bridged(nnx.Module):
-    """A linen model with a batch norm, then layers of nnx."""
+    """A linen model with a batch norm, followed by nnx layers."""
 
     def __init__(self, x):
         rngs = nnx.Rngs(0)
@@ -310,7 +310,7 @@ def test_norms_inside_a_bridge_to_nnx_are_named():
 
 
 class Wrapped(Net):
-    """As a bridge makes it."""
+    """A `Net` with the constructor that a bridge expects."""
 
     def __init__(self, rngs):
         super().__init__(lambda m, x: m.norm(m.first(x)))

@@ -1,4 +1,4 @@
-"""Whole networks folded: as the network without norms, of the same outputs."""
+"""Whole networks folded: shaped like the network without norms, with the same outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 import jbn
 from jbn.models import BNInception, resnet50
 
-# Relative to the largest output: rounding of 53 and of 69 layers.
+# Rounding of 53 and 69 layers, relative to the largest output.
 FOLDED = 1e-5
 
 # name: (network, size of its images, number of batch norms)
@@ -16,7 +16,7 @@ NETWORKS = {"resnet50": (resnet50(norm="batch"), 32, 53), "BNInception": (BNInce
 
 
 def trained(tree):
-    """Return variables as training leaves them, that keep the signal's size through the layers."""
+    """Return variables as after training, chosen so that layers preserve the signal's size."""
     rng = np.random.default_rng(0)
 
     def one(leaf):

@@ -33,7 +33,7 @@ def test_a_numpy_bool_is_a_mode(flag):
     )
 
 
-WRONG = {  # name: (call, error, words of the message)
+WRONG = {  # name: (call, error, words in the message)
     "mode, traced": (
         lambda: jax.jit(lambda mode: called(use_running_average=mode))(True),
         TypeError,

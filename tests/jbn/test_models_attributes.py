@@ -65,7 +65,7 @@ def test_a_misspelled_norm_names_its_likeness():
         models.MLP(norm="bach").init(jax.random.key(0), jnp.ones((2, 3)), training=False)
 
 
-WORDS = {  # words of the message: (network, attributes)
+WORDS = {  # words in the message: (network, attributes)
     "Expected `stem` 'cifar' or 'imagenet', got 'imagnet'. Did you mean 'imagenet'?": (
         ALL["ResNet"],
         {"stem": "imagnet"},

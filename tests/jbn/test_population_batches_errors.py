@@ -170,7 +170,7 @@ def layer_of_nnx():
 
 
 TWO = np.ones((2, 4, 3), np.float32)
-# name: (call, error, words that the message holds)
+# name: (call, error, words in the message)
 WRONG = {
     "swapped": (
         lambda: jbn.population(move_function, TWO, jbn.init(3)[1]),

@@ -312,7 +312,7 @@ def test_moving_average_does_not_cancel():
 
 # What is no schedule ----------------------------------------------------------------------------
 
-# name: (what is called as one, words that the message holds)
+# name: (what is called as one, words in the message)
 WRONG = {
     "two arguments": (lambda a, b: 0.9, ["a function of (a, b)", "lambda count"]),
     "no argument": (lambda: 0.9, ["a function of ()"]),
