@@ -1,4 +1,4 @@
-"""jbn.linen.BatchNorm against flax.linen.BatchNorm, whose place it takes."""
+"""jbn.linen.BatchNorm against flax.linen.BatchNorm, which it replaces."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from linen_layers import sample, with_each_mask, with_stats
 import jbn
 from jbn.linen import BatchNorm
 
-# Both compute in float32 (bf16 and fp16: y rounded to 8 and 11 bits), in another order.
+# Both compute in float32, in different orders (bf16 and fp16: y is rounded to 8 and 11 bits).
 TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 2e-3, "complex64": 2e-5, "int32": 2e-5}
 CASES = {
     "default": ((8, 3), "float32", {}),
@@ -65,7 +65,7 @@ def both(case):
 @pytest.mark.parametrize("case", CASES)
 def test_init_makes_flaxs_variables(case):
     _, _, _, expected, got, _ = both(case)
-    if case == "complex":  # Flax's mean turns complex at the first update; ours is so at once.
+    if case == "complex":  # Flax's mean becomes complex at the first update; ours starts so.
         stats = expected["batch_stats"]
         expected = with_stats(expected, mean=stats["mean"].astype(jnp.complex64))
     chex.assert_trees_all_equal_shapes_and_dtypes(got, expected)
@@ -132,7 +132,7 @@ def test_constructor_and_call_begin_as_flaxs():
 
 
 class Network(nn.Module):
-    """Two layers, for checkpoints."""
+    """Two dense layers with a norm between them, for checkpoints."""
 
     norm: type[nn.Module]
 
@@ -173,7 +173,7 @@ def test_orbax_checkpoint_of_one_restores_in_the_other(writer, reader, tmp_path)
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "variables", blank)
     chex.assert_trees_all_equal(restored, variables)
-    for training in (False, True):  # Values are equal, and training goes on alike.
+    for training in (False, True):  # Outputs are equal, and training continues alike.
         results = [
             Network(norm).apply(tree, x, training=training, mutable=["batch_stats"])
             for norm, tree in ((writer, variables), (reader, restored))

@@ -1,4 +1,4 @@
-"""What users pass to jbn.linen.BatchNorm, at the prompt too, and what wrong calls are told."""
+"""Arguments that users pass to jbn.linen.BatchNorm, calls outside jit, and errors."""
 
 import subprocess
 import sys
@@ -90,7 +90,7 @@ def test_mask_of_lower_rank_broadcasts_as_in_flax():
 
 @pytest.mark.parametrize(("n", "c"), [(3, 3), (4, 3)])
 def test_mask_of_features_is_one_of_features_whatever_n(n, c):
-    """`(C,)` lines up with the features, also where N == C: so it does in Flax."""
+    """`(C,)` aligns with the features even if N == C, as in Flax."""
     x, mask = np.asarray(sample((n, c))), np.array([True, False, True])
     _, moved = called_once(x, mask)
     stats = jax.tree.map(np.asarray, moved["batch_stats"])
@@ -119,7 +119,7 @@ for name in ("linen", "nnx", "models"):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-# The prompt: nothing beside one dispatch of the operation ---------------------------------------
+# Outside jit: nothing but one dispatch of the operation -----------------------------------------
 
 
 @pytest.mark.parametrize("momentum", [0.9, jbn.debiased(0.9)])
@@ -130,7 +130,7 @@ def test_a_call_outside_jit_adds_no_program_to_the_operation(momentum, monkeypat
 
     ours = "jbn.linen._batch_norm.batch_norm"
     monkeypatch.setattr(ours, lambda x, p, s, **options: operation(x, p, s))
-    x, mask = sample((7, 13)), jnp.ones((7, 1), bool)  # A shape that nothing was compiled for.
+    x, mask = sample((7, 13)), jnp.ones((7, 1), bool)  # A shape that nothing else is compiled for.
     layer = BatchNorm(momentum=momentum, use_running_average=False)
     variables = layer.init(jax.random.key(0), x)
     as_count(None)
@@ -143,4 +143,4 @@ def test_a_call_outside_jit_adds_no_program_to_the_operation(momentum, monkeypat
         layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
         layer.apply(variables, x, mask=mask, mutable=["batch_stats"])
     compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
-    assert len(compiled) <= 1, compiled  # By init or here.
+    assert len(compiled) <= 1, compiled  # The operation is compiled by init or here.

@@ -1,4 +1,4 @@
-"""The count of jbn.linen.BatchNorm: made, moved, missing, an average, too large."""
+"""The count of jbn.linen.BatchNorm: created, updated, missing, averaged, too large."""
 
 import re
 
@@ -36,7 +36,7 @@ def test_count_stays_int32_after_pmean():
         return trained(layer, variables, x)
 
     want = step(variables, x)
-    for _ in range(3):  # Once more for the float count; then no matter how often it is averaged.
+    for _ in range(3):  # One more trace for the float count, however often it is averaged.
         got = step(step(averaged, x), x)
     chex.assert_trees_all_close(got, step(want, x), rtol=1e-6)
     chex.assert_trees_all_equal_shapes_and_dtypes(got, variables)
@@ -48,14 +48,14 @@ def test_count_stays_int32_after_pmean():
 
 def test_training_without_a_count_is_an_error_that_shows_how_to_give_it():
     layer, variables, x = counting()
-    bare = without_count(variables)  # As Flax keeps them.
+    bare = without_count(variables)  # As in Flax.
     message = re.escape('batch_stats["count"] = jnp.int32(n)')
     for apply in (trained, jax.jit(trained, static_argnums=0)):
         with pytest.raises(ValueError, match=message):
             apply(layer, bare, x)
     given = with_stats(bare, count=jnp.int32(3))
     chex.assert_trees_all_equal(trained(layer, given, x), trained(layer, variables, x))
-    given = with_stats(bare, count=3)  # A Python number, too.
+    given = with_stats(bare, count=3)  # A Python number works, too.
     chex.assert_trees_all_equal(trained(layer, given, x), trained(layer, variables, x))
 
 
@@ -85,7 +85,7 @@ def test_evaluation_needs_no_count(mutable):
 
 
 def test_statistics_made_by_apply_have_a_count():
-    """As in Flax, a layer without any statistics makes them where they are mutable."""
+    """As in Flax, a layer without any statistics creates them if they are mutable."""
     layer, variables, x = counting(steps=0)
     bare = {"params": variables["params"]}
     chex.assert_trees_all_equal(trained(layer, bare, x), trained(layer, variables, x))
@@ -96,7 +96,7 @@ def test_a_count_that_is_an_average_of_several_is_an_error_where_it_is_known():
     averaged = with_stats(variables, count=jnp.float32(0.3))
     with pytest.raises(ValueError, match=r"whole number.*0\.3"):
         trained(layer, averaged, x)
-    got = jax.jit(trained, static_argnums=0)(layer, averaged, x)  # Nobody knows: rounded.
+    got = jax.jit(trained, static_argnums=0)(layer, averaged, x)  # Unknown in jit: rounded.
     assert int(got["batch_stats"]["count"]) == 1
 
 
@@ -104,5 +104,5 @@ def test_a_float_count_ends_where_int32_does():
     layer, variables, x = counting(jbn.debiased(0.9))
     last = with_stats(variables, count=jnp.float32(2**31))
     moved = layer.apply(last, x, use_running_average=True, mutable=["batch_stats"])[1]
-    assert float(moved["batch_stats"]["count"]) == 2**31  # Evaluation leaves it.
+    assert float(moved["batch_stats"]["count"]) == 2**31  # Evaluation keeps it.
     assert as_count(last["batch_stats"]["count"]) == 2**31 - 1

@@ -1,4 +1,4 @@
-"""The Flax layers of variants and norms are the functions, with parameters and statistics kept."""
+"""The Flax layers of variants and norms equal the functions and hold parameters and statistics."""
 
 import functools
 import pickle
@@ -101,7 +101,7 @@ ONE_OF_THREE = {
 
 
 def steps_of(layer, variables, batches):
-    """Return y of each batch, and the variables after them all."""
+    """Return y of each batch, and the final variables."""
     outputs = []
     for x in batches:
         y, moved = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
@@ -131,7 +131,7 @@ def test_renorm_without_schedules_has_no_count():
 @pytest.mark.parametrize("momentum", [0.9, jbn.cumulative])
 @pytest.mark.parametrize("limits", [(3.0, 5.0), (lambda count: 1.0 + count, lambda count: 5.0)])
 def test_warm_up_is_batch_norm_and_then_renorm(limits, momentum):
-    """As in TorchRL and SBX; in float64, by the formulas of Ioffe's Algorithm 1."""
+    """The warm-up is that of TorchRL and SBX; the formulas are Ioffe's Algorithm 1, in float64."""
     batches = np.random.default_rng(1).normal(1, 2, (5, 16, 3))
     layer = BatchRenorm(
         r_max=limits[0], d_max=limits[1], warmup_steps=3, momentum=momentum, epsilon=1e-5
@@ -185,7 +185,7 @@ def test_renorm_with_a_warm_up_is_one_static_argument():
 
 
 def test_a_checkpoint_of_sbx_says_how_to_convert_it():
-    """Its BatchRenorm keeps steps, r_max and d_max in batch_stats."""
+    """SBX's BatchRenorm keeps steps, r_max and d_max in batch_stats."""
     layer = BatchRenorm(warmup_steps=100_000)
     variables = layer.init(jax.random.key(0), X, use_running_average=False)
     stats = {**variables["batch_stats"], "steps": 7, "r_max": 3, "d_max": 5}

@@ -1,4 +1,4 @@
-"""jbn.linen.BatchNorm under the transforms: statistics move once per forward pass."""
+"""jbn.linen.BatchNorm under transforms: statistics are updated once per forward pass."""
 
 import functools
 
@@ -15,7 +15,7 @@ from jbn.linen import BatchNorm
 
 
 class Block(nn.Module):
-    """As wide as its input; gives the carry and nothing else, as scan asks."""
+    """A block as wide as its input; returns (carry, None), as scan requires."""
 
     axis_name: str | None = None
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=0)
 def train(model, variables, x):
-    """Return loss, gradient and what moved."""
+    """Return loss, gradient and updated statistics."""
 
     def loss(params):
         (y, _), moved = model.apply({**variables, "params": params}, x, mutable=["batch_stats"])
@@ -47,9 +47,9 @@ def counts(batch_stats):
 
 @pytest.mark.parametrize("transform", [nn.remat, nn.jit])
 def test_statistics_move_once_under(transform):
-    """Recomputing the forward pass for the gradient does not move them again."""
+    """Recomputing the forward pass for the gradient does not update them again."""
     x = sample((8, 3))
-    # The automatic name of a lifted class tells how it was lifted; the block is the model here.
+    # The automatic name of a lifted class depends on the lifting, so the block itself is the model.
     variables = Block().init(jax.random.key(0), x)
     want = train(Block(), variables, x)
     got = train(transform(Block)(), variables, x)
@@ -75,7 +75,7 @@ def test_scan_over_layers_moves_each_once():
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_scan_over_steps_moves_once_per_step(remat):
-    """A shared layer whose statistics are carried: three calls, three moves."""
+    """The statistics of a shared layer are carried: three calls are three updates."""
     x = sample((8, 3))
     kind = nn.remat(Block, prevent_cse=False) if remat else Block
     steps = nn.scan(

@@ -1,4 +1,4 @@
-"""Networks: parameter counts, shapes, what norm and placement change, one training step each."""
+"""Networks: parameter counts, shapes, effects of norm and placement, one training step each."""
 
 import functools
 
@@ -25,7 +25,7 @@ def shapes(model, shape):
 
 
 def step(model, variables, x, labels, mask=None):
-    """Take one step of SGD; return the loss, gradient and new variables."""
+    """Take one SGD step; return the loss, gradient and new variables."""
     state = {name: value for name, value in variables.items() if name != "params"}
 
     def loss(params):
@@ -49,8 +49,8 @@ def step(model, variables, x, labels, mask=None):
 # ---- Counts and shapes ---------------------------------------------------------------------------
 
 
-# ImageNet's: torchvision's resnet18 and resnet50. BN-Inception's: public ports, with 128 and with
-# 96 features after the pools of 4c and 4d. CIFAR's: the sum over Table 6 of He et al. by hand.
+# ImageNet: torchvision's resnet18 and resnet50. BN-Inception: public ports, with 128 and with 96
+# features after the pools of 4c and 4d. CIFAR: the sum over Table 6 of He et al., by hand.
 COUNTS = {
     "BNInception": (models.BNInception(), PHOTO, 1000, 11_285_224),
     "separable, 96": (
@@ -64,9 +64,9 @@ COUNTS = {
     "resnet20": (models.resnet20(norm="batch"), COLOR, 10, 269_722),
     "resnet56": (models.resnet56(norm="batch"), COLOR, 10, 853_018),
     "resnet110": (models.resnet110(norm="batch"), COLOR, 10, 1_727_962),
-    # Of 784-100-100-100-10: 784*100 + 2*100*100 + 100*10, and biases.
+    # 784-100-100-100-10: 784*100 + 2*100*100 + 100*10, plus biases.
     "MLP": (models.MLP(), (784,), 10, 78_400 + 20_000 + 1_000 + 310),
-    # Hidden 100, 3 features: 1, 3, 4 gates.
+    # 100 hidden units, 3 features; 1, 3 and 4 gates.
     "RNN": (models.RNN(), SEQUENCE, 10, 1 * (300 + 100 + 10_000) + 1_010),
     "GRU": (models.GRU(), SEQUENCE, 10, 3 * (300 + 100 + 10_000) + 1_010),
     "LSTM": (models.LSTM(), SEQUENCE, 10, 4 * (300 + 100 + 10_000) + 1_010),
@@ -74,7 +74,7 @@ COUNTS = {
 
 
 def cifar(depth):
-    """Count by hand: kernels, two vectors for each convolution, the last layer."""
+    """Count parameters by hand: kernels, two vectors per convolution, the last layer."""
     n, widths = (depth - 2) // 6, (16, 32, 64)
     total = 3 * 9 * 16 + 2 * 16
     before = 16
@@ -105,7 +105,7 @@ def test_skip_connections_have_no_parameters_where_they_pad():
 
 @pytest.mark.parametrize("stem", ["full", "separable", "small"])
 def test_inception_without_norm_has_biases_instead(stem):
-    blocks = inception.plan()[1:3]  # One of the same size, one that halves it.
+    blocks = inception.plan()[1:3]  # One keeps the size, one halves it.
     make = functools.partial(models.InceptionNet, blocks=blocks, stem=stem, width=8)
     plain, normalized = (shapes(make(norm=norm), PHOTO) for norm in (None, "batch"))
     convolutions = [name for name in plain["params"] if name not in ("output", "stem_depthwise")]
@@ -165,7 +165,7 @@ def run_step(make, shape, norm, **options):
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("name", list(SMALL))
 def test_one_training_step(name, norm):
-    """The loss falls, every parameter has a gradient, statistics move."""
+    """The loss falls, every parameter has a gradient, and statistics change."""
     variables, gradient, new = run_step(*SMALL[name], norm)
     assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
     stats = variables.get("batch_stats", {})
@@ -211,14 +211,14 @@ def test_a_network_with_the_norm_of_flax_has_no_bias_before_it():
 
 @pytest.mark.parametrize("name", ["MLP", "CNN", "ResNet"])
 def test_placement_after_the_nonlinearity(name):
-    """The bias stays: it comes before a nonlinearity, and is no constant after it."""
+    """The bias stays: after the nonlinearity it is no constant, so the norm does not cancel it."""
     make, shape = SMALL[name]
     variables, _, _ = run_step(make, shape, "batch", placement="after")
     layers = [v for v in variables["params"].values() if "kernel" in v]
     assert all("bias" in layer for layer in layers)
 
 
-# Every kind of block once or twice: more of them are traced by `test_parameter_counts_and_output`.
+# Each kind of block once or twice; `test_parameter_counts_and_output` traces more of them.
 LARGE = {
     "BNInception": (models.BNInception(blocks=inception.plan()[1:3]), PHOTO),
     "separable, 96": (
@@ -232,7 +232,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", list(LARGE))
 def test_training_step_of_the_large_ones_has_shapes(name):
-    """Traced, with its gradient, and not compiled: that would take minutes."""
+    """Trace the step with its gradient, but do not compile it: that would take minutes."""
     model, shape = LARGE[name]
     variables = shapes(model, shape)
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
@@ -245,7 +245,7 @@ def test_training_step_of_the_large_ones_has_shapes(name):
 
 @pytest.mark.parametrize("name", ["CNN", "ResNet", "LSTM"])
 def test_masked_examples_count_for_nothing(name):
-    """Statistics with half of the examples masked are those of the other half."""
+    """With half of the examples masked, statistics are those of the other half."""
     make, shape = SMALL[name]
     model = make(norm="batch")
     x, _ = batch(shape)

@@ -1,4 +1,4 @@
-"""Attributes that no network has: one message each, when it is made."""
+"""Invalid attributes of networks: one message each, when the network is made."""
 
 import functools
 import re
@@ -139,7 +139,7 @@ def test_values_of_other_types(words):
 
 @pytest.mark.parametrize(("blocks", "widths"), [((1, 2), (4,)), ((), ())])
 def test_every_stage_has_blocks_and_a_width(blocks, widths):
-    model = models.resnet18().copy(blocks=blocks).copy(widths=widths)  # Set one by one.
+    model = models.resnet18().copy(blocks=blocks).copy(widths=widths)  # Set one at a time.
     words = f"one per stage, got blocks={blocks} and widths={widths}."
     with pytest.raises(ValueError, match=re.escape(words)):
         model.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)), training=False)

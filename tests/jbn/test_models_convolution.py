@@ -1,4 +1,4 @@
-"""Convolutions of the models, beside Flax's."""
+"""Convolutions of the models, compared with Flax's."""
 
 import re
 
@@ -32,7 +32,7 @@ def test_values_and_gradients_are_flaxs(options, dtype):
     y, pull = jax.vjp(ours.apply, variables, x)
     want, want_pull = jax.vjp(flax.apply, variables, x)
     ct = jax.random.normal(jax.random.key(2), y.shape).astype(y.dtype)
-    rtol = 32 * float(jnp.finfo(dtype).eps)  # Of sums in another order, in bfloat16 rounded once.
+    rtol = 32 * float(jnp.finfo(dtype).eps)  # Sums in different orders, rounded once in bfloat16.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
             np.float32(a), np.float32(b), rtol=rtol, atol=rtol, strict=True

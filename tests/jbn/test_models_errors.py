@@ -1,4 +1,4 @@
-"""What networks refuse: shapes, masks and options, and what the messages say."""
+"""Shapes, masks and options that networks reject, and the messages."""
 
 import re
 

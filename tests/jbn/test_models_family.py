@@ -122,7 +122,7 @@ def test_biases_are_kept_or_left_out_as_asked(name):
 
 @pytest.mark.parametrize(("norm", "bottleneck"), [("batch", False), ("layer", True)])
 def test_blocks_start_as_their_shortcuts(norm, bottleneck):
-    """Whatever a block's first convolutions do; and the scales that start at 0 have gradients."""
+    """The block's first convolution does not matter, and scales that start at 0 have gradients."""
     model = models.ResNet(
         blocks=(1,),
         widths=(4,),
@@ -151,7 +151,7 @@ def test_blocks_start_as_their_shortcuts(norm, bottleneck):
     assert len(norms) == (5 if bottleneck else 3)
     for name in norms:
         assert (params[name]["scale"] == (name != last)).all(), name
-    # One program has both, and need not fuse their means alike.
+    # Both are in one program, which may fuse their means differently.
     np.testing.assert_allclose(y, y_of_other, atol=1e-6)
     assert np.abs(y).max() > 0.1
     assert np.asarray(gradient[last]["scale"]).any()

@@ -1,4 +1,4 @@
-"""Models in half precision: dtypes, range, how close to float32, and what stays float32."""
+"""Models in half precision: dtypes, range, distance to float32, and what stays float32."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ from jbn.models.units import NORMS, WEIGHT
 HALF = (jnp.bfloat16, jnp.float16)
 KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 OUTPUTS = 13  # No other axis has this size.
-# name: model, shape of an example, how many layers (or steps) one after the other round.
+# name: model, shape of an example, number of consecutive layers (or steps) that round.
 SMALL = {
     "MLP": (functools.partial(models.MLP, hidden=(8, 8)), (12,), 3),
     "CNN": (functools.partial(models.CNN, widths=(4,)), (8, 8, 1), 3),
@@ -28,7 +28,7 @@ SMALL = {
         (16, 16, 3),
         5,
     ),
-    # A block that averages, behind a stem that normalizes responses.
+    # A block with average pooling, after a stem with local response normalization.
     "Inception": (
         functools.partial(
             models.Inception, blocks=inception.plan()[:1], stem="separable", width=32, dropout=0.0
@@ -56,7 +56,7 @@ def shapes(model, x):
 
 
 def initial(model, x):
-    """Draw variables as `model.init` would, which compiles a program for every array's shape."""
+    """Draw variables like `model.init`, which would compile a program for each array's shape."""
     rng = np.random.default_rng(1)
 
     def draw(path, like):
@@ -69,7 +69,7 @@ def initial(model, x):
 
 
 def step(model, variables, x, labels):
-    """Compute logits, the gradient and the moved statistics."""
+    """Compute logits, the gradient and updated statistics."""
     state = {name: value for name, value in variables.items() if name != "params"}
 
     def loss(params):
@@ -93,8 +93,8 @@ def dtypes(tree):
 @pytest.mark.parametrize("dtype", HALF, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("name", list(SMALL))
 def test_a_step_in_half_precision(name, dtype):
-    """Logits are those of float32 but for roundings; float16 takes activations up to 6e4."""
-    # Without a norm all activations of float16 are large; with one, those before the next norm.
+    """Logits equal those of float32 up to rounding; float16 handles activations up to 6e4."""
+    # Without a norm, all float16 activations are large; with one, only those before the next norm.
     norm = "batch" if dtype == jnp.bfloat16 and name != "Inception" else None
     full, half = make(name, norm=norm), make(name, norm=norm, dtype=dtype)
     x, labels = batch(name)
@@ -118,7 +118,7 @@ def test_a_step_in_half_precision(name, dtype):
     np.testing.assert_allclose(logits, want, rtol=0, atol=bound)
 
     if dtype == jnp.float16:
-        # What a block adds to may be as large as what it adds.
+        # A block's input may be as large as what the block adds to it.
         top = (3e4 if "block" in str(full) else 6e4) / max(jax.tree.leaves(largest))
         chex.assert_tree_all_finite(taken(variables, x * np.float32(top), labels))
 
@@ -135,7 +135,7 @@ def test_norms_take_float16_up_to_its_largest_values(norm):
     chex.assert_tree_all_finite(jax.jit(functools.partial(step, model))(variables, x, labels))
 
 
-# ---- Dtypes, traced and not compiled -------------------------------------------------------------
+# ---- Dtypes, traced but not compiled -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(SMALL))
@@ -155,7 +155,7 @@ def test_dtypes_of_parameters_statistics_and_logits(name):
 
 
 def test_recurrent_kernels_are_drawn_in_half_precision():
-    """An orthogonal matrix is a QR decomposition's, which XLA has not in half precision."""
+    """An orthogonal matrix comes from a QR decomposition, which XLA lacks in half precision."""
     model = models.RNN(hidden=6, param_dtype=jnp.bfloat16)
     x = jnp.ones((2, 3, 1))
     kernel = jax.jit(functools.partial(model.init, training=False))(KEYS, x)["params"][
@@ -167,7 +167,7 @@ def test_recurrent_kernels_are_drawn_in_half_precision():
 
 
 def wide_products(text):
-    """List matrix products and convolutions of float32, but for those of the last layer."""
+    """List float32 matrix products and convolutions, except those of the last layer."""
     return [
         types
         for types in re.findall(r"stablehlo\.(?:convolution|dot_general).* : (\(.*)", text)
@@ -200,11 +200,11 @@ def test_all_products_but_the_last_layers_are_in_half_precision(name, norm):
         assert wide_products(lowered(None))
 
 
-# ---- Norms that users give -----------------------------------------------------------------------
+# ---- Norms passed by users -----------------------------------------------------------------------
 
 
 def own(use_running_average, name):
-    """Make a norm whose result is float32, and which takes no dtype."""
+    """Make a norm that returns float32 and accepts no dtype."""
     return nn.BatchNorm(use_running_average=use_running_average, name=name)
 
 
@@ -212,7 +212,7 @@ def any_keyword(**options):
     return nn.BatchNorm(**options)
 
 
-GIVEN = {  # name: (norm, dtype of what enters the nonlinearity)
+GIVEN = {  # name: (norm, dtype of the nonlinearity's input)
     "ours": ("batch", jnp.bfloat16),
     "ours, without a dtype": ("layer", jnp.bfloat16),
     "class": (nn.BatchNorm, jnp.bfloat16),
@@ -276,7 +276,7 @@ def test_local_response_norm_squares_in_float32():
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
 def test_what_a_cell_adds_up_is_not_rounded_at_each_step(cell):
-    """Gates that nearly keep add a little 2,000 times; in bfloat16 that would end after 256."""
+    """Gates near 1 add a little 2,000 times; in bfloat16 the sum would stop growing after 256."""
     model = models.recurrent.Recurrent(
         cell=cell, hidden=1, activation=lambda x: x, forget_bias=8.0, dtype=jnp.bfloat16
     )
@@ -284,12 +284,12 @@ def test_what_a_cell_adds_up_is_not_rounded_at_each_step(cell):
     _, variables = shapes(model, x)
     # Neither gates nor candidates depend on the past.
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables["params"])
-    params["input"]["bias"][-2 if cell == "lstm" else -1] = 1 / 64  # The candidate's.
+    params["input"]["bias"][-2 if cell == "lstm" else -1] = 1 / 64  # The candidate's bias.
     apply = jax.jit(functools.partial(model.apply, training=False, mutable=["intermediates"]))
     _, sown = apply({"params": params}, x)
     keep = 1 / (1 + np.exp(-8.0))
     adds, shown = (0.5 / 64, 0.5) if cell == "lstm" else ((1 - keep) / 64, 1.0)
     want = shown * adds * (1 - keep**2000) / (1 - keep)
     got = float(sown["intermediates"]["states"][0][0, -1, 0])
-    # Only the last one is rounded, and the gate is float32: 2,000 factors of relative error 6e-8.
+    # Only the last state is rounded; the gate is float32: 2,000 factors of relative error 6e-8.
     assert got == pytest.approx(want, rel=float(jnp.finfo(jnp.bfloat16).eps))

@@ -31,7 +31,7 @@ def test_inception_drops_out_and_normalizes_responses():
 def test_local_response_norm_is_torchs():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x = np.random.default_rng(0).normal(0, 30, (2, 3, 4, 9)).astype(np.float32)
-    # torch divides alpha by the window's size.
+    # torch divides alpha by the window size.
     want = torch.nn.functional.local_response_norm(
         torch.from_numpy(x.transpose(0, 3, 1, 2)), 5, alpha=5 * 2e-5, beta=0.75, k=1.0
     )
@@ -40,7 +40,7 @@ def test_local_response_norm_is_torchs():
 
 
 def test_skip_adds_what_came_in():
-    """With kernels of zero a block with skip is the identity, and without it nothing."""
+    """With kernels of zero, a block is the identity with skip, and 0 without it."""
     x = np.abs(batch((8, 8, 3))[0])
     for skip in (True, False):
         model = models.ResNet(blocks=(2,), widths=(4,), outputs=3, skip=skip)
@@ -118,7 +118,7 @@ def test_recurrent_states_are_normalized_where_the_norm_comes_after():
 
 
 def test_plan_is_the_papers_table():
-    """Output sizes as printed, with the pool of 96; 608 and 1056 with that of 128."""
+    """Output sizes are as printed with a pool of 96; a pool of 128 gives 608 and 1056."""
     for pool, sizes in (
         (96, [256, 320, 576, 576, 576, 576, 576, 1024, 1024, 1024]),
         (128, [256, 320, 576, 576, 576, 608, 608, 1056, 1024, 1024]),

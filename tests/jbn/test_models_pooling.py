@@ -1,4 +1,4 @@
-"""Pools of the models, beside Flax's."""
+"""Pooling of the models, compared with Flax's."""
 
 import functools
 import re
@@ -30,7 +30,7 @@ def of(pool, window, strides, padding):
 @pytest.mark.parametrize(("shape", "window", "strides", "padding"), CASES)
 @pytest.mark.parametrize(("ours", "flax"), PAIRS)
 def test_values_and_gradients_are_flaxs(ours, flax, shape, window, strides, padding):
-    """Of few values, so that many are equal: the first of them gets the gradient, as in Flax."""
+    """With few distinct values, many are equal: the first of them gets the gradient, as in Flax."""
     rng = np.random.default_rng(0)
     x = rng.integers(4, size=shape).astype(np.float32)
     y, pull = jax.vjp(lambda x: ours(x, window, strides, padding), x)
@@ -51,7 +51,7 @@ def test_values_that_are_not_finite_are_flaxs(value):
 
 @pytest.mark.parametrize("value", [6e4, 1.0])
 def test_averages_are_of_float32(value):
-    """A sum of nine float16 would overflow; one of nine bfloat16 would be rounded eight times."""
+    """A float16 sum of nine would overflow; a bfloat16 sum of nine would be rounded eight times."""
     x = jnp.full((1, 3, 3, 1), value, jnp.float16)
     y = avg_pool(x, (3, 3), (1, 1), "VALID")
     assert y.dtype == jnp.float16

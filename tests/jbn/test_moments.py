@@ -16,7 +16,7 @@ from strategies import garbage_at, make_mask, problems, values
 
 import jbn
 
-# One ulp of float32, for two compilations of the same sums.
+# A few ulps of float32, for two compilations of the same sums.
 REORDERED = 5e-7
 
 
@@ -210,7 +210,7 @@ def test_moments_are_differentiable():
 
 
 def test_a_single_value_has_variance_zero():
-    """One value is what a part may hold: the merged whole is exact."""
+    """A part may hold a single value: the merged whole is exact."""
     x = np.asarray(values(16, (5, 3)))
     parts = [moments(x[i : i + 1], mask=np.ones((1, 1), bool)) for i in range(5)]
     np.testing.assert_array_equal(parts[0].var, np.zeros(3))

@@ -1,4 +1,4 @@
-"""jbn.nnx.BatchNorm against flax.nnx.BatchNorm, whose place it takes."""
+"""jbn.nnx.BatchNorm against flax.nnx.BatchNorm, which it replaces."""
 
 import functools
 import inspect
@@ -15,14 +15,15 @@ from nnx_layers import LAYERS, Network, arrays, call, close, sample
 import jbn
 from jbn.nnx import BatchNorm
 
-# Both compute in float32 (bf16 and fp16: y rounded to 8 and 11 bits), in another order. Where Flax
-# rounds x and the statistics to `dtype` first, it is Flax's error: |x - mean| of 10 times 2^-8.
+# Both compute in float32, in different orders (bf16 and fp16: y is rounded to 8 and 11 bits). If
+# Flax first rounds x and the statistics to `dtype`, the error is Flax's: an |x - mean| of 10 times
+# 2^-8.
 TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 4e-3, "int32": 2e-5}
 
 
 @nnx.jit
 def train_and_evaluate(layers, x):
-    """Call each layer in both modes; return y of both, and the arrays between."""
+    """Call each layer in both modes; return both outputs, and the arrays after training."""
     trained = [(layer(x), arrays(layer)) for layer in layers]
     for layer in layers:
         layer.eval()
@@ -77,12 +78,12 @@ def test_training_and_inference_equal_flaxs(case):
             close(got, want, tolerance)
         chex.assert_trees_all_equal_shapes_and_dtypes(arrays(ours), arrays(theirs))
         close(arrays(ours), arrays(theirs), tolerance)
-        chex.assert_trees_all_equal(arrays(ours), moved[1])  # Evaluation moves nothing.
+        chex.assert_trees_all_equal(arrays(ours), moved[1])  # Evaluation updates nothing.
 
 
 @pytest.mark.parametrize("options", [{}, {"param_dtype": jnp.complex64}])
 def test_complex_has_a_complex_mean(options):
-    """Flax's drops the imaginary part of the running mean, with a FutureWarning."""
+    """Flax's layer drops the imaginary part of the running mean, with a FutureWarning."""
     layer, x = BatchNorm(3, momentum=0.0, **options, rngs=nnx.Rngs(0)), sample((8, 3), "complex64")
     mean, var, _ = oracles.moments(x)
     y = layer(x)
@@ -126,7 +127,7 @@ def test_types_of_the_variables():
 
 
 def test_several_feature_axes():
-    """Flax's layer knows one; as in `jbn.init`, one size per axis."""
+    """Flax's layer supports only one; sizes are given per axis, as in `jbn.init`."""
     x = sample((6, 4, 3))
     layer = BatchNorm((4, 3), axis=(1, 2), momentum=0.0, rngs=nnx.Rngs(0))
     layer(x)
@@ -172,7 +173,7 @@ def test_mode_is_switched_as_in_flax(layer):
     assert model.norm.use_running_average is True
     model(x)
     chex.assert_trees_all_equal(arrays(model), fresh)
-    model.norm(x + np.float32(1), use_running_average=False)  # The call overrules.
+    model.norm(x + np.float32(1), use_running_average=False)  # The call's mode wins.
     moved = arrays(model)
     assert not np.array_equal(moved["norm"]["mean"], fresh["norm"]["mean"])
     model.train()
@@ -228,9 +229,9 @@ def test_a_call_outside_jit_adds_no_program_to_the_operation(monkeypatch, caplog
         return x, state
 
     monkeypatch.setattr("jbn.nnx.batch_norm", lambda x, p, s, **options: operation(x, p, s))
-    x = sample((7, 17))  # A shape that nothing was compiled for.
+    x = sample((7, 17))  # A shape that nothing else is compiled for.
     layer = BatchNorm(17, rngs=nnx.Rngs(0))
-    call(layer, x[:1])  # Compiles the count that the layer does without.
+    call(layer, x[:1])  # Compiles the placeholder for the missing count.
     with (
         jax.transfer_guard("disallow"),
         jax.log_compiles(),

@@ -1,4 +1,4 @@
-"""What jbn.nnx.BatchNorm has beyond Flax: counts and schedules, weights, groups, large means."""
+"""What jbn.nnx.BatchNorm adds to Flax: counts and schedules, weights, groups, large means."""
 
 import re
 
@@ -33,7 +33,7 @@ def test_count_stays_int32_after_pmean():
     batches = np.asarray(sample((4, 8, 3)))
     for x in batches[:3]:
         layer(x)
-    layer.count.set_value(jnp.float32(3))  # As lax.pmean leaves it.
+    layer.count.set_value(jnp.float32(3))  # As after lax.pmean.
     call(layer, batches[3])
     assert layer.count[...].dtype == jnp.int32
     assert int(layer.count[...]) == 4
@@ -41,7 +41,7 @@ def test_count_stays_int32_after_pmean():
 
 
 def test_schedule_without_a_count():
-    """As where the momentum is set to a schedule later: training needs one, evaluation does not."""
+    """If the momentum is set to a schedule later, training needs a count; evaluation does not."""
     layer = BatchNorm(3, rngs=nnx.Rngs(0))
     layer.momentum = jbn.cumulative
     layer(sample((8, 3)), use_running_average=True)
@@ -73,7 +73,7 @@ def test_batch_without_weight_leaves_everything_as_it_was():
 
 
 def test_weights_equal_repetition():
-    """But for Bessel's factor, which tells eight weighed values from 28."""
+    """Except for Bessel's factor, which distinguishes eight weighted values from 28."""
     x, weights = np.asarray(sample((8, 3))), np.arange(8, dtype=np.float32)[:, None]
     weighted, plain = (BatchNorm(3, rngs=nnx.Rngs(0)) for _ in range(2))
     times = np.arange(8)
@@ -90,7 +90,7 @@ def test_large_mean_is_no_nan():
 
 
 def test_output_dtype_does_not_round_the_statistics():
-    """Flax rounds the running mean to bf16: 100.3 to 100.5 (PEERS.md)."""
+    """Flax rounds the running mean to bf16: 100.3 becomes 100.5 (PEERS.md)."""
     layer = BatchNorm(3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     layer.mean[...] = jnp.full(3, 100.3)
     layer.eval()

@@ -22,7 +22,7 @@ def values(shape, seed=0):
 
 
 def bridge(model, x):
-    """Return the bridged model and linen's variables of it."""
+    """Return the bridged model and its variables in linen's form."""
     bridged = nnx.bridge.ToNNX(model, rngs=nnx.Rngs(0))
     bridged.lazy_init(x, training=False)
     return bridged, variables_of(bridged)
@@ -49,7 +49,7 @@ def test_the_bridged_model_is_the_linen_model(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(variables, shapes)
     evaluated = bridged(x, training=False)
     np.testing.assert_array_equal(evaluated, model.apply(variables, x, training=False))
-    chex.assert_trees_all_equal(variables_of(bridged), variables)  # Evaluation moved nothing.
+    chex.assert_trees_all_equal(variables_of(bridged), variables)  # Evaluation updated nothing.
 
     want, new = model.apply(variables, x, training=True, mutable=MUTABLE)
     np.testing.assert_array_equal(bridged(x, training=True, mutable=MUTABLE), want)
@@ -94,7 +94,7 @@ def test_split_and_merge():
     graphdef, params, stats, rest = nnx.split(bridged, nnx.Param, nnx.BatchStat, ...)
     merged = nnx.merge(graphdef, params, stats, rest, copy=True)
     np.testing.assert_array_equal(merged(x, training=False), bridged(x, training=False))
-    merged(x, training=True, mutable=MUTABLE)  # A copy: what it was made from stays.
+    merged(x, training=True, mutable=MUTABLE)  # A copy: the original stays as it was.
     before, after = (variables_of(m)["batch_stats"]["norm_0"]["mean"] for m in (bridged, merged))
     assert not np.allclose(before, after)
 

@@ -25,7 +25,7 @@ def test_orbax_checkpoint_of_one_restores_in_the_other(writer, reader, tmp_path)
     for model in (written, blank):
         model.eval()
     close(blank(x), written(x))
-    for model in (written, blank):  # And training goes on alike.
+    for model in (written, blank):  # Training continues alike, too.
         model.train()
     close(blank(x), written(x))
     close(arrays(blank), arrays(written))

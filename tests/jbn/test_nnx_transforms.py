@@ -1,4 +1,4 @@
-"""jbn.nnx.BatchNorm under the transforms: statistics move once per forward pass."""
+"""jbn.nnx.BatchNorm under transforms: statistics are updated once per forward pass."""
 
 import chex
 import jax
@@ -143,7 +143,7 @@ def test_many_steps_are_one_trace():
 
 
 def test_nothing_of_what_moved_takes_part_in_the_derivative():
-    """As in Flax: the running statistics are written aside."""
+    """As in Flax, no gradient flows through the updated running statistics."""
     for layer in LAYERS:
         norm = layer(3, rngs=nnx.Rngs(0))
 

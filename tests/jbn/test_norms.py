@@ -41,7 +41,7 @@ def make_params(name):
 
 
 def formula(name, x, params=(None, None), epsilon=1e-5):
-    """Normalize in float64, as the papers write it."""
+    """Normalize in float64, by the formulas of the papers."""
     x = oracles.exact(x)
     v = x.reshape(*x.shape[:-1], 2, 4) if name == "group" else x
     axes = {"layer": -1, "image": (1, 2, 3), "group": (1, 2, 4), "instance": (1, 2)}[name]
@@ -53,7 +53,7 @@ def formula(name, x, params=(None, None), epsilon=1e-5):
 
 
 def torch_norm(torch, name, x, scale, bias):
-    """Return y of torch, for x with channels last."""
+    """Return torch's y for x with channels last."""
     f = torch.nn.functional
     if name in ("layer", "image"):
         return f.layer_norm(x, scale.shape, scale, bias)
@@ -101,7 +101,7 @@ def test_equal_to_flax():
 
 @pytest.mark.parametrize("name", NORMS)
 def test_large_means(name):
-    """Each example has a mean of its own, of either sign."""
+    """Each example has its own mean, of either sign."""
     params = make_params(name)
     for ratio in (0.0, 1e4, 1e5):
         signs = np.array([1.0, -1.0, 0.5, 2.0], np.float32).reshape(4, 1, 1, 1)
@@ -109,7 +109,7 @@ def test_large_means(name):
         assert_close(jitted(name)(x, params), formula(name, x, params), F32_VALUE, f"{ratio}")
 
 
-@pytest.mark.parametrize("name", ["layer", "group"])  # The others are these over other axes.
+@pytest.mark.parametrize("name", ["layer", "group"])  # The others differ only in their axes.
 def test_derivatives_against_finite_differences(name):
     with jax.enable_x64(True):
         x = values(6, (2, 2, 1, 8), "float64")
@@ -128,7 +128,7 @@ def test_dtypes(dtype):
 
 
 def test_axes():
-    """Channels first is channels last, moved; params may lack either part."""
+    """Channels first equals channels last with the axis moved; params may lack either part."""
     x = values(10, SHAPE, mean=0.5)
     first = np.moveaxis(np.asarray(x), -1, 1)
     for name in ("layer", "group", "instance"):
@@ -235,7 +235,7 @@ def test_weight_norm_is_torch(shape, axis):
 
 
 def test_weight_norm_at_any_size():
-    """Lengths that float32 cannot square, and no length at all."""
+    """Lengths whose squares exceed float32's range, and a length of zero."""
     kernel = np.asarray(values(23, (8, 4)))
     want = weight_norm(kernel, None)
     np.testing.assert_allclose(np.linalg.norm(want, axis=0), np.ones(4), rtol=1e-6)
@@ -261,7 +261,7 @@ def test_weight_norm_derivatives():
 
 
 def test_weight_norm_init_makes_mean_0_and_variance_1():
-    for mean, tolerance in ((0.5, 5 * F32_VALUE), (100.0, 5e-4)):  # A bias of 100 has 6e-6 of it.
+    for mean, tolerance in ((0.5, 5 * F32_VALUE), (100.0, 5e-4)):  # A bias of 100 rounds by 6e-6.
         x, kernel = values(26, (50, 5, 8), mean=mean), values(27, (8, 4), std=0.05)
         pre = jnp.einsum("nti,io->nto", x, kernel, precision="highest")
         params = jax.jit(functools.partial(jbn.weight_norm_init, epsilon=1e-12))(kernel, pre)

@@ -1,4 +1,4 @@
-"""What the study notes and the paper state exactly, as equalities."""
+"""Statements of the study notes and the paper that hold exactly, as equalities."""
 
 import functools
 
@@ -12,7 +12,7 @@ from strategies import values
 
 import jbn
 
-# gamma = sqrt(var + eps) undoes the division: a rounding or two of values up to 5, near 1e-6.
+# gamma = sqrt(var + eps) undoes the division: one or two roundings of values up to 5, about 1e-6.
 IDENTITY = 1e-6
 
 
@@ -64,7 +64,7 @@ def test_scale_invariance(a):
         both = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
         (_, y), (dw, du) = jax.device_get(both(w, u))
         (_, ya), (dwa, dua) = jax.device_get(both(a * w, u))
-        small = 1e-8  # epsilon 1e-12 beside a^2 var, which is at least 5e-4
+        small = 1e-8  # epsilon 1e-12 relative to a^2 var, which is at least 5e-4
         assert_close(ya, y, small)
         assert_close(dua, du, small)
         assert_close(a * dwa, dw, small)
@@ -106,7 +106,7 @@ def test_a_constant_batch_is_finite_with_epsilon():
 
 
 def test_normalized_values_are_bounded_by_sqrt_m_minus_1():
-    """The notes say -1 to 1; an outlier of a batch of 60 reaches sqrt(59) = 7.68."""
+    """The notes say -1 to 1, but an outlier in a batch of 60 reaches sqrt(59) = 7.68."""
     params, state = jbn.init(1)
     x = np.zeros((60, 1), np.float32)
     x[7] = 1000
@@ -115,7 +115,7 @@ def test_normalized_values_are_bounded_by_sqrt_m_minus_1():
 
 
 def test_shape_of_the_distribution_stays():
-    """Batch norm does not make anything Gaussian: skew and kurtosis are those of the input."""
+    """Batch norm makes nothing Gaussian: skew and kurtosis are those of the input."""
     x = np.random.default_rng(10).exponential(size=(500, 1)).astype(np.float32)
     params, state = jbn.init(1)
     y = oracles.exact(train(x, params, state, epsilon=1e-12)[0])
@@ -128,7 +128,7 @@ def test_shape_of_the_distribution_stays():
 
 
 def test_a_parameter_outside_the_step_grows_while_the_loss_stays():
-    """Normalizing outside the gradient step: b = 100 after 1000 steps; inside it never moves."""
+    """With normalization outside the gradient step, b = 100 after 1000 steps; inside, it stays."""
     u = np.asarray(values(11, (10, 1)))
     params, state = jbn.init(1)
 

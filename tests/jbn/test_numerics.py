@@ -1,4 +1,4 @@
-"""Exact whatever the mean: the normalized output against float64 of the same float32 x."""
+"""Exact for any mean: the normalized output against float64, for the same float32 x."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ SHAPES = {"1024x64": (1024, 64), "8192x256": (8192, 256), "64x28x28x32": (64, 28
 
 
 def test_the_textbook_formulas_miss_the_bound():
-    """The bound means something: E[x^2] - E[x]^2 and the two-pass mean are both above it."""
+    """The bound is not trivial: E[x^2] - E[x]^2 and the two-pass mean both exceed it."""
 
     @jax.jit
     def textbook(x):
@@ -94,7 +94,7 @@ def test_masks(kind, garbage):
 
 
 def assert_no_variance(var, size):
-    """Assert 0 up to the square of a float32 rounding of the values themselves."""
+    """Assert that var is 0 up to the square of a float32 rounding of the values themselves."""
     assert np.all((np.asarray(var) >= 0) & (np.asarray(var) <= (6e-8 * size) ** 2 * 1e-3))
 
 
@@ -104,7 +104,7 @@ def test_a_single_row_left_is_its_own_mean():
     y, state = train(x, mask)
     np.testing.assert_allclose(np.asarray(y)[40], np.zeros(64), atol=OUTPUT)
     np.testing.assert_allclose(state.mean, x[40], rtol=MEAN)
-    np.testing.assert_array_equal(state.var, np.ones(64))  # One value says nothing of it.
+    np.testing.assert_array_equal(state.var, np.ones(64))  # A single value has no variance.
     assert_no_variance(jbn.moments(x, mask=mask).var, 1e5)
 
 
@@ -121,7 +121,7 @@ def test_adversaries(name):
 
 @pytest.mark.parametrize("rows", [2, 96, 1000, 4096])
 def test_a_constant_feature_is_bias(rows):
-    """Only epsilon stands between its rounding and the output: rsqrt(1e-5) = 316."""
+    """Only epsilon limits how much its rounding is magnified: rsqrt(1e-5) = 316."""
     bias = np.array([1.0, -2.0, 0.5], np.float32)
     params = jbn.BatchNormParams(np.full(3, 0.7, np.float32), bias)
     _, state = jbn.init(3)
@@ -148,7 +148,7 @@ def test_a_constant_feature_is_bias(rows):
 
 
 def test_inference_at_a_large_running_mean():
-    """Subtract the mean first: y = x a + b would be off by 4e-3 at 1e5."""
+    """The mean is subtracted first: y = x a + b would be off by 4e-3 at 1e5."""
     for ratio in RATIOS:
         x = draw((256, 16), ratio)
         mean = np.full(16, ratio, np.float32) + np.linspace(0, 1, 16, dtype=np.float32)
@@ -189,12 +189,12 @@ def test_gradient_at_large_means(masked):
             mask=mask,
         ).gradient(oracles.exact(DY))
         assert oracles.error(dx, want["x"]) <= DX
-        # A sum over 1024 rows of O(1): its size is 32, its error that of its terms.
+        # A sum over 1024 rows of O(1): its size is 32, and its relative error that of the terms.
         assert np.abs(np.asarray(dscale) - want["scale"]).max() <= 32 * DX
 
 
 def test_half_precision_statistics_at_a_large_mean():
-    """float16 at mean 300 and bfloat16 at mean 100: statistics of the numbers that came."""
+    """float16 at mean 300 and bfloat16 at mean 100: statistics are exact for the rounded input."""
     for dtype, mean in (("float16", 300.0), ("bfloat16", 100.0)):
         x = values(6, (4096, 8), dtype, mean=mean)
         y, state = train(x)
@@ -213,12 +213,12 @@ def test_float64_keeps_its_precision():
         assert y.dtype == jnp.float64
         mean = x.mean(0) + (x - x.mean(0)).mean(0)
         want = (x - mean) / np.sqrt(((x - mean) ** 2).mean(0) + 1e-5)
-        # A mean of 1e8 is itself rounded to 1.5e-8 in the oracle, so y is known that well.
+        # The oracle rounds a mean of 1e8 to 1.5e-8 as well, so y is known no better.
         assert oracles.error(y, want) <= 3e-8
 
 
 def test_sums_do_not_overflow():
-    """Squares of 1e19 are at float32's end; deviations of 1e15 around it are not."""
+    """Squares of 1e19 are at the end of float32's range; sums of squares of 1e15 are not."""
     x = draw((1024, 64), 1.0) * np.float32(1e15)
     y, state = train(x)
     check(y, x)

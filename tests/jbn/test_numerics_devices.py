@@ -1,4 +1,4 @@
-"""Exact whatever the mean, over eight devices: as on one, against float64."""
+"""Exact for any mean over eight devices, as on one, against float64."""
 
 import functools
 
@@ -70,13 +70,13 @@ def test_eight_devices_with_different_means(mode):
             check_state(state, x)
             if spread_of_means == 0.5:
                 check_dx(dx, x, DY)
-    # One device far from the seven others.
+    # One device is far from the other seven.
     x = draw((1024, 64), 0.0) + np.float32(1e5) * (device == 5)
     check(run(x, DY)[0], x)
 
 
-# Every mode and either kind, but not every pair: those are in `test_devices`, and a large mean
-# changes nothing in how the devices are named.
+# Every mode and both kinds of masks, but not all pairs: `test_devices` has those, and a large mean
+# does not affect how devices are named.
 @pytest.mark.parametrize(
     ("mode", "kind"),
     [
@@ -101,7 +101,7 @@ def test_eight_devices_with_masks(mode, kind):
 
 @pytest.mark.parametrize("name", ADVERSARIES)
 def test_adversaries_over_devices(name):
-    """shard_map's device i holds rows i * 128 and on: outliers are on one device only."""
+    """Device i of shard_map holds the rows from i * 128 on: outliers are on one device only."""
     run, _ = over_devices("shard_map")
     for ratio in RATIOS:
         x = adversary(name, ratio)

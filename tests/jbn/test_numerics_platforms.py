@@ -1,4 +1,4 @@
-"""Exact whatever the mean on what other platforms run, which takes the mean from a sample."""
+"""Exact for any mean in the programs of other platforms, which guess the mean from a sample."""
 
 import contextlib
 import functools
@@ -30,13 +30,14 @@ from experiments.training import traffic
 
 EPS = 2**-23  # A rounding of float32.
 
-# A row each, for jbn's own jit keeps what it traced for a shape; above `_center._sums.SAMPLE_FROM`.
+# Rows per platform: different, since jbn's own jit caches traces by shape, and above
+# `_center._sums.SAMPLE_FROM`.
 ROWS = {"tpu": 1040, "cuda": 1056}
 
 
 @contextlib.contextmanager
 def compiled_as_for(platform, monkeypatch, expected=None):
-    """Compile for this CPU what another platform runs."""
+    """Compile another platform's program for this CPU."""
     taken = []
 
     def take(*arguments, default, **platforms):
@@ -82,22 +83,22 @@ def test_other_platforms(platform, kind):
     for ratio in RATIOS:
         x = draw(shape, ratio)
         cold = jbn.init(16)[1]
-        # Cold, warm, some deviations off, and from another world: NaN, too.
+        # Cold, warm, a few standard deviations off, and far away, including NaN.
         for mean in (0.0, ratio, ratio + 1.4, ratio - 3.0, 1e5 - ratio, 1e30, np.nan):
             y, state, dx = run(x, dy, mask, cold._replace(mean=np.full(16, mean, "f4")))
             check(y, x, mask)
-            if np.isfinite(mean):  # At momentum 0.
+            if np.isfinite(mean):  # At momentum 0, the state is the batch's.
                 check_state(state, x, mask)
             check_dx(dx, x, dy, mask)
         for name in ADVERSARIES:
-            if mask is None or "sparse" not in name:  # the one row may be masked
+            if mask is None or "sparse" not in name:  # its only outlier may be masked
                 x = adversary(name, ratio, shape)
                 check(run(x, dy, mask, cold)[0], x, mask)
 
 
 @pytest.mark.parametrize("platform", ["cpu", *ROWS])
 def test_constants_are_the_bias_at_any_scale(platform, monkeypatch):
-    """But for 1e9 to 1e16, where their rounding is more than the root of epsilon, and in range."""
+    """Except from 1e9 to 1e16, where rounding exceeds the root of epsilon and is in range."""
     exponents = np.array([*range(-30, 9), *range(17, 38)])
     scales = np.concatenate([factor * 10.0**exponents for factor in (1.7, 2.9, 3.3333)])
     x = np.full((ROWS.get(platform, 64), scales.size), scales, np.float32)
@@ -110,7 +111,7 @@ def test_constants_are_the_bias_at_any_scale(platform, monkeypatch):
 
 @PLATFORMS
 def test_other_platforms_with_outliers_among_the_sampled(platform):
-    """Three in any place do not move a ninther; all nine do."""
+    """Three outliers anywhere in the sample do not move its ninther; nine do."""
     shape = (ROWS[platform], 16)
     places = [int((i + i * 0.618 % 1) / 9 * shape[0]) for i in range(9)]
     dy = draw(shape, 0.0, seed=5)
@@ -128,7 +129,7 @@ def test_other_platforms_with_outliers_among_the_sampled(platform):
 @PLATFORMS
 @pytest.mark.parametrize("kind", ["none", "boolean"])
 def test_other_platforms_with_values_far_beyond_the_sampled(platform, kind):
-    """No square overflows: in a row that no sample sees, and nine zeros say nothing of a scale."""
+    """No square overflows, although the rows are not sampled and a sample of zeros has no scale."""
     shape = (ROWS[platform], 16)
     dy = draw(shape, 0.0, seed=5)
     mask = None if kind == "none" else make_mask((shape[0], 1), kind)
@@ -144,7 +145,7 @@ def test_other_platforms_with_values_far_beyond_the_sampled(platform, kind):
 
 
 def test_moments_of_few_small_values_among_zeros(monkeypatch):
-    """The nine that are sampled are equal: beside no epsilon of a user's are the others small."""
+    """The nine samples are equal, and no user's epsilon makes the other values negligible."""
     x = np.zeros((ROWS["cuda"] + 5, 16), np.float32)
     with compiled_as_for("cuda", monkeypatch):
         moments = jax.jit(jbn.moments).lower(x).compile()
@@ -183,13 +184,13 @@ def test_other_platforms_in_half_precision(platform):
         )
         exact = np.asarray(x, np.float64)
         want = oracles.normalize(exact, *oracles.moments(exact)[:2])
-        # y is rounded to bfloat16: half a unit in the last place, of eight bits.
+        # y is rounded to bfloat16: half a unit in the last of eight bits.
         np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=2**-8, atol=2**-9)
         check_state(state, exact)
 
 
 def test_other_platforms_under_vmap(platform):
-    """A branch is of all problems at once."""
+    """Under vmap, a branch is taken for all problems at once."""
     rows = ROWS[platform] + 3
     x = np.stack([draw((rows, 16), ratio, seed=i) for i, ratio in enumerate(RATIOS)])
     y, state = jax.device_get(jax.jit(jax.vmap(step))(x))
@@ -217,7 +218,7 @@ def test_other_platforms_on_an_explicit_mesh(devices, platform, spec):
 @pytest.mark.parametrize("mode", MAPPED)
 @PLATFORMS
 def test_other_platforms_over_devices(monkeypatch, platform, mode):
-    """Unequal masks, and a running mean on each device."""
+    """Masks are unequal, and each device has its own running mean."""
     rows = DEVICES * (ROWS[platform] + 4 + MAPPED.index(mode))
 
     def function(sharded, _):
@@ -239,11 +240,11 @@ def test_other_platforms_over_devices(monkeypatch, platform, mode):
 
 @pytest.mark.parametrize("kind", ["none", "boolean"])
 def test_devices_that_are_known_to_share_a_running_mean(devices, monkeypatch, kind):
-    """On a TPU it is the pivot of all, and where it is near one sum of a few vectors is enough."""
+    """On a TPU it is the pivot of all; if it is near, one sum of a few vectors is enough."""
     rows = DEVICES * 12
     mask = None if kind == "none" else make_mask((rows, 1), kind)
     if mask is not None:
-        mask[: rows // DEVICES] = False  # A device has nothing.
+        mask[: rows // DEVICES] = False  # One device has nothing.
     dy = draw((rows, 16), 0.0, seed=5)
     if mask is not None:
         dy = np.where(mask, dy, 0)
@@ -262,7 +263,7 @@ def test_devices_that_are_known_to_share_a_running_mean(devices, monkeypatch, ki
         program = jax.jit(run).lower(x, x, cold).compile()
     found = traffic.traffic(program.as_text())
     forward, backward = 2 if mask is None else 3, 3
-    digits = 2 * 4  # Four of ten bits, and their squares.
+    digits = 2 * 4  # The checksum: four digits of ten bits, and their squares.
     assert [size for _, size in found.collectives] == [4 * (16 * forward + digits), 64 * backward]
     assert found.in_other_branches
     for ratio in RATIOS:
@@ -270,13 +271,13 @@ def test_devices_that_are_known_to_share_a_running_mean(devices, monkeypatch, ki
         for mean in (0.0, ratio, ratio + 1.4, ratio - 3.0, 1e5 - ratio, 1e30, np.nan):
             y, state, dx = program(x, dy, cold._replace(mean=jnp.full(16, mean)))
             check(y, x, mask)
-            if np.isfinite(mean):  # At momentum 0.
+            if np.isfinite(mean):  # At momentum 0, the state is the batch's.
                 check_state(state, x, mask)
             check_dx(dx, x, dy, mask)
 
 
 def test_copies_of_a_running_mean_that_differ(devices, monkeypatch):
-    """As check_vma=False lets them: their type says that they are the same, a checksum that not."""
+    """With check_vma=False, copies may differ despite their type: a checksum detects it."""
     x = draw((DEVICES * 13, 16), 1.0)
 
     def function(x, state):
@@ -295,12 +296,12 @@ def test_copies_of_a_running_mean_that_differ(devices, monkeypatch):
         mean = jax.make_array_from_single_device_arrays((16,), replicated, list(copies))
         y, state = program(x, cold._replace(mean=mean))
         check(y, x)
-        for part in state.mean.addressable_shards:  # At momentum 0.
+        for part in state.mean.addressable_shards:  # At momentum 0, the batch's on all.
             check_state(state._replace(mean=part.data), x)
 
 
 def test_devices_that_may_branch_apart_do_not_wait_for_each_other(devices, monkeypatch):
-    """By an epsilon of its own each tells for itself whether squares are in range."""
+    """Each device decides by its own epsilon whether squares are in range."""
     params, state = jbn.init(16)
     x = draw((DEVICES * 14, 16), 0.0, std=1e-12)
     epsilons = np.float32([1e-5] * 4 + [1e-24] * 4)
@@ -319,14 +320,14 @@ def test_devices_that_may_branch_apart_do_not_wait_for_each_other(devices, monke
 
 @pytest.mark.parametrize("kind", ["none", "boolean", "weights"])
 def test_more_devices_than_a_gather_is_good_for(kind):
-    """Above 64 devices the payload is O(C); vmap has as many devices as one likes."""
+    """Above 64 devices the payload is O(C); vmap can simulate any number of devices."""
     devices = 96
     mask = None if kind == "none" else make_mask((devices * 8, 1), kind)
     if mask is not None:
         mask[8:24] = 0  # two devices have nothing
     dy = draw((devices * 8, 16), 0.0, seed=5)
     if mask is not None:
-        dy = np.where(mask > 0, dy, 0)  # garbage has a y, and that a derivative
+        dy = np.where(mask > 0, dy, 0)  # the y of garbage has a derivative, too
 
     def parts(a):
         return None if a is None else a.reshape(devices, 8, *a.shape[1:])

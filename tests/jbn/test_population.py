@@ -39,7 +39,7 @@ CASES = [
 
 
 class Linen(nn.Module):
-    """A layer that is called `calls` times."""
+    """A dense layer and a norm, applied `calls` times."""
 
     norm: type[nn.Module]
     momentum: object
@@ -90,7 +90,7 @@ def test_nnx_is_algorithm_2(library):
 
 @pytest.mark.parametrize("library", NNX)
 def test_nnx_by_split_and_merge_is_algorithm_2(library):
-    """What one writes without a helper; Flax stops the gradient of what its layer writes."""
+    """Without a helper, users write this; Flax stops the gradient of the statistics it writes."""
     batches, model = batches_of(), Nnx(NNX[library], 0.99)
     graphdef, stats, rest = nnx.split(model, nnx.BatchStat, ...)
 
@@ -146,7 +146,7 @@ def test_nnx_layer_in_two_places_is_one():
 
 
 def test_cumulative_needs_no_helper_for_a_shared_layer():
-    """Its weight follows the count, which every call moves."""
+    """Its weight depends on the count, which every call increments."""
     batches = batches_of()
     step, stats, w = linen_step(Linen(jbn.linen.BatchNorm, jbn.cumulative, 3), batches[0])
     got = jbn.population(step, stats, batches)
@@ -156,7 +156,7 @@ def test_cumulative_needs_no_helper_for_a_shared_layer():
 
 @pytest.mark.parametrize("w", [0.5, 0.9])
 def test_a_shared_layer_without_helper_weighs_late_calls_more(w):
-    """What `jbn.population` documents: new / (1 - slope) = (w first + second) / (1 + w)."""
+    """As documented in `jbn.population`: new / (1 - slope) = (w first + second) / (1 + w)."""
     params, state = jbn.init(3)
     batches = batches_of()
 
@@ -176,7 +176,7 @@ def test_a_shared_layer_without_helper_weighs_late_calls_more(w):
 @pytest.mark.parametrize("momentum", [0.9, jbn.debiased(0.9)])
 @pytest.mark.parametrize("library", ["linen", "nnx"])
 def test_calls_without_weight_count_for_nothing(library, momentum):
-    """The second call of every batch is masked altogether, and so is the whole second batch."""
+    """The second call of each batch is fully masked, and so is the whole second batch."""
     batches = batches_of()
     masks = np.ones((5, 2, 16, 1), bool)
     masks[:, 1] = masks[1] = False
@@ -193,7 +193,7 @@ def test_calls_without_weight_count_for_nothing(library, momentum):
 
 
 def test_dead_features_count():
-    """Their statistics are exactly 0, which is not the same as nothing."""
+    """Their statistics are exactly 0, which is not the same as having none."""
     step, stats, _ = linen_step(nn.BatchNorm(use_running_average=False), batches_of()[0])
     batches = np.array(batches_of())
     batches[..., 0] = 0
@@ -236,7 +236,7 @@ def test_linen_bound_module_keeps_its_momentum(library):
 
 
 def test_other_statistics_stay():
-    """Only mean and var of a layer with momentum are averaged; counts go on."""
+    """Only mean and var of a layer with momentum are averaged; counts continue."""
 
     class Watched(nn.Module):
         @nn.compact

@@ -1,4 +1,4 @@
-"""Population statistics of stacked batches, and of whatever gives one batch after the other."""
+"""Population statistics of stacked batches, and of anything that yields batches one by one."""
 
 import collections
 import gc
@@ -29,11 +29,11 @@ import jbn
 import jbn.linen
 import jbn.nnx
 
-# What gives batches -----------------------------------------------------------------------------
+# Sources of batches -----------------------------------------------------------------------------
 
 
 class Dataset:
-    """Indexed, without an end that iteration would find."""
+    """A data set with an index and a length; iterating by index would never end."""
 
     def __init__(self, batches):
         self.batches = batches
@@ -46,7 +46,7 @@ class Dataset:
 
 
 class Next:
-    """Only the half of an iterator."""
+    """An iterator without `__iter__`."""
 
     def __init__(self, batches):
         self.batches = iter(batches)
@@ -96,7 +96,7 @@ def test_an_iterable_gives_what_the_stacked_array_gives(name):
 
 
 def test_a_loader_of_pairs_with_a_ragged_end():
-    """What torch's default gives: lists [x, y], of tensors."""
+    """The default collation of torch gives lists [x, y] of tensors."""
     torch = pytest.importorskip("torch")
     x = np.concatenate(arrays((8, 8, 5)))
     data = torch.utils.data.TensorDataset(torch.as_tensor(x), torch.arange(len(x)))
@@ -128,7 +128,7 @@ def test_layers_weigh_batches_by_their_size(name):
 
 
 def test_positions_count():
-    """(N, T, C): n is N T."""
+    """For x of shape (N, T, C), n is N T."""
     rng = np.random.default_rng(0)
     batches = [rng.normal(i, 1, (4, t, 3)).astype(np.float32) for i, t in enumerate((2, 9))]
     flat = [x.reshape(-1, 3) for x in batches]
@@ -149,7 +149,7 @@ def test_bessels_factor_is_each_calls_own():
 
 
 def test_the_function_weighs_batches_alike():
-    """Nothing tells it how many values a step has seen."""
+    """It cannot know how many values a step has seen."""
     batches = arrays((16, 3))
     check(by_function(batches), pooled(batches, [1, 1]), RECOVERED)
 
@@ -162,7 +162,7 @@ def test_masks_weigh_each_feature_by_what_they_leave(name):
     masks[1, 0:3] = True
     masks[1, :, 2] = False  # No value of feature 2 in the second batch.
     if name == "nnx-flax":
-        masks[1, :2, 2] = True  # Flax's own is NaN without any.
+        masks[1, :2, 2] = True  # Flax's layer gives NaN without any.
     got = by_layer(name, lambda layer, batch: layer(batch[0], mask=batch[1]))((batches, masks))
     for c in range(3):
         parts = [x[m, c] for x, m in zip(oracles.exact(batches), masks[..., c], strict=True)]
@@ -183,7 +183,7 @@ def test_weights_weigh():
 
 
 def test_flax_takes_weights_for_a_mask():
-    """As its own layer does: whatever is not 0 counts, and counts once."""
+    """As in its own layer, every weight that is not 0 counts as one."""
     batches = np.stack(arrays((16, 16)))
     weights = np.ones((2, 16, 1), np.float32)
     weights[0] = 0.25
@@ -193,7 +193,7 @@ def test_flax_takes_weights_for_a_mask():
 
 @pytest.mark.parametrize("name", ["linen-jbn", "linen-flax"])
 def test_named_axes_count_together(name):
-    """A batch over devices: masks leave 24 values of the first batch and 8 of the second."""
+    """The batch is spread over devices: masks leave 24 values of the first and 8 of the second."""
     batches = np.stack(arrays((32, 32))).reshape(2, 4, 8, 3)
     masks = np.zeros((2, 4, 8, 1), bool)
     masks[0, :, :6] = masks[1, :, :2] = True
@@ -208,7 +208,7 @@ def test_named_axes_count_together(name):
 
 
 def test_examples_one_by_one_with_a_named_axis():
-    """A model of single examples, as some write it: x has no batch axis, the name has it."""
+    """In a model of single examples, x has no batch axis: the named axis is the batch."""
     batches = np.stack(arrays((16, 16)))
 
     def forward(call, x):
@@ -221,7 +221,7 @@ def test_examples_one_by_one_with_a_named_axis():
 
 def test_calls_whose_input_is_not_seen_weigh_alike():
     class Hidden(nn.Module):
-        """Statistics of a kind that no library here has."""
+        """A layer with statistics of a kind that no tested library has."""
 
         momentum: float = 0.9
 
@@ -289,12 +289,12 @@ def test_the_function_is_compiled_once_for_each_shape():
         return jbn.batch_norm(x, params, state, training=True)[1]
 
     jbn.population(step, state, arrays((8, 8, 8, 3, 3)))
-    assert traced == 2 * [(8, 3)] + 2 * [(3, 3)]  # A step and the step from afar.
+    assert traced == 2 * [(8, 3)] + 2 * [(3, 3)]  # The step, and the step from a distant state.
 
 
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_batches_are_let_go(name, old_objects_left_alone):
-    """However many there are, few are alive at once."""
+    """However many batches there are, only a few are alive at once."""
     alive, most = [], []
 
     def living():
@@ -309,7 +309,7 @@ def test_batches_are_let_go(name, old_objects_left_alone):
             del batch
             deadline = time.monotonic() + 10
             while living() > 4 and time.monotonic() < deadline:
-                time.sleep(0.01)  # What is dispatched holds its batch until it has run.
+                time.sleep(0.01)  # A dispatched program holds its batch until it has run.
             most.append(living())
 
     POPULATIONS[name](stream())
@@ -319,6 +319,6 @@ def test_batches_are_let_go(name, old_objects_left_alone):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_in_inference_is_left_alone(name):
-    """Even where it sees one example."""
+    """It is left alone even if it gets a single example."""
     got = by_layer(name, lambda layer, x: layer(x[0]), use_running_average=True)(arrays((8, 8)))
     check(got, (np.zeros(3), np.ones(3)))

@@ -1,4 +1,4 @@
-"""What holds no batches is an error of population statistics, and so are wrong arguments."""
+"""Population statistics raise for inputs that are not batches, and for wrong arguments."""
 
 import collections
 import functools
@@ -17,7 +17,7 @@ import jbn
 import jbn.linen
 import jbn.nnx
 
-# What is no batches -----------------------------------------------------------------------------
+# Inputs that are not batches --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", POPULATIONS)
@@ -42,7 +42,7 @@ def test_names_in_a_batch_are_an_error():
 
 @pytest.mark.parametrize("name", POPULATIONS)
 def test_one_batch_without_an_axis_of_batches_is_an_error(name):
-    """Flax's own layers take a row of features without a word: its variance is 0."""
+    """Flax's own layers silently accept a row of features, whose variance is 0."""
     (x,) = arrays((8,))
     with pytest.raises(ValueError, match=r"leading axis of K batches.*x\[None\].*\[x\]"):
         POPULATIONS[name](x)
@@ -59,13 +59,13 @@ def test_examples_in_the_place_of_batches_are_an_error(name):
 
 
 def filled(model, x):
-    """Make variables of a model of any values, without running it."""
+    """Make variables of a model with arbitrary values, without running it."""
     rng, like = np.random.default_rng(0), jax.eval_shape(model.init, jax.random.key(0), x)
     return jax.tree.map(lambda leaf: rng.random(leaf.shape).astype(leaf.dtype), like)
 
 
 def test_one_batch_of_a_flax_model_by_the_function():
-    """Nothing raises by itself, and no layer is seen."""
+    """The model does not raise, and the function sees no layers."""
 
     class Model(nn.Module):
         @nn.compact
@@ -109,7 +109,7 @@ def test_one_batch_of_images_without_an_axis_of_batches_is_an_error():
 
 
 def test_batches_of_single_numbers_are_batches():
-    """(K, N): the step gives each its feature axis."""
+    """The batches have shape (K, N): the step adds the feature axis."""
     batches = np.stack([x[:, 0] for x in arrays((16, 16))])
     got = by_layer("nnx-flax", lambda layer, x: layer(x[:, None]))(batches, features=1)
     check(got, pooled(batches[..., None], [1, 1]))
@@ -257,7 +257,7 @@ def test_a_tree_of_models():
 
 
 def test_batches_with_columns_named_as_statistics():
-    """An error of the step's own is left as it is, where the state holds statistics too."""
+    """The step's own error is passed on unchanged, since the state holds statistics as well."""
 
     def step(state, batch):
         raise RuntimeError("of the step")
@@ -267,7 +267,7 @@ def test_batches_with_columns_named_as_statistics():
 
 
 def test_batches_that_are_numbers():
-    """Such as seeds, of which a step makes its batch."""
+    """Numbers may be seeds, from which the step makes its batch."""
 
     def step(state, seed):
         return move_function(state, seed + jnp.ones((4, 3)))

@@ -1,4 +1,4 @@
-"""Population statistics of steps that read what is around them, that nest, and that fail."""
+"""Population statistics with steps that close over values, that nest, and that fail."""
 
 import gc
 
@@ -16,7 +16,7 @@ import jbn
 import jbn.linen
 import jbn.nnx
 
-# Averages in float32 of a few batches, mean/std below 10.
+# Float32 averages over a few batches with mean/std below 10.
 AVERAGED = 5e-6
 # (new - m old) / (1 - m) at m = .99, as in population_models.py.
 RECOVERED = 5e-5
@@ -27,7 +27,7 @@ def batches_of(seed=0, shape=(3, 16, 3)):
 
 
 class Scaled:
-    """Owns what its steps read: x is multiplied by `weight` before it is normalized."""
+    """The owner of what its steps read: x is multiplied by `weight` before it is normalized."""
 
     def __init__(self, kind, weight=1.0):
         self.kind, self.weight = kind, weight
@@ -93,7 +93,7 @@ def test_a_step_may_read_traced_values(kind, form):
             return variance(weight), mapped
         return *jax.value_and_grad(variance)(weight), mapped  # 2 w var at w = 2
 
-    # Both forms close over what is traced, at the prompt and under jit: each is one of them.
+    # Both forms close over traced values, outside and inside jit: each form covers one of these.
     transformed = jax.jit(transformed) if form == "stacked" else transformed
     for _ in range(2):
         *at_weight, mapped = transformed(jnp.float32(2))
@@ -105,7 +105,7 @@ def test_a_step_may_read_traced_values(kind, form):
 @pytest.mark.parametrize("form", BATCHES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_outlives_the_call(kind, form, old_objects_left_alone):
-    """A step that holds a weight of 1 MiB, made anew for each of 3 calls."""
+    """Each of 3 calls makes a new step that holds a weight of 1 MiB."""
     batches = BATCHES[form](batches_of(shape=(2, 4, 3)))
     sizes = []
     for i in range(3):
@@ -161,7 +161,7 @@ def test_sharded_batches(kind, form):
 
 
 def test_bfloat16_statistics_of_many_batches():
-    """A sum in bfloat16 stands still at 256 times its first term."""
+    """A sum in bfloat16 stops growing at 256 times its first term."""
     state = {"mean": jnp.zeros(3, jnp.bfloat16)}
 
     def step(state, x):
@@ -191,7 +191,7 @@ def test_what_is_no_statistic_is_carried_along(form):
     assert got["key"].dtype == state["key"].dtype
 
 
-# One population in another ----------------------------------------------------------------------
+# Nested populations -----------------------------------------------------------------------------
 
 
 def linen_step(layer, variables, scale=1.0):
@@ -223,7 +223,7 @@ def test_linen_of_another_model_inside_a_step(layer):
 
 
 def test_linen_of_the_same_statistics_inside_a_step():
-    """Whatever it averages counts, call by call: three batches of 16, each as two of 8."""
+    """Each call of the inner steps counts: three batches of 16 become six of 8."""
     layer, batches = nn.BatchNorm(use_running_average=False), batches_of()
     variables = layer.init(jax.random.key(0), batches[0])
     step = linen_step(layer, variables)
@@ -294,7 +294,7 @@ def test_an_error_leaves_a_module_bound_outside_as_it_was(layer, wrong):
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm, jbn.linen.BatchNorm])
 def test_a_module_bound_outside_is_left_as_it_was(layer):
-    """Say, a teacher in training mode: its statistics are no part of what the step returns."""
+    """An example is a teacher in training mode: the step does not return its statistics."""
     layer, batches = layer(use_running_average=False, momentum=0.9), batches_of()
     variables = layer.init(jax.random.key(0), batches[0])
     bound = layer.bind(variables, mutable=["batch_stats"])

@@ -24,7 +24,7 @@ import jbn.nnx
 
 
 class Cell(nn.Module):
-    """A block for lifting."""
+    """A block to be lifted by transforms."""
 
     norm: type[nn.Module]
 
@@ -59,7 +59,7 @@ def test_linen_shared_in_a_scan_over_steps(library):
 @pytest.mark.parametrize("library", LINEN)
 @pytest.mark.parametrize("lift", [nn.remat, nn.jit])
 def test_linen_under(lift, library):
-    """`nn.jit` keeps what it traced before, for statistics of another kind."""
+    """`nn.jit` caches the earlier trace, which is for statistics of another kind."""
     model, batches = lift(Cell)(LINEN[library]), batches_of()
     step, stats, _ = linen_step(model, batches[0])
     step(stats, batches[0])

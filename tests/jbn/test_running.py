@@ -1,4 +1,4 @@
-"""How running statistics move: `update` and `population`."""
+"""How running statistics are updated: `update` and `population`."""
 
 import functools
 
@@ -13,8 +13,8 @@ from strategies import values
 
 import jbn
 
-# `population` may read a batch off a moved state, (new - m old) / (1 - m): at m = .99 that
-# magnifies float32's rounding a hundredfold.
+# `population` may recover a batch's statistics from the updated state, (new - m old) / (1 - m). At
+# m = .99 that magnifies float32's rounding a hundredfold.
 RECOVERED = 2e-5
 
 
@@ -97,7 +97,7 @@ MOMENTA = {
 }
 
 
-# Bessel's factor is the batch's, whatever weight the batch then has.
+# Bessel's factor depends on the batch alone, not on its weight in the average.
 @pytest.mark.parametrize(
     ("momentum", "unbiased"), [*((name, True) for name in MOMENTA), ("default", False)]
 )
@@ -120,7 +120,7 @@ def test_population_is_algorithm_2_whatever_the_momentum(momentum, unbiased):
 
 
 def two_layers(momentum):
-    """Return (step, state): the second layer's batches depend on the first one's output."""
+    """Return (step, states) of two layers, the second of which gets the first one's output."""
     params, state = jbn.init(4)
     w = values(3, (4, 4))
 
@@ -163,7 +163,7 @@ def test_population_under_jit_and_traced_once():
     def step(state, x):
         return jbn.batch_norm(x, params, state, training=True)[1]
 
-    counted = chex.assert_max_traces(step, n=4)  # one scan, whatever K; a few abstract passes
+    counted = chex.assert_max_traces(step, n=4)  # one scan for any K, and a few abstract passes
     got = jbn.population(counted, state, batches)
     again = jax.jit(functools.partial(jbn.population, step))(state, batches)
     chex.assert_trees_all_close(got, again, rtol=RECOVERED, atol=RECOVERED)
@@ -207,13 +207,13 @@ def test_population_of_a_flax_model_with_flax_batch_norm(momentum):
 
     got = jbn.population(step, variables["batch_stats"], batches)
     chex.assert_trees_all_equal_shapes_and_dtypes(got, variables["batch_stats"])
-    # Layer one by hand, in float64.
+    # The first layer by hand, in float64.
     dense = variables["params"]["Dense_0"]
     z = oracles.exact(batches) @ oracles.exact(dense["kernel"]) + oracles.exact(dense["bias"])
     assert_close(got["BatchNorm_0"]["mean"], z.mean((0, 1)), RECOVERED)
     assert_close(got["BatchNorm_0"]["var"], z.var(1).mean(0), RECOVERED)
 
-    # Both layers: Flax's own statistics with nothing kept of the old.
+    # Both layers: Flax's own statistics without the old ones' part.
     @jax.jit
     def alone(old, x):
         return jax.tree.map(
@@ -223,5 +223,5 @@ def test_population_of_a_flax_model_with_flax_batch_norm(momentum):
     per_batch = [alone(variables["batch_stats"], x) for x in np.asarray(batches)]
     want = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *per_batch)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        # Here the oracle itself is read off float32 states, so both carry the magnified error.
+        # Here the oracle is recovered from float32 states, too, so both have the magnified error.
         assert_close(a, b, 2 * RECOVERED)

@@ -1,6 +1,6 @@
-"""Any scale that float32 can hold: of x, of epsilon, of weights; and what is left where it cannot.
+"""Any scale of x, epsilon and weights that float32 can hold, and what remains beyond its range.
 
-Values against float64 NumPy, which gets the very float32 numbers that jbn gets.
+Values are compared with float64 NumPy, which gets the same float32 numbers as jbn.
 """
 
 import functools
@@ -15,11 +15,11 @@ from oracles import assert_close
 
 import jbn
 
-# Rounding of float32 in sums of 64 values.
+# Float32 rounding in sums of 64 values.
 ROUNDING = 2e-6
-# Of gradients, relative to the largest entry of each feature.
+# For gradients, relative to the largest entry of each feature.
 GRADIENT = 4e-6
-# At 1e35 they are 1e-35, and their parts end where float32 does.
+# At scale 1e35 gradients are 1e-35, and their terms reach the end of float32's range.
 AT_THE_END = 4e-5
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -32,7 +32,7 @@ def draw(shape=(10, 3), seed=0):
 
 
 def relative(got, want):
-    """Return the largest error of each feature's entries, relative to the largest of them."""
+    """Return the largest error, relative to the largest entry of each feature."""
     got, want = oracles.exact(got), oracles.exact(want)
     return float(np.max(np.abs(got - want).max(0) / np.abs(want).max(0)))
 
@@ -77,7 +77,7 @@ def test_y_and_gradients_are_right_at_any_scale(name, scale, epsilon):
     )
     want = problem.gradient(dy)
     assert_close(y, problem.forward()[0], ROUNDING, "y")
-    if scale > 1e-20:  # Else y itself is 0 but for rounding.
+    if scale > 1e-20:  # Below, y itself is 0 up to rounding.
         assert relative(dx, want["x"]) < (GRADIENT if scale < 1e35 else AT_THE_END)
     if name != "layer_norm":
         assert_close(dparams.scale / 64, want["scale"] / 64, ROUNDING, "scale")
@@ -119,7 +119,7 @@ def test_frozen_statistics_have_gradients_at_any_scale():
 
 
 def aweights_var(x, w):
-    """Return what NumPy makes of weights: the unbiased variance of each feature."""
+    """Return the unbiased variance of each feature, weighted by NumPy."""
     return np.array([np.cov(column, aweights=w, ddof=1) for column in oracles.exact(x).T])
 
 
@@ -139,11 +139,11 @@ def test_weights_that_sum_to_one_do_not_explode():
     assert_close(state.var, 0.9 + 0.1 * aweights_var(x, np.full(10, 0.1)), ROUNDING)
 
 
-# The gather in every mode, by weights of the usual size: `test_devices`.
+# `test_devices` tests the gather in every mode, with weights of the usual size.
 @pytest.mark.parametrize(("mode", "limit"), [*((mode, 2) for mode in MAPPED), ("shard_map", 64)])
 def test_bessel_factor_of_weights_over_devices(monkeypatch, mode, limit):
     monkeypatch.setattr("jbn._center._merge.GATHER_LIMIT", limit)
-    rows = 8 * limit  # Shapes of their own: what was traced by another limit must not be found.
+    rows = 8 * limit  # A separate shape per limit, so that traces with another are not reused.
     x, w = draw((rows, 3)), np.abs(draw((rows, 1), seed=2)) * np.float32(1e-3)
 
     def step(sharded, state):
@@ -254,7 +254,7 @@ def test_a_nan_weight_is_nan_in_y_and_in_the_state():
 # One value, and none -----------------------------------------------------------------------------
 
 
-# What `unbiased` means is said by `update` alone: both of each below.
+# Only `update` reads `unbiased`: its own test, below, has all combinations.
 @pytest.mark.parametrize(("weight", "unbiased"), [(True, False), (np.float32(0.3), True)])
 def test_one_value_left_moves_the_mean_and_not_the_variance(weight, unbiased):
     bias, var = np.array([0.5, -0.5, 0.0], np.float32), np.full(3, 4, np.float32)

@@ -16,9 +16,9 @@ from strategies import values
 import jbn
 from jbn._schedules import Switched, at_count
 
-# A running average of K float32 batches: K roundings of 6e-8 each, relative to its size.
+# A running average over K float32 batches has K roundings of 6e-8 each, relative to its size.
 AVERAGED = 5e-6
-# 1 - decay^t in float32 loses digits where decay^t is near 1: .99 leaves a hundredth.
+# 1 - decay^t in float32 loses digits if decay^t is near 1: at .99, two decimal digits.
 RECOVERED = 2e-5
 
 
@@ -107,7 +107,7 @@ def test_debiased_tends_to_its_decay():
 
 
 def test_a_batch_that_was_not_absorbed_does_not_move_the_schedule():
-    """The mean of all batches is that of the absorbed ones."""
+    """The mean over all batches is the mean over the absorbed ones."""
     first, second = batches_of(2)
     empty = (np.zeros(2), np.zeros(2), 0)
     start = state_of([9.0, 9.0], [9.0, 9.0])
@@ -132,7 +132,7 @@ def test_cumulative_in_batch_norm_is_algorithm_2():
 
 
 def test_bessel_makes_the_average_unbiased():
-    """Mean var_B m / (m - 1) tends to the true variance, mean var_B does not."""
+    """The mean of var_B m / (m - 1) tends to the true variance; the mean of var_B does not."""
     m, k = 2, 4000
     x = values(1, (k, m, 1), std=3.0)
     moments = jax.vmap(jbn.moments)(x)
@@ -199,7 +199,7 @@ def test_a_traced_decay_equals_itself_alone():
 
     np.testing.assert_allclose(got, exact(0.9), rtol=1e-6)
     np.testing.assert_allclose(slope, (exact(0.9 + 1e-6) - exact(0.9 - 1e-6)) / 2e-6, rtol=1e-4)
-    outside = jax.grad(lambda d: jbn.debiased(d)(jnp.int32(3)))(0.9)  # Not in jit: a value is there
+    outside = jax.grad(lambda d: jbn.debiased(d)(jnp.int32(3)))(0.9)  # Outside jit: a known value.
     np.testing.assert_allclose(outside, slope, rtol=1e-6)
 
 
@@ -225,10 +225,10 @@ def test_a_decay_out_of_range_is_an_error(make, decay, error):
         make(decay)
 
 
-# Values at the ends --------------------------------------------------------------------------
+# Extreme values ------------------------------------------------------------------------------
 
 COUNTS = [0, 1, 2, 7, 100, 2**24 + 1, 2**31 - 2, 2**31 - 1]
-WEIGHTS = {  # By math in double precision.
+WEIGHTS = {  # In Python's double precision.
     "cumulative": (lambda: jbn.cumulative, lambda t: t / (t + 1)),
     **{
         f"debiased({decay})": (
@@ -257,7 +257,7 @@ def test_weights_from_the_first_count_to_the_last(name, how):
         # At .999, decay^t is near 1 for small t.
         tolerance = 1e-12 if how == "x64" else RECOVERED
         np.testing.assert_allclose(got, [exact(t) for t in COUNTS], rtol=tolerance)
-        assert make()(2**40) <= 1  # A number may be what no int32 is.
+        assert make()(2**40) <= 1  # A Python int may exceed int32.
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -305,14 +305,14 @@ def test_moving_average_of_a_list():
 
 
 def test_moving_average_does_not_cancel():
-    """A window after a huge value is exact again: no running sum from which it is taken away."""
+    """A window after a huge value is exact again: nothing is subtracted from a running sum."""
     got = jbn.moving_average(jnp.array([1e9, 1.0, 2.0, 3.0]), window=2)
     np.testing.assert_array_equal(got[2:], [1.5, 2.5])
 
 
-# What is no schedule ----------------------------------------------------------------------------
+# Not a schedule ---------------------------------------------------------------------------------
 
-# name: (what is called as one, words in the message)
+# name: (object passed as a schedule, words in the message)
 WRONG = {
     "two arguments": (lambda a, b: 0.9, ["a function of (a, b)", "lambda count"]),
     "no argument": (lambda: 0.9, ["a function of ()"]),
@@ -341,5 +341,5 @@ def test_an_error_inside_a_schedule():
 
     with pytest.raises(TypeError, match="of its own"):
         at_count("momentum", schedule, 3)
-    with pytest.raises(TypeError, match="real number"):  # A builtin function, of one argument.
+    with pytest.raises(TypeError, match="real number"):  # A builtin function of one argument.
         at_count("momentum", math.sqrt, "3")

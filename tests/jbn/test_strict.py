@@ -1,6 +1,6 @@
-"""Every function and layer where JAX is strict: no implicit promotion, no NaN on the way.
+"""Every function and layer with JAX in strict modes: no implicit promotion, no intermediate NaN.
 
-Values are those of the lenient mode, to the last bit, since the programs are; `jax_debug_nans`
+Values are bitwise those of the lenient mode, since the programs are the same. `jax_debug_nans`
 looks for NaN in every result of a compiled function.
 """
 
@@ -17,16 +17,16 @@ import jbn.nnx
 from jbn import linen
 
 SHAPE = (8, 3, 4)
-# Two programs of one function; where a variance is 0, 1 / sqrt(epsilon) magnifies their rounding.
+# Two programs of one function; if a variance is 0, 1 / sqrt(epsilon) magnifies their rounding.
 REORDERED = 5e-5
 COMPLEX = ("batch_norm", "ghost_batch_norm", "moments", "axis_name")
-# What tests/conftest.py runs under both modes, most of it at the prompt.
+# tests/conftest.py runs the tests of these in both modes, mostly outside jit.
 CORE = ("batch_norm", "moments", "linen.BatchNorm", "nnx.BatchNorm", "inference", "normalize",
         "layer_norm", "group_norm", "instance_norm", "weight_norm", "update",
         "merge_moments")  # fmt: skip
 
 KEPT = (np.arange(8) % 3 > 0)[:, None, None]
-# Masks of one shape and dtype are one program.
+# Masks of the same shape and dtype share a program.
 MASKS = {
     "none": (None,),
     "boolean": (np.repeat(KEPT, 3, 1), np.arange(24).reshape(8, 3, 1) == 7),
@@ -54,7 +54,7 @@ def layer(make):
     def call(x, params, state, mask):
         module = make()
         variables = {"params": params._asdict(), "batch_stats": state._asdict()}
-        # Nobody differentiates this.
+        # Initialization is not differentiated.
         module.init(jax.random.key(0), jax.lax.stop_gradient(x), mask=mask)
         return module.apply(variables, x, mask=mask, mutable=["batch_stats"])
 
@@ -143,14 +143,14 @@ def check(name, call, dtype, masks=(None,)):
     gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
     with jax.numpy_dtype_promotion("strict"):
         strict = jax.jit(gradient).trace(x, params, masks[0])
-    # The same program has the same values, so that one of them is compiled.
+    # Identical programs have identical values, so only one of them is compiled.
     assert str(strict.jaxpr) == str(jax.make_jaxpr(gradient)(x, params, masks[0]))
     compiled = strict.lower().compile()
     for mask in masks:
         with jax.debug_nans(True):
             want = compiled(x, params, mask)[1]
-        # At the prompt numbers travel as arrays, whatever dtype x has, and the results of one
-        # program go into the next. The tests of the core are strict themselves.
+        # Outside jit, Python numbers are passed as arrays whatever the dtype of x, and the results
+        # of one program are inputs of the next. The tests of the core are strict themselves.
         if dtype == "float32" and name not in CORE:
             with jax.debug_nans(True), jax.numpy_dtype_promotion("strict"):
                 got = call(x, params, state, mask)
@@ -159,7 +159,7 @@ def check(name, call, dtype, masks=(None,)):
 
 
 def tried():
-    """List name, mask and dtype; what a boolean mask is to complex x is told by the weights."""
+    """List name, mask and dtype; for complex x, weights cover what a boolean mask would test."""
     for name in FUNCTIONS:
         for kind in MASKS:
             yield name, kind, "float32"

@@ -1,4 +1,4 @@
-"""Local statistics put together: pooled means, the spread between devices, who agrees."""
+"""Pooling of local statistics: means, the spread between devices, and whether devices agree."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ GROUPS = [[6, 0, 3], [1, 2, 4, 5, 7]]
 
 
 def local_states(complex_mean=False):
-    """Return one state for each device: means far apart, so that the spread is most of var."""
+    """Return one state per device, with means so far apart that their spread is most of var."""
     rng = np.random.default_rng(0)
     mean = rng.normal(10, 3, (DEVICES, C))
     if complex_mean:
@@ -29,7 +29,7 @@ def local_states(complex_mean=False):
 
 
 def pooled(state, counts, members=slice(None)):
-    """Pool in float64, over the devices of `members`."""
+    """Pool in float64 over the devices in `members`."""
     mean, var = exact(state.mean)[members], exact(state.var)[members]
     n = np.broadcast_to(exact(counts).reshape(DEVICES, -1), (DEVICES, C))[members]
     total = n.sum(0)
@@ -39,9 +39,9 @@ def pooled(state, counts, members=slice(None)):
 
 
 def run(mode, function, *sharded, replicated=True):
-    """Run `function(device's part of each) -> tree`; return the tree, or one for each device."""
+    """Run `function(*parts) -> tree` on each device; return the tree, or one per device."""
 
-    # One row for each device, which split and shard_map leave as an axis of length 1.
+    # Each device has one row, which split and shard_map leave as an axis of length 1.
     def body(parts, whole):
         parts = jax.tree.map(lambda leaf: leaf[0], parts)
         return jnp.zeros(1), function(*parts)
@@ -60,7 +60,7 @@ def assert_pooled(got, want):
 @pytest.mark.parametrize("limit", [64, 2])
 @pytest.mark.parametrize("mode", MAPPED)
 def test_pools_means_and_their_spread(mode, limit):
-    """By a gather, and by two sums as beyond 64 devices; shard_map proves the result replicated."""
+    """Pool by a gather, or by two sums as above 64 devices; shard_map proves replication."""
     state = local_states()
 
     def function(state):
@@ -69,17 +69,17 @@ def test_pools_means_and_their_spread(mode, limit):
     with gather_limit(limit):
         got = run(mode, function, state)
     assert_pooled(got, pooled(state, state.count))
-    assert (exact(got.var) > exact(state.var).mean(0) + 1).all()  # An average has no spread.
+    assert (exact(got.var) > exact(state.var).mean(0) + 1).all()  # An average omits the spread.
     for a, b in zip(got, state, strict=True):
         assert a.dtype == b.dtype
 
 
 @pytest.mark.parametrize("mode", MAPPED)
 def test_counts_weigh_devices(mode):
-    """Counts as a number of each device, one for each feature, and those of moments."""
+    """Counts are given as one number per device, one per feature, or as those of moments."""
     state = local_states()
     counts = np.random.default_rng(1).integers(0, 5, (DEVICES, C)).astype(np.float32)
-    counts[2], counts[:, 3], counts[4, 3] = 0, 0, 2  # A device, and all but one for a feature.
+    counts[2], counts[:, 3], counts[4, 3] = 0, 0, 2  # None on device 2; feature 3 only on device 4.
 
     def function(state, counts):
         ways = counts[0], counts, jbn.Moments(state.mean, state.var, counts)
@@ -105,7 +105,7 @@ def test_groups_pool_by_themselves(mode):
 
 
 def test_devices_without_weight():
-    """One that absorbed nothing counts for nothing; if none did, they count alike."""
+    """A device that absorbed nothing has no weight; if none did, all have the same."""
     state = local_states()
     some = state._replace(count=np.where(np.isin(np.arange(DEVICES), [1, 5]), 0, state.count))
     none = state._replace(count=0 * state.count)
@@ -136,10 +136,10 @@ def test_a_negative_count_is_zero_and_nan_is_seen(limit):
 
 @pytest.mark.parametrize("mode", MAPPED)
 def test_local_training_then_pooled_is_the_whole_batch(mode):
-    """One cumulative batch on each device, of different sizes by mask: the moments of all."""
+    """One cumulative batch per device, with sizes that differ by mask, gives the moments of all."""
     device = np.arange(DEVICES, dtype=np.float32)[:, None, None]
     x = np.asarray(values(0, (DEVICES, 12, C), mean=3.0)) + device
-    # Two values at least: one says nothing of a variance.
+    # At least two values, since one has no variance.
     mask = np.arange(12)[None, :, None] <= 1 + device
     _, state = jbn.init(C)
 
@@ -224,7 +224,7 @@ def test_one_value_on_one_device_is_enough_to_differ(leaf):
 
 
 def test_copies_that_claim_to_be_replicated():
-    """Without check_vma, out_specs=P() takes any device's word for all."""
+    """Without check_vma, out_specs=P() trusts any device's copy."""
     state = local_states()
 
     def local(state):

@@ -25,7 +25,7 @@ def tangents(arguments, seed=7):
 
 
 def by_differences(loss, arguments, name):
-    """Return central differences of a loss by the entries of one argument."""
+    """Return central differences of a loss with respect to the entries of one argument."""
     step, want = 1e-5, np.zeros(arguments[name].shape)
     for index in np.ndindex(*want.shape):
         for sign in (1, -1):
@@ -72,9 +72,9 @@ def test_gradient_of_weights_is_finite_differences(x64):
 
 
 def test_derivative_is_the_true_one_at_masked_positions(x64):
-    """A value at a masked position is one like any other: whoever uses it gets its derivative."""
+    """The output at a masked position is a value like any other, with its true derivative."""
     arguments = case() | {"mask": np.arange(10).reshape(5, 2, 1) % 3 > 0}
-    mask = arguments.pop("mask")  # Boolean, so that there is no derivative by it.
+    mask = arguments.pop("mask")  # Boolean, so it has no derivative.
     loss = jax.jit(jax.value_and_grad(lambda a: scalar(functools.partial(ours, mask=mask))(a)))
     got = loss(arguments)[1]["x"]
     assert_close(got, by_differences(lambda a: loss(a)[0], arguments, "x"), 1e-8)
@@ -139,7 +139,7 @@ def test_inference_has_both_modes(x64):
 # vmap ------------------------------------------------------------------------------------------
 
 
-# Arguments that are mapped together, one `vmap` in another.
+# Groups of arguments that are mapped together; each group has its own, nested `vmap`.
 MAPPED = {
     "each": [("x",), ("scale", "bias"), ("mean", "var"), ("mask",), ("momentum",), ("epsilon",)],
     "x, mask": [("x", "mask")],
@@ -273,7 +273,7 @@ def gradient_of_two(w, x, layer):
 
 @pytest.mark.parametrize("policy", ["everything", "nothing", "dots"])
 def test_checkpoint_moves_the_statistics_once(policy):
-    """A recomputed forward pass is pure: same gradient, and the state moved once."""
+    """A recomputed forward pass is pure: same gradient, and the state is updated once."""
     x, w = values(6, (5, 3)), values(7, (3, 3))
     policy = {
         "everything": None,

@@ -1,4 +1,4 @@
-"""Second and third order, in every order of modes, equal the plain formula."""
+"""Second and third derivatives, in every order of modes, equal the plain formula."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import jbn
 # Second derivatives divide by the variance once more; values are of order 10 in float64.
 F64_HESSIAN = 1e-8
 
-# One program of the formula for the tests of this section.
+# One program of the formula for all tests here.
 hessian_of_plain = jax.jit(jax.hessian(scalar(plain)))
 
 
@@ -57,7 +57,7 @@ def test_third_order(x64):
 
 
 def test_gradient_penalty_in_float32():
-    """A gradient inside a loss, as WGAN-GP has it: reverse over reverse through two layers."""
+    """A gradient inside a loss, as in WGAN-GP: reverse over reverse through two layers."""
     params, state = jbn.init(3)
     x, w = values(0, (6, 3)), values(1, (3, 3))
 
@@ -81,7 +81,7 @@ def test_gradient_penalty_in_float32():
 
 
 def test_gradient_of_gradient_under_checkpoint_and_vmap_together(x64):
-    """All of them at once, since each alone can be right by luck."""
+    """Combine all of them, since each alone can be right by luck."""
     arguments = case(shape=(4, 2), masked=False)
 
     def hvp(function):

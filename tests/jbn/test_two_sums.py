@@ -1,7 +1,7 @@
-"""The two sums of O(C) that more than 64 devices get.
+"""Pooling by two sums of O(C), which is used above 64 devices.
 
-Here the limit is 2, and eight devices must still equal one: the tests of test_devices.py,
-test_devices_two_axes.py and test_numerics_devices.py run again, on that path.
+Here the limit is 2, and eight devices must still equal one: tests of test_devices.py,
+test_devices_two_axes.py and test_numerics_devices.py run again on that path.
 """
 
 import jax
@@ -42,7 +42,7 @@ def test_what_was_traced_by_another_limit_is_not_found(mode):
 @pytest.mark.parametrize("kind", list(test_devices.KINDS))
 @pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_equal_one_device(mode, kind):
-    """Values, state, every gradient: unequal masks, an empty shard, nothing left, weights."""
+    """Values, state, all gradients; with unequal masks, an empty shard, nothing left, weights."""
     test_devices.test_eight_devices_equal_one(mode, kind)
 
 
@@ -74,7 +74,7 @@ def test_two_sums_over_two_axes(mode, named):
 
 @pytest.mark.parametrize("mode", MAPPED)
 def test_two_sums_at_large_means(mode):
-    """Within 4e-6 up to mean/std 1e5, also where devices' means are 1e5 apart; gradients too."""
+    """Within 4e-6 up to mean/std 1e5, even if devices' means are 1e5 apart; gradients, too."""
     test_numerics_devices.test_eight_devices(mode)
     test_numerics_devices.test_eight_devices_with_different_means(mode)
 

@@ -1,4 +1,4 @@
-"""Types as users see them: in `help`, and in what a type checker makes of their code."""
+"""Types as users see them, in `help` and in type checkers."""
 
 import inspect
 import pathlib
@@ -22,7 +22,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_help_shows_types_as_they_are_written(name):
-    """Unions of jaxtyping, evaluated, are a screenful: 1,045 characters for `batch_norm`."""
+    """Evaluated, jaxtyping's unions would fill a screen: 1,045 characters for `batch_norm`."""
     signature = str(inspect.signature(FUNCTIONS[name]))
     assert len(signature) <= 600
     assert "Union[" not in signature
@@ -30,7 +30,7 @@ def test_help_shows_types_as_they_are_written(name):
 
 
 def test_what_type_checkers_see():
-    """`assert_type` holds in code that users write, and attributes of results are known."""
+    """`assert_type` holds in users' code, and attributes of results are known."""
     pyrefly = pathlib.Path(sys.executable).parent / "pyrefly"
     if not pyrefly.exists():
         pytest.skip("needs pyrefly, of the extra dev")

@@ -1,4 +1,4 @@
-"""What ghost batches and renorm have in common: the ends of momentum, no weight, wrong calls."""
+"""What ghost batches and renorm share: momentum 0 and 1, batches without weight, wrong calls."""
 
 import functools
 

@@ -58,7 +58,7 @@ def test_ghost_is_batch_norm_of_each_chunk(size, axis, dtype):
 def test_ghost_is_a_loop_of_ours_with_every_gradient():
     with jax.enable_x64(True):
         params, state = setting((3,), "float64")
-        shape = (6, 2, 3)  # A group and a tail.
+        shape = (6, 2, 3)  # One full group and a tail.
         x, dy = values(5, shape, "float64"), values(6, shape, "float64")
         mask = np.random.default_rng(7).uniform(0.3, 2, (6, 2, 1))
 

@@ -1,4 +1,4 @@
-"""Statistics of the example, of the running state, or frozen, against float64 NumPy."""
+"""Statistics mixed from example and running state, or frozen, against float64 NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def test_example_weighing_is_the_moments_of_the_mixture(weight, ratio):
     y = weigh(x, *state[:2], params, weight=weight)
     v, mean, var = oracles.exact(x), oracles.exact(state.mean), oracles.exact(state.var)
     first = weight * v.mean(1) + (1 - weight) * mean
-    # E[x^2] about the running mean, which float64 can square.
+    # E[x^2] relative to the running mean, small enough to square in float64.
     second = weight * ((v - mean) ** 2).mean(1) + (1 - weight) * var
     spread = second - (first - mean) ** 2
     want = (v - first[:, None]) / np.sqrt(spread[:, None] + 1e-5)
@@ -61,7 +61,7 @@ def test_example_weighing_does_not_mix_examples():
 
 
 def test_example_weighing_derivatives():
-    """By everything, and by the weight at 0 as well, where a run that learns it would start."""
+    """By all arguments, also by the weight at 0, where training would start if it is learned."""
     with jax.enable_x64(True):
         params, state = setting((2,), "float64")
         x = values(43, (2, 3, 2), "float64")
@@ -90,7 +90,7 @@ def test_example_weighing_errors():
 
 
 def test_statistics_of_batch_and_running_pooled():
-    """The recipe of the module: k values of the running distribution beside the batch's."""
+    """The recipe in the module: pool k values of the running distribution with the batch's."""
     params, state = setting((3,))
     x = values(45, (20, 3), mean=0.5)
     rest = np.random.default_rng(46).normal(size=(30, 3))

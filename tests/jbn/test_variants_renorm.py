@@ -85,7 +85,7 @@ def test_renorm_without_room_is_batch_norm_bit_for_bit():
 
 @pytest.mark.parametrize("ratio", [0.0, 1e4, 1e5])
 def test_renorm_without_limits_is_inference_by_the_old_state(ratio):
-    """Settled statistics near a large mean: d is small, and has all its digits."""
+    """With settled statistics at a large mean, d is small and keeps all its digits."""
     params, state = setting((3,))
     x = np.asarray(values(24, (40, 4, 3), mean=ratio))
     state = state._replace(mean=x.mean((0, 1)) + np.float32(0.3))
@@ -196,7 +196,7 @@ def test_renorm_over_devices_is_one_device(how):
 
 
 def test_renorm_derivatives_against_finite_differences():
-    """By x, scale and bias, at limits that r and d stay at, where they are constants."""
+    """By x, scale and bias, with r and d clipped at their limits, where they are constant."""
     with jax.enable_x64(True):
         params, state = setting((2,), "float64")
         x = values(33, (5, 2, 2), "float64", mean=9.0, std=3.0)

@@ -14,8 +14,8 @@ from strategies import values
 
 import jbn
 
-# Covariance of the output, as the notes ask; also the error of y itself. S is rounded to 6e-8 of
-# its largest eigenvalue, which W divides by the smallest: here 40 times smaller.
+# For the covariance of the output, as the notes require, and for y itself. S is rounded to 6e-8 of
+# its largest eigenvalue, and W divides by the smallest, which is about 40 times smaller here.
 IDENTITY = 1e-5
 F64 = 1e-11
 
@@ -23,7 +23,7 @@ MIX = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 6)))[0] * [3.0, 2.0,
 
 
 def correlated(seed, shape, dtype="float32", mean=0.5):
-    """Return values with a covariance far from I, features last."""
+    """Return values with features last and a covariance far from I."""
     width = shape[-1]
     z = np.random.default_rng(seed).normal(size=shape)
     return (z @ MIX[:width, :width].T + mean).astype(jnp.dtype(dtype))
@@ -74,7 +74,7 @@ def test_equal_to_numpy(method):
 
 
 def test_groups_and_axis():
-    """Each group by itself; channels first is channels last, moved."""
+    """Each group is whitened by itself; channels first equals channels last with the axis moved."""
     x = correlated(3, (5, 20, 6))
     y, found = jax.device_get(jitted(groups=3)(x))
     assert found.matrix.shape == (3, 2, 2)
@@ -103,7 +103,7 @@ def test_half_precision():
 
 @pytest.mark.parametrize("method", ["zca", "cholesky"])
 def test_fewer_examples_than_features(method):
-    """Rank m - 1 and no more: no W makes the covariance I, and epsilon keeps it finite."""
+    """The rank is at most m - 1: no W makes the covariance I, and epsilon keeps W finite."""
     x = correlated(6, (4, 6))
     with pytest.raises(ValueError, match="at most rank 3"):
         jbn.whiten(x, method=method, epsilon=0)
@@ -127,12 +127,12 @@ def test_derivatives_against_finite_differences(method):
         def f(x, epsilon):
             return jbn.whiten(x, method=method, epsilon=epsilon)
 
-        modes = ["fwd", "rev"] if method == "zca" else ["rev"]  # JAX's own rules else.
+        modes = ["fwd", "rev"] if method == "zca" else ["rev"]  # Cholesky uses JAX's own rules.
         check_grads(jax.jit(f), (x, jnp.asarray(0.1)), 1, modes=modes, rtol=1e-6, atol=1e-6)
 
 
 def test_derivative_at_equal_eigenvalues():
-    """Of eigenvectors it is infinite there, of the root it is not."""
+    """Derivatives of eigenvectors are infinite there; those of the root are not."""
     with jax.enable_x64(True):
         x = jax.device_put(np.concatenate([np.eye(4), -np.eye(4)]))  # Covariance I / 4, exactly.
 

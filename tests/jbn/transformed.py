@@ -1,4 +1,4 @@
-"""Batch norm of ours and by the plain formula, for the tests of what transforms make of it."""
+"""Our batch norm and the plain formula, for the tests under transforms."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def plain(x, scale, bias, mean, var, epsilon, momentum, mask=None):
 
 
 def scalar(function):
-    """Return a curved scalar of all outputs, so that no derivative vanishes by symmetry."""
+    """Return a nonlinear scalar of all outputs, so that no derivative vanishes by symmetry."""
 
     def loss(arguments):
         y, mean, var = function(**arguments)

@@ -1,4 +1,4 @@
-"""What users write, as type checkers see it: checked by tests/jbn/test_types.py, and never run."""
+"""Code as users write it: type-checked by tests/jbn/test_types.py, but never run."""
 
 from typing import assert_type
 

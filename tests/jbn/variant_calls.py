@@ -1,4 +1,4 @@
-"""A batch and the calls that the tests of ghost batches, renorm and example weighing share."""
+"""Parameters and calls shared by the tests of ghost batches, renorm and example weighing."""
 
 import functools
 
@@ -8,9 +8,9 @@ from strategies import values
 
 import jbn
 
-# The same function compiled in two ways: the order of sums and fused multiply-adds differ.
+# The same function compiled in two ways: summation order and fused multiply-adds differ.
 REORDERED = 2e-6
-SHAPE = (10, 2, 3)  # In groups of 4 it has a tail of 2.
+SHAPE = (10, 2, 3)  # Groups of 4 leave a tail of 2.
 LIMITS = {"r_max": 1.1, "d_max": 0.3}
 
 

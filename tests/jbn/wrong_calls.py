@@ -1,4 +1,4 @@
-"""Calls of the public functions with one argument replaced, and what an error must say."""
+"""Calls of the public functions with one argument replaced, and checks of their errors."""
 
 import functools
 import pathlib
@@ -31,7 +31,7 @@ def mapped(x, **options):
 
 
 def traced(call, value):
-    """Call with a traced value, as a user does who passes an option through jit."""
+    """Call with a traced value, as when a user passes an option through jit."""
     return jax.make_jaxpr(lambda v: jax.tree.leaves(call(v)))(value)
 
 
@@ -81,13 +81,13 @@ def assert_message(message, words):
     assert re.search("(?i)got", message), f"does not say what came: {message}"
     for word in words:
         assert word in message, f"does not say {word!r}: {message}"
-    # A sentence after the one that says what came: how to mend it.
+    # After what was received, a message must say how to fix it.
     after = message[re.search("(?i)got", message).start() :]
     assert re.search(r"[.:;!] +\S+ +\S+", after), f"does not say how to mend it: {message}"
 
 
 def assert_ours(error):
-    """The traceback ends in jbn, and nothing of JAX's hangs on to it."""
+    """Assert that the traceback ends in jbn and that no JAX error is chained to it."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     assert pathlib.Path(jbn.__file__).parent in pathlib.Path(last).parents, last
     assert error.__cause__ is None
