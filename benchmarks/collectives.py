@@ -1,16 +1,18 @@
-"""Collectives of a training step in jbn and Flax: how many, and how many bytes, from compiled HLO.
+"""Count the collectives of a training step in jbn and Flax, and their bytes, from compiled HLO.
 
-The network is L times dense, batch normalization over all devices, tanh; the step is one of SGD.
-In pmap and shard_map the layers get the name of the axis, in sharded jit the batch is global. Each
-step is compiled for virtual CPU devices, not run, and what is counted are the operations that XLA
-left after it combined what it could.
+The network is L blocks of dense layer, batch normalization over all devices and tanh, trained for
+one step of SGD. In pmap and shard_map the layers are given the axis name; in sharded jit the batch
+is global. Each step is compiled for virtual CPU devices but not run. Operations are counted after
+XLA has combined those it can.
 
-Payload is what a device puts into all collectives of a step, in bytes: the size of their results.
-A ring moves up to twice that over each link. The step without its gradient gives the share of the
-forward statistics; parameters and loss are known; what remains are the backward statistics.
+The payload is the number of bytes that a device puts into all collectives of a step, that is, the
+size of their results. A ring moves up to twice as many over each link. Compiling the step without
+its gradient gives the share of the forward statistics, the sizes of gradient and loss are known,
+and what remains belongs to the backward statistics.
 
-`payload` is the design as a formula. XLA's CPU client ends at 2,048 devices: beyond, shard_map is
-lowered for an abstract mesh and counted before XLA optimizes, the others have the formula only.
+`payload` states the design as a formula. XLA's CPU client supports at most 2,048 devices. Beyond
+that, shard_map is lowered for an abstract mesh and counted before XLA optimizes it; for the other
+modes there is only the formula.
 """
 
 import dataclasses
@@ -30,7 +32,7 @@ from benchmarks import common
 from benchmarks.collectives_steps import MAPPED, MODES, Make, lower, with_flax, with_jbn
 from jbn._center import _merge
 
-LARGEST = 1024  # Devices to compile for.
+LARGEST = 1024  # The largest number of devices to compile for.
 DEVICES = (8, 64, LARGEST, 4096)
 SMOKE_DEVICES = (8, 4096)
 GROUP = 8  # Devices in an index group.
@@ -59,11 +61,11 @@ class Options:
     """folder for JSON and Markdown; None is benchmarks/results for a full run, else none"""
 
 
-# ---- What the compiler made of it ----------------------------------------------------------------
+# ---- Collectives in compiled programs ------------------------------------------------------------
 
 
 class Collective(NamedTuple):
-    """One collective of a compiled program: its kind, the type of its result, and the size."""
+    """One collective of a compiled program: its kind, the type of its result, and its size."""
 
     kind: str
     result: str
@@ -71,9 +73,9 @@ class Collective(NamedTuple):
 
 
 def parse(hlo: str) -> list[Collective]:
-    """Find the collectives of a program, a function's as often as it is called.
+    """Find the collectives of a program, counting a function once for each call.
 
-    Of an asynchronous pair it is the end; of branches and of a loop's body each one.
+    An asynchronous pair counts once, at its end. All branches count, and a loop's body once.
     """
     computations, entry, name = {"": []}, "", ""
     for line in hlo.splitlines():
@@ -102,7 +104,7 @@ def _collective(operation: tuple[str, str]) -> Collective:
 
 
 def size(name: str, bits: str, shape: str) -> int:
-    """Compute the bytes of an array: f32, c64, bf16 say their bits, pred is a byte."""
+    """Return the bytes of an array; names such as f32, c64, bf16 state the bits, pred is a byte."""
     itemsize = max(1, int(bits or 8) // 8)
     return itemsize * math.prod(int(length) for length in shape.split(",") if length)
 
@@ -111,7 +113,7 @@ def size(name: str, bits: str, shape: str) -> int:
 
 
 class Payload(NamedTuple):
-    """Bytes that a device puts into the collectives of one layer's statistics, in one step."""
+    """Bytes that a device puts into the collectives of one layer's statistics in one step."""
 
     forward: int
     backward: int
@@ -122,11 +124,11 @@ def payload(
 ) -> Payload:
     """Compute what jbn sends in pmap and shard_map.
 
-    Up to GATHER_LIMIT devices, all have the (pivot, remainder, var) of each, with the count where
-    it may differ. Beyond, there are two sums: (mean, size, 1), with the count where it may differ,
-    for a common pivot and unit, then first and second moment about it. Backward are two sums in
-    any case, with two more, not here, where weights are differentiated. A sum over index groups has
-    a slot for each group.
+    Up to GATHER_LIMIT devices, each gathers (pivot, remainder, var) from all others, and the count
+    if it may differ. Beyond that there are two sums: first (mean, size, 1), and the count if it may
+    differ, to agree on a pivot and a unit; then the first and second moments about that pivot. The
+    backward pass always has two sums; differentiating weights adds two more, not counted here. A
+    sum over index groups has a slot for each group.
     """
     value = features * jnp.promote_types(dtype, jnp.float32).itemsize
     gathered = devices <= _merge.GATHER_LIMIT
@@ -140,7 +142,7 @@ def payload(
 
 
 class Counted(NamedTuple):
-    """One step's collectives, and their bytes by what they are for."""
+    """The collectives of one step, and their bytes by purpose."""
 
     collectives: list[Collective]
     forward: int
@@ -149,9 +151,10 @@ class Counted(NamedTuple):
 
 
 def count(mode: str, make: Make, *, devices: int, layers: int, features: int) -> Counted:
-    """Count the collectives of a step: compiled, or lowered where there are too few devices.
+    """Count the collectives of a step, compiled, or only lowered if there are too few devices.
 
-    Combined operations hold several arrays: only a step without gradient tells forward from rest.
+    XLA combines arrays into one operation, so only compiling the step without its gradient shows
+    which bytes belong to the forward pass.
     """
     texts = []
     for backward in (True, False):
@@ -163,14 +166,14 @@ def count(mode: str, make: Make, *, devices: int, layers: int, features: int) ->
     whole, only_forward = map(parse, texts)
     value = jnp.dtype("float32").itemsize
     params = sum(leaf.size for leaf in jax.tree.leaves(make(features, None).params))
-    gradient = value * (layers * (features**2 + params) + 1)  # And the loss.
+    gradient = value * (layers * (features**2 + params) + 1)  # Plus 1 for the loss.
     forward = sum(found.bytes for found in only_forward) - value
     backward_bytes = sum(found.bytes for found in whole) - forward - gradient
     return Counted(whole, forward, backward_bytes, gradient)
 
 
 def make_ways(devices: int) -> dict[str, Make]:
-    """Name what is compared."""
+    """Return the ways to compare, by name."""
     groups = np.arange(devices).reshape(-1, GROUP).tolist()
     return {
         "jbn": with_jbn,
@@ -181,7 +184,7 @@ def make_ways(devices: int) -> dict[str, Make]:
 
 
 def formula(way: str, features: int, devices: int) -> Payload | None:
-    """Compute the payload of a way in pmap and shard_map; None for the peer."""
+    """Compute the payload of a way in pmap and shard_map; None for Flax."""
     groups = devices // GROUP if way == GROUPED else 1
     masked = way == "jbn, masked"
     is_ours = way.startswith("jbn")
@@ -189,9 +192,9 @@ def formula(way: str, features: int, devices: int) -> Payload | None:
 
 
 def measure(sizes: Sequence[int], layers: int, features: int) -> list[dict[str, Any]]:
-    """Count every way in every mode at every number of devices, with the formula beside it.
+    """Count every way in every mode at every number of devices, next to the formula.
 
-    Bytes are of one step: of forward and backward statistics, and of gradient and loss.
+    Bytes are per step, split into forward statistics, backward statistics, and gradient with loss.
     """
     rows = []
     for devices in sizes:
@@ -219,7 +222,7 @@ def measure(sizes: Sequence[int], layers: int, features: int) -> list[dict[str, 
 
 
 def at_most(way: str, mode: str, devices: int, layers: int) -> str:
-    """Say how many collectives the design allows, those of branches included."""
+    """Return how many collectives the design allows, including those in branches."""
     if not way.startswith("jbn"):
         return ""
     in_branches = 3 if mode == "jit" else 0
@@ -262,7 +265,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def steps_table(rows: list[dict[str, Any]], layers: int) -> str:
-    """Lay out the steps at one number of devices."""
+    """Format the table of steps at one number of devices."""
     header = ["", "collectives", "at most", "forward", "backward", "gradient, loss", "all bytes"]
     lines = []
     for row in rows:
@@ -279,7 +282,7 @@ def steps_table(rows: list[dict[str, Any]], layers: int) -> str:
 
 
 def by_devices(rows: list[dict[str, Any]], layers: int) -> str:
-    """Lay out the statistics' payload: ways and modes down, devices across."""
+    """Format the payload of the statistics: a row for each way and mode, devices as columns."""
     lines, sizes = {}, dict.fromkeys(row["devices"] for row in rows)
     for row in rows:
         parts = [row["forward"], row["backward"]] if "forward" in row else row.get("formula")

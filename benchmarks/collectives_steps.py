@@ -1,4 +1,4 @@
-"""The training steps of `benchmarks/collectives.py`: with jbn or Flax, lowered in every mode."""
+"""The training steps of `benchmarks/collectives.py`, with jbn or Flax, lowered in every mode."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ Groups = Sequence[Sequence[int]]
 
 
 class Layer(NamedTuple):
-    """One way to normalize, in training: parameters, state, `(x, params, state) -> (y, state)`."""
+    """One way to normalize in training: parameters, state, `(x, params, state) -> (y, state)`."""
 
     params: Any
     state: Any
@@ -34,13 +34,13 @@ class Layer(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Devices to compile for, which need not be here, and their platform: cpu, tpu or cuda."""
+    """Devices to compile for, which need not be present, and their platform: cpu, tpu or cuda."""
 
     platform: str
     devices: Sequence[Any]
 
 
-Make = Callable[[int, str | None], Layer]  # Of features, and the name of the axis if there is one.
+Make = Callable[[int, str | None], Layer]  # (features, axis name or None) -> layer.
 
 
 def with_jbn(
@@ -76,7 +76,7 @@ def with_flax(features: int, axis_name: str | None, *, masked: bool = False) -> 
 
 
 def some(x: Array) -> Array:
-    """Mask some examples, by their values, so that the compiler cannot know how many."""
+    """Mask some examples by their values, so that the compiler cannot know how many."""
     return x[:, :1] > -0.5
 
 
@@ -91,16 +91,16 @@ def lower(
     examples: int = PER_DEVICE,
     target: Target | None = None,
 ) -> Any:
-    """Lower the step of a network with `layers` normalized layers, to be compiled.
+    """Lower the training step of a network with `layers` normalized layers.
 
     Args:
       mode: one of MODES.
       make: makes the layer.
-      devices: how many; more than there are need a shard_map, and cannot be compiled.
+      devices: how many; more than there are require shard_map and cannot be compiled.
       layers: L.
       features: C.
-      backward: False leaves out the gradient, and the parameters stay.
-      examples: of each device.
+      backward: False leaves out the gradient and returns the parameters unchanged.
+      examples: per device.
       target: what to compile for; None is this CPU.
     """
     platform, places = target or Target("cpu", jax.devices())
@@ -136,7 +136,7 @@ def lower(
     def body(params: Any, states: Any, x: Array) -> Any:
         run = functools.partial(step, norm.apply, mean=over_axis, vary=vary, backward=backward)
         params, states, value = run(params, states, x)
-        # One state a device, as pmap has it: with index groups they differ.
+        # One state per device, as in pmap, because they differ with index groups.
         return params, jax.tree.map(lambda leaf: leaf[None], states), value
 
     mapped = jax.shard_map(
@@ -159,7 +159,7 @@ def step(
     vary: Callable[[Any], Any] = lambda tree: tree,
     backward: bool = True,
 ) -> Any:
-    """Take one step of SGD; `mean` is over the devices."""
+    """Take one step of SGD; `mean` averages over the devices."""
 
     def loss(params: Any) -> tuple[Array, Any]:
         h, moved = x, []
@@ -183,5 +183,5 @@ def over_axis(tree: Any) -> Any:
 
 
 def varying(tree: Any) -> Any:
-    """Let each device differentiate by its own copy, else JAX sums each parameter by itself."""
+    """Give each device its own copy to differentiate; else JAX sums each parameter separately."""
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, AXIS, to="varying"), tree)

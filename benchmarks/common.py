@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments import environment as ran_on
 
-Run = Callable[[int], None]  # Takes so many steps and waits for the last.
+Run = Callable[[int], None]  # Runs the given number of steps and waits for the last one.
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = ("dm-haiku", "equinox", "torch")
@@ -28,12 +28,12 @@ def interleaved(
     seconds: float = 0.2,
     least: int = 10,
 ) -> dict[str, float]:
-    """Time functions in turn, so that a busy moment of the machine strikes all alike.
+    """Time functions in turn, so that a busy moment of the machine affects all of them alike.
 
     Args:
-      runs: by name.
-      repeats: rounds; every other one runs backwards.
-      steps: in one round; None takes as many as last `seconds`, and `least` of them at least.
+      runs: the functions by name.
+      repeats: number of rounds; every other one goes through the functions in reverse order.
+      steps: steps per round; None runs as many as take `seconds`, and at least `least`.
 
     Returns:
       name -> median over the rounds of the seconds per step.
@@ -52,14 +52,14 @@ def interleaved(
 
 
 def timed(run: Run, count: int) -> float:
-    """Time so many steps; return the seconds of one."""
+    """Time `count` steps and return the seconds per step."""
     began = time.perf_counter()
     run(count)
     return (time.perf_counter() - began) / count
 
 
 def by_threads(name: str, run: Run) -> dict[str, Run]:
-    """Make two runs of one in torch: with one thread, and with one per core. See `fastest`."""
+    """Make two runs of a torch run: with one thread and with one per core. See `fastest`."""
     import torch
 
     def with_threads(threads: int, count: int) -> None:
@@ -71,7 +71,7 @@ def by_threads(name: str, run: Run) -> dict[str, Run]:
 
 
 def fastest(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Take the faster of the runs that `by_threads` made, under the name without threads."""
+    """Keep the faster of the runs made by `by_threads`, under the name without threads."""
     found: dict[str, float] = {}
     for key, value in seconds.items():
         name = key.partition("@")[0]
@@ -85,7 +85,7 @@ def installed(module: str) -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """Describe the machine and the versions, peers included, and the day."""
+    """Describe the machine, the versions (peers included) and the date."""
     found = ran_on.describe()
     for package in PEERS:
         try:
@@ -96,7 +96,7 @@ def environment() -> dict[str, Any]:
 
 
 def describe(env: Mapping[str, Any]) -> str:
-    """Say in one line what `environment` found."""
+    """Summarize the result of `environment` in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items())
     machine, device = env["machine"], env["device"]
     where = f"{machine['cpu']}, {machine['cores']} cores"
@@ -106,7 +106,7 @@ def describe(env: Mapping[str, Any]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table that reads well as plain text: first column left, others right."""
+    """Format a Markdown table that is readable as plain text: first column left, others right."""
     cells = [list(header), *(list(row) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 

@@ -1,17 +1,17 @@
-"""Programs compiled for machines that are not here: traffic, kernels, cycles, memory.
+"""Compile programs for accelerators that are not present: traffic, kernels, cycles, memory.
 
   python -m benchmarks.compiled --targets v5e h100
 
-XLA's compilers for TPU and GPU run on any machine. What they make of the programs of
-`benchmarks/programs.py` is counted as `experiments/training/traffic.py` says, side by side for jbn,
-its peers and no normalization. The counts are exact and the same every time; they rank designs, and
-are no times. Needs `pip install 'jbn[tpu-compile]'`, or `'jbn[gpu-compile]'` (4.5 GB).
+XLA's compilers for TPU and GPU run on any machine. They compile the programs of
+`benchmarks/programs.py` with jbn, its peers and no normalization, and the results are counted as
+described in `experiments/training/traffic.py`. The counts are exact and reproducible. They rank
+designs but are not times. Needs `pip install 'jbn[tpu-compile]'` or `'jbn[gpu-compile]'` (4.5 GB).
 
 `sync` is the step of `benchmarks/collectives.py` over the devices of one or two whole machines: how
-many collectives it has, and what a device puts into them. Collectives of a branch that is not taken
-are counted apart.
+many collectives it has, and how many bytes a device puts into them. Collectives in a branch that is
+not taken are counted separately.
 
-Rows that are in the output's folder already stay, unless they are counted anew.
+Rows already in the output folder are kept unless they are counted again.
 """
 
 import contextlib
@@ -49,10 +49,10 @@ WAYS: dict[str, peers.Make] = {
     "Equinox": peers.with_equinox,
     "none": peers.without,
 }
-# Equinox has channels first, and neither has masks.
+# Equinox is channels-first, and neither Equinox nor Haiku supports masks.
 CANNOT = {"conv": ("Equinox",), "masked": ("Equinox", "Haiku")}
 NEEDS = {"Haiku": "haiku", "Equinox": "equinox"}
-# Whole machines, by number of devices.
+# Topologies of whole machines, by number of devices.
 SYNC: dict[str, dict[int, dict[str, str]]] = {
     "v5e": {4: {}, 256: {"topology_name": "v5e:16x16"}},
     "h100": {8: {"topology": "1x1x8"}},
@@ -64,14 +64,14 @@ SYNC_WAYS: dict[str, collectives_steps.Make] = {
     "Flax, masked": functools.partial(collectives_steps.with_flax, masked=True),
 }
 SYNC_STEP = {"layers": 3, "features": 64, "examples": 256}
-# JAX's pmap takes GPUs that are there.
+# JAX's pmap needs GPUs that are present.
 CANNOT_SYNC = {"h100": ("pmap",)}
 SYNC_COLUMNS = ("collectives", "bytes", "apart", "bytes apart")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to compile, for what, and where to leave the result."""
+    """What to compile, for which machines, and where to write the result."""
 
     targets: tuple[str, ...] = ("v5e",)
     """machines: v5e, h100"""
@@ -82,7 +82,7 @@ class Options:
 
 
 class Case(NamedTuple):
-    """One row: a program by way."""
+    """One row of the table: a program in every way to normalize."""
 
     name: str
     ways: dict[str, Callable[[], programs.Program]]
@@ -118,7 +118,7 @@ def cases(chosen: tuple[str, ...]) -> list[Case]:
 
 
 def devices_of(target: str, **options: str) -> list[Any]:
-    """List the devices of a machine that need not be here.
+    """List the devices of a machine that need not be present.
 
     Raises:
       SystemExit: the compiler is not installed.
@@ -178,7 +178,7 @@ def measure_sync(
 
 
 def jobs(target: str, chosen: tuple[str, ...]) -> dict[str, dict[str, Callable[[], Any]]]:
-    """List what is to be counted, by row and by way."""
+    """List the measurements to make, by row and by way."""
     found: dict[str, dict[str, Callable[[], Any]]] = {}
     for case in cases(chosen):
         found[case.name] = {
@@ -230,7 +230,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def kept(output: Path) -> dict[str, Any]:
-    """Read the rows that are there."""
+    """Read the rows already in the output folder."""
     path = output / "compiled.json"
     return json.loads(path.read_text())["targets"] if path.exists() else {}
 
@@ -254,13 +254,13 @@ def main(options: Options) -> dict[str, Any]:
                 rows[program][name] = found = count()
                 numbers = ", ".join(f"{what} {value:,.7g}" for what, value in found.items())
                 print(f"{target} {program}: {name}: {numbers}", flush=True)
-            with contextlib.redirect_stdout(io.StringIO()):  # What is known if it is cut off.
+            with contextlib.redirect_stdout(io.StringIO()):  # Save each row, in case we are killed.
                 common.write(options.output, "compiled", result, report(result))
     print(f"\n{report(result)}")
     return result
 
 
 if __name__ == "__main__":
-    # Before any device is looked for: the compilers need none, and the plugins would wait for one.
+    # Before JAX looks for devices: the compilers need none, but the plugins would wait for one.
     machines.look_for_no_device()
     main(tyro.cli(Options, description=__doc__))

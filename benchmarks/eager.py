@@ -1,14 +1,14 @@
-"""Calls at the prompt: every function outside `jit`, side by side with the peers.
+"""Time calls at the prompt: every function outside `jit`, next to the other libraries.
 
-In a notebook or a debugger nothing is compiled as a whole: what counts is how often a call goes to
-the device and whether it traces anything anew. x is 256 x 64, float32, where the arithmetic itself
-takes a few dozen microseconds. A gradient is `value_and_grad` of sum(y * cotangent), by x and the
-parameters, as a user writes it. Layers move their running statistics. Medians over rounds that take
-the libraries in turn.
+In a notebook or a debugger nothing is compiled as a whole. What counts is how many operations a
+call dispatches to the device and whether it retraces anything. x is 256 x 64, float32, small enough
+that the arithmetic itself takes a few dozen microseconds. A gradient is `value_and_grad` of
+sum(y * cotangent) with respect to x and the parameters, as a user would write it. Layers update
+their running statistics. Times are medians over rounds that call the libraries in turn.
 
-What does no arithmetic shows the least that is possible: "jit alone" is one compiled program of the
-same arguments, which returns them; "linen alone" and "nnx alone" are layers with the variables of a
-BatchNorm that return x.
+Calls that do no arithmetic show the minimum overhead: "jit alone" is one compiled program that
+returns the same arguments; "linen alone" and "nnx alone" are layers that have the variables of a
+BatchNorm and return x.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ from benchmarks.modes_spreads import DEVICES
 from jbn import linen
 
 FLAX = ("Flax linen", "Flax nnx")
-# Outside `jit`, JAX's own `shard_map` compiles every operation at every call: seconds, in any
-# library. One call after a first one tells enough.
+# Outside `jit`, JAX's own `shard_map` compiles every operation at every call. This takes seconds in
+# any library, so one call after a warm-up call is enough.
 ONCE = ("batch_norm, shard_map",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How long to measure, and where to leave the result."""
+    """How long to measure, and where to write the result."""
 
     preset: Literal["smoke", "full"] = "full"
     """smoke: every call twice, to see that all works"""
@@ -68,7 +68,7 @@ class Options:
 
 
 def all_calls() -> Calls:
-    """Collect every operation of everything that is installed."""
+    """Collect the operations of all installed libraries."""
     found = [
         jbn_calls(),
         linen_calls("jbn.linen", jbn.linen.BatchNorm),
@@ -98,7 +98,7 @@ def all_calls() -> Calls:
 
 
 def repeated(call: Call) -> Run:
-    """Call as often as asked, and wait for each result, as one who looks at it does."""
+    """Make a run that waits for the result of each call, as a user who looks at it does."""
 
     def run(count: int) -> None:
         for _ in range(count):
@@ -108,7 +108,10 @@ def repeated(call: Call) -> Run:
 
 
 def ours_to_flax(seconds: dict[str, float]) -> float | None:
-    """Divide each of ours by Flax's of the same kind, a function by the faster one; the largest."""
+    """Return the largest ratio of our times to Flax's of the same kind.
+
+    Functions of jbn are compared with the faster of Flax linen and nnx.
+    """
     flax = {name: seconds[name] for name in FLAX if name in seconds}
     if not flax:
         return None

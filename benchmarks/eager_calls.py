@@ -18,9 +18,9 @@ from benchmarks.modes_spreads import DEVICES, mesh
 from jbn.models import MLP
 
 ROWS, FEATURES, GROUPS, BATCHES = 256, 64, 32, 8
-POSITIONS = 16  # Of an example, for instance norm.
+POSITIONS = 16  # Positions of an example, for instance norm.
 Call = Callable[[], Any]
-# Operation -> way -> call, whose result is waited for.
+# Operation -> way -> call; the timer waits for its result.
 Calls = dict[str, dict[str, Call]]
 
 
@@ -30,7 +30,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def gradient(function: Callable[..., Any], *arguments: Any) -> Call:
-    """Make value_and_grad of sum(y * cotangent), by all arguments."""
+    """Make value_and_grad of sum(y * cotangent) with respect to all arguments."""
     cotangent = normal(9, *jax.eval_shape(function, *arguments).shape)
     by = tuple(range(len(arguments)))
     return lambda: jax.value_and_grad(lambda *a: (function(*a) * cotangent).sum(), by)(*arguments)
@@ -40,7 +40,7 @@ def gradient(function: Callable[..., Any], *arguments: Any) -> Call:
 
 
 def jbn_calls() -> Calls:
-    """Call the functions of jbn."""
+    """Return calls of jbn's functions."""
     x, images = normal(0, ROWS, FEATURES), normal(1, ROWS // POSITIONS, POSITIONS, FEATURES)
     params, state = jbn.init(FEATURES)
     mask = jnp.arange(ROWS)[:, None] < ROWS - 20
@@ -84,7 +84,7 @@ def jbn_calls() -> Calls:
 
 
 def nothing_calls() -> Calls:
-    """Call what does nothing: a program, and layers that have a BatchNorm's variables."""
+    """Return calls that do nothing: a program, and layers that have a BatchNorm's variables."""
     x = normal(0, ROWS, FEATURES)
     params, state = jbn.init(FEATURES)
     program = jax.jit(lambda x, params, state: (x, state))
@@ -102,7 +102,7 @@ def nothing_calls() -> Calls:
 
 
 class LinenNothing(nn.Module):
-    """The variables of linen's BatchNorm."""
+    """A layer with the variables of linen's BatchNorm that returns x."""
 
     use_running_average: bool | None = None
     axis_name: str | None = None
@@ -120,7 +120,7 @@ class LinenNothing(nn.Module):
 
 
 class NnxNothing(nnx.Module):
-    """The variables of nnx' BatchNorm."""
+    """A layer with the variables of nnx's BatchNorm that returns x."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs, use_running_average: bool = False):
         self.mean, self.var = nnx.BatchStat(jnp.zeros(features)), nnx.BatchStat(jnp.ones(features))
@@ -134,17 +134,17 @@ class NnxNothing(nnx.Module):
 
 
 def split(x: Any) -> Any:
-    """Give x a leading axis of devices."""
+    """Give x a leading device axis."""
     return x.reshape(DEVICES, -1, x.shape[-1])
 
 
 def vmapped(one: Callable[..., Any]) -> Callable[..., Any]:
-    """Map over the devices' axis on one device."""
+    """Map over the device axis on one device."""
     return jax.vmap(one, axis_name="d")
 
 
 def sharded(one: Callable[..., Any]) -> Callable[..., Any]:
-    """Map over devices; all hold the same new state, which comes back from each."""
+    """Map over devices; each returns its copy of the new state, all of them equal."""
 
     def body(x: Any) -> Any:
         return jax.tree.map(lambda a: a[None], one(x[0]))
@@ -156,7 +156,7 @@ def sharded(one: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def linen_calls(name: str, norm: Callable[..., Any]) -> Calls:
-    """Call a linen BatchNorm, and a network of five of them."""
+    """Return calls of a linen BatchNorm and of a network with five of them."""
     x = normal(0, ROWS, FEATURES)
     mask = jnp.arange(ROWS)[:, None] < ROWS - 20
     layer, fixed = norm(use_running_average=False), norm(use_running_average=True)
@@ -191,12 +191,12 @@ def linen_calls(name: str, norm: Callable[..., Any]) -> Calls:
 
 
 def linen_others(name: str, norms: Any) -> Calls:
-    """Call linen's other norms: Flax's, or ours in their place."""
+    """Return calls of linen's other norms: Flax's, or ours in their place."""
     x, images = normal(0, ROWS, FEATURES), normal(1, ROWS // POSITIONS, POSITIONS, FEATURES)
     calls: dict[str, Call] = {}
     for operation, layer, batch in (
         ("layer_norm", norms.LayerNorm(), x),
-        ("group_norm", norms.GroupNorm(), x),  # Of 32 groups in both.
+        ("group_norm", norms.GroupNorm(), x),  # 32 groups by default in both.
         ("instance_norm", norms.InstanceNorm(), images),
     ):
         variables = layer.init(jax.random.key(0), batch)
@@ -209,7 +209,7 @@ def linen_others(name: str, norms: Any) -> Calls:
 
 
 def nnx_calls(name: str, norm: Callable[..., Any]) -> Calls:
-    """Call an nnx BatchNorm."""
+    """Return calls of an nnx BatchNorm."""
     x = normal(0, ROWS, FEATURES)
     mask, cotangent = jnp.arange(ROWS)[:, None] < ROWS - 20, normal(9, ROWS, FEATURES)
     layer = norm(FEATURES, rngs=nnx.Rngs(0))
@@ -228,7 +228,7 @@ def nnx_calls(name: str, norm: Callable[..., Any]) -> Calls:
 
 
 def nnx_others() -> Calls:
-    """Call Flax nnx's other norms."""
+    """Return calls of Flax nnx's other norms."""
     x = normal(0, ROWS, FEATURES)
     layer = nnx.LayerNorm(FEATURES, rngs=nnx.Rngs(0))
     groups = nnx.GroupNorm(FEATURES, num_groups=GROUPS, rngs=nnx.Rngs(0))
@@ -246,7 +246,7 @@ def nnx_others() -> Calls:
 
 
 def with_schedule() -> Calls:
-    """Call our layers with a schedule, which Flax has not."""
+    """Return calls of our layers with a momentum schedule, which Flax does not have."""
     x = normal(0, ROWS, FEATURES)
     layer = jbn.linen.BatchNorm(use_running_average=False, momentum=jbn.debiased(0.9))
     variables = layer.init(jax.random.key(0), x)
@@ -263,7 +263,7 @@ def with_schedule() -> Calls:
 
 
 def haiku_calls() -> Calls:
-    """Call Haiku's layers."""
+    """Return calls of Haiku's layers."""
     import haiku as hk
 
     x = normal(0, ROWS, FEATURES)
@@ -292,7 +292,7 @@ def haiku_calls() -> Calls:
 
 
 def equinox_calls() -> Calls:
-    """Call Equinox's layers as documented: on one example, mapped over the batch."""
+    """Return calls of Equinox's layers as documented: on one example, mapped over the batch."""
     import equinox as eqx
 
     x = normal(0, ROWS, FEATURES)
@@ -319,7 +319,7 @@ def equinox_calls() -> Calls:
 
 
 def torch_calls() -> Calls:
-    """Call torch's functions, which have no other mode than this."""
+    """Return calls of torch's functions, which are always eager."""
     import torch
 
     functional = torch.nn.functional

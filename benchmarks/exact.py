@@ -1,12 +1,12 @@
-"""The normalizations and their derivatives in float64 NumPy, with what an error is relative to.
+"""The normalizations and their derivatives in float64 NumPy, with the size errors are relative to.
 
-One formula serves all of them: every value of x has a label, the number of the statistic that
-normalizes it, and a feature, the number of its scale and bias. Batch norm's labels are features,
-layer norm's positions, group norm's pairs of example and group; devices that share statistics have
-equal labels. Derivatives are written by hand.
+One formula serves all of them. Every value of x has a label, the index of the statistic that
+normalizes it, and a feature, the index of its scale and bias. Labels are features in batch norm,
+positions in layer norm, and pairs of example and group in group norm; devices that share statistics
+have equal labels. Derivatives are written by hand.
 
-The pairing with a cotangent is JAX's, Re(sum(cotangent * value)), so a gradient g of a complex z
-says that the sum changes by Re(g dz).
+Cotangents are paired with values as in JAX, by Re(sum(cotangent * value)), so a gradient g by a
+complex z means that the sum changes by Re(g dz).
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ Axes = tuple[int, ...]
 
 
 def numbered(shape: tuple[int, ...], axes: Axes) -> Values:
-    """Number the positions along `axes`, in ascending order of axes: an int for every value."""
+    """Number the positions along `axes`, row-major in ascending axes: an int for every value."""
     number = np.zeros((1,) * len(shape), int)
     for axis in sorted(axes):
         along = np.arange(shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(shape))])
@@ -38,27 +38,27 @@ class Truth(NamedTuple):
 
 
 def moments(batch: Batch, dmean: Values, dvar: Values) -> Truth:
-    """`jbn.moments`: mean, var and counts of each label."""
+    """Compute `jbn.moments`: mean, var and counts of each label."""
     effective = np.where(batch.count > 0, 1 / np.where(batch.count > 0, batch.squares, 1), 0)
     values = {
         "mean": batch.known_mean(),
         "var": batch.known_var(),
         "count": Known(batch.count, batch.count),
-        "effective_count": Known(effective, effective),  # Kish's, of float weights.
+        "effective_count": Known(effective, effective),  # Kish's effective sample size.
     }
-    has = batch.count > 0  # Else both are 0, whatever x and the weights.
+    has = batch.count > 0  # Without weight, both are 0, whatever x and the weights.
     return Truth(
         values, batch.pull(_where(has, cotangent(dmean)), _where(has, of_var(batch, dvar)))
     )
 
 
 def normalize(normalized: Normalized, dy: Values) -> Truth:
-    """`jbn.normalize`: the statistics are arguments."""
+    """Compute `jbn.normalize`, whose statistics are arguments."""
     return Truth({"y": normalized.y()}, normalized.pull(dy))
 
 
 def standardize(batch: Batch, features: Values, array: dict[str, Values]) -> Truth:
-    """Layer, group and instance norm: `array` has scale, bias, epsilon and dy."""
+    """Compute layer, group or instance norm; `array` has scale, bias, epsilon and dy."""
     normalized = _normalized(batch, features, array, batch.mean, batch.var)
     found = normalized.pull(array["dy"])
     x = found["x"] + batch.pull(found.pop("mean"), found.pop("var"))["x"]
@@ -68,15 +68,15 @@ def standardize(batch: Batch, features: Values, array: dict[str, Values]) -> Tru
 def train(
     batch: Batch, pooled: Batch, features: Values, state_features: Values, array: dict[str, Values]
 ) -> Truth:
-    """Batch norm in training, and its variants.
+    """Compute batch norm in training, and its variants.
 
     Args:
-      batch: labels of the statistics that normalize.
-      pooled: labels of those that the state moves by; `batch` itself but for ghost batches.
-      features: of each value of x.
-      state_features: of each label of `pooled`.
-      array: scale, bias, mean, var, epsilon, momentum; dy, dmean and dvar, the latter two for each
-        label of `pooled`; with r_max and d_max it is renorm.
+      batch: labeled by the statistics that normalize.
+      pooled: labeled by the statistics that update the state; `batch` except for ghost batches.
+      features: feature of each value of x.
+      state_features: feature of each label of `pooled`.
+      array: scale, bias, mean, var, epsilon, momentum, dy, and dmean and dvar for each label of
+        `pooled`; r_max and d_max select renorm.
     """
     mean, var, momentum = array["mean"], array["var"], array["momentum"]
     feature_of_label = np.zeros(batch.count.size, int)
@@ -99,20 +99,20 @@ def train(
     normalized = _normalized(batch, features, array, used_mean, used_var, **correction)
     found = normalized.pull(array["dy"])
 
-    # Through the statistics that normalize: the batch's, or the running ones where it has none.
+    # Through the statistics that normalize: the batch's, or the running ones if it has no weight.
     to_mean, to_var = found.pop("mean"), found.pop("var")
     through = batch.pull(_where(has, to_mean), _where(has, to_var))
     old_mean = _by_feature(_where(~has, to_mean), feature_of_label, mean.size)
     old_var = _by_feature(_where(~has, to_var), feature_of_label, mean.size)
 
-    # Through the state, which has the moments of `pooled`.
+    # Through the state, which is updated by the moments of `pooled`.
     has = pooled.count > 0
     old, new = momentum, 1 - momentum
     running_mean, running_var = mean[state_features], var[state_features]
     dmean, dvar = cotangent(array["dmean"]), of_var(pooled, array["dvar"])
     mean_moves, var_moves = has, has & pooled.has_var
     condition = np.maximum(pooled.bessel, 1)
-    # Of ghost batches, which are pooled by their variances.
+    # Ghost batches are pooled by their variances, so float32 must hold the variance of each.
     parts_fit = np.ones(pooled.count.size, bool)
     np.logical_and.at(parts_fit, pooled.labels, batch.fits[batch.labels])
     pooled_var = pooled.known_var()
@@ -148,7 +148,7 @@ def train(
 
 
 def weight_norm(kernel: Values, features: Values, scale: Values, dy: Values) -> Truth:
-    """`jbn.weight_norm`: scale * v / ||v||, by features."""
+    """Compute `jbn.weight_norm`: scale * v / ||v|| per feature."""
     length = np.sqrt(total(np.abs(kernel) ** 2, features))[features]
     unit, gain = kernel / length, scale[features]
     along = summed(dy * gain * unit, features).at(features)
@@ -161,7 +161,7 @@ def weight_norm(kernel: Values, features: Values, scale: Values, dy: Values) -> 
 
 
 def whiten(x: Values, groups: int, epsilon: float, method: str) -> Truth:
-    """`jbn.whiten` of x (values, C): y, whose error grows with the condition of the covariance."""
+    """Compute `jbn.whiten` of x (values, C); its error grows with the covariance's condition."""
     centered = x - x.mean(0)
     centered -= centered.mean(0)
     parts = centered.reshape(len(x), groups, -1)
@@ -185,12 +185,12 @@ def whiten(x: Values, groups: int, epsilon: float, method: str) -> Truth:
 
 
 def cotangent(value: Values) -> Known:
-    """Take a cotangent as it comes: it is not rounded."""
+    """Wrap a cotangent, which is exact."""
     return Known(value, np.abs(value))
 
 
 def of_var(batch: Batch, value: Values) -> Known:
-    """Take the cotangent of a variance; of infinite size where it is nothing that float32 holds."""
+    """Wrap a variance's cotangent, with infinite size where float32 cannot hold the variance."""
     return Known(value, np.where(batch.fits | (value == 0), np.abs(value), np.inf))
 
 

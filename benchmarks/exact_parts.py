@@ -1,7 +1,7 @@
-"""The statistics and the normalization in float64 NumPy, with what an error is relative to.
+"""The statistics and the normalization in float64 NumPy, with the size errors are relative to.
 
-Each has its derivatives, written by hand. `benchmarks/exact.py` makes the functions of them, and
-says what labels, features and cotangents are.
+Each has its derivatives, written by hand. `benchmarks/exact.py` builds jbn's functions from them
+and explains labels, features and cotangents.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Values = np.ndarray[Any, np.dtype[Any]]
-# A mean is held in two float32 numbers, a pivot of 21 bits and a remainder: about 2^-44 of it is
-# lost. What is within 4e-6 of `LOST` times the mean is such a loss.
+# A mean is held in two float32 numbers, a pivot of 21 bits and a remainder, which loses about 2^-44
+# of it. An error within 4e-6 of `LOST` times the mean is such a loss.
 LOST = 2.0**-20
-# A variance that float32 cannot hold: no more is asked of what goes through it than to be finite.
+# Float32 cannot hold larger variances. Results that depend on one only have to be finite.
 LARGEST_VAR = 3.4e38
 
 
 class Known(NamedTuple):
-    """A float64 value, and the size of the terms that it is the sum of."""
+    """A float64 value and the size of the terms that sum to it, which its error is relative to."""
 
     value: Values
     size: Values
@@ -28,17 +28,17 @@ class Known(NamedTuple):
         return Known(self.value + other.value, self.size + other.size)
 
     def times(self, factor: Any) -> "Known":
-        """Scale value and size; nothing of a size that is infinite is nothing."""
+        """Scale value and size; 0 times an infinite size is 0."""
         size = np.where(np.asarray(factor) == 0, 0, self.size * np.abs(factor))
         return Known(self.value * factor, size)
 
     def at(self, index: Values) -> "Known":
-        """Take the entries of these indices."""
+        """Return the entries at these indices."""
         return Known(self.value[index], self.size[index])
 
 
 def zero(count: int) -> Known:
-    """Make a cotangent of nothing."""
+    """Make a zero cotangent."""
     return Known(np.zeros(count), np.zeros(count))
 
 
@@ -51,38 +51,38 @@ def total(values: Values, labels: Values) -> Values:
 
 
 def summed(terms: Values, labels: Values) -> Known:
-    """Sum terms; what they round to is relative to the root of their squares."""
+    """Sum terms; the rounding error is relative to the root of their sum of squares."""
     return Known(total(terms, labels), np.sqrt(total(np.abs(terms) ** 2, labels)))
 
 
 def rms(values: Values, labels: Values) -> Values:
-    """Take the root of the mean square of each label, at every value."""
+    """Compute the root mean square of each label and return it at every value."""
     mean = total(np.abs(values) ** 2, labels) / total(np.ones(1), labels)
     return np.sqrt(mean)[labels]
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Moments of labeled values with weights; what has none may be anything."""
+    """Moments of labeled values with weights; values without weight may be anything."""
 
     x: Values
     labels: Values
-    weights: Values  # Of x's shape.
-    counted: bool = True  # Weights are counts: Bessel's factor is n / (n - 1). Else `aweights`.
+    weights: Values  # In x's shape.
+    counted: bool = True  # Weights are counts, with Bessel's factor n / (n - 1); else `aweights`.
 
     @functools.cached_property
     def count(self) -> Values:
-        """Total weight."""
+        """Total weight of each label."""
         return total(self.weights, self.labels)
 
     @functools.cached_property
     def positive(self) -> Values:
-        """Count, with 1 in place of 0."""
+        """The count, with 0 replaced by 1."""
         return np.where(self.count > 0, self.count, 1)
 
     @functools.cached_property
     def mean(self) -> Values:
-        """Weighted mean; 0 without weight."""
+        """Weighted mean, 0 where there is no weight."""
         has = self.weights > 0
         first = total(self.weights * np.where(has, self.x, 0), self.labels) / self.positive
         rest = np.where(has, self.x - first[self.labels], 0)
@@ -116,21 +116,21 @@ class Batch:
 
     @functools.cached_property
     def bessel(self) -> Values:
-        """What makes the variance unbiased, as in numpy.cov; 1 for a single value."""
+        """The factor that makes the variance unbiased, as in numpy.cov; 1 for a single value."""
         return 1 / np.where(self.has_var, 1 - self.squares, 1)
 
     def known_mean(self) -> Known:
-        """Mean; it rounds with the values that it is the mean of."""
+        """The mean, which rounds relative to the values it averages."""
         return Known(self.mean, np.abs(self.mean) + np.sqrt(self.var))
 
     def known_var(self) -> Known:
-        """Biased variance."""
+        """The biased variance."""
         size = self.var + (LOST * np.abs(self.mean)) ** 2
         return Known(self.var, np.where(self.fits, size, np.inf))
 
     @functools.cached_property
     def fits(self) -> Values:
-        """Whether float32 holds the variance, the unbiased one too."""
+        """Whether float32 can hold the variance, both biased and unbiased."""
         return self.var * self.bessel < LARGEST_VAR
 
     def pull(self, dmean: Known, dvar: Known) -> dict[str, Known]:
@@ -140,7 +140,7 @@ class Batch:
         size = np.abs(self.deviation) + LOST * np.abs(self.mean)[self.labels]
         inner = np.abs(self.inside) + LOST * np.abs(self.mean)[self.labels]
         spread = self.var[self.labels]
-        # The mean is rounded with the deviations that it is the mean of.
+        # The mean rounds relative to the deviations it averages.
         size = size + np.sqrt(spread)
         return {
             "x": Known(
@@ -158,7 +158,7 @@ class Batch:
         }
 
     def pull_bessel(self, dfactor: Known) -> Known:
-        """Pull a cotangent of Bessel's factor back to the weights; counts have none."""
+        """Pull a cotangent of Bessel's factor back to the weights; counts have no gradient."""
         if self.counted:
             return Known(np.zeros(self.x.shape), np.zeros(self.x.shape))
         n, squares = self.positive[self.labels], self.squares[self.labels]
@@ -170,7 +170,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Normalized:
-    """y = scale * ((x - mean) * rstd * r + d) + bias by given statistics, one for each label."""
+    """y = scale * ((x - mean) * rstd * r + d) + bias with given statistics, one per label."""
 
     x: Values
     labels: Values
@@ -182,7 +182,7 @@ class Normalized:
     bias: Values
     r: Values | None = None
     d: Values | None = None
-    lost: float = 0.0  # How much of the mean is lost; nothing of one that is given.
+    lost: float = 0.0  # The part of the mean that is lost; none if the mean is an argument.
 
     @functools.cached_property
     def rstd(self) -> Values:
@@ -196,20 +196,20 @@ class Normalized:
 
     @functools.cached_property
     def corrected(self) -> Values:
-        """What scale multiplies."""
+        """The value that scale multiplies."""
         xhat = self.deviation * self.rstd[self.labels]
         r = 1 if self.r is None else self.r[self.labels]
         return xhat * r + (0 if self.d is None else self.d[self.labels])
 
     @functools.cached_property
     def deviation_size(self) -> Values:
-        """Size of the deviation: its own, or that of the usual one."""
+        """Size of the deviation: its own or the typical one, whichever is larger."""
         usual = np.sqrt(self.var) + self.lost * np.abs(self.mean)
         return np.maximum(np.abs(self.deviation), usual[self.labels])
 
     @functools.cached_property
     def corrected_size(self) -> Values:
-        """Size of the terms of `corrected`, 1 at least: less is little beside scale and bias."""
+        """Size of the terms of `corrected`, at least 1: less is small next to scale and bias."""
         size = self.deviation_size * self.rstd[self.labels]
         if self.r is not None and self.d is not None:
             size = size * self.r[self.labels] + np.abs(self.d)[self.labels]
@@ -217,7 +217,7 @@ class Normalized:
 
     @property
     def gain(self) -> Values:
-        """Scale, of x's shape."""
+        """The scale in x's shape."""
         return self.scale[self.features]
 
     def y(self) -> Known:
@@ -229,7 +229,7 @@ class Normalized:
         )
 
     def pull(self, dy: Values) -> dict[str, Known]:
-        """Pull a cotangent of y back to everything; x without its way through the statistics."""
+        """Pull a cotangent of y back to all inputs; x gets no part through the statistics."""
         rstd = self.rstd[self.labels]
         inner = dy * self.gain * (1 if self.r is None else self.r[self.labels])
         live = dy != 0  # Elsewhere x may be garbage.

@@ -1,16 +1,17 @@
-"""Kill a run at random moments and damage its checkpoints: resumed, does it end the same?
+"""Kill runs at random moments and damage their checkpoints: do they end the same once resumed?
 
-The run is the smoke preset of `mnist_mlp` on digits, longer. Two that nothing disturbs come first:
-they must be identical, and tell how long a run lasts. Then SIGKILL strikes runs at moments drawn
-evenly from start to end, one in four while it writes a checkpoint, and one in four of them again
-after it was resumed. One that ended before its moment was not killed: it begins anew, and the
-moment comes as much earlier. Damage is done to copies of one killed run.
+The run is a longer version of the smoke preset of `mnist_mlp` on digits. Two undisturbed runs come
+first: they must be identical, and they show how long a run takes. Then runs are killed with SIGKILL
+at moments drawn uniformly from start to end. One in four is killed while it writes a checkpoint,
+and one in four is killed again after it was resumed. A run that ended before its moment is started
+again, with the moment scaled to the time it took. Damage is done to copies of one killed run.
 
 Identical means bit for bit: metrics.jsonl, config.json, the figures, the state in the last
-checkpoint, summary.json but for seconds and commit, and no file left over or missing. A resumed run
-must also go on from the last whole checkpoint: one that began anew would end the same.
+checkpoint, summary.json except for seconds and commit, and no extra or missing file. A resumed run
+must also continue from the last complete checkpoint, because one that started over would end the
+same.
 
-SIGKILL loses nothing that was given to the kernel: what a power cut does is not tested.
+SIGKILL does not lose data already handed to the kernel, so power failures are not tested.
 """
 
 import contextlib
@@ -38,18 +39,18 @@ from experiments.studies.mnist_mlp.config import PRESETS
 from experiments.training.checkpoints import MANIFEST
 
 ROOT = Path(__file__).parents[1]
-AT_ONCE = 2  # Runs: each has work for about one core.
-CHECKPOINT_EVERY = 3  # Chunks.
+AT_ONCE = 2  # Runs at the same time; each keeps about one core busy.
+CHECKPOINT_EVERY = 3  # In chunks.
 CHUNK = PRESETS["smoke"].evaluate_every
-STEPS = {"smoke": 200, "full": 1500}  # With 200, a moment seldom falls into the training.
-LONGEST = 300  # Seconds before a run is said to hang.
-TRIES = 4  # Until a run is killed before its end: moments at its very end may never come.
-POLL = 0.0005  # Seconds: a checkpoint is 40 ms in writing, then 3 without a manifest.
+STEPS = {"smoke": 200, "full": 1500}  # With 200, a moment rarely falls into the training.
+LONGEST = 300  # Seconds before a run counts as hanging.
+TRIES = 4  # Attempts to kill a run before it ends: a moment near the end may come too late.
+POLL = 0.0005  # Seconds; writing a checkpoint takes 40 ms, then it has no manifest for 3 ms.
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How often to kill, and where to leave the result."""
+    """How often to kill, and where to write the result."""
 
     preset: Literal["smoke", "full"] = "full"
     """smoke: a short run, two kills and one damage, to see that all works"""
@@ -61,11 +62,11 @@ class Options:
     """folder for JSON and Markdown; None is benchmarks/results for a full run, else none"""
 
 
-# ---- Runs and what strikes them ------------------------------------------------------------------
+# ---- Runs and the signals sent to them -----------------------------------------------------------
 
 
 class Strike(NamedTuple):
-    """A signal after so many seconds, or then at the first such sight if one is named."""
+    """A signal sent after some seconds, or at the first occurrence of `sight` after them."""
 
     seconds: float = 0.0
     sight: str = ""
@@ -73,17 +74,17 @@ class Strike(NamedTuple):
 
 
 def beginning(steps: int) -> list[str]:
-    """Give the options that a run begins with; the short one has a small network, soon traced."""
+    """Return the options to start a run with; the short one has a small, quickly traced network."""
     return ["--steps", str(steps), *(["--hidden", "20"] if steps == STEPS["smoke"] else [])]
 
 
 def carry_on(folder: Path, *options: str, strike: Strike | None = None) -> tuple[int, str]:
-    """Go on with a run, or begin one, to its end or until struck; return exit status and stderr."""
+    """Resume or start a run until it ends or is struck; return exit status and stderr."""
     path = look(folder).path
     command = [sys.executable, "-m", "experiments", "mnist_mlp", "--runs", str(folder)]
     command += ["--checkpoint-every", str(CHECKPOINT_EVERY)]
     command += ["--resume", str(path)] if path else ["--preset", "smoke", *options]
-    # Two at once would not both fit on a GPU, nor does a GPU promise the same bits.
+    # Two runs might not fit on a GPU together, and GPUs do not guarantee identical bits.
     settings: dict[str, Any] = {"cwd": ROOT, "env": {**os.environ, "JAX_PLATFORMS": "cpu"}}
     settings |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, **settings)
@@ -102,19 +103,19 @@ def carry_on(folder: Path, *options: str, strike: Strike | None = None) -> tuple
 
 
 def began_at(told: str, unknown: int) -> int:
-    """Read after which step a process began to train: it tells of its first chunk."""
+    """Return the step from which a process trained, according to its message on the first chunk."""
     first = re.search(r"^step ([\d,]+) of", told, re.MULTILINE)
     return int(first[1].replace(",", "")) - CHUNK if first else unknown
 
 
 def plan(kills: int, seed: int) -> list[list[Strike]]:
-    """Draw moments, from 0 to 1. Of four cases, one is killed at a sight, and another one twice."""
+    """Draw moments from 0 to 1; of four cases, one is killed at a sight and another one twice."""
     rng = np.random.default_rng(seed)
     sights = ("writing a checkpoint", "no manifest yet", "deleting the oldest")
     cases = []
     for case in range(kills):
         first, second = rng.uniform(0, 1, 2).tolist()
-        # From around the first checkpoint on, and not so late that no other is to come.
+        # From around the first checkpoint on, but early enough that another one will follow.
         aimed = Strike(0.4 + 0.35 * first, sights[case // 4 % len(sights)])
         kinds = ([Strike(first)], [aimed], [Strike(first)], [Strike(first), Strike(second)])
         cases.append(kinds[case % 4])
@@ -122,7 +123,7 @@ def plan(kills: int, seed: int) -> list[list[Strike]]:
 
 
 def kill(folder: Path, steps: int, moments: Sequence[Strike], life: float) -> dict[str, Any]:
-    """Disturb a run at these moments of its life, which is known only as well as machines allow."""
+    """Disturb a run at fractions of its duration, which is only roughly known; retry if late."""
     for attempt in range(TRIES):
         strikes = [strike._replace(seconds=strike.seconds * life) for strike in moments]
         case = disturb(folder / str(attempt), steps, strikes)
@@ -133,7 +134,7 @@ def kill(folder: Path, steps: int, moments: Sequence[Strike], life: float) -> di
 
 
 def disturb(folder: Path, steps: int, strikes: Sequence[Strike]) -> dict[str, Any]:
-    """Strike a run, go on with it, strike again, go on to the end; say what was there each time."""
+    """Strike and resume a run as often as asked, then finish it; record its state each time."""
     rows: list[dict[str, Any]] = []
     wrong = []
     for strike in (*strikes, None):
@@ -154,7 +155,7 @@ def disturb(folder: Path, steps: int, strikes: Sequence[Strike]) -> dict[str, An
 
 
 def terminate(folder: Path, steps: int) -> dict[str, Any]:
-    """Send SIGTERM just after a checkpoint: there must be another, of the chunk that it was in."""
+    """Send SIGTERM just after a checkpoint; the run must write another after the current chunk."""
     case = disturb(folder, steps, [Strike(sight="two checkpoints", number=signal.SIGTERM)])
     (found,) = case["strikes"]
     is_extra = found["checkpoint"] % (CHECKPOINT_EVERY * CHUNK) > 0 == found["again"]
@@ -190,7 +191,7 @@ def unsign(checkpoint: Path) -> None:
 
 
 def exchange(checkpoint: Path) -> None:
-    """Put in the checkpoint of the same step of a run with another learning rate."""
+    """Replace the checkpoint by that of the same step of a run with another learning rate."""
     folder = checkpoint.parents[3] / "foreign"
     carry_on(folder, "--steps", checkpoint.name, "--learning-rate", "0.2")
     (foreign,) = folder.glob(f"mnist_mlp/*/checkpoints/{checkpoint.name}")
@@ -199,7 +200,7 @@ def exchange(checkpoint: Path) -> None:
 
 
 CHANGED, UNSIGNED = r"its file \S+ is changed", f"it has no readable {MANIFEST}"
-# What is done to the newest checkpoint, and to the one before, and the reasons to be given.
+# Damage to the newest checkpoint, and to the one before it, with the expected reasons for refusal.
 DAMAGES: dict[str, Sequence[tuple[Callable[[Path], None], str]]] = {
     "a file cut in half": [(truncate, CHANGED)],
     "a bit flipped": [(flip, CHANGED)],
@@ -210,7 +211,7 @@ DAMAGES: dict[str, Sequence[tuple[Callable[[Path], None], str]]] = {
 
 
 def damage(killed: Path, folder: Path, steps: int, name: str) -> dict[str, Any]:
-    """Damage the checkpoints of a copy of a killed run, go on with it, and read what it says."""
+    """Damage the checkpoints of a copy of a killed run, resume it, and check its messages."""
     shutil.copytree(killed, folder)
     (run,) = (folder / "mnist_mlp").iterdir()
     newest_first = sorted(look(folder).whole, reverse=True)
@@ -234,7 +235,7 @@ def damage(killed: Path, folder: Path, steps: int, name: str) -> dict[str, Any]:
 
 
 def tally(cases: Sequence[dict[str, Any]]) -> str:
-    """Count the identical ones."""
+    """Return how many cases ended identical."""
     return f"{sum(case['identical'] == 'yes' for case in cases)} of {len(cases)}"
 
 

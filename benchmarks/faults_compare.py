@@ -1,4 +1,4 @@
-"""What a run of `benchmarks/faults.py` has left behind, and where two runs differ."""
+"""Inspect what a run of `benchmarks/faults.py` left behind, and compare two runs."""
 
 import contextlib
 import json
@@ -16,11 +16,11 @@ from experiments.studies.mnist_mlp.config import Config
 from experiments.tasks import data
 from experiments.training.checkpoints import MANIFEST, Checkpoints
 
-# ---- What is there -------------------------------------------------------------------------------
+# ---- The state of a run --------------------------------------------------------------------------
 
 
 class Found(NamedTuple):
-    """The run in a folder: its checkpoints that have a manifest, and what else is beside them."""
+    """The run in a folder: its checkpoints with a manifest, and what else is next to them."""
 
     path: Path | None = None
     finished: bool = False
@@ -30,19 +30,19 @@ class Found(NamedTuple):
 
     @property
     def checkpoint(self) -> int:
-        """The step to go on from."""
+        """The step to resume from."""
         return max(self.whole, default=0)
 
     @property
     def what(self) -> str:
-        """Say it in a few words."""
+        """The state of the run in a few words."""
         if self.path is None or self.finished:
             return "finished" if self.finished else "no run yet"
         seen = [name for name, is_seen in SIGHTS.items() if is_seen(self)]
         return seen[0] if seen else "a checkpoint" if self.whole else "no checkpoint"
 
 
-# What a run can be killed at, the more fleeting first.
+# States in which a run can be killed, the shortest-lived first.
 SIGHTS: dict[str, Callable[[Found], bool]] = {
     "deleting the oldest": lambda found: any(step < found.checkpoint for step in found.unsigned),
     "no manifest yet": lambda found: any(step > found.checkpoint for step in found.unsigned),
@@ -52,8 +52,8 @@ SIGHTS: dict[str, Callable[[Found], bool]] = {
 
 
 def look(folder: Path) -> Found:
-    """Look at the run in a folder; while it is at work, things may vanish meanwhile."""
-    # Killed before it has a config.json, a run cannot be resumed: another is begun beside it.
+    """Inspect the run in a folder, whose files may vanish meanwhile if it is still running."""
+    # A run killed before it wrote config.json cannot be resumed; the next one gets a new folder.
     paths = sorted(path.parent for path in folder.glob("mnist_mlp/*/config.json"))
     if not paths:
         return Found()
@@ -68,7 +68,7 @@ def look(folder: Path) -> Found:
 
 
 def describe(found: Found) -> dict[str, Any]:
-    """Say what is there, and how many steps in metrics.jsonl will be done again."""
+    """Return the state of a run, and how many steps in metrics.jsonl will be repeated."""
     metrics = found.path / "metrics.jsonl" if found.path else None
     whole = metrics.read_text().split("\n")[:-1] if metrics and metrics.exists() else []
     row = json.loads(whole[-1])["step"] if whole else 0
@@ -80,7 +80,7 @@ def describe(found: Found) -> dict[str, Any]:
 
 
 def differences(want: Path, got: Path) -> list[str]:
-    """Name what is not bit for bit the same in two finished runs."""
+    """List what is not bit for bit the same in two finished runs."""
     sides = [{path.name for path in run.iterdir()} - {"refused"} for run in (want, got)]
     found = [f"{name} on one side only" for name in sorted(sides[0] ^ sides[1])]
     found += [f"checkpoints/{name} left over" for name in look(got.parents[1]).others]
@@ -96,7 +96,7 @@ def differences(want: Path, got: Path) -> list[str]:
 
 
 def results(path: Path) -> dict[str, Any]:
-    """Read a summary without times, and without the commit, which may change meanwhile."""
+    """Read a summary without the times and the commit, which may differ between runs."""
     summary = run_dir.read_json(path)
     del summary["seconds"], summary["environment"]["commit"]
     return summary

@@ -1,15 +1,15 @@
-"""Steps per second of the network of Fig. 1: jbn's training loop, Flax + optax, and torch.
+"""Measure steps per second of the network of Fig. 1: jbn's training loop, Flax + optax, torch.
 
 784-100-100-100-10 sigmoid units, with and without batch normalization, batches of 60, SGD at .1.
 
   jbn           `training.devices` as `python -m experiments mnist_mlp` uses it: chunks of 250
-                steps in one jitted scan, the data set on the device, batches drawn included
+                steps in one jitted scan, the data set on the device, drawing of batches included
   Flax + optax  the same model with Flax's BatchNorm, a jitted step called from Python on batches
                 indexed from a NumPy array of float32
   torch         Linear, BatchNorm1d, SGD in eager mode on batches indexed from a float32 tensor;
                 with 1 thread or one per core, whichever is faster
 
-Then the experiment itself, one seed, with its evaluations, checkpoints and figures.
+The experiment itself is timed too: one seed, with its evaluations, checkpoints and figures.
 """
 
 import contextlib
@@ -44,12 +44,12 @@ from experiments.training.devices import Devices
 from jbn.models import MLP
 
 NETWORKS = ("without", "with")
-LONG_RUN = 50_000  # Steps of the paper.
+LONG_RUN = 50_000  # Steps in the paper.
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure, and where to leave the result."""
+    """What to measure, and where to write the result."""
 
     preset: Literal["smoke", "full"] = "full"
     """smoke: a few steps on the digits inside scikit-learn, to see that all works"""
@@ -61,11 +61,11 @@ class Options:
     """folder for JSON and Markdown; None is benchmarks/results for a full run, else none"""
 
 
-# ---- One training loop each ----------------------------------------------------------------------
+# ---- Training loops ------------------------------------------------------------------------------
 
 
 def jbn_run(config: Config, dataset: Dataset, names: tuple[str, ...]) -> Run:
-    """Train the networks of these names in one scan, as the experiment does."""
+    """Train the named networks in one scan, as the experiment does."""
     images, labels = data.binary(dataset.train_images), dataset.train_labels
     examples = jax.device_put((images, labels))
     init = jax.jit(jax.vmap(lambda key: mnist_mlp.init(config, key, images.shape[1])))
@@ -160,7 +160,7 @@ def torch_run(config: Config, dataset: Dataset, name: str) -> Run:
 
 
 def shuffled(examples: int, batch_size: int) -> Iterator[Int[np.ndarray, "N"]]:
-    """Draw the rows of one batch after another, for ever: every epoch is a new permutation."""
+    """Draw the rows of one batch after another, endlessly, with a new permutation every epoch."""
     rng = np.random.default_rng(0)
     while True:
         order = rng.permutation(examples)
@@ -172,7 +172,7 @@ def shuffled(examples: int, batch_size: int) -> Iterator[Int[np.ndarray, "N"]]:
 
 
 def rates(config: Config, dataset: Dataset, *, steps: int, repeats: int) -> dict[str, Any]:
-    """Measure steps per second of each library, by network; both is one step of each of the two."""
+    """Measure each library's steps per second by network; "both" is one step of each of the two."""
     runs = {"jbn both": jbn_run(config, dataset, NETWORKS)}
     libraries = ["jbn", "Flax + optax"]
     for name in NETWORKS:
@@ -201,7 +201,7 @@ def experiment(config: Config, dataset: Dataset) -> dict[str, float]:
         study = Study("mnist_mlp", run)
         study.add_dataset(config.dataset, dataset)
         began = time.perf_counter()
-        with contextlib.redirect_stderr(io.StringIO()):  # Its progress.
+        with contextlib.redirect_stderr(io.StringIO()):  # Hide its progress messages.
             mnist_mlp.measure(config, study)
         whole = time.perf_counter() - began
         chunks = list(run_dir.read_rows(run.path / "timing.jsonl"))

@@ -1,10 +1,10 @@
-"""Evaluation of networks with their batch norms, and of the same networks with these folded.
+"""Compare the evaluation of networks with batch norms and of the same networks with them folded.
 
-`jbn.fold_model` puts what batch normalization does in inference into the kernels and biases of the
-convolutions. What is left to gain beside the compiler, which fuses the normalization with what
-follows it, is measured here: seconds of one batch under `jit`, weights as arguments, and what XLA
-counts of the two compiled programs. Weights are random, with statistics, scales and biases that are
-not 0 or 1; outputs are compared, too.
+`jbn.fold_model` folds batch normalization in inference into the kernels and biases of the
+convolutions. The compiler already fuses the normalization with the operations after it, so this
+benchmark measures what folding still gains: seconds per batch under `jit`, with weights as
+arguments, and XLA's counts for the two compiled programs. Weights are random, and no statistic,
+scale or bias is 0 or 1. The outputs are compared too.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ WAYS = ("unfolded", "folded")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure, and where to leave the result."""
+    """What to measure, and where to write the result."""
 
     preset: Literal["smoke", "full"] = "full"
     """smoke: tiny networks, seconds, to see that all works"""
@@ -48,7 +48,7 @@ class Options:
 
 
 def measure(name: str, model: nn.Module, size: int, options: Options) -> list[dict[str, Any]]:
-    """Time and count one network, folded and not; print each batch as soon as it is known."""
+    """Time and count one network, folded and not; print each batch size once measured."""
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, training=False), images)
     variables = trained(shapes)
@@ -83,7 +83,7 @@ def measure(name: str, model: nn.Module, size: int, options: Options) -> list[di
 
 
 def trained(shapes: Any) -> Any:
-    """Draw variables that keep the size of the signal, none of them 0 or 1, variances positive."""
+    """Draw variables that preserve the signal's scale; none is 0 or 1, variances are positive."""
     rng = np.random.default_rng(0)
 
     def one(leaf: Any) -> Any:
@@ -102,7 +102,7 @@ def compiled(model: nn.Module, variables: Any, x: Any) -> Any:
 
 
 def repeated(program: Any, variables: Any, x: Any) -> Run:
-    """Make what evaluates one batch so many times."""
+    """Make the run that evaluates one batch repeatedly."""
 
     def run(count: int) -> None:
         for _ in range(count):
@@ -112,7 +112,7 @@ def repeated(program: Any, variables: Any, x: Any) -> Run:
 
 
 def cost(program: Any) -> dict[str, float]:
-    """Take XLA's own counts of a program."""
+    """Return XLA's own counts of a program."""
     counted = program.cost_analysis()
     return {"flops": counted["flops"], "bytes": counted["bytes accessed"]}
 

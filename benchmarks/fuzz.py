@@ -1,17 +1,18 @@
-"""Drawn cases against float64: outputs and all gradients, and the largest errors by regime.
+"""Compare random cases with float64: outputs and all gradients, with largest errors by regime.
 
 A case is a signature (function, dtype, shape, axis, kind of mask, named axis), which is compiled
 once, and data: scales from 1e-30 to 1e30, mean/std from 0 to 1e7, epsilon from 1e-30 to 1e-3,
-masks that leave all, one or no value, float weights of any scale, NaN, inf and 1e30 where nothing
-has weight. `fuzz_cases.py` draws them; `exact.py` gets the very numbers that the library gets.
+masks that keep all, one or no value, float weights of any scale, and NaN, inf and 1e30 in places
+without weight. `fuzz_cases.py` draws them; `exact.py` gets exactly the numbers the library gets.
 
-An error is relative to the terms that the number is a sum of: for y to scale * max(|xhat|, its
-rms) + |bias|, so to max(1, |y|) where epsilon is small; for a gradient by x to the largest term of
-its feature; for sums over the batch to the root of the sum of squares. What rounding to the
-output's dtype may do is taken off before, and so is what is below its smallest normal number.
-Numbers that the dtype cannot hold are left out and counted, but a state must stay finite. Nothing
-is claimed of y and gradients where a feature is constant to the dtype and epsilon is less than the
-square of its rounding: what y divides by is rounding then. Such cases are in the last column.
+An error is relative to the terms of the sum that the number is. For y this is scale * max(|xhat|,
+its rms) + |bias|, that is, max(1, |y|) where epsilon is small. For a gradient by x it is the
+largest term of its feature, and for sums over the batch the root of the sum of squares. The error
+that rounding to the output's dtype may cause is subtracted first, and so is anything below the
+dtype's smallest normal number. Numbers that the dtype cannot hold are skipped and counted, but a
+state must stay finite. No bound applies to y and gradients if a feature is constant up to rounding
+and epsilon is less than the square of that rounding error, because y then divides by rounding
+errors. Such cases are in the last column.
 """
 
 import dataclasses
@@ -34,24 +35,24 @@ from benchmarks.fuzz_cases import Case, draw, labels, program, truth, widened
 from benchmarks.fuzz_signatures import SIGNATURES, STATEFUL, Signature, differentiated
 from benchmarks.modes_spreads import DEVICES
 
-# ---- What is claimed -----------------------------------------------------------------------------
+# ---- Bounds --------------------------------------------------------------------------------------
 
-# Largest mean / std for which there are claims. Beyond it errors are reported.
+# Bounds apply up to this mean / std. Beyond it errors are only reported.
 CLAIMED_RATIO = 1e5
-# A feature is constant if std and root of epsilon are less than this part of its size: see above.
+# A feature is constant if std and sqrt(epsilon) are below this fraction of its size; see above.
 CONSTANT = 2.0**-30
 BOUNDS = {
-    # README: the normalized output, mean/std 0 to 1e5.
+    # The normalized output, with mean/std from 0 to 1e5.
     "y": 4e-6,
-    # A sum over the batch and a handful of roundings of 6e-8.
+    # A sum over the batch and a handful of rounding errors of 6e-8.
     "state": 2e-6,
-    # Two more sums over the batch, and products of three vectors.
+    # Two more sums over the batch and products of three vectors.
     "gradient": 2e-5,
-    # Eigenvalues round relative to the largest: the condition of the covariance is in the size.
+    # Eigenvalues round relative to the largest, so the size includes the covariance's condition.
     "whiten": 4e-6,
 }
 
-# Rounding to the output's dtype, relative; JAX adds the parts of a gradient in x's dtype.
+# Relative rounding error of the output's dtype. JAX adds up to PARTS parts of dx in x's dtype.
 HALF_ULP = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 PARTS = 3
 # Upper ends of the regimes.
@@ -61,7 +62,7 @@ SCALES = (1e-20, 1e-10, 1e-2, 1e2, 1e10, 1e18, 1e37)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How many cases, and where to leave the result."""
+    """How many cases to draw, and where to write the result."""
 
     cases: int = 10_000
     """how many to draw"""
@@ -77,7 +78,7 @@ class Options:
 
 
 class Finding(NamedTuple):
-    """One output or gradient of one case; `bound` is None where nothing is claimed."""
+    """One output or gradient of one case; `bound` is None if no bound applies."""
 
     case: int
     signature: Signature
@@ -90,7 +91,7 @@ class Finding(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Tell what BOUNDS has a line for."""
+        """The key in BOUNDS."""
         if self.signature.function == "whiten":
             return "whiten"
         if self.what == "y":
@@ -99,11 +100,11 @@ class Finding(NamedTuple):
 
     @property
     def fails(self) -> bool:
-        """Tell whether the error is beyond what is claimed; NaN counts as infinite."""
+        """Whether the error exceeds its bound; NaN counts as infinite."""
         return self.bound is not None and not self.error <= self.bound
 
     def __str__(self) -> str:
-        """Write the line that reruns it."""
+        """Write the command that reruns the case, and the error."""
         return (
             f"python -m benchmarks.fuzz --case {self.case}  # {self.signature}: {self.what} "
             f"{self.error:.1e} (mean/std {self.ratio:.0e}, scale {self.scale:.0e})"
@@ -111,7 +112,7 @@ class Finding(NamedTuple):
 
 
 def examine(case: Case) -> list[Finding]:
-    """Run the library and compare everything."""
+    """Run the library on a case and compare every output and gradient."""
     signature = case.signature
     gradients = differentiated(signature)
     floats = {name: case.arrays[name] for name in gradients}
@@ -138,7 +139,7 @@ def examine(case: Case) -> list[Finding]:
 
 
 def without_empty_parts(case: Case, known: Known) -> Known:
-    """Ask for no gradient by the weights of a ghost batch that has none: its mean is unknown."""
+    """Skip gradients by the weights of ghost batches without weight, whose mean is undefined."""
     if case.signature.function != "ghost_batch_norm":
         return known
     x, weights, statistic = weighed(case)
@@ -147,14 +148,14 @@ def without_empty_parts(case: Case, known: Known) -> Known:
 
 
 def largest(known: Known, statistic: Values) -> Known:
-    """Take the size of a gradient's entries from the largest that has the same statistic."""
+    """Set the size of each gradient entry to the largest among those that share its statistic."""
     size = np.zeros(int(statistic.max()) + 1)
     np.maximum.at(size, statistic, np.where(np.isnan(known.size), 0, known.size))
     return Known(known.value, size[statistic])
 
 
 def summed_to(known: Known, shape: tuple[int, ...], garbage: Values) -> Known:
-    """Sum over the axes along which a mask was broadcast; garbage is not to be compared."""
+    """Sum over the axes along which a mask was broadcast; do not compare garbage."""
     axes = tuple(a for a, n in enumerate(shape) if n == 1)
     value = np.where(garbage, np.nan, known.value)
     return Known(value.sum(axes, keepdims=True), np.sqrt((known.size**2).sum(axes, keepdims=True)))
@@ -170,7 +171,7 @@ def compare(
     constant: bool,
     must_be_finite: bool = False,
 ) -> Finding:
-    """Measure the largest error of one output of a case that `has_constant` or not."""
+    """Measure the largest error of one output of a case; `constant` is `has_constant(case)`."""
     info = jnp.finfo(got.dtype)
     value, size = (np.reshape(v, got.shape) for v in known)
     parts = np.maximum(np.abs(value.real), np.abs(value.imag))
@@ -181,7 +182,7 @@ def compare(
     got = widened(got)
     half_ulp = 1.01 * HALF_ULP.get(str(info.dtype), 0.0)
     rounding = half_ulp * (PARTS * size if what == "dx" else np.abs(value))
-    # Each term of a sum may be flushed to 0, where it is below the smallest normal number.
+    # Each term of a sum may be flushed to 0 if it is below the smallest normal number.
     terms = max(1, case.arrays["x"].size // max(1, got.size))
     rounding = rounding + 1.01 * terms * float(info.tiny)
     error = np.maximum(np.abs(got - value) - rounding, 0)
@@ -206,7 +207,7 @@ def compare(
 
 
 def has_constant(case: Case) -> bool:
-    """Tell whether a statistic is of values that are the same to float32, and epsilon is less."""
+    """Tell whether a statistic's values are equal up to rounding and epsilon is even smaller."""
     x, weights, statistic = weighed(case)
     batch = exact_parts.Batch(x, statistic, weights)
     size = np.zeros(batch.count.size)
@@ -216,16 +217,16 @@ def has_constant(case: Case) -> bool:
 
 
 def weighed(case: Case) -> tuple[Values, Values, Values]:
-    """Return x, its weights, and the number of the statistic of each value."""
+    """Return x, its weights, and the index of each value's statistic."""
     x, mask = widened(case.arrays["x"]), case.arrays.get("mask")
     weights = np.ones(x.shape) if mask is None else np.broadcast_to(widened(mask), x.shape)
     return x, weights, labels(case.signature).statistic
 
 
 def ratio_of(case: Case) -> float:
-    """Compute the largest |mean| / std of the statistics that vary; inf if none does.
+    """Compute the largest |mean| / std over statistics with positive variance; inf if none has.
 
-    Where nothing has weight the running statistics stand in.
+    The running statistics count too if some statistic has no weight.
     """
     x, weights, statistic = weighed(case)
     batch = exact_parts.Batch(x, statistic, weights)
@@ -247,14 +248,14 @@ def search(seeds: Iterable[int]) -> Iterator[Finding]:
 
 
 def regime(value: float, ends: Sequence[float]) -> int:
-    """Find the regime that a value is in; the one after the last is for infinity."""
+    """Return the index of a value's regime; larger values get the index after the last."""
     return next((i for i, end in enumerate(ends) if value <= end), len(ends))
 
 
 def largest_errors(
     findings: Iterable[Finding], column: Callable[[Finding], int], columns: int
 ) -> dict[str, list[Finding | None]]:
-    """Find the worst by function and dtype, and column; a failure is worse than what is not."""
+    """Find the worst by function and dtype, and by column; failures rank before passing ones."""
     found: dict[str, list[Finding | None]] = {}
     for finding in findings:
         name = f"{finding.signature.function} {finding.signature.dtype}"
@@ -268,7 +269,7 @@ def largest_errors(
 
 
 def cell(finding: Finding | None) -> str:
-    """Write an error, in bold if it is beyond its bound."""
+    """Write an error, in bold if it exceeds its bound."""
     if finding is None:
         return ""
     error = "NaN" if finding.error == math.inf else f"{finding.error:.0e}"
@@ -276,7 +277,7 @@ def cell(finding: Finding | None) -> str:
 
 
 def failures(findings: Iterable[Finding]) -> list[Finding]:
-    """Take the worst failure of each function, dtype and output."""
+    """Return the worst failure of each function, dtype and output."""
     worst: dict[tuple[str, str, str], Finding] = {}
     for finding in findings:
         key = (finding.signature.function, finding.signature.dtype, finding.what)
@@ -336,7 +337,7 @@ def show(case: Case, findings: Iterable[Finding]) -> None:
 
 
 def main(options: Options) -> None:
-    """Draw, print, write. Exit with an error if a regime is beyond its bound."""
+    """Draw, print, write. Exit with an error if an error exceeds its bound."""
     if options.case is not None:
         case = draw(options.case)
         findings = examine(case)

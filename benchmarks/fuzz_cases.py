@@ -1,4 +1,4 @@
-"""The cases that `benchmarks/fuzz.py` draws: data, the library's call, the truth."""
+"""The cases that `benchmarks/fuzz.py` draws: data, the call of the library, the exact result."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ from jbn import BatchNormParams, BatchNormState
 
 
 def call(signature: Signature, arrays: Arrays) -> dict[str, Array]:
-    """Call the function on one device; return the outputs that have a derivative."""
+    """Call the function on one device; return the differentiable outputs."""
     function = getattr(jbn, signature.function)
     x, axis, epsilon = arrays["x"], signature.axis, arrays.get("epsilon")
     names: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def program(signature: Signature) -> Callable[[Arrays, Arrays, Arrays], tuple[Ar
 
 
 def spread_out(signature: Signature, arrays: Arrays) -> dict[str, Array]:
-    """Call the function on all devices; outputs have a leading axis of them."""
+    """Call the function on all devices; outputs have a leading device axis."""
     each = functools.partial(call, signature)
     if not signature.spread:
         return each(arrays)
@@ -101,7 +101,7 @@ def spread_out(signature: Signature, arrays: Arrays) -> dict[str, Array]:
 
 
 class Labels(NamedTuple):
-    """Which statistic normalizes a value, which one the state moves by, which scale it has."""
+    """For each value: the statistic that normalizes it, the one for the state, its feature."""
 
     statistic: Values
     pooled: Values
@@ -133,7 +133,7 @@ def labels(signature: Signature) -> Labels:
 
 
 class Case(NamedTuple):
-    """What the library is called with, and what is known of it."""
+    """The arguments and cotangents of one call, with the scale of x and where it is garbage."""
 
     seed: int
     signature: Signature
@@ -159,11 +159,11 @@ def draw(seed: int) -> Case:
     ratio = 0.0 if rng.random() < 0.2 else 10.0 ** rng.uniform(-1, 7)
     scale = min(scale, (1e4 if half else 1e36) / max(1.0, ratio))
     own = np.ones(count)
-    if rng.random() < 0.2:  # Every statistic is of another scale.
+    if rng.random() < 0.2:  # Give every statistic its own scale.
         own = 10.0 ** rng.uniform(-3, 0, count)
     far = ratio * rng.choice([-1, 1], count) * (rng.uniform(0, 1, count) if usual else 1)
     noise = normal(rng, label.statistic.shape, wide)
-    if signature.spread:  # Devices differ.
+    if signature.spread:  # Let the devices' means differ.
         apart = normal(rng, (signature.spread.devices,), wide) * rng.choice([0, 1, 100])
         noise = noise + apart.reshape(-1, *(1,) * (noise.ndim - 1))
     if signature.function == "whiten":
@@ -178,7 +178,7 @@ def draw(seed: int) -> Case:
         if rng.random() < 0.5:
             garbage = np.broadcast_to(mask == 0, x.shape)
             x = np.where(garbage, rng.choice([np.nan, np.inf, -np.inf, 1e30], x.shape), x)
-        # One value has variance 0: what is masked beside it is blown up by 1 / sqrt(epsilon).
+        # A single value has variance 0, so y of the masked values is scaled by 1 / sqrt(epsilon).
         left = np.bincount(label.statistic.ravel(), np.broadcast_to(mask > 0, x.shape).ravel())
         unseen = garbage | (np.broadcast_to(mask == 0, x.shape) & (left[label.statistic] == 1))
     epsilon = np.float32(1e-5 if rng.random() < 0.4 else 10.0 ** rng.uniform(-30, -3))
@@ -214,7 +214,7 @@ def draw(seed: int) -> Case:
             if signature.spread:
                 state = (signature.spread.devices, *state)
             size = of_state * np.clip([rstd, rstd**2], 1e-30, 1e30)
-            size[1] *= scale > 1e-17  # Else float32 does not hold the variance.
+            size[1] *= scale > 1e-17  # Below that, float32 cannot hold the variance.
             cotangents["mean"] = (size[0] * normal(rng, state, wide)).astype(wide)
             cotangents["var"] = (size[1] * rng.normal(size=state)).astype(np.float32)
     if signature.function == "weight_norm":
@@ -223,7 +223,7 @@ def draw(seed: int) -> Case:
 
 
 def normal(rng: np.random.Generator, shape: Any, dtype: np.dtype[Any]) -> Values:
-    """Draw N(0, 1), complex where the dtype is."""
+    """Draw from N(0, 1), complex if the dtype is."""
     values = rng.normal(size=shape)
     if np.issubdtype(dtype, np.complexfloating):
         return (values + 1j * rng.normal(size=shape)) / math.sqrt(2)
@@ -231,7 +231,7 @@ def normal(rng: np.random.Generator, shape: Any, dtype: np.dtype[Any]) -> Values
 
 
 def rounded(signature: Signature, name: str, value: Values, wide: np.dtype[Any]) -> Values:
-    """Give an argument the dtype and shape that it has."""
+    """Convert an argument to the dtype and shape that the library is given."""
     if name in ("scale", "bias", "mean", "var"):
         value = value.reshape(signature.feature_shape)
     if name == "mask" and value.dtype == bool:
@@ -240,35 +240,35 @@ def rounded(signature: Signature, name: str, value: Values, wide: np.dtype[Any])
 
 
 def draw_mask(rng: np.random.Generator, signature: Signature, label: Labels) -> Values:
-    """Draw a mask that varies along all axes, or along the rows alone."""
+    """Draw a mask that varies along all axes, or along the rows only."""
     shape = signature.shape
     if "rows" in str(signature.mask):
         shape = tuple(1 if a in signature.feature_axes else n for a, n in enumerate(shape))
     keep = rng.random(shape) < rng.choice([0.5, 0.8, 1.0])
     special, whole = rng.random(), shape == signature.shape
-    if special < 0.1 and signature.spread:  # Devices without anything.
+    if special < 0.1 and signature.spread:  # Some devices are fully masked.
         keep &= (rng.random(shape[0]) < 0.7).reshape(-1, *(1,) * (len(shape) - 1))
     elif special < 0.1:
         keep[:] = False
-    elif special < 0.2 and whole:  # A statistic without anything.
+    elif special < 0.2 and whole:  # One statistic has no value.
         keep &= label.statistic != 0
-    elif special < 0.3 and whole:  # A statistic with one value.
+    elif special < 0.3 and whole:  # One statistic has a single value.
         first = np.argmax(label.pooled == 0)
         keep = np.where(label.pooled == 0, np.arange(keep.size).reshape(shape) == first, keep)
     if "bool" in str(signature.mask):
         return keep
     weights = keep * rng.uniform(0.2, 2, shape)
     kind = rng.random()
-    if kind < 0.2:  # As softmax leaves them.
+    if kind < 0.2:  # Weights that sum to 1, like a softmax.
         return weights / max(1e-9, weights.sum())
     return weights * (10.0 ** rng.uniform(-30, 30) if kind < 0.4 else 1)
 
 
-# ---- The truth ----------------------------------------------------------------------------------
+# ---- The exact result ---------------------------------------------------------------------------
 
 
 def truth(case: Case) -> Truth:
-    """Compute outputs and gradients in float64, flat."""
+    """Compute outputs and gradients in float64, flattened."""
     signature, label = case.signature, labels(case.signature)
     array = {name: widened(value) for name, value in case.arrays.items()}
     array |= {f"d{name}": widened(value) for name, value in case.cotangents.items()}
@@ -309,7 +309,7 @@ def truth(case: Case) -> Truth:
         name: value if name == "y" else on_devices(value, signature, features)
         for name, value in found.values.items()
     }
-    if "y" in outputs:  # Of garbage no more is asked of y than to reach no gradient.
+    if "y" in outputs:  # NaN skips y of garbage, which only must not affect gradients.
         y = outputs["y"]
         garbage = case.garbage.reshape(y.value.shape)
         outputs["y"] = y._replace(value=np.where(garbage, np.nan, y.value))
@@ -317,12 +317,12 @@ def truth(case: Case) -> Truth:
 
 
 def widened(value: Values) -> Values:
-    """Turn into float64, or complex128."""
+    """Convert to float64 or complex128."""
     return value.astype(np.complex128 if np.iscomplexobj(value) else np.float64)
 
 
 def by_group(cotangent: Values, signature: Signature) -> Values:
-    """Sum the cotangents that devices of a group have for what they share."""
+    """Sum the cotangents of all devices in a group for the statistics they share."""
     if not signature.spread:
         return cotangent.reshape(-1)
     group_of = signature.spread.group_of()
@@ -332,7 +332,7 @@ def by_group(cotangent: Values, signature: Signature) -> Values:
 
 
 def on_devices(known: Known, signature: Signature, features: int) -> Known:
-    """Repeat what a group shares for its devices."""
+    """Repeat a group's values for each of its devices."""
     if not signature.spread:
         return known
     index = signature.spread.group_of()[:, None] * features + np.arange(features)

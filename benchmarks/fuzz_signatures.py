@@ -11,14 +11,14 @@ from benchmarks.modes_spreads import DEVICES
 
 
 class Spread(NamedTuple):
-    """A named axis: how it is mapped, how many devices, which of them share statistics."""
+    """A named axis: how it is mapped, over how many devices, and which share statistics."""
 
     transform: str
     devices: int = DEVICES
     groups: Sequence[Sequence[int]] | None = None
 
     def group_of(self) -> Values:
-        """Tell each device's group."""
+        """Return the group of each device."""
         groups = self.groups or [range(self.devices)]
         of = {device: number for number, group in enumerate(groups) for device in group}
         return np.array([of[device] for device in range(self.devices)])
@@ -28,7 +28,7 @@ UNEQUAL = ((6, 0, 3), (1, 2, 4, 7, 5))
 SPREADS = {
     "vmap": Spread("vmap"),
     "vmap of groups": Spread("vmap", groups=UNEQUAL),
-    "vmap of 72": Spread("vmap", 72),  # Beyond what is gathered.
+    "vmap of 72": Spread("vmap", 72),  # Too many to gather: the moments are summed.
     "shard_map": Spread("shard_map"),
     "shard_map of groups": Spread("shard_map", groups=UNEQUAL),
     "pmap": Spread("pmap"),
@@ -45,7 +45,10 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], int | tuple[int, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What is compiled once. With a named axis, shape and axis are those of one device."""
+    """Everything that one compiled program depends on.
+
+    With a named axis, shape and axis are those of one device.
+    """
 
     function: str
     dtype: str
@@ -73,7 +76,7 @@ class Signature:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of x on all devices, which are the first axis."""
+        """Shape of x on all devices, with the devices as first axis."""
         return (self.spread.devices, *self.local) if self.spread else self.local
 
     @property
@@ -89,14 +92,14 @@ class Signature:
         return tuple(self.shape[a] for a in self.feature_axes)
 
     def __str__(self) -> str:
-        """Name it in a line."""
+        """Describe it in one line."""
         more = [self.mask, self.names, self.method, f"parts {self.parts}" if self.parts else None]
         return " ".join([self.function, self.dtype, self.layout, *(m for m in more if m)])
 
 
 ALL = ("float32", "bfloat16", "float16", "complex64")
 REAL = ALL[:3]
-# (function, dtypes, what else): every combination is one compiled program.
+# (function, dtypes, other fields): every combination is one compiled program.
 TABLE: tuple[tuple[str, Sequence[str], dict[str, Any]], ...] = (
     ("batch_norm", ALL, {}),
     ("batch_norm", ALL, {"layout": "images", "mask": "bool"}),
@@ -113,7 +116,7 @@ TABLE: tuple[tuple[str, Sequence[str], dict[str, Any]], ...] = (
     ("moments", ALL, {}),
     ("moments", ALL[:2], {"layout": "images", "mask": "weights"}),
     ("moments", ALL[:2], {"layout": "few rows", "mask": "weights", "names": "vmap"}),
-    ("ghost_batch_norm", ALL, {"parts": 20}),  # The last of 8.
+    ("ghost_batch_norm", ALL, {"parts": 20}),  # The last ghost batch has 8 examples.
     ("ghost_batch_norm", ALL[:2], {"layout": "images", "mask": "weights", "parts": 2}),
     ("batch_renorm", REAL, {}),
     ("batch_renorm", REAL[:2], {"layout": "channels first", "mask": "weights"}),

@@ -1,20 +1,20 @@
-"""Batch normalization on one GPU: is it right there, how fast, how much memory, beside the peers.
+"""Test and time batch normalization on one GPU: correctness, speed and memory next to the peers.
 
   python -m benchmarks.gpu --output results
 
-In at most nine minutes, with whatever jax, flax and torch are installed:
+This takes at most nine minutes, with whatever jax, flax and torch are installed:
 
-  tests     test_numerics*.py and test_transforms*.py of tests/jbn, on the device; what needs eight
-            devices is skipped
+  tests     test_numerics*.py and test_transforms*.py of tests/jbn, on the device; tests that need
+            eight devices are skipped
   op, block, masked, resnet50
             the programs of `benchmarks/programs.py`, forward and forward + backward, bfloat16 and
             float32: jbn, Flax, and no normalization; torch with channels last, eager and compiled
 
-Times are medians over rounds that take the ways in turn; in one round calls are queued and the last
-is waited for. `copy` moves an array of the size of the one to normalize, in the same rounds, and
-gives the bandwidth. Memory is what the program needs beside its arguments: for JAX what XLA
-allots, for torch the peak of its allocator. torch's compiler takes the longest: its rows come last,
-timed by themselves, as long as there is time.
+Times are medians over rounds that run the implementations in turn; a round queues its calls and
+waits for the last one. `copy` moves an array as large as the one to normalize, in the same rounds,
+which gives the bandwidth. Memory is what the program needs in addition to its arguments: XLA's
+allocation for JAX, the peak of the allocator for torch. torch's compiler takes the longest, so its
+rows come last, timed separately, as far as time allows.
 """
 
 import concurrent.futures
@@ -58,7 +58,7 @@ NORMS: dict[str, peers.Make] = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure, and where to leave the result."""
+    """What to measure, and where to write the result."""
 
     output: Path
     """folder for gpu.json and gpu.md"""
@@ -77,7 +77,7 @@ class Options:
 
 
 class Case(NamedTuple):
-    """One row: a program by way, and the same in torch."""
+    """One row of the table: a program with every normalization, and the same in torch."""
 
     name: str
     dtype: str
@@ -86,7 +86,7 @@ class Case(NamedTuple):
     torch: Callable[[bool], Run] | None
 
 
-# ---- What is run ---------------------------------------------------------------------------------
+# ---- Measurement ---------------------------------------------------------------------------------
 
 
 def cases(options: Options) -> list[Case]:
@@ -118,7 +118,7 @@ def cases(options: Options) -> list[Case]:
 
 
 def prepare(found: list[Case]) -> list[dict[str, Any]]:
-    """Compile JAX's programs, several at a time; make torch's eager runs. Or keep the error."""
+    """Compile JAX's programs, several at a time, and make torch's eager runs, or keep the error."""
     with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2)) as threads:
         jobs: list[dict[str, Any]] = []
         for case in found:
@@ -134,7 +134,7 @@ def prepare(found: list[Case]) -> list[dict[str, Any]]:
 
 
 def or_error(function: Callable[[], Any]) -> Any:
-    """Call it; return its result or its error: one program's failure is not the table's."""
+    """Return the function's result or its exception, so that one failure does not end the table."""
     try:
         return function()
     except Exception as error:
@@ -149,7 +149,7 @@ def calls(compiled: Any, program: programs.Program) -> Run:
 
 
 def copies(size: int) -> Run:
-    """Make the run that copies so many bytes."""
+    """Make the run that copies `size` bytes."""
     copy = jax.jit(lambda x: x + 1)
     array = jnp.ones(size // 4, jnp.float32)
 
@@ -213,18 +213,18 @@ def measure_compiled_torch(case: Case, row: dict[str, Any], options: Options) ->
 
 
 def temporary(compiled: Any) -> int | None:
-    """Return the bytes that a program needs beside arguments and results."""
+    """Return the bytes that a program needs in addition to arguments and results."""
     analysis = compiled.memory_analysis()
     return None if analysis is None else analysis.temp_size_in_bytes
 
 
 def accessed(compiled: Any) -> float | None:
-    """Return the bytes that XLA says its kernels read and write."""
+    """Return the bytes that the program's kernels read and write, according to XLA."""
     return (compiled.cost_analysis() or {}).get("bytes accessed")
 
 
 def tests(options: Options) -> dict[str, Any]:
-    """Run the core's tests on this device; return their last line and what failed."""
+    """Run the core's tests on this device; return pytest's last line and the failures."""
     files = TESTS if options.preset == "full" else SMOKE_TESTS
     began = time.monotonic()
     arguments = ["-q", "-p", "no:cacheprovider", "-W", "ignore", *files]
@@ -291,14 +291,14 @@ def label(row: dict[str, Any]) -> str:
 
 
 def against_flax(row: dict[str, Any]) -> str:
-    """Write the ratio of times, where both are there."""
+    """Write jbn's time divided by Flax's, if both were measured."""
     seconds = row["seconds"]
     both = "jbn" in seconds and "Flax" in seconds
     return f"{seconds['jbn'] / seconds['Flax']:.2f}" if both else ""
 
 
 def cell(row: dict[str, Any], name: str) -> str:
-    """Write the milliseconds, the share of bandwidth, the memory."""
+    """Write the milliseconds, the share of the bandwidth, and the memory."""
     if name not in row["seconds"]:
         return ""
     seconds, more = row["seconds"][name], []
@@ -311,7 +311,7 @@ def cell(row: dict[str, Any], name: str) -> str:
 
 
 def keep(options: Options, result: dict[str, Any]) -> None:
-    """Write what is known, without a word."""
+    """Write the result so far without printing."""
     with contextlib.redirect_stdout(io.StringIO()):
         common.write(options.output, "gpu", result, report(result))
 
@@ -339,7 +339,7 @@ def main(options: Options) -> dict[str, Any]:
             result["left_out"].append(f"{case.name}, {case.passes}, {case.dtype}")
             continue
         result["rows"].append(measure(case, each, options))
-        keep(options, result)  # What is known if it is cut off.
+        keep(options, result)  # Save each row, in case the process is killed.
     for case, row in zip(found, result["rows"], strict=False):
         if time.monotonic() - began < options.minutes * 60:
             measure_compiled_torch(case, row, options)

@@ -1,7 +1,8 @@
 """The programs of `benchmarks/programs.py` in torch: channels last, eager or compiled.
 
-Weights of a bfloat16 block are bfloat16, scale and bias float32; the network runs under autocast.
-A forward pass keeps nothing for a gradient; a gradient is pulled back from the output itself.
+The weights of a bfloat16 block are bfloat16, its scale and bias float32; the network runs under
+autocast. A forward pass saves nothing for the backward pass. The cotangent of a backward pass is
+the output itself.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from benchmarks.programs import Sizes
 
 
 def is_available(compiled: bool) -> bool:
-    """Tell whether torch has JAX's device, and can compile for it without a C++ compiler."""
+    """Tell whether torch has JAX's device and, if `compiled`, compiles without a C++ compiler."""
     if not common.installed("torch"):
         return False
     import torch
@@ -27,7 +28,7 @@ def is_available(compiled: bool) -> bool:
 
 
 def warm(run: Run) -> Run:
-    """Run twice, so that all is compiled; forget what was compiled for another program."""
+    """Drop what was compiled for other programs, and run twice so that everything is compiled."""
     import torch
 
     torch.compiler.reset()
@@ -36,12 +37,12 @@ def warm(run: Run) -> Run:
 
 
 def peak(run: Run) -> int | None:
-    """Run once; return the peak of memory over what was allocated before. None on a CPU."""
+    """Run once and return the peak of newly allocated memory, None on a CPU."""
     import torch
 
     if _device() == "cpu":
         return None
-    torch.cuda.empty_cache()  # JAX needs it, too.
+    torch.cuda.empty_cache()  # JAX needs the memory, too.
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run(1)
@@ -67,7 +68,7 @@ def block(kind: str, sizes: Sizes, dtype: str, backward: bool, compiled: bool) -
     wide, features = shape[-1], sizes.features
     window = (3, 3) if kind == "conv" else ()
     x = op_steps.torch_layout(_draw((*shape[:-1], features), dtype), channels_last=True)
-    # O, H, W, I as torch's (O, I, H, W): C is last in memory.
+    # Drawn as (O, H, W, I), viewed as torch's (O, I, H, W), so channels are last in memory.
     first, second = (
         op_steps.torch_layout(_draw((out, *window, into), dtype) / into**0.5, channels_last=True)
         for out, into in ((wide, features), (features, wide))

@@ -1,14 +1,14 @@
-"""Every way to spread a batch over devices, steps or micro-batches, against one device.
+"""Compare every way to spread a batch over devices, steps or micro-batches with one device.
 
-A table: ways x masks x with and without groups of devices. Each cell is the largest difference from
-`jbn.batch_norm` called plainly on one device with the whole batch, or with one group's part of it,
-over everything that there is: the output, the gradient of x, scale, bias, running mean and variance
-and float weights, and the new running statistics. The loss takes the output and the new statistics
-times random numbers, so that no gradient is zero or a constant. Every device's copy of the new
-statistics must be bit for bit that of the devices it shares them with.
+The table has a row for each way, and a column for each mask, with and without groups of devices.
+Each cell is the largest difference from a plain call of `jbn.batch_norm` on one device with the
+whole batch, or with one group's part of it. It covers all results: the output, the gradients by x,
+scale, bias, running mean and variance and float weights, and the new running statistics. The loss
+multiplies the output and the new statistics by random numbers, so that no gradient is zero or
+constant. Devices that share statistics must have bit for bit equal copies of the new ones.
 
-The batch has another mean, and with a mask another count, on every device: an average that forgets
-the counts shows. `tests/benchmarks/test_modes.py` asserts this same table.
+The batch has a different mean, and with a mask a different count, on every device, so an average
+that ignores the counts shows up. `tests/benchmarks/test_modes.py` asserts the same table.
 """
 
 import dataclasses
@@ -41,21 +41,21 @@ from benchmarks.modes_steps import (
 )
 from jbn import BatchNormParams, BatchNormState
 
-# Float32 rounds by 6e-8, and the order of summation differs: y is off by 1e-6, the gradient of
-# scale, a sum over the batch, by 4e-6. A wrong weight or gradient is off by 5e-3 and more.
+# Float32 rounds by 6e-8, and the order of summation differs: y is off by 1e-6, the gradient by
+# scale, a sum over the batch, by 4e-6. A wrong weight or gradient is off by at least 5e-3.
 TOLERANCE = 2e-5
-Arguments = dict[str, Any]  # Of a training step, by name: what is differentiated.
+Arguments = dict[str, Any]  # Arguments of a training step by name; all are differentiated.
 Errors = dict[str, float]
-# Unequal groups, out of order, of the indices of an axis by its length.
+# Unequal, unordered groups of the indices of an axis, by the length of the axis.
 PARTITIONS: dict[int, Groups] = {8: [[6, 0, 3], [1, 2, 4, 7, 5]], 4: [[3, 0, 1], [2]]}
-EMPTY = 4  # The device whose shard is masked. Over axis "a" of a 4x2 mesh it is a group of its own.
+EMPTY = 4  # The device whose shard is masked; over axis "a" of a 4x2 mesh, it is its own group.
 GROUPS = ("no groups", "groups")
 MASKS = ("no mask", "unequal counts", "one shard masked", "all masked", "float weights")
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to compare, and where to leave the result."""
+    """What to compare, and where to write the result."""
 
     preset: Literal["smoke", "full"] = "full"
     """smoke: one of the ways, seconds, to see that all works"""
@@ -70,9 +70,10 @@ PLAIN = norm()
 
 
 class Way(NamedTuple):
-    """A row of the table: a step by name and groups, how it is spread, what it must equal.
+    """A row of the table: how the batch is spread, the step, and the plain step it must equal.
 
-    `lead` are the leading axes of parameters and state.
+    `step` makes the step from axis name and groups; `lead` has the leading axes of parameters and
+    state.
     """
 
     spread: Spread
@@ -80,14 +81,14 @@ class Way(NamedTuple):
     plain: Step = PLAIN
     lead: tuple[int, ...] = ()
     missing: str | None = None
-    """Why the whole row is."""
+    """The reason why the whole row is missing."""
 
 
 def ways() -> dict[str, Way]:
-    """Make the rows, by name: `a of b` has a outside.
+    """Make the rows by name; in `a of b`, a is outside.
 
-    Checkpoints and accumulation are not repeated for pmap and shard_map unchecked: to JAX these two
-    are one, and have the rows in which they may differ from shard_map.
+    Checkpoints and accumulation are not repeated for pmap and unchecked shard_map. These two are
+    the same to JAX and have the rows in which they may differ from checked shard_map.
     """
     in_turn = looped(PLAIN)
     found = {name: Way(spread) for name, spread in SPREADS.items()}
@@ -117,8 +118,8 @@ def measure(way: str, mask: str, groups: str) -> Errors | str:
     """Compare one cell of the table with one device.
 
     Returns:
-      the largest error of each thing compared, relative to max(1, |what one device has|),
-      or the reason why the cell has no meaning.
+      the largest error of each result, relative to max(1, |one device's value|), or the reason why
+      there is no such cell.
     """
     row, partition = WAYS[way], groups == "groups"
     if reason := missing(row, groups):
@@ -141,7 +142,7 @@ def measure(way: str, mask: str, groups: str) -> Errors | str:
 
 
 def missing(row: Way, groups: str) -> str | None:
-    """Say why a row has no cells with or without groups; None where it has them."""
+    """Return why a row has no cells, with or without groups; None if it has them."""
     return row.missing or (row.spread.missing if groups == "groups" else None)
 
 
@@ -153,7 +154,7 @@ def sharing(pooled: int, partition: bool) -> tuple[tuple[int, ...], ...]:
 
 
 def inputs(mask: str, sets: int, lead: tuple[int, ...]) -> tuple[Any, ...]:
-    """Make the arguments by name, a boolean mask or None, the states' counts, the cotangents."""
+    """Make the arguments by name, a boolean mask or None, the states' counts and the cotangents."""
     rng = np.random.default_rng(0)
     device = np.arange(SHAPE[0])[:, None, None, None] * DEVICES // SHAPE[0]
     share = (1 + device) / DEVICES
@@ -198,7 +199,7 @@ def spread_program(row: Way, partition: bool) -> Callable[..., Any]:
     groups = PARTITIONS[row.spread.pooled] if partition else None
     sets = sharing(row.spread.pooled, partition)
     step = row.spread.over(row.step(row.spread.name, groups), groups)
-    # Which set's state each place along the states' leading axis has; and a place for each set.
+    # The set that owns each entry of the states' leading axis, and the first entry of each set.
     owner = first = np.arange(len(sets))
     if row.spread.own or partition:
         owner = np.array([[i in devices for devices in sets].index(True) for i in range(DEVICES)])
@@ -220,7 +221,7 @@ def on_one(
     count: Array,
     cotangents: tuple[Array, ...],
 ) -> tuple[np.ndarray, BatchNormState, Arguments]:
-    """Run one device, one call for each set of devices; return y, the new states, the gradient."""
+    """Run on one device, once per set of devices; return y, the new states, the gradient."""
     program = plain_program(plain)
     sharded, shared, own = {"x", "mask"}, {"scale", "bias"}, {"mean", "var"}
     y = np.full(SHAPE, np.nan)
@@ -259,7 +260,7 @@ def loss(
     count: Array,
     cotangents: tuple[Array, ...],
 ) -> tuple[ArrayLike, tuple[Array, BatchNormState]]:
-    """Take the output and each set's new statistics times random numbers."""
+    """Multiply the output and each set's new statistics by random numbers, and sum."""
     mask = arguments.get("mask", mask)
     params = BatchNormParams(arguments["scale"], arguments["bias"])
     state = BatchNormState(arguments["mean"], arguments["var"], count)
@@ -269,7 +270,7 @@ def loss(
 
 
 def every_copy(leaf: Array) -> np.ndarray:
-    """Fetch every device's copy, stacked; a leading axis shorter than that is replicated."""
+    """Fetch every device's copy, stacked; a shorter leading axis means that it is replicated."""
     if leaf.shape[0] == DEVICES:
         return np.asarray(leaf)
     shards = sorted(leaf.addressable_shards, key=lambda shard: shard.device.id)
@@ -277,7 +278,7 @@ def every_copy(leaf: Array) -> np.ndarray:
 
 
 def error(got: ArrayLike, want: ArrayLike) -> float:
-    """Take the largest error relative to max(1, |want|); infinite where it is not a number."""
+    """Return the largest error relative to max(1, |want|); infinity if any is NaN."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     worst = np.max(np.abs(got - want) / np.maximum(1, np.abs(want)))
     return float(worst) if np.isfinite(worst) else math.inf
@@ -287,7 +288,7 @@ def error(got: ArrayLike, want: ArrayLike) -> float:
 
 
 def worst(errors: Errors | str) -> float | None:
-    """Take the largest error of a cell; None where it has no meaning."""
+    """Return the largest error of a cell, None if there is no such cell."""
     return None if isinstance(errors, str) else max(errors.values())
 
 
@@ -322,7 +323,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Compare, print, write; return the result. Exit with an error if a cell is too far off."""
+    """Compare, print, write; return the result. Exit with an error if a cell exceeds TOLERANCE."""
     columns = {
         mask if groups == "no groups" else f"{mask}; groups": (mask, groups)
         for groups in GROUPS

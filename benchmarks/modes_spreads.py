@@ -19,17 +19,17 @@ from jbn import BatchNormState
 DEVICES = 8
 
 
-# ---- How it is spread over devices ---------------------------------------------------------------
+# ---- Ways to spread over devices -----------------------------------------------------------------
 
 
 class Spread(NamedTuple):
-    """A way to run one device's step on all of them.
+    """A way to run one device's step on all devices.
 
-    `over` makes a step of all devices from one that pools over `name`. In it the state has a
-    leading axis: of devices if `own` or with groups, else one copy for all devices that agree.
-    Statistics are pooled over `pooled` devices: i * 8 / pooled + j over all i, for each j.
-    `jit` says that it may be compiled whole, `context` in which. `missing` is the reason why there
-    are no groups.
+    `over` turns a step that pools over `name` into a step of all devices. In the latter the state
+    has a leading axis: the devices if `own` or with groups, else one copy for all devices that
+    share it. Statistics are pooled over `pooled` devices: for each j, over i * 8 / pooled + j for
+    all i. `jit` tells whether to jit the whole, `context` makes the context to run it in. `missing`
+    is the reason if there are no groups.
     """
 
     over: Callable[[Step, Groups | None], Step]
@@ -48,7 +48,7 @@ def mesh(*names_and_sizes: tuple[str, int]) -> Mesh:
 
 
 def split(tree: PyTree, devices: int = DEVICES) -> PyTree:
-    """Make two of every array's leading axis: (devices, rest)."""
+    """Split every array's leading axis in two: (devices, rest)."""
     return jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), tree)
 
 
@@ -77,8 +77,8 @@ def by_shard_map(
 ) -> Callable[[Step, Groups | None], Step]:
     """Spread by shard_map, with or without check_vma.
 
-    `apart` are the axes along which devices have states of their own. With groups it is all of
-    them; along the others, check_vma has JAX prove that the new state is the same.
+    `apart` names the axes along which devices have their own states; with groups, all axes are.
+    Along the others, check_vma makes JAX prove that the new state is the same.
     """
     names = tuple(name for name, _ in axes)
 
@@ -100,7 +100,7 @@ def by_shard_map(
 
 
 def by_sharding(step: Step, groups: Groups | None) -> Step:
-    """Spread by placing the arrays on the devices: in jit the batch is one, global array."""
+    """Spread by placing the arrays on the devices; in jit the batch is one global array."""
 
     def run(x, mask, params, state):
         placed = NamedSharding(mesh(("d", DEVICES)), P("d"))
@@ -112,19 +112,19 @@ def by_sharding(step: Step, groups: Groups | None) -> Step:
 
 
 def two_dimensional(kind: AxisType) -> Mesh:
-    """Make a mesh of 4x2 with Explicit axes, as `jax.make_mesh` does by default, or Auto ones."""
+    """Make a 4x2 mesh with Explicit axes, the default of `jax.make_mesh`, or Auto ones."""
     return jax.make_mesh((4, 2), ("batch", "model"), axis_types=(kind, kind))
 
 
 def on_mesh(kind: AxisType) -> Any:
-    """Make such a mesh that of the context."""
+    """Return a context that sets the 4x2 mesh."""
     return jax.sharding.set_mesh(two_dimensional(kind))
 
 
 def by_mesh(kind: AxisType, features: bool) -> Callable[[Step, Groups | None], Step]:
-    """Spread by a mesh of 4x2: the batch over its first axis, and, if asked for, C over the second.
+    """Spread over a 4x2 mesh: the batch over its first axis and, if `features`, C over the second.
 
-    Parameters and statistics are sharded like the features; the new state must be as the old one.
+    Parameters and statistics are sharded like the features, and the new state like the old one.
     """
 
     def over(step: Step, groups: Groups | None) -> Step:

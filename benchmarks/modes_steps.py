@@ -1,4 +1,4 @@
-"""What a device does in `benchmarks/modes.py`: batch norm once, in turn, accumulated, of models."""
+"""The steps of one device in `benchmarks/modes.py`: plain, scanned, accumulated, several models."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 import jbn
 from jbn import BatchNormParams, BatchNormState
 
-# Examples, sharded; steps, micro-batches, models or slices of a device; space; features.
+# Axes: examples (sharded); steps, micro-batches, models or slices of a device; space; features.
 SHAPE = (16, 2, 3, 6)
 PARTS = SHAPE[1]
 MOMENTUM, EPSILON = 0.75, 1e-2
@@ -21,11 +21,11 @@ Step = Callable[
 ]
 
 
-# ---- What a device does --------------------------------------------------------------------------
+# ---- Steps of one device -------------------------------------------------------------------------
 
 
 def norm(names: Any = None, groups: Groups | None = None) -> Step:
-    """Make the step of one device: `jbn.batch_norm`, pooled over `names`."""
+    """Make the step of one device: `jbn.batch_norm` pooled over `names`."""
 
     def step(x, mask, params, state):
         return jbn.batch_norm(
@@ -44,7 +44,7 @@ def norm(names: Any = None, groups: Groups | None = None) -> Step:
 
 
 def accumulated(names: Any = None, groups: Groups | None = None) -> Step:
-    """Make `norm` of micro-batches: merge their moments, then normalize each and move once."""
+    """Make `norm` of micro-batches: merge their moments, normalize each, update the state once."""
 
     def step(x, mask, params, state):
         def one(part):
@@ -54,7 +54,7 @@ def accumulated(names: Any = None, groups: Groups | None = None) -> Step:
         micro_batches = parts(x), parts(mask)
         each = jax.lax.map(one, micro_batches)
         merged = jbn.merge_moments(*unstack(each, PARTS))
-        has = merged.count > 0  # Without any weight, the running statistics stand in.
+        has = merged.count > 0  # Without any weight, the running statistics are used.
         mean = jnp.where(has, merged.mean, state.mean)
         var = jnp.where(has, merged.var, state.var)
         y = jax.lax.map(
@@ -66,7 +66,7 @@ def accumulated(names: Any = None, groups: Groups | None = None) -> Step:
 
 
 def scanned(step: Step) -> Step:
-    """Make a step of several: one for each part of the batch, the state carried by `lax.scan`."""
+    """Make a step that scans over the parts of the batch and carries the state along."""
 
     def run(x, mask, params, state):
         def one(state, part):
@@ -81,7 +81,7 @@ def scanned(step: Step) -> Step:
 
 
 def looped(step: Step) -> Step:
-    """Make what `scanned` must equal: the same steps in Python."""
+    """Make the step that `scanned` must equal: the same steps in a Python loop."""
 
     def run(x, mask, params, state):
         y = []
@@ -94,12 +94,12 @@ def looped(step: Step) -> Step:
 
 
 def models(step: Step) -> Step:
-    """Make the step of several models, each with its own batch, parameters and state, by vmap."""
+    """Make a vmapped step of several models, each with its own batch, parameters and state."""
     return jax.vmap(step, in_axes=(1, 1, 0, 0), out_axes=(1, 0))
 
 
 def models_in_turn(step: Step) -> Step:
-    """Make what `models` must equal: one model after the other."""
+    """Make the step that `models` must equal: one model after the other."""
 
     def run(x, mask, params, state):
         found = [
@@ -114,7 +114,7 @@ def models_in_turn(step: Step) -> Step:
 
 def pooled_slices(name: Any, groups: Groups | None) -> Step:
     """Make `norm` over `name` and over a vmapped axis "v" of slices of each device's batch."""
-    if groups:  # Indices over both names are row-major: all slices of a device go with it.
+    if groups:  # Indices over both names are row-major, so a group has all slices of its devices.
         groups = [[i * PARTS + v for i in group for v in range(PARTS)] for group in groups]
     each = jax.vmap(
         norm((name, "v"), groups), axis_name="v", in_axes=(1, 1, None, None), out_axes=(1, 0)
@@ -128,12 +128,12 @@ def pooled_slices(name: Any, groups: Groups | None) -> Step:
 
 
 def parts(x: Array | None) -> Array | None:
-    """Bring the second axis to the front."""
+    """Move the second axis to the front."""
     return None if x is None else jnp.moveaxis(x, 1, 0)
 
 
 def stack(trees: Sequence[PyTree]) -> PyTree:
-    """Stack every array of trees that are alike."""
+    """Stack the arrays of trees with equal structure."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 

@@ -1,23 +1,23 @@
-"""Batch normalization in jbn, Flax, Haiku, Equinox and torch: time and precision side by side.
+"""Compare batch normalization in jbn, Flax, Haiku, Equinox and torch: time and precision.
 
-Time is of the training mode, running statistics included. JAX libraries run many steps inside one
-`fori_loop`, so that fresh memory pages and dispatch do not hide the operation:
+Times are of training mode, running statistics included. The JAX libraries run many steps inside one
+`fori_loop`, so that dispatch and fresh memory pages do not hide the operation:
 
   forward             x <- y
   forward + backward  dy <- y, x <- dy + dx / 2, and one step of SGD on scale and bias
 
-Everything is carried through the loop: x, scale, bias, running statistics. dy is the array y behind
-a branch that the compiler cannot see through, as a gradient that comes from the next layer: it
-differs in every step, and is read from memory, not computed again from x. x is written in place,
-dead after the step like the output of a convolution. SGD holds mean / std of x at its target.
+The loop carries x, scale, bias and the running statistics. dy is the array y behind a branch that
+the compiler cannot see through, like a gradient from the next layer: it differs in every step and
+is read from memory, not recomputed from x. x is updated in place, because it is dead after the step
+like the output of a convolution. SGD keeps mean / std of x at its target.
 
-torch takes the same steps one by one in Python, out of place, with its own autograd (x stays as it
-is: torch would need further passes for the mix that XLA fuses into dx). Its large arrays come from
-fresh pages at each step, as its users have it. It has one thread, or one per core where that is
-faster.
+torch runs the same steps one by one from Python, out of place, with its own autograd. Its x stays
+the same, because torch would need further passes for the update that XLA fuses into dx. Its large
+arrays use fresh memory pages in each step, as in normal use. It runs with one thread or one per
+core, whichever is faster.
 
-`copy` reads one array and writes another of x's size, in the same loop. Sequences are padded to a
-random length each; libraries without masks are left out of them.
+`copy` reads one array and writes another of x's size, in the same loop. Sequences have random
+lengths and are padded; libraries without masks are left out of these cases.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ CASES = (Case((256, 100)), Case((8192, 1024)), Case((256, 28, 28, 64)), Case((64
          Case((64, 28, 28, 128), channels_first=True), Case((32, 200, 256), padded=True),
          Case((8, 4096)), Case((100_000, 16)), Case((8, 8, 28, 28, 64)))  # fmt: skip
 SMOKE_CASES = (Case((16, 3, 3, 4), channels_first=True), Case((8, 3, 4), padded=True))
-COLUMNS = 6  # Of one table.
+COLUMNS = 6  # Per table.
 DTYPES = ("float32", "bfloat16")
 PASSES = ("forward", "forward + backward")
 RATIOS = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4, 1e5)
@@ -52,7 +52,7 @@ TORCH = {"torch": False, "torch, channels last": True}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure, and where to leave the result."""
+    """What to measure, and where to write the result."""
 
     preset: Literal["smoke", "full"] = "full"
     """smoke: tiny shapes, a second or two, to see that all works"""
@@ -72,7 +72,7 @@ class Options:
 def time_all(
     cases: Iterable[Case], ways: dict[str, peers.Make], device: str | None, options: Options
 ) -> list[dict[str, Any]]:
-    """Time every way at every case, dtype and pass; print each as soon as it is known."""
+    """Time every implementation at every case, dtype and pass; print each row once measured."""
     rows, smoke = [], options.preset == "smoke"
     for dtype in DTYPES:
         for passes in PASSES:
@@ -103,18 +103,18 @@ def time_all(
 
 
 def off_center(name: str) -> str:
-    """Name the row of a way at large mean / std."""
+    """Name the row of an implementation at large mean / std."""
     return f"{name}, mean/std {OFF_CENTER:.0f}"
 
 
 def ratios(rows: list[dict[str, Any]], dtype: str, passes: str) -> list[float]:
-    """Take jbn / Flax of each case."""
+    """Return jbn / Flax for each case."""
     chosen = (row["seconds"] for row in rows if (row["dtype"], row["pass"]) == (dtype, passes))
     return [seconds["jbn"] / seconds["Flax"] for seconds in chosen]
 
 
 def kept(make: peers.Make, shape: Shape, dtype: str) -> float:
-    """Compute how much a way keeps from forward to backward pass, as a multiple of x."""
+    """Compute how much is kept for the backward pass, as a multiple of x."""
     candidate = make(shape, dtype)
     x, scale, bias, stats = start(candidate, shape, dtype, CALM)
 
@@ -132,9 +132,9 @@ def kept(make: peers.Make, shape: Shape, dtype: str) -> float:
 
 
 def errors(ways: dict[str, peers.Make], device: str | None) -> dict[str, list[float | None]]:
-    """Measure the largest error of y against float64, x of 1024x64 float32, by mean / std.
+    """Measure the largest error of y against float64, for x of 1024x64 float32, by mean / std.
 
-    None where y has a NaN: JSON has no such number.
+    None if y has a NaN, which JSON does not have.
     """
     shape, shards = (1024, 64), 8
     functions: dict[str, Callable[[Array], ArrayLike]] = {
@@ -157,7 +157,7 @@ def errors(ways: dict[str, peers.Make], device: str | None) -> dict[str, list[fl
 
 
 def normalizer(candidate: Candidate, shape: Shape) -> Callable[[Array], Array]:
-    """Make the function x -> y of a way, at scale 1 and bias 0."""
+    """Make the function x -> y of a candidate, with scale 1 and bias 0."""
     _, *rest = start(candidate, shape, "float32", 0.0)
     apply = jax.jit(candidate.apply)
     return lambda x: apply(x, *rest)[0]
@@ -174,7 +174,7 @@ def torch_normalizer(device: str, x: Array) -> np.ndarray:
 
 
 def sharded(x: Float[Array, "D N C"]) -> Float[Array, "D N C"]:
-    """Normalize shards with jbn by the statistics of all of them."""
+    """Normalize shards with jbn, by statistics pooled over all of them."""
     params, state = jbn.init(x.shape[-1])
     one = functools.partial(jbn.batch_norm, training=True, axis_name="shards")
     return jax.vmap(one, axis_name="shards", in_axes=(0, None, None))(x, params, state)[0]
@@ -242,7 +242,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def times(rows: list[dict[str, Any]]) -> str:
-    """Lay out a table with a column for each case."""
+    """Format a table with a column for each case."""
     columns = [row["seconds"] for row in rows]
     names = list(dict.fromkeys(name for column in columns for name in column))
     lines = [[name, *(cell(column, name) for column in columns)] for name in names]
@@ -251,7 +251,7 @@ def times(rows: list[dict[str, Any]]) -> str:
 
 
 def cell(seconds: dict[str, float], name: str) -> str:
-    """Write microseconds and the multiple of a copy; nothing where there is no such way."""
+    """Write microseconds and the multiple of a copy; nothing if it was not measured."""
     if name not in seconds:
         return ""
     return f"{seconds[name] * 1e6:,.0f} ({seconds[name] / seconds['copy']:.1f})"

@@ -1,4 +1,4 @@
-"""The steps that `benchmarks/op.py` times, many in a loop: of JAX libraries, torch and a copy."""
+"""The loops of steps that `benchmarks/op.py` times: JAX libraries, torch, and a copy."""
 
 import functools
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from benchmarks.peers import Candidate, Shape
 
 
 class Case(NamedTuple):
-    """A batch, and how it lies in memory."""
+    """The shape and memory layout of a batch."""
 
     shape: Shape  # C last.
     channels_first: bool = False
@@ -24,7 +24,7 @@ class Case(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Write it as 256x100, or 256x64x28x28-first."""
+        """The shape in a form such as 256x100 or 256x64x28x28-first."""
         n, *between, features = self.shape
         sizes = (n, features, *between) if self.channels_first else self.shape
         kind = "-first" if self.channels_first else "-padded" if self.padded else ""
@@ -34,11 +34,11 @@ class Case(NamedTuple):
 CALM, OFF_CENTER = 0.5, 100.0  # Mean / std of x.
 
 
-# ---- One step, many times ------------------------------------------------------------------------
+# ---- Loops of steps ------------------------------------------------------------------------------
 
 
 def jax_run(candidate: Candidate, case: Case, dtype: Any, ratio: float, backward: bool) -> Run:
-    """Make the loop of a JAX library; see the module's docstring."""
+    """Make the loop of a JAX library; see the docstring of `benchmarks/op.py`."""
     loop = jax.jit(
         functools.partial(steps, candidate.apply, ratio=ratio, backward=backward), donate_argnums=0
     )
@@ -58,7 +58,7 @@ def start(candidate: Candidate, shape: Shape, dtype: Any, ratio: float) -> Any:
     features = shape[-1:]
     scale = jnp.ones(features, candidate.param_dtype)
     bias = jnp.full(features, ratio, candidate.param_dtype)
-    return jax.tree.map(jnp.copy, (x, scale, bias, candidate.stats))  # To be donated.
+    return jax.tree.map(jnp.copy, (x, scale, bias, candidate.stats))  # Copies can be donated.
 
 
 def steps(
@@ -70,7 +70,7 @@ def steps(
     ratio: float,
     backward: bool,
 ) -> Any:
-    """Take `count` steps, to be jitted."""
+    """Take `count` steps; to be jitted."""
     if mask is not None:
         apply = functools.partial(apply, mask=mask)
 
@@ -88,7 +88,7 @@ def steps(
         y, backward, stats = jax.vjp(forward, x, scale, bias, has_aux=True)
         dy = lax.cond(i < 0, jnp.negative, lambda y: y, y)
         dx, dscale, dbias = backward(dy)
-        # Steps on sum(y^2) / 2n - scale - ratio * bias, whose minimum is at scale 1, bias `ratio`.
+        # SGD on sum(y^2) / 2n - scale - ratio * bias, whose minimum is at scale 1, bias `ratio`.
         n = x.size // scale.size
         scale -= (0.1 * (dscale / n - 1)).astype(scale.dtype)
         bias -= (0.1 * (dbias / n - ratio)).astype(bias.dtype)
@@ -98,14 +98,14 @@ def steps(
 
 
 def padding(shape: Shape) -> Array:
-    """Tell where sequences, `(N, T, C)`, of random lengths have values, `(N, T, 1)`."""
+    """Make a mask `(N, T, 1)` of sequences `(N, T, C)` with random lengths."""
     n, length, _ = shape
     lengths = jax.random.randint(jax.random.key(1), (n, 1, 1), 1, length + 1)
     return jnp.arange(length)[None, :, None] < lengths
 
 
 def copy_run(shape: Shape, dtype: Any) -> Run:
-    """Make the loop that copies x: + i, so that no step is the same."""
+    """Make the loop that copies x, adding i so that no two steps are the same."""
 
     def copy(carry: tuple[Array, Array], count: Array) -> tuple[Array, Array]:
         return lax.fori_loop(0, count, lambda i, c: (c[0], c[0] + i.astype(dtype)), carry)
@@ -121,7 +121,7 @@ def copy_run(shape: Shape, dtype: Any) -> Run:
 
 
 def torch_run(shape: Shape, dtype: str, channels_last: bool, backward: bool, device: str) -> Run:
-    """Make the loop of torch: out of place, from Python."""
+    """Make the loop of torch, out of place, in Python."""
     import torch
 
     x = torch.from_numpy(np.array(batch(shape, CALM))).to(device, getattr(torch, dtype))
@@ -143,15 +143,15 @@ def torch_run(shape: Shape, dtype: str, channels_last: bool, backward: bool, dev
 
 
 def torch_layout(x: Any, channels_last: bool) -> Any:
-    """Lay `(N, ..., C)` out as torch's `(N, C, ...)`, with C last in memory or not."""
+    """Convert `(N, ..., C)` to torch's `(N, C, ...)`, with C last in memory or not."""
     if x.ndim == 2:
         return x
-    x = x.movedim(-1, 1)  # C is last in memory still.
+    x = x.movedim(-1, 1)  # C is still last in memory.
     return x if channels_last else x.contiguous()
 
 
 def layout(x: Array, candidate: Candidate) -> Array:
-    """Move C to where the library has it."""
+    """Move C to the axis where the library expects it."""
     return jnp.moveaxis(x, -1, 1) if candidate.channels_first else x
 
 

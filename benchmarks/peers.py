@@ -1,4 +1,4 @@
-"""Batch normalization as jbn and each peer does it, in training, behind one signature."""
+"""Batch normalization in training with jbn and each peer, behind one signature."""
 
 import functools
 from collections.abc import Callable
@@ -20,8 +20,8 @@ Apply = Callable[..., tuple[Array, Stats]]
 class Candidate(NamedTuple):
     """One way to normalize `(N, ..., C)`, or `(N, C, ...)` where `channels_first`.
 
-    `apply(x, scale, bias, stats) -> (y, moved stats)`, scale and bias `(C,)` in `param_dtype`; with
-    `mask=` as well where the library `has_mask`.
+    `apply(x, scale, bias, stats) -> (y, new stats)`, with scale and bias `(C,)` in `param_dtype`,
+    and with `mask=` if `has_mask`.
     """
 
     apply: Apply
@@ -31,7 +31,7 @@ class Candidate(NamedTuple):
     has_mask: bool = False
 
 
-# (shape with C last, dtype, channels_first=) -> Candidate. Equinox has channels first in any case.
+# (shape with C last, dtype, channels_first=) -> Candidate. Equinox is always channels-first.
 Make = Callable[..., Candidate]
 
 
@@ -52,7 +52,7 @@ def with_jbn(shape: Shape, dtype: Any, *, channels_first: bool = False) -> Candi
 def with_flax(
     shape: Shape, dtype: Any, *, channels_first: bool = False, fast: bool = True
 ) -> Candidate:
-    """Normalize with Flax: by E[x^2] - E[x]^2 if fast. Without dtype= y would be float32."""
+    """Normalize with Flax, by E[x^2] - E[x]^2 if fast. Without dtype=, y would be float32."""
     axis = 1 if channels_first else -1
     layer = linen.BatchNorm(
         use_running_average=False, axis=axis, dtype=dtype, use_fast_variance=fast
@@ -70,7 +70,7 @@ def with_flax(
 
 
 def with_haiku(shape: Shape, dtype: Any, *, channels_first: bool = False) -> Candidate:
-    """Normalize with Haiku, which has parameters and statistics in x's dtype."""
+    """Normalize with Haiku, whose parameters and statistics have x's dtype."""
     import haiku as hk
 
     axis = 1 if channels_first else -1
@@ -109,7 +109,7 @@ def with_equinox(shape: Shape, dtype: Any, *, channels_first: bool = True) -> Ca
 
 
 def without(shape: Shape, dtype: Any) -> Candidate:
-    """Normalize nothing: scale and bias alone, which any network has."""
+    """Apply only scale and bias, without normalizing."""
 
     def apply(
         x: Array, scale: Array, bias: Array, stats: Stats, mask: Array | None = None
@@ -120,13 +120,13 @@ def without(shape: Shape, dtype: Any) -> Candidate:
 
 
 def affine(x: Array, scale: Array, bias: Array) -> Array:
-    """Compute scale * x + bias in float32 at least, as the libraries do, and return x's dtype."""
+    """Compute scale * x + bias in at least float32, as the libraries do; return it in x's dtype."""
     scale, bias = (jnp.expand_dims(v, range(x.ndim - 1)) for v in (scale, bias))
     return (x.astype(scale.dtype) * scale + bias).astype(x.dtype)
 
 
 def candidates() -> dict[str, Make]:
-    """Name the ways that are installed, and print a line for each that is not."""
+    """Return the installed implementations by name, and print a line for each missing one."""
     found: dict[str, Make] = {
         "jbn": with_jbn,
         "Flax": with_flax,
@@ -144,7 +144,7 @@ def candidates() -> dict[str, Make]:
 
 
 def torch_device() -> str | None:
-    """Name the device on which torch can be compared with this JAX, if any; else print why not."""
+    """Return torch's device to compare with this JAX; print why if there is none."""
     if not installed("torch"):
         print("torch is not installed: left out.")
         return None

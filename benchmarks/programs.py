@@ -1,14 +1,15 @@
-"""What is measured on accelerators: the operation alone, blocks around it, a whole network's step.
+"""Programs to measure on accelerators: the operation alone, blocks around it, a whole network.
 
-Each program is one function to be jitted and what makes its arguments, so that it can be run where
-the machine is and compiled where it is not. A gradient is pulled back from a cotangent that depends
-on the output, by x and all parameters; a step moves the parameters.
+Each program is a function to jit and a function that makes its arguments, so it can be run where
+the accelerator is present and compiled where it is not. Gradients are with respect to x and all
+parameters, pulled back from a cotangent that depends on the output; a training step also updates
+the parameters.
 
   op       batch normalization alone; the cotangent is y, as it was written to memory
   block    matmul or 3x3 convolution, batch normalization, ReLU, matmul or convolution
   masked   matmul, batch normalization with a padding mask, ReLU on (N, T, C)
   resnet50, bninception
-           forward pass in training; with gradient and SGD with momentum
+           forward pass in training; or gradient and one step of SGD with momentum
 """
 
 import functools
@@ -32,7 +33,7 @@ NORMS = ("jbn", "Flax", "none")
 
 
 class Program(NamedTuple):
-    """`step(*make())`, to be jitted; `size` is the number of bytes of the array to normalize."""
+    """`step(*make())`, with `step` to be jitted; `size` is the bytes of the array to normalize."""
 
     step: Callable[..., Any]
     make: Callable[[], tuple[Any, ...]]
@@ -40,7 +41,7 @@ class Program(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Shapes of what is normalized; blocks have `features` on either side of it."""
+    """Shapes of the arrays to normalize; blocks have `features` on either side of them."""
 
     op: tuple[Shape, ...]
     matmul: Shape
@@ -48,7 +49,7 @@ class Sizes(NamedTuple):
     masked: Shape
     features: int
     images: Shape
-    blocks: Shape  # Of the network; ResNet-50's but for a trial.
+    blocks: Shape  # Blocks per stage of the ResNet.
 
 
 FULL = Sizes(
@@ -93,7 +94,7 @@ def op(make: peers.Make, shape: Shape, dtype: str, backward: bool) -> Program:
 
 
 def block(make: peers.Make, kind: str, sizes: Sizes, dtype: str, backward: bool) -> Program:
-    """Normalize between two affine maps, "matmul" or "conv", or "masked" after one."""
+    """Normalize between two affine maps ("matmul" or "conv"), or after one ("masked")."""
     shape = {"matmul": sizes.matmul, "conv": sizes.conv, "masked": sizes.masked}[kind]
     candidate = make(shape, dtype)
     features, wide = sizes.features * (2 if kind == "masked" else 1), shape[-1]
@@ -131,7 +132,7 @@ def block(make: peers.Make, kind: str, sizes: Sizes, dtype: str, backward: bool)
 
 
 class ScaleAndBias(nn.BatchNorm):
-    """What is left of a batch normalization without statistics."""
+    """Batch normalization without the normalization: scale and bias only."""
 
     @nn.compact
     def __call__(self, x: Array, **ignored: Any) -> Array:
@@ -144,7 +145,7 @@ class ScaleAndBias(nn.BatchNorm):
 def network(
     norm: str, sizes: Sizes, dtype: str, backward: bool, *, name: str = "resnet50"
 ) -> Program:
-    """Train a network on a batch of images: kernels in `dtype`, all other parameters float32."""
+    """Train a network on a batch of images, with kernels in `dtype`, other parameters float32."""
     shape = sizes.images
     layers = {"jbn": BatchNorm, "Flax": nn.BatchNorm, "none": ScaleAndBias}
     layer = functools.partial(layers[norm], dtype=dtype)
@@ -186,7 +187,7 @@ def network(
 
 
 def vectors(candidate: peers.Candidate, shape: Shape) -> tuple[Array, Array]:
-    """Make scale and bias, neither of them neutral."""
+    """Make scale and bias, neither of them trivial."""
     dtype = candidate.param_dtype
     return jnp.full(shape[-1:], 1.5, dtype), jnp.full(shape[-1:], 0.5, dtype)
 

@@ -1,7 +1,7 @@
-"""Images per second of the training step of the study `imagenet` on CIFAR-10's images.
+"""Measure images per second of the training step of the study `imagenet` on CIFAR-10's images.
 
-Its preset `cifar`: the blocks of the paper's Fig. 5 with a sixteenth of the features, images of
-32x32, batches of 32, float32, SGD with momentum and L2 of the kernels, the variant BN-x5.
+This is its preset `cifar`: the blocks of the paper's Fig. 5 with a sixteenth of the features,
+images of 32x32, batches of 32, float32, SGD with momentum and L2 on the kernels, variant BN-x5.
 
   jbn      as the study trains
   Flax     the same network with Flax's BatchNorm
@@ -9,7 +9,7 @@ Its preset `cifar`: the blocks of the paper's Fig. 5 with a sixteenth of the fea
   torch    the same network, eager, channels last in memory; with 1 thread or one per core,
            whichever is faster
 
-A batch is one array in memory, and the same in every step: reading is not in it.
+Every step uses the same batch, already in memory, so reading images is not included.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ WAYS = ("jbn", "Flax", "without")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure, and where to leave the result."""
+    """What to measure, and where to write the result."""
 
     preset: Literal["smoke", "full"] = "full"
     """smoke: a tiny network, seconds, to see that all works"""
@@ -54,7 +54,7 @@ class Options:
 
 
 def model_of(way: str, config: Config) -> InceptionNet:
-    """Make the network, with one normalization or another; without, it has biases."""
+    """Make the network with the given normalization; without one, it has biases."""
     model = networks.make_model(config, VARIANT, CLASSES)
     if way == "Flax":
         return model.copy(norm=functools.partial(nn.BatchNorm, momentum=0.99))
@@ -70,7 +70,7 @@ def draw(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 
 def init(way: str, config: Config) -> Network:
-    """Draw the weights; to compile the network's own `init` takes longer than the step."""
+    """Draw the weights in NumPy: compiling the network's own `init` takes longer than the step."""
     model, optimizer = model_of(way, config), networks.make_optimizer(config, VARIANT, 1)
     shapes = jax.eval_shape(
         lambda key: networks.init(model, optimizer, key, config.size), jax.random.key(0)
@@ -91,7 +91,7 @@ def init(way: str, config: Config) -> Network:
 
 
 def jax_run(way: str, config: Config) -> tuple[Run, float]:
-    """Make the run of training steps, compiled; return the seconds that took, too."""
+    """Make the run of training steps; return it with the seconds that compiling took."""
     model, optimizer = model_of(way, config), networks.make_optimizer(config, VARIANT, 1)
 
     def step(network: Network, batch: Batch) -> Network:
@@ -134,7 +134,7 @@ def torch_run(config: Config) -> Run:
 
 
 def measure(config: Config, options: Options) -> dict[str, Any]:
-    """Compile, then time all in turn."""
+    """Compile everything, then time it in turn."""
     runs: dict[str, Run] = {}
     compile_seconds: dict[str, float] = {}
     for way in WAYS:

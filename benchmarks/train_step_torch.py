@@ -1,7 +1,7 @@
-"""The network of the study `imagenet` for images of 32x32, in torch: eager, by the same names.
+"""The network of the study `imagenet` for images of 32x32, in eager torch, with the same names.
 
-XLA's SAME padding puts the odd zero behind, torch's padding one on either side: where a stride of 2
-meets an even size, zeros are put where XLA has them.
+XLA's SAME padding puts an odd zero at the end, while torch pads equally on both sides. With a
+stride of 2 and an even size, zeros are therefore added where XLA puts them.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ class InceptionNet(nn.Module):
 
 
 def _behind(x: torch.Tensor) -> list[int]:
-    """Say how many zeros XLA puts behind columns and rows for a window of 3 and a stride of 2."""
+    """Return the zeros that XLA pads columns and rows with, for a window of 3 and a stride of 2."""
     rows, columns = x.shape[2:]
     if rows % 2 or columns % 2:
         return [1, 1, 1, 1]
@@ -94,7 +94,7 @@ def _pool(x: torch.Tensor, row: Block) -> torch.Tensor:
 
 
 def load(network: InceptionNet, variables: Any) -> None:
-    """Take the weights of the network in JAX."""
+    """Copy the weights of the JAX network."""
     params = variables["params"]
     units: dict[str, Any] = dict(network.units.items())
     with torch.no_grad():
@@ -108,7 +108,7 @@ def load(network: InceptionNet, variables: Any) -> None:
 
 
 def inputs(image: torch.Tensor) -> torch.Tensor:
-    """Scale colors of images (N, H, W, 3), and put them first; in memory they stay last."""
+    """Standardize images (N, H, W, 3) and move colors first; in memory they stay last."""
     x = (image / 255 - torch.tensor(COLOR_MEAN)) / torch.tensor(COLOR_STD)
     return x.permute(0, 3, 1, 2)
 
@@ -116,7 +116,7 @@ def inputs(image: torch.Tensor) -> torch.Tensor:
 def train(
     network: InceptionNet, image: np.ndarray, label: np.ndarray, *, rate: float, decay: float
 ) -> Run:
-    """Make the run of training steps: SGD with momentum .9, `decay` of the kernels alone."""
+    """Make the run of training steps: SGD with momentum .9, `decay` on the kernels only."""
     trained: Any = network.train()
     trained.to(memory_format=torch.channels_last)
     images, labels = torch.tensor(image), torch.tensor(label, dtype=torch.int64)

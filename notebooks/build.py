@@ -1,10 +1,10 @@
-"""Make each notebook from the script beside it, executed: equal results make equal bytes.
+"""Make each notebook by executing the script next to it; equal results give equal bytes.
 
     python notebooks/build.py          # all
-    python notebooks/build.py 04 05    # those whose names begin so
+    python notebooks/build.py 04 05    # those whose names begin with 04 or 05
 
-Cells are named by their place; times, versions and what widgets show (their names are random) are
-left out, so that a second execution changes no file.
+Cells are named by their position. Times, versions and widget output (which has random names) are
+left out, so that executing again changes no file.
 """
 
 import sys
@@ -19,7 +19,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def build(script: Path) -> None:
-    """Execute a script as a notebook, and write that beside it."""
+    """Execute a script as a notebook and write the notebook next to it."""
     notebook = jupytext.read(script)
     client = nbclient.NotebookClient(
         notebook,
