@@ -1,4 +1,4 @@
-"""How Sphinx makes the pages of this folder: `make docs`."""
+"""Sphinx configuration of the pages in this folder; build them with `make docs`."""
 
 import sys
 import tomllib
@@ -33,9 +33,9 @@ exclude_patterns = ["_build", "examples", "notebooks/*.py"]
 
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # They are kept with their outputs, and tests run them.
+nb_execution_mode = "off"  # Notebooks are stored with their outputs, and tests run them.
 nb_merge_streams = True
-# The last line of a cell is what it shows, also where it is a comment about nothing.
+# Code that Pygments cannot parse is shown without highlighting; that is not an error.
 suppress_warnings = ["misc.highlighting_failure"]
 
 # ---- Docstrings
@@ -50,7 +50,7 @@ maximum_signature_line_length = 70
 python_use_unqualified_type_names = True
 add_module_names = False
 
-# Names of other libraries, and expressions in docstrings, have no page to lead to.
+# Names from other libraries and expressions in docstrings have no page to link to.
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:(class|exc|obj|meth|func|attr)", r"(?s)(?!jbn\.).*"),
@@ -71,7 +71,7 @@ html_theme_options = {"navigation_with_keys": True}
 
 
 def set_language(app, page, template, context, doctree):
-    """Say that Korean pages are Korean, to browsers and screen readers."""
+    """Mark Korean pages as Korean for browsers and screen readers."""
     if page.startswith("ko/"):
         context["language"] = "ko"
 

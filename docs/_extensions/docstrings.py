@@ -1,4 +1,4 @@
-"""Docstrings are plain text with `code` and *emphasis*: a bar or a star in a formula is itself."""
+"""Treat docstrings as plain text with `code` and *emphasis*; bars and stars are not markup."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 CODE_OR_EMPHASIS = re.compile(r"(`[^`]*`|(?<![\w*])\*[A-Za-z]+\*(?![\w*]))")
 DOCTEST = re.compile(r"^\s*>>> ")
-# An example of one expression, on the line of its header.
+# An example of a single expression, on the same line as its header.
 SHORT_EXAMPLE = re.compile(r"^Example: `([^`]*)`\.?$", re.MULTILINE)
-# An argument that follows another one on its line.
+# An argument documented on the same line as the one before it.
 NEXT_ARGUMENT = re.compile(r"(?<=\.) (\w+): ")
 VARIADIC = re.compile(r"^\s*\*{1,2}\w+:")
 
 
 def escaped(text: str) -> str:
-    """Escape what reStructuredText would take for markup, outside of code and emphasis."""
+    """Escape what reStructuredText would read as markup, outside of code and emphasis."""
     parts = CODE_OR_EMPHASIS.split(text)
     return "".join(
         part if i % 2 else re.sub(r"([|*\\])", r"\\\1", part) for i, part in enumerate(parts)
@@ -28,13 +28,13 @@ def escaped(text: str) -> str:
 
 
 def process(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
-    """Escape a docstring paragraph by paragraph; doctests stay, and names such as **kwargs."""
+    """Escape a docstring by paragraph; keep doctests, and names such as **kwargs."""
     whole = SHORT_EXAMPLE.sub(
         lambda match: f"Example:\n  `{' '.join(match[1].split())}`", "\n".join(lines)
     )
     try:
         names = set(inspect.signature(value).parameters)
-    except (TypeError, ValueError):  # A module, or nothing that is called.
+    except (TypeError, ValueError):  # A module, or something else that is not callable.
         names = set()
     whole = NEXT_ARGUMENT.sub(
         lambda match: f"\n  {match[1]}: " if match[1] in names else match[0], whole

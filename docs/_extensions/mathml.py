@@ -1,4 +1,4 @@
-"""Formulas as MathML: browsers show it without a script, and no page asks the network for one."""
+"""Render formulas as MathML, which browsers show without a script, so no page loads one."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def inline(translator: Any, node: nodes.math) -> None:
 
 
 def block(translator: Any, node: nodes.math_block) -> None:
-    """Write a formula on a line of its own, which scrolls where the window is narrower."""
+    """Write a formula on its own line, which scrolls if the window is narrower."""
     translator.body.append('<div class="formula">')
     translator.body.append(convert(node.astext(), display="block"))
     translator.body.append("</div>")
@@ -22,7 +22,7 @@ def block(translator: Any, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Make it the renderer of formulas: the only one, as no other is loaded."""
+    """Register the only renderer of formulas, since no other is loaded."""
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.config.html_math_renderer = "mathml"
     return {"parallel_read_safe": True}

@@ -1,8 +1,8 @@
-"""Links to files of the repository that are no pages, such as `../benchmarks/NOTES.md`.
+"""Rewrite links to files of the repository that are not pages, such as `../benchmarks/NOTES.md`.
 
-They work where the Markdown is read beside those files. On the site they lead to the repository,
-where pyproject.toml has its address as `repository` of [project.urls]; without one the path is
-written out.
+They work as written when the Markdown is read inside the repository. On the site they link to the
+repository's address, `repository` in [project.urls] of pyproject.toml; without one, the path is
+written out instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("u
 
 
 def rewritten(text: str, folder: Path) -> str:
-    """Lead links that leave docs/, or enter docs/examples, to the repository."""
+    """Point links that leave docs/ or enter docs/examples to the repository."""
 
     def one(match: re.Match[str]) -> str:
         words, target, anchor = match[1], match[2], match[3] or ""
@@ -40,13 +40,13 @@ def rewritten(text: str, folder: Path) -> str:
 
 
 def read(app: Sphinx, name: str, source: list[str]) -> None:
-    """Rewrite the links of a page of Markdown."""
+    """Rewrite the links of a Markdown page."""
     path = Path(str(app.env.doc2path(name)))
     if path.suffix == ".md":
         source[0] = rewritten(source[0], path.parent)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Rewrite pages as they are read."""
+    """Rewrite pages when they are read."""
     app.connect("source-read", read)
     return {"parallel_read_safe": True}

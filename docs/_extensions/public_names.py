@@ -1,4 +1,4 @@
-"""What is public, and the check that every public name has an entry on a page."""
+"""List the public names, and check that each one has an entry on a page."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MODULES = ("jbn", "jbn.linen", "jbn.nnx", "jbn.models", "jbn.convert", "jbn.diag
 
 
 def public_names(module: str) -> list[str]:
-    """List what a module offers: `import x as x`, and what is defined there without underscore.
+    """List a module's public names: `import x as x`, and definitions without an underscore.
 
-    Modules among them have pages of their own.
+    Submodules are left out, as they have their own pages.
     """
     loaded = importlib.import_module(module)
     names = []
@@ -32,7 +32,7 @@ def public_names(module: str) -> list[str]:
 
 
 def check(app: Sphinx, env: BuildEnvironment) -> None:
-    """Fail where a public name has no entry."""
+    """Fail if a public name has no entry."""
     from sphinx.errors import ExtensionError
 
     documented = set(env.domains.python_domain.objects)
@@ -46,6 +46,6 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Check once all pages are read."""
+    """Run the check once all pages are read."""
     app.connect("env-check-consistency", check)
     return {"parallel_read_safe": True}

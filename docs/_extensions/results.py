@@ -1,8 +1,8 @@
-"""What was measured, read from docs/results when pages are made: numbers in sentences, and figures.
+"""Insert measured numbers and figures, read from docs/results when the pages are built.
 
-`` {measured}`batch_size/bn_2` `` is the number of that name with its interval, and
-`` {setting}`batch_size` `` the data, the preset and the seeds that it is of. So no page quotes a
-number that has since been measured again. The page `gallery` gets every figure of the ledger.
+`` {measured}`batch_size/bn_2` `` becomes the number of that name with its interval, and
+`` {setting}`batch_size` `` the data, the preset and the seeds it was measured with. This way no
+page quotes an outdated number. The page `gallery` gets every figure of the ledger.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PRESET = {"en": "preset {}", "ko": "{} 프리셋"}
 
 @functools.cache
 def summary(study: str) -> dict[str, Any]:
-    """Read what a study's kept run measured."""
+    """Read the results of a study's stored run."""
     path = LEDGER / study / "summary.json"
     if not path.exists():
         there = sorted(folder.name for folder in LEDGER.iterdir())
@@ -55,7 +55,7 @@ def number(name: str) -> str:
 
 
 def setting(study: str, language: str) -> str:
-    """Write the data, the preset and the seeds of a study's kept run."""
+    """Write the data, the preset and the seeds of a study's stored run."""
     content = summary(study)
     data = ", ".join(DATA.get(name, name) for name in content["data"]) or NO_DATA[language]
     parts = [data, PRESET[language].format(content["preset"])]
@@ -67,14 +67,14 @@ def setting(study: str, language: str) -> str:
 def measured_role(
     name: str, raw: str, text: str, line: int, inliner: Any, options: Any = None, content: Any = ()
 ) -> tuple[list[Any], list[Any]]:
-    """Put a measured number into a sentence."""
+    """Insert a measured number into a sentence."""
     return _inline(raw, number(text), "measured")
 
 
 def setting_role(
     name: str, raw: str, text: str, line: int, inliner: Any, options: Any = None, content: Any = ()
 ) -> tuple[list[Any], list[Any]]:
-    """Put data, preset and seeds into a sentence, in the language of the page."""
+    """Insert data, preset and seeds into a sentence, in the language of the page."""
     document = inliner.document.settings.env.docname
     language = "ko" if document.startswith("ko/") else "en"
     return _inline(raw, setting(text, language), "setting")
@@ -87,7 +87,7 @@ def _inline(raw: str, text: str, kind: str) -> tuple[list[Any], list[Any]]:
 
 
 def gallery() -> str:
-    """Write every figure of the ledger, by study, as Markdown."""
+    """Write every figure of the ledger as Markdown, by study."""
     lines = []
     for folder in sorted(folder for folder in LEDGER.iterdir() if folder.is_dir()):
         study = folder.name
@@ -112,7 +112,7 @@ def gallery() -> str:
 
 
 def fill(app: Sphinx, name: str, source: list[str]) -> None:
-    """Put the figures where a page asks for them."""
+    """Insert the figures where a page asks for them."""
     if FIGURES in source[0]:
         source[0] = source[0].replace(FIGURES, gallery())
 

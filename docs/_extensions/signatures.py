@@ -1,6 +1,6 @@
-"""Signatures as they are written, without the shapes: `x: ArrayLike`, not a union of ten types.
+"""Show signatures as written, without shapes: `x: ArrayLike`, not a union of ten types.
 
-Shapes are in the docstrings, where they have words beside them.
+Shapes are in the docstrings, where they are explained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 KINDS = {name for name in vars(jaxtyping) if name[0].isupper()} - {"Array", "ArrayLike"}
-# What is public under another name than its module's, so that it is a link everywhere.
+# Aliases inside jbn, spelled out so that the types in them become links.
 ALIASES = {
     "OptionalState": "BatchNormState | None",
     "Factor": "Array | None",
@@ -29,10 +29,10 @@ ALIASES = {
 
 
 class Readable(ast.NodeTransformer):
-    """Writes `Array` for `Float[Array, "N C"]`, and each type of a union once."""
+    """Replaces `Float[Array, "N C"]` by `Array`, and writes each type of a union once."""
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        """Leave out a shape, and what a generic class of jbn's is made of."""
+        """Leave out shapes, and the parameters of jbn's generic classes."""
         name = node.value.id if isinstance(node.value, ast.Name) else ""
         self.generic_visit(node)
         if name in KINDS:
@@ -49,7 +49,7 @@ class Readable(ast.NodeTransformer):
         return ast.parse(" | ".join(members), mode="eval").body
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
-        """Put in what an alias stands for, and the full names of jbn's own types."""
+        """Expand aliases, and write the full names of jbn's own types."""
         if node.id in ALIASES:
             return self.visit(ast.parse(ALIASES[node.id], mode="eval").body)
         if hasattr(jbn, node.id) and inspect.isclass(getattr(jbn, node.id)):
@@ -58,7 +58,7 @@ class Readable(ast.NodeTransformer):
 
 
 def definition(value: Any) -> ast.AST | None:
-    """Parse what defines a function or class; None where it has no source."""
+    """Parse the definition of a function or class; None if it has no source."""
     try:
         source = textwrap.dedent(inspect.getsource(value))
     except (OSError, TypeError):
@@ -67,7 +67,7 @@ def definition(value: Any) -> ast.AST | None:
 
 
 def of_function(node: ast.FunctionDef, *, bound: bool) -> tuple[str, str | None]:
-    """Write the arguments and the result of a function; `bound` leaves out self."""
+    """Write the arguments and the return type of a function; `bound` leaves out self."""
     arguments = node.args
     if bound:
         arguments.args = arguments.args[1:]
@@ -80,7 +80,7 @@ def of_function(node: ast.FunctionDef, *, bound: bool) -> tuple[str, str | None]
 
 
 def of_class(value: type) -> str | None:
-    """Write what makes an object: the arguments of __init__, or the fields of a dataclass."""
+    """Write a class's signature: the arguments of __init__, or the fields of a dataclass."""
     fields: dict[str, str] = {}
     for base in reversed(value.__mro__):
         node = definition(base) if base.__module__.startswith("jbn") else None
@@ -103,7 +103,7 @@ def _unquoted(annotation: ast.expr) -> ast.expr:
 def rewrite(
     app: Sphinx, what: str, name: str, value: Any, options: Any, signature: Any, returns: Any
 ) -> tuple[str | None, str | None] | None:
-    """Give autodoc the signature to show."""
+    """Return the signature that autodoc shows."""
     if inspect.isclass(value):
         return of_class(value) or "", None
     node = definition(inspect.unwrap(value)) if callable(value) else None

@@ -1,4 +1,4 @@
-"""Fine-tune a ResNet-18 whose weights come from PyTorch; take it out as one file for jax alone.
+"""Fine-tune a ResNet-18 with weights from PyTorch; export it as one file that needs only jax.
 
     python docs/examples/finetune.py --weights resnet18.safetensors --statistics train
 
@@ -6,7 +6,7 @@ Test accuracy on CIFAR-10, from random weights, all defaults, 6 min 7 s on two c
 
     last weights .462    averaged weights .477    folded and exported, run by predict.py .478
 
-One seed. No file of ImageNet's weights was at hand: `frozen` and `population` are only tested.
+One seed. No ImageNet weights were available, so `frozen` and `population` have only been tested.
 """
 
 import functools
@@ -30,12 +30,12 @@ import jbn.models
 def main(
     weights: Path | None = None,  # state_dict of torchvision's or timm's resnet18
     data: str = "cifar10",  # or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg
-    statistics: Literal["train", "frozen", "population"] = "train",  # batch; file; new images
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",  # of computation; what stays is float32
-    size: int = 32,  # pixels of a side, after resizing
+    statistics: Literal["train", "frozen", "population"] = "train",  # of batch; file; new images
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",  # of computation; variables are float32
+    size: int = 32,  # pixels per side, after resizing
     steps: int = 200,
     batch_size: int = 128,  # a multiple of the number of devices
-    rate: float = 0.02,  # the highest, after a warmup
+    rate: float = 0.02,  # peak learning rate, after a warmup
     out: Path = Path("finetuned"),  # the checkpoints and the exported model
 ) -> dict[str, float]:  # test accuracy
     # ---- Images, network, weights ----
@@ -46,11 +46,11 @@ def main(
     inputs = functools.partial(prepare, size=size)
     one = inputs(x_train[:1])
     variables = jax.jit(functools.partial(model.init, training=False))(jax.random.key(0), one)
-    if weights:  # All but the last layer, which is for other classes.
+    if weights:  # All but the last layer, which was trained for other classes.
         theirs = jbn.convert.network_from_torch(model, load_file(weights), head=False)
         variables = {**theirs, "params": {**variables["params"], **theirs["params"]}}
 
-    # ---- Statistics over given batches, with the weights held ----
+    # ---- Statistics over given batches, with fixed weights ----
     @jax.jit
     def population(held, batches):
         def step(batch_stats, x):
@@ -60,7 +60,7 @@ def main(
 
         return held | {"batch_stats": jbn.linen.population(step, held["batch_stats"], batches)}
 
-    # ---- One step: SGD, weight decay on kernels alone, a running average of the weights ----
+    # ---- One step: SGD, weight decay on kernels only, a running average of the weights ----
     kernels = functools.partial(jax.tree.map_with_path, lambda path, _: path[-1].key == "kernel")
     schedule = optax.warmup_cosine_decay_schedule(0, rate, steps // 10, steps)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4, mask=kernels), optax.sgd(schedule, 0.9))
@@ -81,7 +81,7 @@ def main(
         average = optax.incremental_update(params, average, 0.02)
         return {"params": params, **new}, optimizer_state, average
 
-    # ---- Training, over all devices; begun again, it goes on at the last checkpoint ----
+    # ---- Training over all devices; a restart resumes from the last checkpoint ----
     def batch(step):
         rows = np.random.default_rng([0, step]).choice(len(y_train), batch_size)
         return jax.device_put((x_train[rows], y_train[rows]), split)
@@ -98,7 +98,7 @@ def main(
             state = train_step(state, *batch(step))
             saved.save(step + 1, args=ocp.args.StandardSave(state))
 
-    # ---- The averaged weights with statistics of their own, folded, exported, read alone ----
+    # ---- The averaged weights with their own statistics: folded, exported, run by predict.py ----
     variables, _, average = state
     averaged = {**variables, "params": average}
     averaged = population(averaged, calibration) if training else averaged

@@ -1,4 +1,4 @@
-"""Images for the examples: CIFAR-10, or a folder of one's own with a folder for each class."""
+"""Images for the examples: CIFAR-10, or your own folder with one subfolder per class."""
 
 from pathlib import Path
 
@@ -14,16 +14,16 @@ Examples = tuple[np.ndarray, np.ndarray]
 
 
 def load(data: str, size: int, test_examples: int = 2_000) -> tuple[Examples, Examples]:
-    """Load images, uint8 `(N, H, W, 3)`, and labels, to train on and to test on.
+    """Load training and test images, uint8 `(N, H, W, 3)`, with their labels.
 
     Args:
-      data: "cifar10", see `experiments.tasks.cifar`; or a folder with `train/CLASS/` and
-        `test/CLASS/` of image files, labels 0, 1, ... in the order of their names.
-      size: pixels of a side of images from a folder; CIFAR's have 32.
-      test_examples: how many test images at most, spread over all.
+      data: "cifar10", see `experiments.tasks.cifar`; or a folder with image files in
+        `train/CLASS/` and `test/CLASS/`. Classes get labels 0, 1, ... in the order of their names.
+      size: pixels per side for images from a folder; CIFAR's have 32.
+      test_examples: maximum number of test images, spread evenly over all.
 
     Raises:
-      FileNotFoundError: no images there.
+      FileNotFoundError: the folder has no images.
     """
     if data == "cifar10":
         dataset = cifar.load()
@@ -38,9 +38,9 @@ def load(data: str, size: int, test_examples: int = 2_000) -> tuple[Examples, Ex
 
 
 def prepare(images: jax.Array, size: int) -> jax.Array:
-    """Standardize by the mean and deviation of ImageNet, as torchvision's weights want, resize."""
+    """Standardize by ImageNet's mean and deviation, as torchvision's weights expect, and resize."""
     x = images / 255.0 - jnp.array([0.485, 0.456, 0.406])
-    shape = (x.shape[0], size, size, 3)  # Of an exported network, x.shape[0] is a symbol.
+    shape = (x.shape[0], size, size, 3)  # During export, x.shape[0] is symbolic.
     return jax.image.resize(x / jnp.array([0.229, 0.224, 0.225]), shape, "bilinear")
 
 

@@ -2,7 +2,7 @@
 
     python docs/examples/nnx_cifar.py
 
-Tested in small; no run of the defaults is kept. 20 steps at --width 8: accuracy .20.
+Tested at a small scale; no run with the defaults is on record. 20 steps at --width 8: accuracy .20.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from images import load, prepare
 import jbn.nnx
 
 
-def conv_norm_act(inputs, outputs, stride, *, dtype, rngs):  # Statistics are float32.
+def conv_norm_act(inputs, outputs, stride, *, dtype, rngs):  # Statistics stay float32.
     conv = nnx.Conv(inputs, outputs, (3, 3), stride, use_bias=False, dtype=dtype, rngs=rngs)
     norm = jbn.nnx.BatchNorm(outputs, momentum=0.9, dtype=dtype, rngs=rngs)
     return nnx.Sequential(conv, norm, nnx.relu)
@@ -26,12 +26,12 @@ def conv_norm_act(inputs, outputs, stride, *, dtype, rngs):  # Statistics are fl
 
 def main(
     data: str = "cifar10",  # or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg
-    dtype: Literal["bfloat16", "float32"] = "bfloat16",  # of computation; what stays is float32
-    size: int = 32,  # pixels of a side, after resizing
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",  # of computation; variables are float32
+    size: int = 32,  # pixels per side, after resizing
     width: int = 32,  # features of the first layer
     steps: int = 1000,
     batch_size: int = 128,
-    rate: float = 0.1,  # the highest, after a warmup
+    rate: float = 0.1,  # peak learning rate, after a warmup
 ) -> dict[str, float]:  # test accuracy
     # ---- Images, and seven convolutions, some of which halve the image and double the width ----
     (x_train, y_train), (x_test, y_test) = load(data, size)
@@ -44,7 +44,7 @@ def main(
     model = nnx.Sequential(*layers, partial(jax.numpy.mean, axis=(1, 2), dtype="float32"), head)
     forward = nnx.jit(lambda model, x: model(prepare(x, size)))
 
-    # ---- One step: SGD, weight decay on kernels alone, a running average of the weights ----
+    # ---- One step: SGD, weight decay on kernels only, a running average of the weights ----
     decay = optax.add_decayed_weights(5e-4, mask=partial(jax.tree.map, lambda p: p.ndim > 1))
     sgd = optax.sgd(optax.warmup_cosine_decay_schedule(0, rate, steps // 10, steps), momentum=0.9)
     optimizer = nnx.Optimizer(model, optax.chain(decay, sgd), wrt=nnx.Param)
@@ -66,7 +66,7 @@ def main(
     for step in range(steps):
         train_step(model, averaged, optimizer, *batch(step))
 
-    # ---- The averaged weights with statistics of their own, folded ----
+    # ---- The averaged weights with their own statistics, folded ----
     calibration = np.stack([batch(steps + i)[0] for i in range(10)])
     nnx.update(averaged, jbn.nnx.population(forward, averaged, calibration))
     last, averaged = (nnx.view(net, use_running_average=True) for net in (model, averaged))

@@ -1,4 +1,4 @@
-"""Run a network that `finetune.py` exported: jax and NumPy are all that this needs.
+"""Run a network exported by `finetune.py`, with nothing but jax and NumPy.
 
 python predict.py model.jax images.npy logits.npy
 """

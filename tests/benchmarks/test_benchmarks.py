@@ -1,4 +1,4 @@
-"""The benchmarks run, and leave reports that can be read; no time is asserted."""
+"""The benchmarks run and write readable reports; no time is asserted."""
 
 import functools
 import importlib.util
@@ -29,7 +29,7 @@ WAYS = [
 
 @pytest.mark.parametrize("make", WAYS)
 def test_steps_are_of_the_whole_operation(make):
-    # A step by hand, in float64: the loop neither leaves anything out nor drifts away.
+    # Compare a step of the loop with one by hand in float64: nothing is left out, nothing drifts.
     shape, ratio = (6, 2, 2, 3), op_steps.CALM
     candidate = make(shape, "float32")
     x, scale, bias, stats = op_steps.start(candidate, shape, "float32", ratio)
@@ -54,7 +54,7 @@ def test_steps_are_of_the_whole_operation(make):
 
 
 def test_op_reports(tmp_path, monkeypatch):
-    monkeypatch.setattr(op, "DTYPES", ("bfloat16",))  # float32 is in the test above.
+    monkeypatch.setattr(op, "DTYPES", ("bfloat16",))  # The test above covers float32.
     op.main(op.Options(preset="smoke", output=tmp_path))
     result = json.loads((tmp_path / "op_cpu.json").read_text())
     assert len(result["rows"]) == len(op.PASSES) * len(op.SMOKE_CASES)
@@ -79,7 +79,7 @@ def test_interleaved_takes_the_median_of_the_rounds():
     seconds = common.interleaved(
         {name: counts.append for name, counts in taken.items()}, repeats=3, steps=7
     )
-    assert taken == {"a": [7] * 4, "b": [7] * 4}  # Once to compile.
+    assert taken == {"a": [7] * 4, "b": [7] * 4}  # One call compiles.
     assert set(seconds) == {"a", "b"}
 
 

@@ -1,4 +1,4 @@
-"""Collectives: how many and how large, by a gather and by the two sums of many devices."""
+"""Number and size of collectives, with a gather, and with the two sums used for many devices."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ def collectives_of(mode, make):
 
 
 def without_branches(hlo):
-    """Leave out what runs only where mean^2 > 2 var, or where squares of x are out of range."""
+    """Leave out what runs only if mean^2 > 2 var or if squares of x are out of range."""
     lists = re.findall(r"branch_computations=\{([^}]*)\}", hlo)
     branches = {name.strip() for names in lists for name in names.split(",")}
     assert all(f"\n{name} (" in hlo for name in branches)
@@ -49,17 +49,17 @@ def without_branches(hlo):
 @pytest.mark.parametrize("options", [{}, {"masked": True, "momentum": jbn.cumulative}])
 @pytest.mark.parametrize("mode", MODES)
 def test_collectives_of_a_training_step(mode, options):
-    """One each way for every layer, and one for the gradient.
+    """At most one per pass and layer, and one for the gradient.
 
-    Weights travel with the moments, and a schedule needs the count alone, which every device has:
-    no collective of their own.
+    Weights and schedules add none: weights are sent with the moments, and a schedule only needs the
+    count, which every device has.
     """
     assert LAYERS < collectives_of(mode, functools.partial(with_jbn, **options)) <= LIMIT
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_count_of_collectives_counts(mode):
-    """Two-pass statistics cost one more all-reduce each way than jbn may use."""
+    """Two-pass statistics cost one more all-reduce per pass than jbn may use."""
 
     def two_pass(features, name):
         def apply(x, params, state):
@@ -92,7 +92,7 @@ def test_parse_finds_each_collective_once():
 
 
 def test_parse_counts_a_function_as_often_as_it_is_called():
-    """Layers of one shape are one function, until XLA has put it in the place of every call."""
+    """Layers of equal shape are one function until XLA inlines it."""
     layer = jax.jit(lambda x: jax.lax.psum(jnp.cos(x), "d"))
 
     def function(x, whole):
@@ -122,12 +122,12 @@ def counted(mode, make, devices=DEVICES, collectives_of_layer=None):
     """Return the payload of the statistics of one layer, from HLO."""
     found = count(mode, make, devices=devices, layers=1, features=FEATURES)
     if collectives_of_layer:
-        assert len(found.collectives) == collectives_of_layer + 1  # And the gradient's.
+        assert len(found.collectives) == collectives_of_layer + 1  # 1 for the gradient.
     return found.forward, found.backward
 
 
 def test_the_benchmark_runs(tmp_path):
-    """In a process of its own, with the devices that it asks for; formula = compiled HLO at 8."""
+    """Runs in its own process with its own devices; formula and compiled HLO agree at 8."""
     command = ["-m", "benchmarks.collectives", "--preset", "smoke", "--output", str(tmp_path)]
     subprocess.run(
         [sys.executable, *command], check=True, env=own_environment(**UNCACHED), timeout=300
@@ -151,7 +151,7 @@ def test_the_benchmark_runs(tmp_path):
     assert f"{len(measured)} of {len(measured)} cases" in text
 
 
-# The sums are the same `psum` in every mode: each mode without options is below.
+# The sums are the same `psum` in every mode, so not every mode is tested with every option.
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
@@ -163,7 +163,7 @@ def test_the_benchmark_runs(tmp_path):
     ],
 )
 def test_two_sums_of_many_devices(mode, options, two_sums):
-    """One collective more than a gather has, at the payload of the formula."""
+    """One collective more than with a gather, and the payload is that of the formula."""
     want = payload(
         FEATURES,
         DEVICES,

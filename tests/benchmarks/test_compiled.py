@@ -1,4 +1,4 @@
-"""What compiled programs move: counting rules on programs known by hand, and bounds for a TPU."""
+"""Traffic of compiled programs: counting rules on hand-written programs, and bounds for a TPU."""
 
 import functools
 import importlib.util
@@ -186,7 +186,7 @@ def test_collectives_over_a_machine_are_counted(monkeypatch, tmp_path):
     rows = compiled.main(options)["targets"]["v5e"]
     assert list(rows) == [f"sync over 8, {mode}" for mode in compiled.collectives_steps.MODES]
     found = rows["sync over 8, shard_map"]["jbn"]
-    # The statistics of each device, two sums backward, and the gradient with the loss.
+    # The gathered statistics, two backward sums, and the gradient with the loss.
     gathered, sums, gradient = 8 * 3 * 16, 2 * 16, 4 * (4 * 4 + 4 + 4 + 1)
     assert found == {
         "collectives": 3, "bytes": gathered + sums + gradient, "apart": 0, "bytes apart": 0
@@ -196,8 +196,8 @@ def test_collectives_over_a_machine_are_counted(monkeypatch, tmp_path):
     assert re.search(r"sync over 8, shard_map: jbn +\| +3 \| +516 \|", table)
 
 
-# Million cycles of a TPU v5e, as XLA expects them, forward + backward: Flax's, and a little for
-# the guard of the pivot. With two passes over x, as it once was: 4.19, 5.59, 7.15.
+# Million cycles on a TPU v5e as XLA estimates them, forward + backward: Flax's, plus a margin for
+# guarding the pivot. An earlier version with two passes over x took 4.19, 5.59, 7.15.
 BOUNDS = {
     ("matmul", "bfloat16"): 3.49,
     ("matmul", "float32"): 4.70,

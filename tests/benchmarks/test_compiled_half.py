@@ -1,4 +1,4 @@
-"""Which convolutions of a network in half precision a TPU's compiler makes float32: none."""
+"""On a TPU, the convolutions of a half-precision network stay bfloat16, all but its last layer."""
 
 import importlib.util
 import re
@@ -17,7 +17,7 @@ CONVOLUTION = re.compile(
 
 
 def training_step(dtype):
-    """Make a training step of a small ResNet; on a TPU its last layer is a convolution, too."""
+    """Make a training step of a small ResNet; on a TPU, its last layer is a convolution too."""
     model = models.ResNet(blocks=(1,), widths=(16,), norm="batch", dtype=dtype)
 
     def make():

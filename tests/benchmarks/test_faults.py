@@ -1,4 +1,4 @@
-"""`benchmarks/faults.py`: that it finds nothing wrong in small, and that it would if there were."""
+"""`benchmarks/faults.py` finds no fault in a small run, and does find faults that are made."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from experiments.training.checkpoints import Checkpoints
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A short run, in this process."""
+    """A short run in this process."""
     root = tmp_path_factory.mktemp("runs")
     options = ["--preset", "smoke", "--steps", "40", "--runs", str(root)]
     assert main(["mnist_mlp", *options]) == 0
@@ -26,7 +26,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path):
-    """A copy of it, to be changed."""
+    """A copy of the finished run, to be changed."""
     return shutil.copytree(finished, tmp_path / "mnist_mlp" / finished.name)
 
 
@@ -84,10 +84,10 @@ def test_a_run_that_began_anew_is_told_from_one_that_went_on():
     told = "run: ...\nstep {} of 1,500  27 steps/s\nstep 1,500 of 1,500  225 steps/s\n"
     assert faults.began_at(told.format("1,040"), 1500) == 1020
     assert faults.began_at(told.format("20"), 1500) == 0
-    assert faults.began_at("run: ...\n", 1500) == 1500  # The last checkpoint was there.
+    assert faults.began_at("run: ...\n", 1500) == 1500  # The last checkpoint already existed.
 
 
-# ---- What is there -------------------------------------------------------------------------------
+# ---- The state of a run --------------------------------------------------------------------------
 
 
 def test_look_tells_what_a_run_was_at(tmp_path):

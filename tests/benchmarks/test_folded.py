@@ -1,4 +1,4 @@
-"""`python -m benchmarks.folded`, on networks that take seconds."""
+"""`python -m benchmarks.folded` on networks that take seconds."""
 
 import json
 

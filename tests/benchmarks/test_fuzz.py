@@ -1,4 +1,4 @@
-"""The drawn cases: their oracle against finite differences, and a fixed number of them."""
+"""Test the oracle of the fuzzer against finite differences, and run a fixed number of cases."""
 
 import functools
 import json
@@ -9,11 +9,11 @@ from oracles import Problem, assert_close
 
 from benchmarks import exact, exact_parts, fuzz, fuzz_cases
 
-# Central differences with a step of 1e-5 in float64: truncation 1e-10, rounding 1e-16 / 1e-5 of
-# sums of size 10.
+# Central differences with a step of 1e-5 in float64: truncation 1e-10, and rounding 1e-16 / 1e-5
+# times sums of size 10.
 STEP, DIFFERENCE_ERROR = 1e-5, 3e-8
 
-# A program takes a second to compile: a few of them, of all functions.
+# A program takes a second to compile, so only a few are tested, of every function.
 CASES = 150
 CHOSEN = tuple(
     fuzz.Signature(*args, **more)
@@ -38,7 +38,7 @@ SCALARS = ("epsilon", "momentum")
 
 
 def arrays(dtype, seed=0):
-    """Draw what training depends on: devices in two groups, five examples each, three features."""
+    """Draw the arguments of training: devices in two groups, five examples each, three features."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -61,13 +61,13 @@ def arrays(dtype, seed=0):
 
 
 def pooled():
-    """Number the statistics of each value, and the features."""
+    """Number each value's statistic and feature."""
     feature = exact.numbered(SHAPE, (2,))
     return exact.numbered(SHAPE, (0,)) // 2 * FEATURES + feature, feature
 
 
 def train(array):
-    """Compute values and gradients, ghost batches of one device each: as many labels as can be."""
+    """Compute values and gradients with one ghost batch per device, the most labels possible."""
     labels, feature = pooled()
     own = exact.numbered(SHAPE, (0, 2))
     batch, whole = (
@@ -94,7 +94,7 @@ def layer_norm(array):
 
 
 def differences(function, array, name):
-    """Differentiate sum(cotangent * value) by one argument."""
+    """Differentiate sum(cotangent * value) with respect to one argument."""
 
     def loss(value):
         found = function({**array, name: value}).values
@@ -125,7 +125,7 @@ def test_gradient_is_finite_differences(function, dtype):
             continue
         want = differences(function, array, name)
         assert_close(known.value.reshape(want.shape), want, DIFFERENCE_ERROR, name)
-        # The size of the terms is no excuse: it is of the order of the largest entry.
+        # The size that errors are relative to is not excessive next to the largest entry.
         assert np.all(known.size <= 100 * np.abs(want).max())
 
 
@@ -172,7 +172,7 @@ def test_whitening_is_white():
 
 
 def seeds(count):
-    """Take the first seeds that draw a chosen signature."""
+    """Return the first seeds that draw a chosen signature."""
     indices = {fuzz.SIGNATURES.index(signature) for signature in CHOSEN}
     chosen = (seed for seed in range(10**6) if seed % len(fuzz.SIGNATURES) in indices)
     return [next(chosen) for _ in range(count)]
@@ -190,7 +190,7 @@ def test_a_case_is_drawn_again():
         first, second = fuzz.draw(seed), fuzz.draw(seed)
         assert first.signature == second.signature
         for name, value in first.arrays.items():
-            assert value.tobytes() == second.arrays[name].tobytes()  # NaN too.
+            assert value.tobytes() == second.arrays[name].tobytes()  # Bytes, because of NaN.
 
 
 def test_a_wrong_number_is_found():
@@ -202,7 +202,7 @@ def test_a_wrong_number_is_found():
     assert not compare("y", right, known).fails
     assert compare("y", wrong, known).fails
     assert compare("y", right * np.nan, known).fails
-    # Nothing is claimed.
+    # No bound applies.
     assert not compare("y", right * np.nan, known, ratio=1e7).fails
     assert not compare("y", right * np.nan, known, constant=True).fails
     assert compare("var", right * np.nan, known, constant=True).fails

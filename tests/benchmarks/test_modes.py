@@ -1,7 +1,7 @@
 """The table of `benchmarks/modes.py`: each way to spread a batch equals one device.
 
-`test_devices.py` compares the plain ways with float64; here everything is compared with jbn itself
-on one device, in more ways.
+`test_devices.py` compares the basic ways with float64. Here more ways, and all of their results,
+are compared with jbn itself on one device.
 """
 
 import json
@@ -27,7 +27,7 @@ FAR = 100 * TOLERANCE
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("way", list(WAYS))
 def test_every_way_equals_one_device(way, groups):
-    for mask in MASKS:  # In one test: the boolean masks share a compilation.
+    for mask in MASKS:  # In one test, because boolean masks share a compilation.
         errors = modes.measure(way, mask, groups)
         if isinstance(errors, str):
             assert (way, groups) in MISSING
@@ -37,7 +37,7 @@ def test_every_way_equals_one_device(way, groups):
         assert not over, f"{mask}: {over}"
 
 
-# Cells that have no meaning: these, and no others.
+# The only cells that are missing from the table.
 MISSING = {
     *((way, "groups") for way in WAYS if way.startswith(IN_JIT)),
     *(("shard_map of vmap, over both", groups) for groups in GROUPS),
@@ -109,7 +109,7 @@ def test_masks_are_what_they_are_called():
 
 
 def test_one_device_equals_eight_that_share_a_running_mean_on_a_tpu(monkeypatch):
-    """There it is the pivot of all, where `shard_map` knows that they share it."""
+    """On a TPU, the running mean is everyone's pivot if `shard_map` knows that it is shared."""
     taken = []
 
     def take(*arguments, default, **platforms):
@@ -117,7 +117,7 @@ def test_one_device_equals_eight_that_share_a_running_mean_on_a_tpu(monkeypatch)
         return taken[-1](*arguments)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", take)
-    # Under a name of its own, for no program is traced twice.
+    # A new axis name forces JAX to trace again.
     spread = modes_spreads.Spread(
         modes_spreads.by_shard_map(True, [("of a TPU", modes_spreads.DEVICES)]), "of a TPU"
     )
@@ -125,7 +125,7 @@ def test_one_device_equals_eight_that_share_a_running_mean_on_a_tpu(monkeypatch)
     for mask in MASKS:
         errors = modes.measure("as on a TPU", mask, "no groups")
         assert max(errors.values()) <= TOLERANCE, f"{mask}: {errors}"
-    assert [branch.func.__name__ for branch in taken].count("_of_all") == 2  # But for weights.
+    assert [branch.func.__name__ for branch in taken].count("_of_all") == 2  # No float weights.
 
 
 # The table can fail --------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def constant_statistics(name, groups):
 
 
 def local_state(name, groups):
-    """Normalize by all devices, but move each device's state by its own part."""
+    """Normalize by all devices, but update each device's state by its own part."""
 
     def step(x, mask, params, state):
         y, _ = modes_steps.norm(name)(x, mask, params, state)
@@ -168,7 +168,7 @@ def local_state(name, groups):
 
 
 def moved_twice(name, groups):
-    """Move the state twice, as a forward pass that is run again may."""
+    """Update the state twice, as a rematerialized forward pass might."""
 
     def step(x, mask, params, state):
         once = modes_steps.norm(name)
@@ -195,7 +195,7 @@ def test_the_table_can_fail(monkeypatch, wrong, mask, right_in, wrong_in):
     assert all(errors[name] > FAR for name in wrong_in), errors
 
 
-# Where the transform cannot --------------------------------------------------------------------
+# Unsupported combinations ----------------------------------------------------------------------
 
 
 def test_groups_in_jit_over_sharded_arrays_say_what_to_do():
@@ -205,7 +205,7 @@ def test_groups_in_jit_over_sharded_arrays_say_what_to_do():
 
 @pytest.mark.parametrize("names", ["v", ("d", "v")])
 def test_jax_has_no_psum_over_a_vmap_inside_shard_map_checked(names):
-    """When this fails JAX has mended it: drop NOT_IN_JAX from the table."""
+    """When this fails, JAX has fixed it: drop NOT_IN_JAX from the table."""
 
     def run(check):
         total = jax.vmap(lambda v: jax.lax.psum(v, names), axis_name="v")
@@ -219,7 +219,7 @@ def test_jax_has_no_psum_over_a_vmap_inside_shard_map_checked(names):
         return spread(jnp.arange(16.0))
 
     assert run(check=False).shape == (16,)
-    with pytest.raises((ValueError, AssertionError)):  # An assert inside JAX for "v" alone.
+    with pytest.raises((ValueError, AssertionError)):  # For "v" alone, an assert inside JAX fails.
         run(check=True)
 
 
@@ -240,7 +240,7 @@ def test_a_vmap_inside_shard_map_checked_says_what_to_do(names):
 
 
 def test_report(tmp_path, monkeypatch):
-    """In a process of its own, which makes its own eight devices."""
+    """Runs in its own process, which makes its own eight devices."""
     env = {k: v for k, v in own_environment(**UNCACHED).items() if k != "JAX_PLATFORMS"}
     command = ["-m", "benchmarks.modes", "--preset", "smoke", "--output", str(tmp_path)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.train_step` on a tiny network; torch's is the same network as ours."""
+"""`python -m benchmarks.train_step` on a tiny network; torch's network equals ours."""
 
 import dataclasses
 import json
@@ -29,11 +29,11 @@ def test_networks_have_equally_many_parameters_but_for_biases():
         return sum(leaf.size for leaf in jax.tree.leaves(network.params))
 
     assert count("jbn") == count("Flax")
-    assert count("without") < count("jbn")  # A bias in place of scale and bias.
+    assert count("without") < count("jbn")  # A bias instead of scale and bias.
 
 
 def test_torch_has_the_same_network():
-    """Blocks of every kind: both that halve the space, one from an odd size, and both pools."""
+    """All kinds of blocks: both strided ones, one of them on an odd size, and both pools."""
     torch = pytest.importorskip("torch")
     from benchmarks import train_step_torch
 
@@ -66,5 +66,5 @@ def test_torch_has_the_same_network():
     ours, _ = forward(params, image)
     with torch.no_grad():
         logits = theirs.train()(train_step_torch.inputs(torch.tensor(image)))
-    # Float32 sums in two orders, through statistics of as few as 16 values.
+    # Float32 sums in different orders, through statistics of as few as 16 values.
     np.testing.assert_allclose(logits.numpy(), ours, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The modules that Sphinx imports when it makes the pages, and Keras on JAX."""
+"""Make Sphinx's extension modules importable, and run Keras on JAX."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What Sphinx is given: names, signatures, links and numbers, without a build."""
+"""What the Sphinx extensions produce, without a build: names, signatures, links and numbers."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A Korean page has the headings, snippets, formulas and numbers of the English one."""
+"""A Korean page has the same headings, snippets, formulas and numbers as the English one."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ ENGLISH = {
 
 
 def structure(path):
-    """Take from a page what does not depend on its language."""
+    """Extract from a page what does not depend on its language."""
     text = path.read_text()
     blocks = re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)

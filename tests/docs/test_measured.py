@@ -1,4 +1,4 @@
-"""Numbers that pages quote are those that were measured."""
+"""Numbers quoted on pages are the measured ones."""
 
 import json
 import re

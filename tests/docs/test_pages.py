@@ -1,7 +1,7 @@
-"""Every snippet of the pages in folders of docs/ runs, in order, a page in a namespace of its own.
+"""Every snippet of the pages in subfolders of docs/ runs, in order, one namespace per page.
 
-The pages beside those folders run in processes of their own, `tests/test_docs.py`. What is Korean
-has the snippets of the English page (`test_korean_pages.py`) and is not run again.
+Pages directly in docs/ run in separate processes, see `tests/test_docs.py`. Korean pages have the
+snippets of the English ones (`test_korean_pages.py`) and are not run again.
 """
 
 import re
@@ -26,11 +26,11 @@ def test_python(page, capsys):
     for peer in sorted(set(PEERS.findall("\n".join(code)))):
         pytest.importorskip(peer, reason=f"{peer} is not installed")
     names = {"__name__": f"docs.{page.stem}"}
-    with jax.numpy_rank_promotion("allow"):  # As readers have it.
+    with jax.numpy_rank_promotion("allow"):  # JAX's default, which readers have.
         for i, snippet in enumerate(code):
             exec(compile(snippet, f"{page.name}, snippet {i + 1}", "exec"), names)
     printed = capsys.readouterr().out
-    for output in snippets(page, "text"):  # Numbers may differ in the last digit, columns not.
+    for output in snippets(page, "text"):  # Numbers may differ in the last digit, headers not.
         assert output.splitlines()[0] in printed
 
 
