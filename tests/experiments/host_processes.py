@@ -1,4 +1,4 @@
-"""Processes on the loopback interface, each of which is a host."""
+"""Start processes that act as hosts, connected over the loopback interface."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextlib.contextmanager
 def processes(count, arguments, folder, environment=lambda i: {}):
-    """Start `count` processes with these arguments, their output going to out.0, out.1, ..."""
+    """Start `count` processes with these arguments and output to out.0, out.1, ..."""
     inherited = own_environment(PYTHONPATH=str(ROOT))
     started = []
     for i in range(count):
@@ -48,7 +48,7 @@ def told(folder, i):
 
 
 def wait_all(started, folder, seconds=240):
-    """Wait for all to end; return their exit statuses."""
+    """Wait for all processes to end; return their exit statuses."""
     until = time.monotonic() + seconds
     for i, process in enumerate(started):
         try:

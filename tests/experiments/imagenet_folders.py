@@ -1,4 +1,4 @@
-"""Folders of small images, as ImageNet's are, and shards of them."""
+"""Folders of small images, laid out like ImageNet's."""
 
 import io
 import json
@@ -9,14 +9,14 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def jpeg(label, number, size=(40, 30)):
-    """A JPEG of one color, which tells label and number."""
+    """Make a JPEG of one color, which encodes label and number."""
     content = io.BytesIO()
     Image.new("RGB", size, (80 * label, number, 255 - number)).save(content, "JPEG")
     return content.getvalue()
 
 
 def make_folder(folder, splits=(("train", 8), ("validation", 4)), classes=CLASSES):
-    """Make so many images of each class; of classes alone, where a split has no name."""
+    """Make images per split and class; a split named "" puts the classes directly in the folder."""
     for split, count in splits:
         for label, name in enumerate(classes):
             (folder / split / name).mkdir(parents=True)
@@ -26,7 +26,7 @@ def make_folder(folder, splits=(("train", 8), ("validation", 4)), classes=CLASSE
 
 
 def change_index(path, change):
-    """Write an index anew, as `change` makes it in place."""
+    """Rewrite an index that `change` modifies in place."""
     index = json.loads(path.read_text())
     change(index)
     path.write_text(json.dumps(index))

@@ -1,4 +1,4 @@
-"""Pages of a report of two finished runs: one within its rules, one outside of them."""
+"""Report pages of two finished runs: one satisfies its claims' rules, one violates them."""
 
 import importlib
 
@@ -13,7 +13,7 @@ HOSTILE = """<script>alert("x")</script> & 'so' on"""
 
 
 def finished(runs, name, estimate):
-    """Make a finished run whose every number is `estimate(check)`."""
+    """Make a finished run in which every number is `estimate(check)`."""
     config = importlib.import_module(f"experiments.studies.{name}.config").PRESETS["quick"]
     with run_dir.create(runs, name, config) as run:
         run_dir.keep_environment(run, environment.describe())
@@ -28,7 +28,7 @@ def finished(runs, name, estimate):
 
 
 def inside(check):
-    """Make an estimate that the check is shown by."""
+    """Make an estimate that satisfies the check."""
     low, high = check.low, check.high
     value = (
         high - 1 if low == -float("inf") else low + 1 if high == float("inf") else (low + high) / 2
@@ -42,7 +42,7 @@ def outside(check):
 
 
 def write_pages(folder):
-    """Write the report of a run that is as claimed, and of one that is not."""
+    """Write the report of a run that satisfies its claims and of one that does not."""
     finished(folder / "runs", "identities", inside)
     finished(folder / "runs", "titanic", outside)
     results = ledger.collect([folder / "runs"], kept=folder / "none")

@@ -1,4 +1,4 @@
-"""What `experiments.studies.batch_size` measures with, against exact arithmetic and NumPy."""
+"""The functions `experiments.studies.batch_size` measures with, against exact values and NumPy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ CONFIG = PRESETS["smoke"]
 def test_one_and_two():
     found = degenerate_batches()
     assert found["one_output"].max() == 0
-    assert found["one_gradient"].max() < 1e-10  # Float64's rounding, times 1 / sqrt(epsilon).
+    assert found["one_gradient"].max() < 1e-10  # Float64 rounding times 1 / sqrt(epsilon).
     np.testing.assert_allclose(found["two"], 1, atol=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_rates_are_not_chosen_on_training_images():
     assert images.dtype == np.uint8
     assert labels.shape == (2, 200)
     assert len(test) == len(dataset.test_labels)
-    for seed in range(2):  # Of binary digits, few are the same twice.
+    for seed in range(2):  # Only few binary digits are duplicates.
         seen = {row.tobytes() for row in np.asarray(images[seed])}
         assert sum(row.tobytes() in seen for row in np.asarray(validation[seed])) < 10
 

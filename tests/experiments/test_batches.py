@@ -1,4 +1,4 @@
-"""The experiment on batches: how they are drawn, and what their means and all-data steps are."""
+"""The experiment on batches: how they are drawn, their means, and steps on all data."""
 
 import functools
 
@@ -36,7 +36,7 @@ def test_shuffled_anew_and_fixed():
     }
     assert compositions["fixed"][0] == compositions["fixed"][1] == compositions["fixed"][2]
     assert not compositions["shuffled"][0] & compositions["shuffled"][1]
-    assert not np.array_equal(epochs["fixed"][0], epochs["fixed"][1])  # In another order.
+    assert not np.array_equal(epochs["fixed"][0], epochs["fixed"][1])  # Same batches, other order.
 
 
 def test_population_batches_are_all_examples_in_another_order():
@@ -89,7 +89,7 @@ def test_mean_error_and_its_exponent():
     inputs = jnp.asarray(3 + 2 * np.random.default_rng(0).normal(size=(5000, 40)), jnp.float32)
     sizes = np.array([4, 64])
     found = [float(batches.mean_error(inputs, m, 400, jax.random.key(0))) for m in sizes]
-    # Mean of |N(0, 1/m)|; 400 batches of 40 units leave .006 of it to chance.
+    # The mean of |N(0, 1/m)|; with 400 batches of 40 units, its standard error is .006 of it.
     np.testing.assert_allclose(found, np.sqrt(2 / np.pi / sizes), rtol=0.03)
     errors = np.array([[3.0], [5.0]]) * sizes[None] ** np.array([[-0.5], [-0.4]])
     np.testing.assert_allclose(batches.exponents(sizes, errors), [-0.5, -0.4], rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read back is what was written by this run, whole, or nothing."""
+"""Checkpoints: reading returns exactly what this run wrote, complete, or nothing."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from experiments.training.checkpoints import MANIFEST, Checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What makes one run another's foreigner."""
+    """A config, which tells runs apart."""
 
     rate: float = 0.1
 
@@ -49,7 +49,7 @@ def newest(path):
 
 
 def data_file(checkpoint):
-    """Return the largest file but the manifest."""
+    """Return the largest file other than the manifest."""
     files = [p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST]
     return max(files, key=lambda p: p.stat().st_size)
 
@@ -65,7 +65,7 @@ def test_reads_back_what_was_written_bit_for_bit(tmp_path):
 
 def test_keeps_two_and_no_leftovers(tmp_path):
     path = make(tmp_path, (10, 20, 30))
-    (path / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()  # As a kill leaves it.
+    (path / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()  # Left by a kill.
     assert newest(path)[0] == 30
     assert sorted(p.name for p in (path / "checkpoints").iterdir()) == ["20", "30"]
     assert not (path / "refused").exists()
@@ -126,7 +126,7 @@ def test_damaged_one_is_refused_by_name_and_the_one_before_used(tmp_path, capsys
     assert f"{path / 'checkpoints' / '20'} is refused: {reason}" in told
     assert "goes on from that of step 10" in told
     assert (path / "refused" / "20.0").is_dir()
-    # What was refused is not in the way of the next one of that step, nor of its refusal.
+    # A refused checkpoint does not block a new one of the same step, nor the new one's refusal.
     with run_dir.open_run(path) as run, Checkpoints(run) as checkpoints:
         checkpoints.save(20, state(20))
     assert newest(path)[0] == 20
@@ -144,7 +144,7 @@ def test_damaged_one_is_refused_by_name_and_the_one_before_used(tmp_path, capsys
     ],
 )
 def test_one_with_other_arrays_is_refused(tmp_path, capsys, like, reason):
-    """As another version of the code has them."""
+    """Another version of the code may have other arrays."""
     with run_dir.create(tmp_path, "demo", Config()) as run:
         with Checkpoints(run) as checkpoints:
             checkpoints.save(10, {"w": np.zeros((2, 3), np.float32)})
@@ -152,7 +152,7 @@ def test_one_with_other_arrays_is_refused(tmp_path, capsys, like, reason):
             found = checkpoints.newest(like)
             if reason:
                 assert found is None
-                checkpoints.save(10, like)  # It is not in the way.
+                checkpoints.save(10, like)  # The refused one does not block it.
                 assert checkpoints.newest(like)[0] == 10
     told = capsys.readouterr().err
     if not reason:
@@ -211,7 +211,7 @@ with run_dir.open_run(Path(sys.argv[1])) as run, Checkpoints(run) as checkpoints
 
 
 def test_a_disk_that_takes_no_more_is_said_and_the_one_before_used(tmp_path):
-    """Files are limited in size here: to orbax's writers in C++ it is much the same."""
+    """A limit on file size stands in for a full disk, as orbax's C++ writers fail alike."""
     path = make(tmp_path)
     environment = own_environment(PYTHONPATH=str(Path(__file__).parents[2]))
     done = subprocess.run(
@@ -229,7 +229,7 @@ def test_rows_that_changed_since_are_refused_with_it(tmp_path, capsys):
         for step in (10, 20):
             run.append("metrics.jsonl", {"step": step})
             checkpoints.save(step, state(step))
-        run.append("metrics.jsonl", {"step": 30})  # Of no checkpoint yet.
+        run.append("metrics.jsonl", {"step": 30})  # Not in any checkpoint yet.
     rows = (run.path / "metrics.jsonl").read_text()
     (run.path / "metrics.jsonl").write_text(rows.replace("30", "31"))
     assert newest(run.path)[0] == 20
@@ -240,7 +240,7 @@ def test_rows_that_changed_since_are_refused_with_it(tmp_path, capsys):
     assert newest(run.path) is None
 
 
-# ---- Written by a thread -------------------------------------------------------------------------
+# ---- Written in a thread -------------------------------------------------------------------------
 
 
 def test_a_thread_writes_what_there_was_when_it_was_asked_to(tmp_path):
@@ -262,7 +262,7 @@ def test_a_thread_writes_what_there_was_when_it_was_asked_to(tmp_path):
 
 def test_one_whose_thread_was_killed_is_refused_for_the_one_before(tmp_path, capsys):
     path = make(tmp_path)
-    (path / "checkpoints" / "20" / MANIFEST).unlink()  # It comes last.
+    (path / "checkpoints" / "20" / MANIFEST).unlink()  # It is written last.
     assert newest(path)[0] == 10
     assert "as if its writing was interrupted" in capsys.readouterr().err
 

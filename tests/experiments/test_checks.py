@@ -1,4 +1,4 @@
-"""Options: those that cannot be are refused in one line, by every study."""
+"""Options: every study refuses invalid ones in one line."""
 
 import dataclasses
 import importlib
@@ -17,7 +17,7 @@ CONFIGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Options of every type."""
+    """Options of all types."""
 
     steps: int = 10
     rate: float = 0.1
@@ -53,7 +53,7 @@ def test_what_cannot_be_is_refused(options, message):
 
 def test_bounds_of_a_field():
     check(Config())
-    check_types(Config(rate=1))  # As JSON may have it.
+    check_types(Config(rate=1))  # JSON may store it as an int.
     check(Config(rate=0.0), rate="[0, 1)")
     for value, bounds in ((1.0, "[0, 1)"), (-0.1, "[0, 1)"), (0.0, "(0, 1]")):
         with pytest.raises(ValueError, match=r"`rate` in [\[(]0, 1"):
@@ -108,7 +108,7 @@ def test_shares_and_divisors(name, options):
 
 
 def test_every_preset_is_of_the_types_that_it_says():
-    """Read from a file as well: `--resume` takes it."""
+    """Also when read from a file, as `--resume` does."""
     from experiments import run_dir
 
     for study in CONFIGS.values():

@@ -1,4 +1,4 @@
-"""The command line: what is refused, what goes wrong with the system, and how to go on."""
+"""The command line: what it refuses, system errors, and how to resume."""
 
 import contextlib
 import errno
@@ -180,7 +180,7 @@ def test_a_locale_without_plus_minus_survives(monkeypatch):
             )
 
 
-# ---- How to go on --------------------------------------------------------------------------------
+# ---- How to resume -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("runs", ["runs", "my runs; rm *", "-runs", "/absolute", "é"])

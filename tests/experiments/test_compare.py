@@ -1,4 +1,4 @@
-"""The comparison of all norms: what it trains, chooses, compares; against NumPy and optax."""
+"""The comparison of all norms: what it trains, selects and compares, against NumPy and optax."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ MLP = "mlp"
 
 @pytest.fixture(scope="module")
 def trained():
-    """An MLP, and the digits as it takes them."""
+    """An MLP, with the digits as its inputs."""
     split = training.sample_images(SMOKE, data.load_digits())
     return training.Trained(SMOKE, MLP, 32, {"digits": training.for_model(MLP, split)})
 
@@ -78,7 +78,7 @@ def test_gray_images_and_colored_ones_get_one_shape():
     gray = random.integers(256, size=(2, 28, 28), dtype=np.uint8)
     made = training.colors(gray, 4)
     assert made.shape == training.colors(np.zeros((2, 32, 32, 3), np.uint8), 4).shape
-    expected = gray[1, 2:6, 6:10].mean()  # Two pixels of margin: rows 4 to 7, columns 8 to 11.
+    expected = gray[1, 2:6, 6:10].mean()  # Padded by two: rows 4 to 7, columns 8 to 11.
     np.testing.assert_allclose(made[1, 1, 2], [expected] * 3)
     np.testing.assert_allclose(made.sum(), 3 * gray.sum() / 16)
 
@@ -101,7 +101,7 @@ def test_a_network_is_made_once_and_resnet20_has_20_layers():
     made = jax.eval_shape(lambda: model.init(jax.random.key(0), x, training=False))
     kernels = [leaf for leaf in jax.tree.leaves(made["params"]) if leaf.ndim > 1]
     assert len(kernels) == 20
-    assert sum(leaf.size for leaf in jax.tree.leaves(made["params"])) == 269_722  # As He et al.
+    assert sum(leaf.size for leaf in jax.tree.leaves(made["params"])) == 269_722  # As in He et al.
 
 
 def test_bfloat16_is_of_the_arithmetic_alone():
@@ -138,7 +138,7 @@ def test_steps_of_one_program_are_those_of_many(trained):
 
 
 def test_the_rate_is_chosen_by_validation_and_every_seed_tested_at_it(trained, monkeypatch):
-    """The rates that choose by the first seed alone; its run is not trained twice."""
+    """Rates are compared on the first seed only, and its run at the best rate is not repeated."""
     config = dataclasses.replace(SMOKE, rates=(1e-6, 0.1))
     trained = trained._replace(config=config)
     asked, train = [], training.Trained.train
@@ -165,7 +165,7 @@ CONFIG = dataclasses.replace(
 
 
 def made_up():
-    """Two data sets, three evaluations, two seeds: accuracies of batch norm, none and group."""
+    """Accuracies of batch, no and group norm: two data sets, three evaluations, two seeds."""
     last = {"none": (0.6, 0.7), "batch": (0.8, 0.9), "group": (0.7, 0.8)}
     tests = {}
     for dataset, more in (("mnist", 0.0), ("cifar10", -0.1)):
@@ -187,7 +187,7 @@ def test_differences_are_paired_by_seed_and_averaged_over_data_sets():
     np.testing.assert_allclose(told["batch_gain_cnn"].values, [0.2, 0.2])
     np.testing.assert_allclose(told["group_gain_small_cnn"].values, [0.1, 0.1])
     np.testing.assert_allclose(told["group_gain_excess_cnn"].values, [0.2, 0.2])
-    # 0.65 and 0.75 at the second of three evaluations are more than 0.6 and 0.7 at the last.
+    # 0.65 and 0.75 at the second of three evaluations exceed 0.6 and 0.7 at the last.
     np.testing.assert_allclose(told["batch_steps_cnn"].values, [2 / 3, 2 / 3])
     np.testing.assert_allclose(told["batch_seconds_cnn"].values, [2, 2])
     expected = estimates.mean([0.8, 0.9])
@@ -207,7 +207,7 @@ def test_the_table_has_a_line_for_every_norm_and_a_column_for_every_data_set():
 
 
 def test_every_panel_shows_all_of_its_points():
-    """One scale for all panels, though networks are far apart."""
+    """All panels share one scale, though the networks' accuracies are far apart."""
     config = dataclasses.replace(CONFIG, models=("mlp", "cnn"))
     last = {
         (model, norm, size): np.array([low, low + 0.1])

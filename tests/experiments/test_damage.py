@@ -1,4 +1,4 @@
-"""A study whose kept files are damaged: it is said, and what is needed is measured again."""
+"""A study whose stored files are damaged says so and measures what it needs again."""
 
 import dataclasses
 import errno
@@ -93,7 +93,7 @@ def test_what_another_part_or_run_kept_is_said_and_measured_again(run, tmp_path,
 
 
 def test_a_part_that_another_version_kept_is_named(run):
-    """One that lacks an array: which ones a part has is known only once it is measured."""
+    """It lacks an array, which shows only on access: only measuring tells what a part contains."""
     Study("demo", run).part("depth", lambda: {"x": VALUES})
     found = Study("demo", run).part("depth", lambda: pytest.fail("measured again"))
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Data files: only the official ones are read, and the cache never holds anything else."""
+"""Data files: only official ones are read, and the cache never holds anything else."""
 
 import functools
 import gzip
@@ -35,7 +35,7 @@ def write_folder(folder):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A data folder with a small MNIST, whose checksums pass for the official ones."""
+    """A data folder with a small MNIST whose checksums are registered as the official ones."""
     write_folder(tmp_path / "data" / "mnist")
     sums = {
         role: hashlib.sha256((tmp_path / "data" / "mnist" / file).read_bytes()).hexdigest()
@@ -49,13 +49,13 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(folder):
-    """Where downloads go."""
+    """The folder for downloads."""
     del folder
     return pooch.os_cache("jbn") / "mnist"
 
 
 class Server:
-    """A mirror on this machine that counts what it is asked for."""
+    """A local mirror that counts requests."""
 
     def __init__(self, folder):
         self.requests = requests = []

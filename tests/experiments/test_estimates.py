@@ -32,7 +32,7 @@ def test_interval_covers_the_truth_in_95_percent():
         seen.low < 1 < seen.high
         for seen in (estimates.ratio(np.exp(rng.normal(0, 1, 6))) for _ in range(2000))
     ]
-    assert 0.93 < np.mean(covered) < 0.97  # two thousand trials: a standard error of .005
+    assert 0.93 < np.mean(covered) < 0.97  # 2,000 trials: standard error .005
 
 
 def test_share_is_wilsons():

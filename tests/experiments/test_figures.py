@@ -1,4 +1,4 @@
-"""Figures: what none may have, how runs are drawn, and what a study keeps of one."""
+"""Figures: flaws that are not allowed, how runs are drawn, and what a study stores."""
 
 import dataclasses
 
@@ -32,7 +32,7 @@ def svg_of(path, make):
 
 
 def good():
-    """Make two panels as they should be."""
+    """Make two panels without flaws."""
     made = plotting.figure(2)
     for axes, title in zip(made.axes, ("Left", "Right"), strict=True):
         plotting.band(axes, [1, 2, 3], np.ones((3, 3)) * [1, 2, 4], "batch")
@@ -130,7 +130,7 @@ def test_a_logarithmic_axis_has_a_place_for_zero():
 
 
 def test_runs_that_diverged_are_drawn_too(tmp_path):
-    """Every run of the claims about divergence has a mark, finite or not."""
+    """Every run of the claims about divergence has a marker, finite or not."""
     last = {"unclipped": np.array([np.nan, np.inf, 2.0]), "clipped": np.array([0.2, 0.3, 9.0])}
     errors, shares = recurrent.plot_clipping(Recurrent(), last).axes
     drawn = np.concatenate([line.get_ydata() for line in errors.lines[:4]])
@@ -149,7 +149,7 @@ def test_runs_that_diverged_are_drawn_too(tmp_path):
 
 
 def drawn(panel):
-    """Read the points of a panel that have an interval, from left to right."""
+    """Return the points of a panel that have an interval, from left to right."""
     return sorted(tuple(float(x[0]) for x in c.lines[0].get_data()) for c in panel.containers)
 
 
@@ -163,7 +163,7 @@ def test_what_a_claim_is_about_is_in_its_figure():
         by | for_one_size[0], examples | for_one_size[1], affine
     ).axes
     assert len(averaged.containers) == len(kinds)
-    assert drawn(averaged)[-1] == (examples["cumulative"], pytest.approx(-10))  # Points.
+    assert drawn(averaged)[-1] == (examples["cumulative"], pytest.approx(-10))  # Percentage points.
 
     batch = {"batch": seeds + 0.5, "population": seeds + 0.9}
     batches = {"alone": seeds, "mixed_2": batch, "sorted_2": batch}

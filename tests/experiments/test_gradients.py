@@ -1,4 +1,4 @@
-"""What `gradients` measures with: the deep network, its gradients, backpropagation by hand."""
+"""The functions `gradients` measures with: the deep network, its gradients, manual backprop."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from experiments.studies.gradients.deep import of_depth
 from jbn.models import MLP
 
 KINDS = [("linear", "none"), ("linear", "residual")]
-EXACT = 1e-12  # Float64, a few matrix products.
+EXACT = 1e-12  # A few matrix products in float64.
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def found() -> dict[str, np.ndarray]:
 
 
 def by_hand(seed: int, init: str, skip: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Compute pre-activations of a linear network, and the gradients by them, in NumPy."""
+    """Compute pre-activations of a linear network and gradients by them in NumPy."""
     x = sampling.rng(0, "inputs").normal(size=(7, 10))
     labels = sampling.rng(0, "labels").integers(0, 10, 7)
     (variables,) = deep.sample_weights(of_depth(6, 10), x, [seed])
@@ -90,14 +90,14 @@ def test_odd_depth_is_refused():
 
 
 def test_mean_factor_takes_means_first():
-    # Two networks: the mean square doubles per block, so 2 ** .5 per layer, in neither of the two.
+    # The mean of the two networks doubles per block (2 ** .5 per layer), though neither does alone.
     squared = np.array([[1.0, 3.0, 2.0], [3.0, 5.0, 14.0]])[:, ::-1]
     np.testing.assert_allclose(factors.mean_factor(squared, 1), [2**0.5])
 
 
 def test_the_rate_is_chosen_on_validation_images():
     accuracy = np.zeros((3, 2, 2))
-    accuracy[:, :, 0] = [[0.2, 0.2], [0.9, 0.7], [1.0, 0.0]]  # Validation: the second is best.
+    accuracy[:, :, 0] = [[0.2, 0.2], [0.9, 0.7], [1.0, 0.0]]  # The second is best.
     accuracy[:, :, 1] = [[0.9, 0.9], [0.5, 0.6], [0.8, 0.8]]
     np.testing.assert_array_equal(gradients_training.at_best_rate(accuracy), [0.5, 0.6])
 

@@ -21,7 +21,8 @@ from experiments.training.hosts import Hosts, expected, processes_of_launcher
 from experiments.training.loop import Execution
 
 ROOT = Path(__file__).parents[2]
-# Gloo notices a dead peer at once; if not, JAX does after this time, and ends in some seconds.
+# Gloo usually notices a dead peer at once; else JAX does after its heartbeat timeout, and ends
+# within seconds.
 BOUND = hosts.HEARTBEAT_SECONDS + 30
 PERCENTILE = 1.01e-4  # Metrics have four decimals.
 
@@ -73,17 +74,17 @@ for way in {WAYS}:
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """Draw nothing: what is looked at here are numbers, and a figure takes longer."""
+    """Draw no figures: these tests compare numbers, and drawing takes longer."""
     monkeypatch.setattr(fig1, "report", lambda *_: None)
 
 
 def test_two_hosts_equal_one(tmp_path, no_figures):
-    """Found as under Slurm: the options of the command line are tried below.
+    """Hosts find each other as under Slurm; command line options are tested below.
 
-    In one test: the two processes train first in one way, then in the other. On one host these two
-    are equal by `test_train_devices.py`.
+    One test covers both ways, as the two processes train first in one way and then in the other.
+    `test_train_devices.py` shows that both are equal on one host.
     """
-    # JAX makes the port from the job's number.
+    # JAX derives the port from the job id.
     job = free_port() % 4096
     slurm = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
 
@@ -120,7 +121,7 @@ def assert_same(path, other):
 
 # ---- Death and resumption ------------------------------------------------------------------------
 
-# Small, but of sixty chunks of steps: none of the hosts is at the end before it is stopped.
+# Small, but with sixty chunks of steps, so that no host finishes before it is stopped.
 LONG = ("--preset", "smoke", "--seeds", "1", "--steps", "300", "--evaluate-every", "5")
 LONG += ("--hidden", "8", "--population-batches", "2")
 
@@ -139,9 +140,9 @@ def await_checkpoint(path, started, folder, after=-1):
 
 
 def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
-    """SIGTERM on one, then SIGKILL of each, then one host alone: to the end of one run.
+    """SIGTERM to one host, SIGKILL to each in turn, then one host alone finishes the run.
 
-    The second time the newest checkpoint is damaged: both go on from the one before.
+    Before the second kill, the newest checkpoint is damaged, and both resume from the one before.
     """
     runs = tmp_path / "runs"
 
@@ -160,7 +161,7 @@ def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
         assert f"--process-id {i}" in last
     steps = [row["step"] for row in run_dir.read_rows(path() / "metrics.jsonl")]
     done = await_checkpoint(path, [], tmp_path)
-    assert done == steps[-1] < 300  # One was written at the stop.
+    assert done == steps[-1] < 300  # Written when stopped.
 
     for victim in (1, 0):
         if victim == 0:
@@ -185,7 +186,7 @@ def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
 
 
 def wait_for_words(folder, i):
-    """Wait for the last words of a process that JAX ended: they come from its watchdog."""
+    """Wait for the last message of a process that JAX ended, which its watchdog prints."""
     until = time.monotonic() + 10
     while "stopped; go on with: python -m experiments mnist_mlp" not in told(folder, i):
         assert time.monotonic() < until, told(folder, i)
@@ -223,9 +224,9 @@ sys.exit(status)
 
 
 def test_host_without_the_data_ends_all(tmp_path):
-    """With its own message, and on the other host one that names it.
+    """It prints its own message, and the other host one that names it.
 
-    In one test: the two processes begin a run twice, first without, then with other data.
+    One test covers two cases: the processes start a run first without data, then with other data.
     """
     start = on_two_hosts("--preset", "smoke", "--runs", "runs")
 
@@ -270,7 +271,7 @@ def test_devices_that_hosts_cannot_share():
 
 def test_processes_of_launcher():
     assert processes_of_launcher({}) == 1
-    assert processes_of_launcher({"SLURM_NTASKS": "4"}) == 1  # An allocation, not a step of it.
+    assert processes_of_launcher({"SLURM_NTASKS": "4"}) == 1  # An allocation, not a job step.
     assert processes_of_launcher({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) == 4
     assert processes_of_launcher({"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2"}) == 3
 

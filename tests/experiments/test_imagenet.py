@@ -1,4 +1,4 @@
-"""ImageNet: over devices the numbers of one, and after a stop those of an undisturbed run."""
+"""ImageNet: many devices give the results of one, and resumed runs those of undisturbed ones."""
 
 import dataclasses
 import json
@@ -101,7 +101,7 @@ def batch(examples, seed=0):
 
 
 def after_two_steps(devices, way, statistics, variant=X5, **options):
-    """Train on 16 images a step, spread over so many devices."""
+    """Train on 16 images per step, spread over `devices` devices."""
     config = dataclasses.replace(TINY, batch_size=16 // devices, **options)
     mesh = networks.make_mesh(jax.devices()[:devices], statistics)
     step, sharding = networks.make_step(config, variant, 10, mesh, way)
@@ -124,7 +124,7 @@ def assert_close(got, want, tolerance=2e-5):
 
 @pytest.fixture(scope="module")
 def whole():
-    """One device, whose statistics are of all 16 images."""
+    """One device, with statistics of all 16 images."""
     return after_two_steps(1, "shard_map", "device")
 
 
@@ -151,7 +151,7 @@ def test_statistics_of_groups_that_devices_do_not_make():
 
 
 def test_running_statistics_average_the_groups_as_algorithm_2_does():
-    """Of the first norm, in NumPy: the mean of the groups' means and unbiased variances."""
+    """For the first norm, compare with the mean of the groups' means and variances in NumPy."""
     model = networks.make_model(TINY, X5, 10)
     network = networks.init(model, networks.make_optimizer(TINY, X5, 1), jax.random.key(0), 8)
     forward = networks.forward_in_groups(TINY, X5, 10, 4)
@@ -173,7 +173,7 @@ def test_running_statistics_average_the_groups_as_algorithm_2_does():
 
 
 class StopAfter(GracefulExit):
-    """Has a signal once it has been asked so many times."""
+    """Reports a signal after it has been checked a number of times."""
 
     def __init__(self, steps):
         self.left = steps
@@ -207,7 +207,7 @@ def test_a_run_stopped_anywhere_ends_as_an_undisturbed_one(tmp_path, digits):
     undisturbed = open_tiny(tmp_path / "undisturbed")
     network, _ = train(TINY, X5, 0, digits, undisturbed, Execution(checkpoint_every=1))
     run = open_tiny(tmp_path / "stopped")
-    for steps in (0, 1, 0):  # Stopped after the steps 1, 3, 4.
+    for steps in (0, 1, 0):  # Stops after steps 1, 3 and 4.
         execution = Execution(checkpoint_every=1, graceful_exit=StopAfter(steps))
         with pytest.raises(Stopped):
             train(TINY, X5, 0, digits, run, execution)
@@ -230,7 +230,7 @@ def test_what_diverges_is_recorded_and_never_right(tmp_path, digits):
 
 
 def test_population_statistics_are_averaged_over_batches(tmp_path, digits):
-    """Over the same batches the same, whatever statistics there were before."""
+    """The same batches give the same statistics, whatever they were before."""
     config = dataclasses.replace(TINY, population_batches=3)
     model = networks.make_model(config, X5, 10)
     network = networks.init(model, networks.make_optimizer(config, X5, 1), jax.random.key(0), 8)
@@ -242,7 +242,7 @@ def test_population_statistics_are_averaged_over_batches(tmp_path, digits):
 
 
 def test_an_ensemble_takes_the_statistics_of_a_run_on_many_devices(tmp_path, digits):
-    """Of two groups of two: there are more batches, and larger ones."""
+    """With two groups of two devices, there are more batches, and larger ones."""
     config = dataclasses.replace(TINY, population_batches=2, statistics="2")
     (tmp_path / "devices.json").write_text('{"devices": 4}')
     member = ensemble.Member(tmp_path / "bn_x5_0", config, X5, 0)

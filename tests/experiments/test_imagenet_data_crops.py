@@ -1,4 +1,4 @@
-"""Windows, mirrors and distortion of images, against NumPy."""
+"""Crops, flips and distortion of images, against NumPy."""
 
 import io
 
@@ -20,9 +20,9 @@ def encoded(pixels, kind="JPEG", **options):
 
 
 def triangle_weights(size, start, stop, length):
-    """Weights (length, size) by which Pillow's bilinear filter averages, in float64.
+    """Compute the weights (length, size) of Pillow's bilinear filter in float64.
 
-    At the edge of a window it averages what is beside it, too.
+    At the edge of a window, the filter also averages pixels outside of it.
     """
     scale = (stop - start) / length
     centers = start + (np.arange(length) + 0.5) * scale
@@ -38,7 +38,7 @@ def resize(pixels, window, width, height):
     return np.einsum("ih,jw,hwc->ijc", rows, columns, pixels.astype(np.float64))
 
 
-# Pillow rounds after each of two passes, over columns and over rows, by 1/2 each.
+# Pillow rounds by 1/2 after each of two passes, over columns and over rows.
 ROUNDED = 1.01
 
 
@@ -50,10 +50,10 @@ def test_windows_are_of_the_areas_and_aspect_ratios_asked_for():
         assert 0 <= top < bottom <= 500
         areas.append((right - left) * (bottom - top) / 500**2)
         ratios.append((right - left) / (bottom - top))
-    # Rounding to whole pixels changes the sides, of 122 at least, by less than half a percent.
+    # Rounding to whole pixels changes the sides, which are at least 122, by less than .5 %.
     for drawn, low, high in ((areas, 0.08, 0.6), (ratios, 3 / 4, 4 / 3)):
         assert low * 0.99 < min(drawn) < max(drawn) < high * 1.01
-        # Evenly: quartiles, of standard error 0.7 % of the span.
+        # Uniform: the standard error of the quartiles is 0.7 % of the span.
         quartiles = (np.quantile(drawn, [0.25, 0.5, 0.75]) - low) / (high - low)
         np.testing.assert_allclose(quartiles, [0.25, 0.5, 0.75], atol=0.03)
 
@@ -66,7 +66,7 @@ def test_windows_are_as_likely_everywhere_and_fit_into_any_image():
     assert (min(lefts), max(lefts)) == (0, 60)
     assert abs(np.mean(lefts) - 30) < 2
     assert max(window.bottom for window in drawn) == 80
-    # Too long for any: the largest in the middle, of an aspect ratio within bounds.
+    # If no window fits: the largest centered one with an allowed aspect ratio.
     assert crops.sample_window(rng, 300, 30, (1, 1)) == (130, 0, 170, 30)
     assert crops.sample_window(rng, 30, 300, (1, 1)) == (0, 130, 30, 170)
     assert crops.sample_window(rng, 1, 1) == (0, 0, 1, 1)
@@ -107,8 +107,9 @@ def test_distortion_is_three_blends_in_random_order(strength):
             gray = expected @ [0.299, 0.587, 0.114]
             others = 0.0, gray.mean(), gray[..., None]  # Brightness, contrast, saturation.
             expected = np.clip(others[i] + factors[i] * (expected - others[i]), 0, 255)
-        # Pillow cuts off fractions after each blend, and of gray: 1 and at most strength / 2 for
-        # each, times at most 1 + strength / 2 by each blend after it; and .5 on average.
+        # Pillow truncates after each blend, and when it computes gray. This costs 1 and at most
+        # strength / 2 per blend, scaled by at most 1 + strength / 2 in each later blend; .5 on
+        # average.
         most = 1 + strength / 2
         np.testing.assert_allclose(got, expected, rtol=0, atol=most * (1 + most + most**2))
         assert np.abs(got - expected).mean() < 2
@@ -119,7 +120,7 @@ def test_distortion_is_three_blends_in_random_order(strength):
 def test_lighting_shifts_all_pixels_along_the_components_of_color(strength):
     values = np.array([0.2175, 0.0188, 0.0045])
     vectors = crops.COLOR_COMPONENTS / (255 * values)
-    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-4)  # Of four digits.
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-4)  # Given with four digits.
     for seed in range(20):
         rng, image = np.random.default_rng(seed), Image.fromarray(PIXELS)
         before = np.asarray(crops.distort(rng, image, strength), np.float64)
@@ -130,7 +131,7 @@ def test_lighting_shifts_all_pixels_along_the_components_of_color(strength):
         drawn = rng.normal(0, 0.5 * strength, 3)
         shift = 255 * sum(drawn[i] * values[i] * vectors[:, i] for i in range(3))
         expected = np.clip(before + shift, 0, 255)
-        np.testing.assert_allclose(got, expected, rtol=0, atol=0.5 + 1e-9)  # Of rounding.
+        np.testing.assert_allclose(got, expected, rtol=0, atol=0.5 + 1e-9)  # Rounding.
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (40, 30), (32, 32)])
@@ -155,13 +156,13 @@ def test_the_144_crops_are_of_as_many_windows_inside_the_image(width, height):
         assert 0 <= top < bottom <= high
         assert right - left == bottom - top
         assert right - left in (224, short)
-    # A square of either end, and the middle of the middle one.
+    # The squares at both ends, and the center of the middle one.
     wide, high = (round(side * 256 / 375) for side in (width, height))
     of_smallest = {window.window for window in windows if window.short == 256}
     assert {(0, 0, 256, 256), (wide - 256, high - 256, wide, high)} <= of_smallest
     left, top = (wide - 256) // 2 + 16, (high - 256) // 2 + 16
     assert (left, top, left + 224, top + 224) in of_smallest
-    assert len(set(crops.windows_144(24, 24, 28))) == 48  # Of a square image, thirds are the same.
+    assert len(set(crops.windows_144(24, 24, 28))) == 48  # The three squares coincide.
 
 
 def test_the_144_crops_are_these_windows():

@@ -1,4 +1,4 @@
-"""Batches of images: a function of seed and position, whoever reads them, and however often."""
+"""Batches of images depend on seed and position only, not on who reads them or how often."""
 
 import json
 import multiprocessing
@@ -22,7 +22,7 @@ OPTIONS = {"size": 8, "seed": 3, "strength": 0.5, "min_area": 0.08, "order": "wi
 
 
 def source_of(count, shard_examples=5):
-    """Images of one color, which is their index, as are their labels."""
+    """Make images of one color, whose color and label are their index."""
     images = np.broadcast_to(np.arange(count)[:, None, None, None], (count, 6, 6, 3))
     classes = tuple(map(str, range(count)))
     return ArraySource(
@@ -67,7 +67,7 @@ def test_every_epoch_has_every_example_once(order):
     if order != "shuffled":
         assert drawn[0] == epoch_order("within_shards", 0, 0, shards).tolist()
         met = [[k for i in each for k in range(len(shards)) if i in shards[k]] for each in drawn]
-        # Shard by shard, these in another order in each epoch.
+        # Shard by shard, with a different order of shards in each epoch.
         orders = {tuple(dict.fromkeys(each)) for each in met}
         assert all(np.count_nonzero(np.diff(each)) == len(shards) - 1 for each in met)
         assert len(orders) == (1 if order == "fixed" else 4)
@@ -82,7 +82,7 @@ def test_within_shards_no_batch_is_met_again_and_fixed_meets_all_again():
         assert set(members.values()) == {5 * 16 // distinct}
 
 
-# ---- Batches to train on -------------------------------------------------------------------------
+# ---- Training batches ----------------------------------------------------------------------------
 
 
 def test_a_batch_is_random_windows_of_images_in_order():
@@ -99,7 +99,7 @@ def test_a_batch_is_random_windows_of_images_in_order():
     )
     assert_equal([batch], [again])
     assert not np.array_equal(batch["image"], other["image"])
-    # Nothing to draw: the whole of it, or its mirror image.
+    # With nothing to sample, each image is used whole, as it is or mirrored.
     whole = take(
         train_batches(source, batch_size=1, **{**OPTIONS, "strength": 0, "min_area": 1}), 1
     )[0]["image"][0]
@@ -135,14 +135,14 @@ def test_from_a_state_it_goes_on_to_the_very_next_example():
     rest = take(batches, 5)
     assert_equal([*first, *rest], undisturbed)
     assert_equal(ahead, rest[:2])
-    # Two hosts go on where one was.
+    # Two hosts resume where one left off.
     host = train_batches(source, batch_size=2, host=1, hosts=2, **OPTIONS)
     host.set_state(state)
     assert labels(take(host, 1)) == [undisturbed[7]["label"][2:].tolist()]
 
 
 def test_processes_read_the_same_as_threads(tmp_path):
-    """And go on from a state, name what cannot be read, and leave nothing behind."""
+    """They also resume from a state, name unreadable images, and leave no process behind."""
     folder = make_folder(tmp_path / "mine")
     (folder / "train" / "bee" / "2.JPEG").write_bytes(b"")
     source, log = open_source(str(folder), "train", None), tmp_path / "log.jsonl"
@@ -153,7 +153,8 @@ def test_processes_read_the_same_as_threads(tmp_path):
         batches.set_state(other.get_state())
         assert_equal([next(batches) for _ in range(5)], undisturbed[5:])
         assert batches.get_state()["position"] == 40
-        # A signal to all processes of a job is for the first; one that memory lacks for is killed.
+        # SIGTERM to all processes of a job is for the main one, so workers continue for a while.
+        # A worker that is killed, for example when memory runs out, is an error.
         (process,) = multiprocessing.active_children()
         process.terminate()
         assert len([next(batches) for _ in range(8)]) == 8
@@ -200,7 +201,7 @@ def test_wrong_options_are_refused(changed, message):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A folder with three images, of 24 to train on, that cannot be read."""
+    """A folder in which three of 24 training images cannot be read."""
     folder = make_folder(tmp_path / "mine")
     (folder / "train" / "ant" / "1.JPEG").write_bytes(b"no image")
     whole = (folder / "train" / "bee" / "2.JPEG").read_bytes()
@@ -221,7 +222,7 @@ def test_the_next_example_takes_the_place_of_one_that_cannot_be_read(damaged, tm
         expected.append(source[epochs[position]]["label"])
     assert np.ravel(labels(batches)).tolist() == expected
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert sorted(row["name"] for row in rows) == sorted(bad)  # Each once, in two epochs.
+    assert sorted(row["name"] for row in rows) == sorted(bad)  # Each only once in two epochs.
     assert all(row["why"] and "\n" not in row["why"] for row in rows)
 
 
@@ -232,7 +233,7 @@ def test_too_many_that_cannot_be_read_are_an_error(damaged, tmp_path):
         WrongData, match=rf"most 2 unreadable images, got 3, listed in {log}, the l"
     ):
         take(train_batches(source, batch_size=4, log=log, limit=2, **OPTIONS), 12)
-    # Threads that read at once may each meet one.
+    # Threads that read at the same time may each find one.
     with pytest.raises(WrongData, match=r"most 0 .* got [123], the last one train/\w+/\d.JPEG"):
         take(train_batches(source, batch_size=4, limit=0, **OPTIONS), 12)
 
@@ -262,7 +263,7 @@ def test_names_are_counted_over_processes_and_a_line_cut_short_is_no_name(tmp_pa
         one.add("e", "")
 
 
-# ---- Batches to evaluate on ----------------------------------------------------------------------
+# ---- Evaluation batches --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
@@ -301,6 +302,6 @@ def test_evaluation_of_144_crops_and_of_what_cannot_be_read(damaged, tmp_path):
 
 def test_the_rate_is_images_over_time():
     ticks = iter(range(100))
-    # One tick to begin, one before each image, one at the end.
+    # One tick at the start, one before each image, one at the end.
     rate = measure_rate(source_of(23), size=4, seconds=10, clock=lambda: next(ticks))
     assert rate == 9 / 11

@@ -1,4 +1,4 @@
-"""Shards of a folder: the same bytes however they were made, and nothing half-written."""
+"""Shards of a folder: the same bytes however they are made, and nothing half-written."""
 
 import errno
 import json
@@ -60,7 +60,7 @@ def test_what_was_interrupted_goes_on_and_makes_the_same_bytes(folder, tmp_path,
     kept = content(parts)
     assert not any("partial" in name or name == "index.json" for name in kept)
     assert sum(name.endswith("record") for name in kept) == 3
-    # One of the finished is damaged: it is made anew.
+    # Damage one of the finished shards, so that it has to be made again.
     (parts / written[1]).write_bytes(b"damaged")
     monkeypatch.setattr(module, "_write", lambda *args: (again.append(args[0].name), write(*args)))
     again = []
@@ -98,7 +98,7 @@ def test_unreadable_images_are_named_counted_and_left_out_up_to_a_limit(folder, 
     with pytest.raises(WrongData, match=r"most 2 unreadable images, got 3, listed in .*: ") as told:
         prepare(folder, tmp_path / "few", shards=3, limit=2)
     assert "\n" not in str(told.value)
-    # Mended, what is left of it goes on; names of shards that are kept count once more.
+    # With one image repaired, it resumes; unreadable images of finished shards still count.
     (folder / "train/bee/5.JPEG").write_bytes((folder / "train/bee/6.JPEG").read_bytes())
     assert len(prepare(folder, tmp_path / "few", shards=3, limit=2)["unreadable"]) == 2
 
@@ -112,7 +112,7 @@ def test_a_class_without_a_readable_image_is_refused(folder, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_half_written(folder, tmp_path):
-    """A limit on the size of files stands for it: the writer is told in the same way."""
+    """A limit on file size stands in for a full disk, as the writer gets the same kind of error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))

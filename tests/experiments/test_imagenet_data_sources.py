@@ -1,4 +1,4 @@
-"""Sources of images: folders, shards and arrays, and what is said of those that are wrong."""
+"""Sources of images: folders, shards and arrays, and the error messages for invalid ones."""
 
 import os
 import re
@@ -158,7 +158,7 @@ def test_a_wrong_folder_is_refused_with_what_is_wrong(tmp_path, case):
 
 
 def test_a_class_that_is_held_out_as_a_whole_is_refused(tmp_path):
-    """One image each of many classes: a fifth of these is held out."""
+    """Many classes have one image each, and a fifth of these is held out."""
     folder = make_folder(tmp_path / "mine", [("", 1)], [f"{i:02}" for i in range(10)])
     with pytest.raises(WrongData, match=r"got no images to train on in \d\d, \d\d\. Add"):
         open_source(str(folder), "train", None)
@@ -217,7 +217,7 @@ def test_shards_have_the_images_of_the_folder(images, shards):
 def test_a_shard_that_is_not_the_indexs_is_refused_before_it_is_parsed(shards, monkeypatch):
     path = shards / "train-00001-of-00003.array_record"
     whole = path.read_bytes()
-    monkeypatch.setattr(grain.sources, "ArrayRecordDataSource", None)  # Not to be called.
+    monkeypatch.setattr(grain.sources, "ArrayRecordDataSource", None)  # Must not be called.
     for content in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
         path.write_bytes(content)
         with pytest.raises(WrongData, match=rf"{path.name} with sha256 .* as index.json says, got"):

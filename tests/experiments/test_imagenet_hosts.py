@@ -1,4 +1,4 @@
-"""ImageNet on two hosts: over a folder of JPEGs, two processes of two devices each."""
+"""ImageNet on two hosts: two processes of two devices each, on a folder of JPEGs."""
 
 import json
 
@@ -22,13 +22,13 @@ def rows(runs):
 
 
 def test_two_hosts_have_the_numbers_of_one(tmp_path, capsys):
-    """Every host writes its part of each batch; the images are cut anew, but the same."""
+    """Every host makes its part of each batch; crops are sampled again but are the same."""
     images = make_folder(tmp_path / "images")
     (images / "train" / "ant" / "bad.JPEG").write_bytes(b"no JPEG")
     port = free_port()
     assert (
         len(jax.devices()) == 8
-    )  # Before the command asks for four, and all later tests get them.
+    )  # Start the backend first: the command asks for four, which all later tests would get.
 
     def arguments(i):
         shared = ["--data-dir", str(images), "--runs", str(tmp_path / "two")]

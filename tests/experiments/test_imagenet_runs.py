@@ -1,4 +1,4 @@
-"""ImageNet: what is wrong with a run, its files or its images, is told in one line."""
+"""ImageNet: problems with a run, its files or its images are reported in one line."""
 
 import json
 import shutil
@@ -39,12 +39,12 @@ def finished(images, tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A copy of it."""
+    """A copy of the finished run."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
 def told(capsys, *options):
-    """Run a command that is to be refused; return what it says."""
+    """Run a command that must be refused; return its message."""
     capsys.readouterr()
     assert main(["imagenet", *map(str, options)]) == 2
     return capsys.readouterr().err.splitlines()[-1]
@@ -57,7 +57,7 @@ def test_a_run_goes_on_with_as_many_devices_as_it_began_with(run, images, capsys
 
 
 def test_a_damaged_number_of_devices_is_not_taken_for_another(run):
-    """With another, the run would end with other numbers."""
+    """With another number of devices, the run would end with other results."""
     (run / "devices.json").write_text("")
     with run_dir.open_run(run) as held:
         with pytest.raises(run_dir.Damaged, match=r'Write \{"devices": 1\} into it'):

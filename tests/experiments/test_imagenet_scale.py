@@ -1,4 +1,4 @@
-"""`imagenet --compile`: what a step takes is counted, kept and told; so are wrong options."""
+"""`imagenet --compile`: the cost of a step is counted, stored and reported; option errors."""
 
 import dataclasses
 import importlib.util
@@ -47,15 +47,15 @@ def test_a_step_is_compiled_for_devices_and_counted():
         name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(part))
         for name, part in network._asdict().items()
     }
-    # Images of a byte, labels, the key; each device has them of its own batch.
+    # Uint8 images, labels and the key; each device has those of its own batch.
     batch = 4 * (8 * 8 * 3 + 4)
     assert sum(sizes.values()) + batch <= row.arguments <= sum(sizes.values()) + batch + 16
-    # The gradient and the loss, and of each layer the sums of both passes.
+    # The gradient, the loss, and the sums of both passes of each layer.
     names = set(row.collectives)
     assert names <= {"all-reduce", "all-gather"}
     assert sum(size for _, size in row.collectives.values()) > sizes["params"]
     assert row.temporary > 0
-    assert row.cycles is None  # XLA has none for a CPU.
+    assert row.cycles is None  # XLA does not estimate cycles for a CPU.
 
 
 def test_what_is_estimated_follows_from_cycles():

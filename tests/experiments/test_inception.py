@@ -1,4 +1,4 @@
-"""The miniature of Inception: its variants, batches, convolution; CIFAR-10 without unpickling."""
+"""The small Inception: its variants, batches and convolution; CIFAR-10 without unpickling."""
 
 import functools
 import gzip
@@ -18,18 +18,18 @@ from experiments.studies.inception.figures import CHANGES
 from experiments.studies.inception.miniature import Miniature, convolve, distort
 from experiments.tasks import cifar
 
-ROUNDING = 1e-5  # Of float32 sums of some thirty products.
+ROUNDING = 1e-5  # Rounding of float32 sums of about thirty products.
 
 
 # ---- CIFAR-10 ------------------------------------------------------------------------------------
 
 
 def member(seed, pixels_at):
-    """Make a member of the archive: a list of labels as pickle writes it, headers, pixels."""
+    """Make a member of the archive: a pickled list of labels, headers, pixels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 10, cifar.IMAGES)
     images = rng.integers(0, 3, (cifar.IMAGES, 32, 32, 3), np.uint8)
-    pickled = pickle.dumps(labels.tolist(), protocol=2)[:-1]  # Without the opcode that ends it.
+    pickled = pickle.dumps(labels.tolist(), protocol=2)[:-1]  # Without the STOP opcode.
     before = pixels_at - cifar.HEADERS_BYTES - len(pickled)
     pixels = images.transpose(0, 3, 1, 2).tobytes()
     content = bytes(before) + pickled + bytes(cifar.HEADERS_BYTES) + pixels + b"the end"
@@ -38,7 +38,7 @@ def member(seed, pixels_at):
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
-    """A folder with a small archive of the official name, whose checksums pass for official."""
+    """A folder with a small archive of the official name, its checksum registered as official."""
     made = {"data_batch_1": member(1, 20218), "test_batch": member(2, 20217)}
     monkeypatch.setattr(cifar, "ARCHIVES", dict(cifar.ARCHIVES))
     monkeypatch.setattr(cifar, "SHA256", dict(cifar.SHA256))
@@ -156,11 +156,11 @@ def test_distortion_changes_as_much_as_it_says():
     key = jax.random.key(0)
     images = jax.random.uniform(jax.random.key(1), (50, 4, 4, 3), minval=0.4, maxval=0.6)
     np.testing.assert_allclose(distort(key, images, 0.0), images, atol=ROUNDING)
-    # All of one gray: contrast and saturation leave it, brightness moves it as a whole.
+    # On uniform gray, contrast and saturation change nothing, and brightness shifts all of it.
     moved = np.asarray(distort(key, jnp.full_like(images, 0.5), 0.4)) - 0.5
     np.testing.assert_allclose(moved, moved[:, :1, :1, :1] * np.ones_like(moved), atol=ROUNDING)
     assert 0.08 < np.abs(moved).max() <= 0.1 + ROUNDING
-    # Contrast: the gray levels' spread by at most 40 percent, for each image another.
+    # Contrast changes the spread of gray levels by at most 40 percent, differently per image.
     gray, before = (np.asarray(x).mean(-1).std((1, 2)) for x in (distort(key, images, 0.4), images))
     factor = gray / before
     assert 0.6 - 1e-3 <= factor.min() < 0.7

@@ -1,4 +1,4 @@
-"""The experiment on inference: its averages, its batches, and what must come out in any case."""
+"""The experiment on inference: its averages, its batches, and results that hold by definition."""
 
 import functools
 
@@ -17,7 +17,7 @@ from jbn.linen import BatchNorm
 from jbn.models import MLP
 
 CONFIG = PRESETS["smoke"]
-ROUNDING = 2e-6  # Of float32, over a hundred steps of an average.
+ROUNDING = 2e-6  # Float32 rounding over a hundred steps of an average.
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_averages_are_those_of_all_steps_and_of_layers():
         weights = 0.99 ** np.arange(steps)[::-1]
         return np.average(rows[1:], axis=0, weights=weights)
 
-    # The first row is the initial value, which all but the plain exponential averages forget.
+    # The first row is the initial value, which only the plain exponential averages include.
     expected = {
         "exponential_0.9": lambda rows: exponential(rows, 0.9),
         "exponential_0.999": lambda rows: exponential(rows, 0.999),
@@ -124,7 +124,7 @@ def test_statistics_estimated_again_undo_contrast_and_brightness(digits, untrain
     _, prepared = digits
     found = measure.accuracies_on_shifted(CONFIG, untrained, prepared.population_rows[0], prepared)
     images = len(prepared.test[::2])
-    # BN(W(ax + b)) = BN(Wx) but for epsilon, which may turn the odd image.
+    # BN(W(ax + b)) = BN(Wx) except for epsilon, which may change the prediction of a few images.
     assert abs(found["contrast"]["estimated"] - found["unchanged"]["estimated"]) <= 2 / images
 
 

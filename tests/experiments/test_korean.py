@@ -1,4 +1,4 @@
-"""The ledger in Korean: it says all that the English does, with the same numbers."""
+"""The Korean ledger says everything the English one does, with the same numbers."""
 
 import re
 from collections import Counter
@@ -10,12 +10,12 @@ from experiments.stats import rules
 
 LEDGER = Path(korean.__file__).parent
 HANGUL = re.compile("[가-힣]")
-ENGLISH = re.compile(r"[A-Za-z]+(?:[ ,]+[A-Za-z]+){3,}")  # A term has three words at most.
+ENGLISH = re.compile(r"[A-Za-z]+(?:[ ,]+[A-Za-z]+){3,}")  # A term has at most three words.
 STATEMENT = re.compile(r"다(\([^()]*\))?\.$")  # Some end with their source, in parentheses.
 NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+|\d*\.?\d+")
 SPELLED = {"zero": 0, "zeroing": 0, "one": 1, "a point": 1, "five": 5, "thirty": 30}
 
-# Every English sentence of the ledger, and its Korean.
+# Every English sentence of the ledger with its translation.
 PAIRS = [
     pair
     for claim in claims.CLAIMS
@@ -28,12 +28,12 @@ PAIRS = [
 
 
 def numbers(text):
-    """Count the numbers of a text that are written in digits."""
+    """Count the numbers in a text that are written in digits."""
     return Counter(float(found.replace(",", "")) for found in NUMBER.findall(text))
 
 
 def spelled(text):
-    """Count the numbers of an English text that are written as words."""
+    """Count the numbers in an English text that are written as words."""
     words = rf"\b({'|'.join(SPELLED)})\b"
     return Counter(float(SPELLED[found]) for found in re.findall(words, text.lower()))
 
@@ -81,7 +81,7 @@ def test_numbers_are_those_of_the_english():
 
 
 def test_a_verdict_is_one_space_from_its_mark_in_either_language(tmp_path):
-    """What is hidden leaves no second space, at which a line might break."""
+    """The hidden language leaves no second space, at which a line might break."""
     page.write({}, tmp_path)
     content = (tmp_path / "index.html").read_text(encoding="utf-8")
     (verdicts,) = set(re.findall(r'<span class="verdict .*?</span></td>', content))

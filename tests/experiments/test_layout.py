@@ -1,4 +1,4 @@
-"""One finds one's way: arrows between the folders of experiments, and the form of a study."""
+"""The layout of experiments: imports between folders go one way, and studies have one form."""
 
 import ast
 import importlib
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "experiments"
-# A folder imports from itself, and from those before it.
+# A folder imports only from itself and from those before it.
 ORDER = (
     {"checks"},
     {"datasets"},
@@ -25,7 +25,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
 
 def imported(path):
-    """Yield the modules of experiments that a file imports, as parts of their names."""
+    """Yield the modules of experiments that a file imports, as tuples of name parts."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -77,10 +77,10 @@ def test_a_study_has_one_form(folder):
     names = {path.stem for path in folder.glob("*.py")}
     assert {"__init__", "claims", "config", "measure", "figures"} <= names
     body = ast.parse((folder / "__init__.py").read_text()).body
-    assert [type(node) for node in body] == [ast.Expr]  # Its docstring alone.
+    assert [type(node) for node in body] == [ast.Expr]  # Only a docstring.
 
 
-# What options are checked by.
+# Modules that check options.
 CHECKS = ("checks", "datasets", "studies.imagenet.variants")
 
 
@@ -91,7 +91,7 @@ CHECKS = ("checks", "datasets", "studies.imagenet.variants")
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_options_import_nothing_slow(path):
-    """So that wrong ones are refused at once."""
+    """Wrong options are therefore refused at once."""
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -114,7 +114,7 @@ def test_what_plots_is_in_figures_and_is_called_so(folder):
 
 @of_study
 def test_figures_of_claims_are_reported_under_their_names(folder):
-    """From a row of the ledger to the line that plots it, by its name."""
+    """The name leads from a row of the ledger to the line that plots it."""
     from experiments.ledger.claims import CLAIMS
 
     source = "".join(path.read_text() for path in folder.glob("*.py"))

@@ -1,4 +1,4 @@
-"""Learning rate: what is counted, against cases worked by hand; training from a setting."""
+"""Learning rate: measured quantities against cases worked by hand; training at a setting."""
 
 import functools
 

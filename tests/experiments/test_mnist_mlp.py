@@ -1,4 +1,4 @@
-"""Fig. 1: the networks, what is measured, the command line, and a run that is killed."""
+"""Fig. 1: the networks, the measurements, the command line, and a run that is killed."""
 
 import functools
 import json
@@ -87,7 +87,7 @@ def test_percentiles_are_numpys_by_nearest_rank():
 
 
 def test_evaluation_by_hand():
-    """Accuracies with Algorithm 2 and with running averages, in plain NumPy."""
+    """Compare accuracies with Algorithm 2 and with running averages in plain NumPy."""
     config = Config(seeds=1, hidden=(6, 5), sigma=1.0)
     rng = np.random.default_rng(0)
     population, images = (
@@ -103,7 +103,7 @@ def test_evaluation_by_hand():
         return x
 
     moments = []
-    for i in range(2):  # A layer's statistics rest on batches normalized by their own, below it.
+    for i in range(2):  # For a layer's statistics, layers below normalize by each batch's own.
         u = []
         for x in population:
             h = x
@@ -146,7 +146,7 @@ def test_drift_and_spread_by_hand():
     ]
     text = fig1.table(Config(steps=2000, seeds=1), "digits", made)
     assert "1,000" in text
-    assert "±" not in text  # Of one seed nothing is known.
+    assert "±" not in text  # One seed gives no interval.
 
 
 def test_typical_unit_is_in_the_middle_of_both():
@@ -171,7 +171,7 @@ def test_config_that_cannot_be_trained(options):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A smoke run that nothing interrupts, in this process."""
+    """An uninterrupted smoke run in this process."""
     root = tmp_path_factory.mktemp("runs")
     with programs_on_disk():
         assert main(["mnist_mlp", "--preset", "smoke", "--runs", str(root)]) == 0

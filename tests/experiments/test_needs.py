@@ -1,4 +1,4 @@
-"""What a study needs of its data is known, and is there, before there is a run directory."""
+"""A study's data are checked against its needs before a run directory is made."""
 
 import contextlib
 import importlib
@@ -21,7 +21,7 @@ from experiments.training.signals import GracefulExit
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """No network, and nothing downloaded before."""
+    """Without network and without earlier downloads."""
 
     def refuse(*arguments, **options):
         raise ConnectionRefusedError("no network")
@@ -34,7 +34,7 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def prepare(tmp_path):
-    """Do all that comes before measuring: what the data of the run are, or the error."""
+    """Return a function that does everything before measuring, or raises."""
 
     def prepare(name, *words):
         made = session.prepare(name, [*words, "--runs", str(tmp_path / "runs")], GracefulExit())
@@ -104,7 +104,7 @@ def test_who_needs_two_data_sets_is_told_of_both_at_once(prepare, tmp_path, monk
     assert message.count("Expected") == message.count("--data-dir") == 1
     assert "\n" not in message
     with pytest.raises(FileNotFoundError) as refused:
-        prepare("placement", *words)  # Of one data set.
+        prepare("placement", *words)  # Needs one data set.
     assert "DIR/mnist/" not in str(refused.value)
 
 

@@ -1,4 +1,4 @@
-"""Networks in training: a scan is many steps, vmap is one by one, statistics are Algorithm 2's."""
+"""Training: a scan equals single steps, vmap equals a loop, statistics are Algorithm 2's."""
 
 import functools
 
@@ -37,7 +37,7 @@ train_once = jax.jit(train)
 
 @functools.cache
 def train_steps():
-    """Step after step: the networks before the first and after each."""
+    """Train step by step; return the networks before the first step and after each."""
     optimizer = optax.sgd(0.1)
     advance = jax.jit(functools.partial(networks.train_step, MODEL, optimizer))
     made = [start(jax.random.key(0))]
@@ -92,7 +92,7 @@ def test_penalty_and_accuracy():
 
     @jax.jit
     def kernels(network):
-        """Without the penalty, and with it."""
+        """Take a step without and with the penalty; return the output kernels."""
         made = [
             networks.train_step(MODEL, optimizer, network, X, LABELS, penalty=penalty)
             for penalty in (None, lambda p: jnp.sum(p["output"]["kernel"] ** 2))

@@ -1,4 +1,4 @@
-"""Wrong values on the command line: what is expected, in words, and how it is typed."""
+"""Wrong values on the command line: messages say what is expected and how to type it."""
 
 import dataclasses
 from typing import Literal
@@ -72,7 +72,7 @@ def test_several_values_in_one_word_are_told_with_how_to_type_them(words, typed)
 
 @pytest.mark.parametrize("words", [["--runs", ""], ["--runs="], ["--seeds", "1", "--runs", "", ""]])
 def test_an_empty_value_is_refused(words):
-    """A path would else be the current folder."""
+    """An empty path would otherwise mean the current folder."""
     with pytest.raises(ValueError, match="Expected --runs with a value, got an empty one"):
         refuse_empty(words)
 

@@ -1,4 +1,4 @@
-"""One's own images: files and folders, and what is said of those that are not as they should be."""
+"""The user's own images: files and folders, and the error messages for invalid ones."""
 
 import pickle
 import zipfile
@@ -30,7 +30,7 @@ def png(path, image, mode=None):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of classes a, b, c, of 50, 40, 30 images."""
+    """A folder of classes a, b, c with 50, 40 and 30 images."""
     for label, (name, count) in enumerate({"a": 50, "b": 40, "c": 30}.items()):
         for i in range(count):
             image = np.full((6, 8), 100 + 50 * label, np.uint8)
@@ -124,7 +124,7 @@ def test_a_folder_is_split_once_and_for_all(folder, capsys):
     images = np.concatenate([dataset.train_images, dataset.test_images])
     labels = np.concatenate([dataset.train_labels, dataset.test_labels])
     assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(images[:, 1, 1], 100 + 50 * labels)  # Each with its own label.
+    np.testing.assert_array_equal(images[:, 1, 1], 100 + 50 * labels)  # Labels match images.
     assert len({(label, i) for label, i in zip(labels, images[:, 0, 0], strict=True)}) == 120
     np.testing.assert_array_equal(np.bincount(labels), [50, 40, 30])
     assert dataset.describe() == own.load(folder).describe()

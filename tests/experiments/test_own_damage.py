@@ -1,4 +1,4 @@
-"""Own images that are damaged, or hold what nobody expects: each is told of in one line."""
+"""The user's own images, damaged or with unexpected content: each is reported in one line."""
 
 import io
 import os
@@ -30,14 +30,14 @@ class Opened:
 
 
 def member(array):
-    """Write an array as a member of a .npz file is."""
+    """Write an array like a member of an .npz file."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=True)
     return file.getvalue()
 
 
 def header(shape):
-    """Write the beginning of an array that is not there."""
+    """Write the header of an array without its data."""
     file = io.BytesIO()
     about = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, about)
@@ -45,7 +45,7 @@ def header(shape):
 
 
 def packed(**members):
-    """Write a .npz file with some members as they are given."""
+    """Write an .npz file with the given bytes as additional or replaced members."""
     file = io.BytesIO()
     content = {name: member(array) for name, array in GOOD.items()} | members
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -55,7 +55,7 @@ def packed(**members):
 
 
 def doubled():
-    """Write a .npz file with one name twice."""
+    """Write an .npz file in which one name occurs twice."""
     file = io.BytesIO(packed())
     with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("x_test.npy", member(X[45:]))
@@ -63,10 +63,10 @@ def doubled():
 
 
 def bomb():
-    """Write a .npz file that says it unpacks to 64 GiB: of one member, in the list at its end."""
+    """Write an .npz file whose central directory says that one member unpacks to 64 GiB."""
     content = bytearray(packed())
     entry = content.index(b"PK\x01\x02")
-    # Sizes packed and unpacked, as "see the extra field of 64 bits".
+    # The unpacked size, in the 64-bit extra field.
     extra = struct.pack("<HHQ", 1, 8, 64 * 2**30)
     name_length = struct.unpack_from("<H", content, entry + 28)[0]
     struct.pack_into("<I", content, entry + 24, 0xFFFFFFFF)
@@ -155,7 +155,7 @@ def test_other_colors_in_training_and_test_are_refused(tmp_path):
     refused(tmp_path / "mine.npz", r"x_test in .*, got uint8 of shape \(15, 9, 11, 3\)")
 
 
-# ---- What is no file -----------------------------------------------------------------------------
+# ---- Not a regular file --------------------------------------------------------------------------
 
 
 def socket_at(path):
@@ -174,7 +174,7 @@ NO_FILES = {
 
 @pytest.mark.parametrize("case", NO_FILES)
 def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path, monkeypatch, capsys, case):
-    monkeypatch.chdir(tmp_path)  # A socket's path has hardly a hundred bytes.
+    monkeypatch.chdir(tmp_path)  # A socket's path is limited to about 100 bytes.
     for label in "ab":
         os.makedirs(f"mine/{label}")
         for i in range(60):
@@ -210,7 +210,7 @@ def test_a_name_that_no_report_or_file_can_have_is_refused_at_once(
 ):
     (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / name)
-    for dataset in (str(tmp_path / name), "."):  # It is named after the folder that "." is.
+    for dataset in (str(tmp_path / name), "."):  # "." stands for the same folder.
         with pytest.raises(ValueError, match=message) as error:
             check_dataset(dataset)
         assert str(error.value).endswith("Rename it.")
@@ -236,5 +236,5 @@ def test_the_data_of_a_study_may_have_a_name_in_any_language(tmp_path):
     curves = {name: np.linspace(0, 0.9, 6).reshape(3, 2) for name in CURVES}
     fig = plotting.figure()
     plot_accuracy(fig.axes[0], np.array([0, 10, 20]), curves, name)
-    plotting.save(fig, tmp_path / "fig")  # A letter that the font lacks would be a warning.
+    plotting.save(fig, tmp_path / "fig")  # A missing glyph would warn.
     assert name not in (tmp_path / "fig.svg").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What `studies.placement` trains with, against NumPy and Flax."""
+"""The layers `studies.placement` trains with, against NumPy and Flax."""
 
 import functools
 

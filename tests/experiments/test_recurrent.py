@@ -1,4 +1,4 @@
-"""What the recurrent experiment measures with: Jacobians, the adding problem, gates, rates."""
+"""The functions of the recurrent experiment: Jacobians, the adding problem, gates, rates."""
 
 import functools
 
@@ -91,7 +91,7 @@ def test_gates_open_and_close_as_initialized(kind):
 def test_best_rate_is_chosen_on_one_set_and_reported_on_the_other():
     errors = np.array([[[[0.9, 0.9], [0.2, 0.0]]], [[[0.9, 0.9], [0.1, 0.3]]]])
     np.testing.assert_array_equal(adding.at_best_rate(errors), [[0.9, 0.3]])
-    errors[1, 0, 1] = np.nan  # Worse than any other, chance among them.
+    errors[1, 0, 1] = np.nan  # NaN is worse than anything, even chance.
     errors[0, 0, 1] = [2 * CHANCE, 0.4]
     np.testing.assert_array_equal(adding.at_best_rate(errors), [[0.9, 0.4]])
     errors[0, 0, 1] = np.nan

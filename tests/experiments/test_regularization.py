@@ -1,4 +1,4 @@
-"""What `studies.regularization` measures with: the step, dropout, and labels that are wrong."""
+"""The functions `studies.regularization` measures with: the step, dropout, wrong labels."""
 
 import functools
 
@@ -25,7 +25,7 @@ from experiments.tasks.data import load_digits
 from experiments.training import networks
 
 CONFIG = PRESETS["smoke"]
-TOLERANCE = 1e-5  # float32, of a step of weights around 0.1.
+TOLERANCE = 1e-5  # Float32 rounding of a step on weights around 0.1.
 
 
 @functools.cache
@@ -117,7 +117,7 @@ def test_seeds_draw_their_own_images_and_wrong_labels():
         assert not np.array_equal(drawn[0], drawn[1])
     seen = {row.tobytes() for row in np.asarray(of_seeds.x[0])}
     kept = np.asarray(of_seeds.validation[0][0])
-    # Of binary digits, few are the same twice.
+    # Only few binary digits are duplicates.
     assert sum(row.tobytes() in seen for row in kept) < CONFIG.validation / 10
 
 

@@ -1,4 +1,4 @@
-"""The report: what its pages say."""
+"""The report: the content of its pages."""
 
 import re
 from collections import Counter
@@ -59,7 +59,7 @@ def test_text_from_results_is_escaped(pages):
 
 
 def test_pages_need_nothing_from_outside(pages):
-    """Links lead out, to what claims cite; nothing is fetched."""
+    """Pages link to the sources of claims, but fetch nothing."""
     known = {found.source.address for claim in CLAIMS for found in sources.citations(claim)}
     known |= {source.address for source in sources.SOURCES.values()}
     for page in pages.glob("*.html"):
@@ -129,7 +129,7 @@ def test_chart_counts_every_source_and_tells_it_in_words():
         mine = [row.verdict for row in rows if key in row.claim.sources]
         told = [f"{mine.count(verdict)} {verdict}" for verdict in report.MARKS if verdict in mine]
         assert f"{source.label}: {', '.join(told)}" in drawn
-    # The longest bar is as wide as the page; no verdict is told by its color alone.
+    # The longest bar is as wide as the page, and no verdict is shown by color alone.
     bars = re.findall(r'<rect class="bar [\w-]+" x="([\d.]+)%".*?width="([\d.]+)%"', drawn)
     assert max(float(x) + float(width) for x, width in bars) == pytest.approx(100, abs=0.05)
     textures = re.findall(r'<pattern id="bar-[\w-]+".*?>(.*?)</pattern>', drawn)
@@ -161,7 +161,7 @@ def test_without_runs_the_kept_results_are_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_kept_ledger_is_that_of_the_kept_results():
-    """LEDGER.md, the kept summaries and the registry belong together."""
+    """LEDGER.md, the stored summaries and the registry agree."""
     results = ledger.collect([ledger.KEPT / "no runs"])
     assert set(results) == {claim.experiment for claim in CLAIMS}
     assert (ledger.KEPT.parent / "LEDGER.md").read_text() == report.as_markdown(results)
@@ -215,7 +215,7 @@ def test_korean_stands_beside_english(pages):
 
 
 def test_the_numbers_of_a_claim_stand_by_its_figure(tmp_path):
-    """Value and interval of every number that its rule is about, on the page of its experiment."""
+    """The experiment's page shows value and interval of every number in the claim's rule."""
     results = ledger.collect([ledger.KEPT / "no runs"])
     report.write(results, tmp_path)
     for claim in CLAIMS:

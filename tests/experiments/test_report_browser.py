@@ -1,4 +1,4 @@
-"""The report: how its pages behave in a real browser."""
+"""The report: the behavior of its pages in a real browser."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ from experiments.ledger import page as report
 from experiments.ledger.claims import CLAIMS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-QUIET = (  # Nothing here needs the network; a browser asks for it on its own account.
+QUIET = (  # Keep the browser from using the network for its own purposes.
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -43,7 +43,7 @@ def browser():
 
 @pytest.fixture
 def show(browser, pages):
-    """Open a page; at the end nothing was complained of, and nothing fetched."""
+    """Open pages; afterwards, check that there were no errors and that nothing was fetched."""
     contexts, troubles = [], []
 
     def open_page(name="index.html", **options):
@@ -171,20 +171,20 @@ def test_address_holds_the_view_and_back_undoes_it(show):
     page.reload()
     assert visible(page) == 1
     assert page.input_value("#search") == "steadier"
-    page.go_back()  # All letters at once.
+    page.go_back()  # Undoes all letters at once.
     page.wait_for_url("**#experiment=titanic&sort=-claim")
     assert page.input_value("#search") == ""
     page.go_back()
     page.go_back()
     page.wait_for_url(shared)
     assert page.locator("tbody.claim:visible").evaluate_all("r => r.map(x => x.id)") == seen
-    # What is named wrongly is as at first; so is what is not there.
+    # Invalid and missing values in the address fall back to the defaults.
     page.evaluate("location.hash = 'verdict=true&source=007&sort=constructor&lang=la&x=%zz'")
     page.wait_for_function("document.querySelectorAll('tbody.claim[hidden]').length === 0")
     assert page.input_value("#verdict") == ""
     assert page.evaluate("document.body.dataset.language") == "en"
     assert page.locator("th[aria-sort=none]").count() == len(report.COLUMNS)
-    # A claim that is asked for is seen, whatever else is asked for; a note's title keeps the view.
+    # A requested claim is visible whatever the filters; the title of a note keeps the view.
     page.evaluate("location.hash = 'titanic-epochs&verdict=holds'")
     page.wait_for_selector("#detail-titanic-epochs", state="visible")
     page.select_option("#source", "001")
@@ -242,7 +242,7 @@ def test_paper_has_every_row_open_and_nothing_to_press(show):
 def test_phone_needs_no_scrolling_sideways(show, name):
     page = show(name, viewport={"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert page.locator(".wide:visible").count() == 0  # Said once, where a row is open.
+    assert page.locator(".wide:visible").count() == 0  # Shown once, in the open row.
     page.set_viewport_size({"width": 800, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 800
 
@@ -277,7 +277,7 @@ def test_every_image_has_a_text_and_every_control_a_name(show):
 def test_without_script_everything_is_open(show):
     page = show(java_script_enabled=False)
     assert page.locator("tr.detail:visible").count() == len(CLAIMS)
-    # In both languages, for there is no switch.
+    # In both languages, since there is no language switch.
     assert page.locator(".opener .en:visible").count() == len(CLAIMS)
     assert page.locator(".opener .ko:visible").count() == len(CLAIMS)
     assert page.locator(".control:visible").count() == 0

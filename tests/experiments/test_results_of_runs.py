@@ -1,4 +1,4 @@
-"""What the ledger takes from a run: its preset by its options, its figures if they are whole."""
+"""What the ledger uses of a run: its preset according to its options, and intact figures."""
 
 import dataclasses
 import errno
@@ -26,7 +26,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def result(folder, said, config, name="titanic"):
-    """Make a finished run of this config that says it is of this preset."""
+    """Make a finished run of this config that claims to be of the preset `said`."""
     with run_dir.create(folder, name, config) as run:
         run_dir.keep_environment(run, environment.describe())
         Study(name, run, preset=said).finish()
@@ -147,7 +147,7 @@ def test_a_report_of_a_file_is_refused_in_one_line(tmp_path, capsys):
 
 
 def test_a_folder_without_a_finished_run_is_said(tmp_path, capsys, monkeypatch):
-    """Such as that of one experiment, in the place of that of all of them."""
+    """For example, the folder of one experiment instead of the folder of all."""
     monkeypatch.setattr(report, "write", lambda *_: None)
     path = finished(tmp_path / "runs", "identities", inside)
     assert main(["report", "--runs", str(path.parent)]) == 0
@@ -162,7 +162,7 @@ def test_a_folder_without_a_finished_run_is_said(tmp_path, capsys, monkeypatch):
 
 
 def test_of_equal_runs_the_one_that_lacks_no_number_is_taken(tmp_path, capsys, monkeypatch):
-    """Such as one that was measured before a claim was added."""
+    """Runs measured before a claim was added lack its numbers."""
     monkeypatch.setattr(report, "write", lambda *_: None)
     whole, path = (finished(tmp_path / "runs", "identities", inside) for _ in range(2))
     summary = json.loads((path / "summary.json").read_text())
@@ -170,7 +170,7 @@ def test_of_equal_runs_the_one_that_lacks_no_number_is_taken(tmp_path, capsys, m
     (path / "summary.json").write_text(json.dumps(summary))
     (taken,) = ledger.collect([tmp_path / "runs"], kept=tmp_path).values()
     assert taken.path == whole
-    assert main(["report", "--runs", str(path)]) == 0  # One that is named is taken.
+    assert main(["report", "--runs", str(path)]) == 0  # A named run is taken.
     assert f"identities: {path} lacks bias_effect: not measured\n" in capsys.readouterr().err
 
 

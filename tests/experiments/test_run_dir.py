@@ -1,4 +1,4 @@
-"""Run directories: unique, held by one process, and readable after any death."""
+"""Run directories: unique, locked by one process, and readable after any crash."""
 
 import dataclasses
 import errno
@@ -55,7 +55,7 @@ def test_newest_unfinished_run_of_this_config(tmp_path):
         assert newest.path == runs[1].path
         with run_dir.newest_unfinished(
             tmp_path, "demo", Config()
-        ) as older:  # The other is at work.
+        ) as older:  # The newest is locked.
             assert older.path == runs[0].path
             with pytest.raises(ValueError, match=f"{other.path}"):
                 run_dir.newest_unfinished(tmp_path, "demo", Config())
@@ -181,7 +181,7 @@ def test_a_damaged_environment_is_said_and_written_anew(run, capsys, content):
     assert run.read("env.json") == ENVIRONMENT
 
 
-# ---- A disk that is full, or may not be written --------------------------------------------------
+# ---- A disk that is full or read-only ------------------------------------------------------------
 
 
 def test_a_full_disk_leaves_what_was_whole(run, monkeypatch):

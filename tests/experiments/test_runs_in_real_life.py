@@ -1,4 +1,4 @@
-"""Runs on a machine as machines are: wrong paths, files that cannot be read, disks that refuse."""
+"""Runs on real machines: wrong paths, unreadable files, disks that cannot be written."""
 
 import contextlib
 import errno
@@ -26,7 +26,7 @@ SMOKE = ("--preset", "smoke")
 
 
 def begun(runs, name="identities", settings=identities):
-    """Begin a run; return its path."""
+    """Start a run and return its path."""
     with run_dir.create(runs, name, settings.PRESETS["smoke"]) as run:
         return run.path
 
@@ -35,7 +35,7 @@ def last_line(capsys):
     return capsys.readouterr().err.splitlines()[-1]
 
 
-# ---- A run to go on with -------------------------------------------------------------------------
+# ---- A run to resume -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_a_run_whose_data_are_not_there_is_let_go(tmp_path, capsys, monkeypatch)
         assert sorted(each.name for each in path.iterdir()) == ["config.json", "lock"]
 
 
-# ---- Letters of a path ---------------------------------------------------------------------------
+# ---- Characters of a path ------------------------------------------------------------------------
 
 
 def test_a_path_that_orbax_cannot_write_is_refused_before_anything_runs(tmp_path, capsys):
-    """As Python reads a path where the locale is C, and one whose letters are Latin-1."""
+    """A path as Python decodes it in the C locale, and a path encoded as Latin-1."""
     for letter, mend in (("\udcc3\udca9", "Set PYTHONUTF8=1."), ("\udce9", "Pass another --runs.")):
         runs = tmp_path / f"r{letter}"
         assert main(["mnist_mlp", *SMOKE, "--runs", str(runs)]) == 2
@@ -100,7 +100,7 @@ def test_a_path_that_orbax_cannot_write_is_refused_before_anything_runs(tmp_path
 
 
 def carry_out_with(monkeypatch, work, path):
-    """Go on with a run, whose work is `work(run)`; return the exit status."""
+    """Resume a run whose work is `work(run)`; return the exit status."""
     prepare = session.prepare
 
     def prepared(*arguments):
@@ -113,7 +113,7 @@ def carry_out_with(monkeypatch, work, path):
 
 
 def refused_by(number):
-    """Make a function of the system that fails with this error."""
+    """Make a system call that fails with this error number."""
 
     def fail(*arguments, **_):
         raise OSError(number, os.strerror(number), str(arguments[0]) if arguments else None)
@@ -160,7 +160,7 @@ def test_an_environment_that_lacks_something_is_said_and_written_anew(tmp_path, 
 def test_a_summary_that_lacks_something_is_left_out(tmp_path, key):
     with run_dir.open_run(begun(tmp_path)) as run:
         environment = {"machine": {"cores": 1, "cpu": ""}, "versions": {"jax": "1"}}
-        environment["data"] = {"name": "digits", "source": "", "sha256": ""}  # No one's any more.
+        environment["data"] = {"name": "digits", "source": "", "sha256": ""}  # An outdated key.
         run.write("env.json", environment)
         Study("identities", run).finish()
         collect.result_of(run.path, "identities")
@@ -176,7 +176,7 @@ def test_a_summary_that_lacks_something_is_left_out(tmp_path, key):
 
 @pytest.fixture
 def read_only(monkeypatch):
-    """Give a context in which no file is made or written."""
+    """A context in which no file can be created or written."""
     open_file = Path.open
 
     def read(path, mode="r", *arguments, **options):

@@ -1,4 +1,4 @@
-"""Random streams: apart for every purpose, the same for every study."""
+"""Random streams: different for every purpose, the same for every study."""
 
 import itertools
 
@@ -10,13 +10,13 @@ from experiments import sampling
 
 
 def test_no_two_purposes_or_seeds_share_a_stream():
-    """NumPy's `default_rng(5)` and `default_rng([5, 0])` do."""
+    """NumPy's `default_rng(5)` and `default_rng([5, 0])` do share one."""
     same = [np.random.default_rng(entropy).random(4) for entropy in (5, [5, 0])]
     np.testing.assert_array_equal(*same)
     asked = itertools.product(range(3), ("weights", "batches", "batches, epoch 0", "1", ""))
     drawn = {tuple(sampling.rng(*each).random(4)) for each in asked}
     assert len(drawn) == 15
-    # A seed of two digits is not a purpose that ends in one.
+    # Digits of the seed are not confused with those of the purpose.
     assert sampling.rng(12, "subset 1").random() != sampling.rng(2, "subset 11").random()
 
 

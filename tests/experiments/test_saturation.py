@@ -1,4 +1,4 @@
-"""What `studies.saturation` measures with, against sampling, finite sums and known facts."""
+"""The functions `studies.saturation` measures with, against sampling, sums and known facts."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,7 @@ def test_flat_from_is_where_the_slope_is():
 
 @pytest.mark.parametrize("sd", [4.0, 10.0])
 def test_saturated_share_agrees_with_a_sample(sd):
-    # 100,000 values: standard error below .0016.
+    # With 100,000 values, the standard error is below .0016.
     x = np.random.default_rng(0).normal(size=100_000) * sd
     s = 1 / (1 + np.exp(-x))
     sampled = np.mean(s * (1 - s) < sigmoid.FLAT)
@@ -26,7 +26,7 @@ def test_saturated_share_agrees_with_a_sample(sd):
 
 
 def test_best_line_agrees_with_regression_on_quantiles():
-    # Midpoints of 10,001 equal shares of N(0, 1) cut at 1.96.
+    # Midpoints of 10,001 equal shares of N(0, 1) truncated at 1.96.
     inside = stats.truncnorm(-sigmoid.ZONE, sigmoid.ZONE)
     x = inside.ppf((np.arange(10_001) + 0.5) / 10_001)
     line = stats.linregress(x, 1 / (1 + np.exp(-x)))
@@ -55,7 +55,7 @@ def test_gaussian_share_whatever_the_sign_of_gamma():
 
 
 def test_shape_of_a_standard_exponential():
-    # Quantiles stand for the values: mean 1, deviation 1, skewness 2, excess kurtosis 6.
+    # Quantiles serve as values: mean 1, deviation 1, skewness 2, excess kurtosis 6.
     x = stats.expon.ppf((np.arange(200_000) + 0.5) / 200_000).astype(np.float32)
     np.testing.assert_allclose(saturation.shape(x[:, None]), [1, 1, 2, 6], rtol=0.01)
 

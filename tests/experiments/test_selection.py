@@ -1,4 +1,4 @@
-"""Choices of settings, and steps to a goal, on cases worked by hand."""
+"""Selection of settings, and steps to a goal, on cases worked by hand."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ def test_best_is_the_best_mean_over_seeds():
     assert selection.best(scores, "highest") == 1
     assert selection.best(scores, "lowest") == 2
     assert selection.best([scores, scores[::-1]], "highest").tolist() == [1, 1]
-    assert selection.best(np.ones((3, 2)), "lowest") == 0  # The first of equals.
+    assert selection.best(np.ones((3, 2)), "lowest") == 0  # The first of equal ones.
 
 
 @pytest.mark.parametrize("which", ["highest", "lowest"])

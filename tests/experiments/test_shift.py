@@ -15,7 +15,7 @@ from experiments.training.deep_mlp import DeepMLP
 from jbn.linen import BatchNorm
 from jbn.models import MLP
 
-ROUNDING = 1e-5  # Relative, of float32 through a few layers.
+ROUNDING = 1e-5  # Relative float32 rounding over a few layers.
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def test_noise_has_a_mean_and_deviation_of_its_own_for_every_feature_and_key(rng
     assert min(len(np.unique(values.round(4))) for values in (means, deviations)) == means.size
 
 
-# ---- Where networks start, how accurate they are -------------------------------------------------
+# ---- Initial weights and accuracy ----------------------------------------------------------------
 
 
 def kernel(layer):
-    """Take the kernel of a layer, or those of a scan over layers."""
+    """Return the kernel of a layer, or the kernels of a scan over layers."""
     return layer.get("dense_0", layer)["kernel"]
 
 
@@ -136,7 +136,7 @@ def test_drift_is_counted_once_training_has_settled():
     np.testing.assert_array_equal(probe.from_settled(medians, every=10)[0], range(100, 201, 10))
 
 
-# ---- Changes on their way ------------------------------------------------------------------------
+# ---- Changes through the layers ------------------------------------------------------------------
 
 
 def test_changes_are_those_of_numpy(rng):

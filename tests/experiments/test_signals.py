@@ -1,4 +1,4 @@
-"""Signals and sudden death: what is said, when the process ends, and with which status."""
+"""Signals and sudden death: the last message, when the process ends, and its exit status."""
 
 import signal
 import subprocess

@@ -18,14 +18,14 @@ def test_parts_share_no_image_and_keep_their_labels():
     assert [len(labels) for _, labels in made] == [len(DIGITS.train_labels) - 300, 300, 359]
     known = dict(zip(rows(DIGITS.train_images), DIGITS.train_labels, strict=True))
     given = [*rows(made.train[0]), *rows(made.validation[0])]
-    assert sorted(given) == sorted(known)  # All of them, each once.
+    assert sorted(given) == sorted(known)  # Every image exactly once.
     labels = [*made.train[1], *made.validation[1]]
     assert [known[image] for image in given] == labels
     np.testing.assert_array_equal(made.test[0], DIGITS.test_images)
 
 
 def test_images_to_choose_on_are_drawn_from_all_over():
-    """The last ones of MNIST are easier."""
+    """MNIST's last images are easier."""
     numbered = data.Dataset(
         "numbers", "test", np.arange(200)[:, None, None], np.zeros(200), *[np.arange(9)] * 2
     )

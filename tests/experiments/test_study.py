@@ -1,4 +1,4 @@
-"""Studies: parts that are kept, numbers, what is refused; `all`, and a study that is killed."""
+"""Studies: stored parts, numbers, refusals; `all`; and a study that is killed."""
 
 import dataclasses
 import functools
@@ -94,7 +94,7 @@ def test_other_examples_are_refused_when_a_study_goes_on(run):
 
 
 def test_killed_study_goes_on_after_its_last_part(tmp_path):
-    """Killed in the second part: the first is not measured again; the same results in the end."""
+    """Killed in the second part, it does not repeat the first, and ends with the same results."""
     command = [sys.executable, "-m", "experiments", "identities", "--preset", "smoke"]
     command += ["--runs", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -134,7 +134,7 @@ def test_claims_are_named_once_and_have_an_experiment():
 
 
 def test_every_rule_can_fail_and_can_hold():
-    """A bound on one side at least; bounds in order."""
+    """Rules have a bound on at least one side, and bounds in order."""
     for claim in CLAIMS:
         for check in claim.checks:
             assert check.low < check.high, check
@@ -149,7 +149,7 @@ def test_list_shows_every_claim(capsys):
 
 @pytest.fixture
 def gradients(tmp_path):
-    """Make finished runs of `gradients`: what is measured is said, not measured."""
+    """Make finished runs of `gradients` with made-up results."""
 
     def make(preset="quick", runs=8, data="mnist", **options):
         presets = gradients_config.PRESETS
@@ -179,7 +179,7 @@ def test_the_best_run_is_taken_and_the_others_are_named(tmp_path, gradients):
     assert path == ledger.KEPT / "gradients"
     assert f"not {smoke} (a smoke run)" in said
     few, quick = gradients(runs=5), gradients()
-    gradients(runs=3)  # Newer, of fewer seeds.
+    gradients(runs=3)  # Newer, but with fewer seeds.
     gradients(data="digits", runs=20)
     gradients(dataset="fashion_mnist", data="fashion_mnist", runs=20)
     gradients("own options", runs=20)
@@ -190,10 +190,10 @@ def test_the_best_run_is_taken_and_the_others_are_named(tmp_path, gradients):
     assert f"not {few} (quick, 5 seeds): {quick} (quick, 8 seeds)" in " ".join(said)
     assert "measured on digits, not mnist" in " ".join(said)
     assert "measured on fashion_mnist, not mnist" in " ".join(said)
-    assert taken(tmp_path / "runs", few) == (few, [])  # A run that is named is taken.
+    assert taken(tmp_path / "runs", few) == (few, [])  # A named run is taken.
     assert taken(kept=tmp_path)[0] == quick
     again = gradients()
-    assert taken()[0] == again  # Of equals the newest.
+    assert taken()[0] == again  # The newest of equal ones.
     paper = gradients("paper", runs=4)
     assert taken()[0] == paper
 
@@ -264,7 +264,7 @@ def test_a_damaged_run_is_named_and_left_out(tmp_path, gradients, how):
     assert len(line) < 400
 
 
-# ---- All of them ---------------------------------------------------------------------------------
+# ---- All experiments -----------------------------------------------------------------------------
 
 
 def test_all_goes_on_after_one_that_fails(tmp_path, capsys):
@@ -316,7 +316,7 @@ def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
     with run_dir.create(tmp_path, "identities", config) as run:
         run.write("summary.json", {})
     run_all.carry_out(("identities",), arguments, one)
-    assert len(asked) == 2  # The report would not take it.
+    assert len(asked) == 2  # The report would not use it.
     with run_dir.create(tmp_path, "identities", config) as run:
         run_dir.keep_environment(run, environment.describe())
         Study("identities", run).finish()
@@ -326,7 +326,7 @@ def test_all_resumes_what_was_begun_and_skips_what_is_finished(tmp_path):
 
 
 def test_all_smoke_measures_every_number_that_a_claim_asks_for(tmp_path):
-    """The whole way: every experiment at its smallest, in a process of its own."""
+    """End to end: every experiment with its smallest preset, in its own process."""
     command = [sys.executable, "-W", "error::DeprecationWarning", "-m", "experiments", "all"]
     command += ["--preset", "smoke", "--runs", str(tmp_path)]
     environment = own_environment(PYTHONPATH=str(ROOT), **UNCACHED)

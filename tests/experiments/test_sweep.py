@@ -47,14 +47,14 @@ def test_train_is_one_network_after_another():
     step = jax.jit(functools.partial(networks.train_step, MODEL, optimizer))
     for rows in sampling.batch_indices(1, 0, 6, 10, 50):
         network = step(network, x[rows], y[rows])
-    last = jax.tree.map(lambda leaf: leaf[3, 1, 2], seen)  # Learned at .5, second seed, the end.
+    last = jax.tree.map(lambda leaf: leaf[3, 1, 2], seen)  # Learned, rate .5, seed 1, the end.
     jax.tree.map(
         lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=1e-5),
         last,
         network.params,
     )
     assert seen["dense_0"]["kernel"].shape == (4, 2, 3, 6, 4)
-    assert np.all(seen["norm_0"]["scale"][:2] == 1)  # Held.
+    assert np.all(seen["norm_0"]["scale"][:2] == 1)  # Fixed.
     assert not np.any(seen["norm_0"]["scale"][2:, :, -1] == 1)  # Learned.
 
 

@@ -1,4 +1,4 @@
-"""Titanic: nothing of the test fold gets into the training one; the file is what it should be."""
+"""Titanic: the test fold does not leak into training, and only the official file is accepted."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +59,7 @@ def test_numbers_are_of_the_final_epoch_and_paired_by_seed():
     rng = np.random.default_rng(0)
     found = {name: rng.random((2, 2, 2, 6)) for name in titanic.METHODS}
     results = titanic.summarize(config, found, 1)
-    one = found["batch"][1, :, 1]  # Of the second seed, standardized: (folds, epochs).
+    one = found["batch"][1, :, 1]  # Second seed, standardized: (folds, epochs).
     np.testing.assert_allclose(results.accuracy["batch"][1], one[:, 2].mean())
     np.testing.assert_allclose(results.later["batch"][1], one[:, 5].mean())
     np.testing.assert_allclose(results.deviation["batch"][1], one[:, 1:3].std(1).mean())

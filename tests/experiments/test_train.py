@@ -1,4 +1,4 @@
-"""The training loop: batches, seeds, and runs that die at any moment and go on."""
+"""The training loop: batches, seeds, and runs that die at any moment and resume."""
 
 import contextlib
 import dataclasses
@@ -69,7 +69,7 @@ def metrics(run):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The metrics of a run that nothing interrupts."""
+    """The metrics of an uninterrupted run."""
     run = run_dir.create(tmp_path_factory.mktemp("whole"), "demo", Options())
     go(run)
     return metrics(run)
@@ -167,7 +167,7 @@ def test_dies_between_a_row_and_its_checkpoint(run, whole, monkeypatch, saves):
         with pytest.raises(RuntimeError, match="power cut"):
             go(run)
     with (run.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step":9,')  # As if it had died while it wrote.
+        file.write('{"step":9,')  # As if it died while writing.
     go(run_dir.open_run(run.path))
     assert metrics(run) == whole
 
@@ -184,7 +184,7 @@ def test_finished_run_stays_as_it_is(run, whole):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that nothing interrupts; its last two checkpoints are of steps 18 and 20."""
+    """An uninterrupted run; its last two checkpoints are of steps 18 and 20."""
     run = run_dir.create(tmp_path_factory.mktemp("finished"), "demo", Options())
     go(run)
     return run.path
@@ -221,7 +221,7 @@ def test_a_damaged_row_is_said_and_written_again(
 
 
 class Quiet(contextlib.nullcontext):
-    """No progress is shown."""
+    """Shows no progress."""
 
     def __enter__(self):
         return self
@@ -249,11 +249,11 @@ def test_a_run_that_diverges_ends_with_a_reason(run):
     assert steps_of(run.path / "metrics.jsonl") == [0, 3]
 
 
-# ---- Pieces, and signals between them ------------------------------------------------------------
+# ---- Chunks in pieces, and signals between them --------------------------------------------------
 
 
 class Impatient:
-    """A signal comes after so many looks."""
+    """Reports a signal after it has been checked `looks` times."""
 
     message = ""
 
@@ -270,7 +270,7 @@ class Impatient:
 
 
 def in_pieces(monkeypatch, length):
-    """Let so many steps be one call; return the lengths of the calls to come."""
+    """Limit a call to `length` steps; return a list that collects the lengths of calls."""
     lengths, compiled = [], Devices.compile
 
     def compile(self, step, batch_size):
@@ -296,7 +296,7 @@ def test_a_chunk_of_much_work_is_cut_into_few_lengths(run, whole, monkeypatch):
 
 
 def test_usual_runs_are_not_cut():
-    """Fig. 1 with its usual options: one call a chunk, as fast as ever."""
+    """Fig. 1 with its usual options needs one call per chunk, which costs no speed."""
     weights = sum(np.size(leaf) for leaf in jax.tree.leaves(initial(3)))
     assert loop.piece_length(100, 60, np.zeros(600_000)) == 100
     assert loop.piece_length(1000, 60, np.zeros(weights)) == 1000
@@ -312,7 +312,7 @@ def test_a_signal_does_not_wait_for_the_chunk(run, tmp_path, monkeypatch, looks)
     del lengths[:]
     with pytest.raises(Stopped):
         go(run, every=10, checkpoint_every=10, graceful_exit=Impatient(looks))
-    assert len(lengths) == looks + 1  # No call more.
+    assert len(lengths) == looks + 1  # No further calls.
     go(run_dir.open_run(run.path), every=10)
     assert lengths[looks + 1 :] == [4, 4, 2] * (2 if looks < 2 else 1 if looks < 5 else 0)
     assert metrics(run) == (other / "metrics.jsonl").read_bytes()

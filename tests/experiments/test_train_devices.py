@@ -1,4 +1,4 @@
-"""The trainer on eight devices: the metrics of one, from the same seed and order of examples."""
+"""The trainer has the same metrics on eight devices as on one, from the same seed and order."""
 
 import dataclasses
 
@@ -17,22 +17,22 @@ from experiments.training.devices import WAYS, BatchShard, Devices
 from experiments.training.loop import Execution
 from experiments.training.signals import GracefulExit, Stopped
 
-# Batches of 60 on 8 devices: slices of 8, the last one with four examples and four of padding.
+# Batches of 60 on 8 devices: shards of 8, the last one with four examples and four of padding.
 CONFIG = dataclasses.replace(
     PRESETS["smoke"], hidden=(30, 20), steps=60, evaluate_every=15, population_batches=2
 )
-# Batches of 6: two of eight devices have nothing but padding; one seed, without vmap. In batches of
-# three the network itself makes ten roundings of one, every step.
+# Batches of 6: two of eight devices have only padding; one seed, so no vmap. With batches of three,
+# the network itself would amplify rounding errors tenfold in every step.
 TINY = dataclasses.replace(CONFIG, batch_size=6, seeds=1, steps=15)
-# Percentiles, of size 1, are written with four decimals; after 60 steps rounding is 1e-6.
+# Percentiles of size 1 are written with four decimals; after 60 steps, rounding errors are 1e-6.
 PERCENTILE = 1.01e-4
 
 
 @pytest.fixture(scope="module", autouse=True)
 def shorter():
-    """Each run makes its functions, so its programs, anew: here the cache pays. No figures."""
+    """Cache compiled programs on disk, since each run recompiles its own, and draw no figures."""
     with programs_on_disk(), pytest.MonkeyPatch.context() as patch:
-        # They show the metrics, which are compared; test_mnist_mlp.py looks at figures.
+        # Figures only show the metrics, which are compared; test_mnist_mlp.py checks figures.
         patch.setattr(fig1, "report", lambda config, study: None)
         yield
 
@@ -78,7 +78,7 @@ def one(digits, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny(digits, tmp_path_factory):
-    """Those of batches of six."""
+    """The metrics of one device with batches of six."""
     return run_on(Devices(), TINY, digits, tmp_path_factory.mktemp("tiny"))
 
 
@@ -93,7 +93,7 @@ def test_more_devices_than_examples(way, tiny, digits, tmp_path):
 
 
 def test_a_run_goes_on_with_other_devices(one, digits, tmp_path):
-    """From 8 to 1, from 1 to 4, from 4 to 8: each takes one chunk of the run."""
+    """From 8 to 1 to 4 to 8 devices, with one chunk of the run each."""
     with run_dir.create(tmp_path, "mnist_mlp", CONFIG) as run:
         path, stopped = run.path, GracefulExit()
     stopped.received = 15
@@ -124,7 +124,7 @@ def test_batch_without_padding_has_no_mask():
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 13])
 def test_shares_of_mean_and_gradient_add_up(way, batch_size):
-    """Against the formula on one device: mean of x, and the gradient of mean((w x)^2)."""
+    """Compare the mean of x and the gradient of mean((w x)^2) with one device."""
     x = np.random.default_rng(0).normal(size=50).astype(np.float32)
     rows = np.random.default_rng(1).integers(0, 50, (1, 1, batch_size)).astype(np.int32)
 

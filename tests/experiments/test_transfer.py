@@ -1,4 +1,4 @@
-"""What `studies.transfer` measures with: what is held stays, what is counted is counted."""
+"""The functions `studies.transfer` measures with: frozen parts stay as they are; counts."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What the whitening experiment measures with: pixels, descents, steps to a loss, rates."""
+"""The functions of the whitening experiment: pixels, descents, steps to a loss, rates."""
 
 import functools
 
@@ -37,7 +37,7 @@ def test_descent_with_statistics_as_constants_follows_the_closed_form():
         )
     np.testing.assert_allclose(bias[:, 0], 0.1 * np.arange(1001), rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(bias[:, 1], 0.5)
-    # The gradient of ((w u - 0) / |w| - 2 u)^2 / 2 with |w| held is -1 / w.
+    # The gradient of ((w u - 0) / |w| - 2 u)^2 / 2 with fixed |w| is -1 / w.
     w = [1.0]
     for _ in range(1000):
         w.append(w[-1] + 0.1 / w[-1])
@@ -75,5 +75,5 @@ def test_exact_covariances_of_small_data():
     for rows, largest in zip(np.asarray(x, np.float64), found["bn"], strict=True):
         off = np.corrcoef(rows.T) - np.eye(6)
         np.testing.assert_allclose(largest, np.abs(off).max(), rtol=1e-3)
-    # Three examples span two directions of six.
+    # Three centered examples span two of six directions.
     np.testing.assert_allclose(found["lost"], 4 / 6)
