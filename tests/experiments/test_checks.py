@@ -84,8 +84,6 @@ def test_every_study_refuses_numbers_that_cannot_be(name):
 ALLOWED = {
     ("inference", "brightness", -1e9),
     ("inference", "degrees", -1e9),
-    ("batch_size", "small_methods", "x"),
-    ("batch_size", "huge_methods", "x"),
 }
 
 
@@ -97,6 +95,11 @@ ALLOWED = {
         ("titanic", {"folds": 1}),
         ("inception", {"dropout": 1.0}),
         ("regularization", {"flips": (0.4, 1.5)}),
+        ("batch_size", {"small": (1, 8)}),
+        ("batch_size", {"small_methods": ("none", "batch")}),
+        ("batch_size", {"huge_methods": ("none", "batch", "ghost", "instance")}),
+        ("batch_size", {"huge": (64,)}),
+        ("batches", {"sizes": (2, 2)}),
         ("transfer", {"goal": 1.1}),
         ("learning_rate", {"plateau_every": 300}),
         ("recurrent", {"looks": 3}),

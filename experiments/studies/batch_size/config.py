@@ -33,7 +33,7 @@ class Config:
     small_examples: int = 16_384
     """examples seen by each network in batches of up to 32"""
     small_methods: tuple[str, ...] = ("none", "batch", "renorm", "layer", "group", "weight")
-    """methods trained in small batches"""
+    """methods trained in small batches; the claims are about these six"""
     huge: tuple[int, ...] = (64, 256, 1024, 4096)
     """sizes of large batches, of which the first and the last are compared"""
     huge_examples: int = 163_840
@@ -41,7 +41,7 @@ class Config:
     huge_methods: tuple[str, ...] = (
         "none", "batch", "ghost", "renorm", "layer", "group", "weight",
     )  # fmt: skip
-    """methods trained in large batches"""
+    """methods trained in large batches; the claims are about none, batch and ghost"""
     equal_steps: int = 300
     """steps at the first and the last of the large sizes, at an equal rate"""
     population: int = 4096
@@ -56,9 +56,25 @@ class Config:
     """the training loss to reach"""
 
     def __post_init__(self) -> None:
-        """Reject invalid options."""
+        """Reject invalid options, and sizes and methods without those that the claims need."""
         check(self)
         check_dataset(self.dataset)
+        needed = {
+            "small": (2, 4),
+            "small_methods": ("none", "batch", "renorm", "layer", "group", "weight"),
+            "huge_methods": ("none", "batch", "ghost"),
+        }
+        for name, values in needed.items():
+            given = getattr(self, name)
+            if not set(values) <= set(given):
+                raise ValueError(f"Expected `{name}` with {values}, got {given}.")
+        unknown = set(self.huge_methods) - {*self.small_methods, "ghost"}
+        if unknown:  # Their learning rates are chosen in small batches.
+            raise ValueError(
+                f"Expected `huge_methods` from `small_methods`, and ghost, got {min(unknown)}."
+            )
+        if len(self.huge) < 2 or list(self.huge) != sorted(set(self.huge)):
+            raise ValueError(f"Expected `huge` ascending, at least two sizes, got {self.huge}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
         """Return how many training and test images of each data set the study uses.

@@ -43,6 +43,8 @@ class Config:
                 f"Expected an even `batch_size` that divides `examples`, got {self.batch_size} and "
                 f"{self.examples}."
             )
+        if len(set(self.sizes)) < 2:
+            raise ValueError(f"Expected `sizes` with at least two of them, got {self.sizes}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
         """Return how many training and test images of each data set the study uses.
