@@ -38,6 +38,17 @@ def test_likeness_sees_one_unit_that_differs_and_the_rank():
     assert learning_rate.likeness(params) == (0.5, 2)
 
 
+def test_likeness_takes_layers_in_their_order():
+    """By name, dense_10 would come before dense_2, with kernels that do not fit."""
+    widths = (5, *range(2, 14), 3)
+    params = {
+        name: {"kernel": np.ones((widths[i], widths[i + 1])), "bias": np.zeros(widths[i + 1])}
+        for i, name in enumerate([*(f"dense_{i}" for i in range(12)), "output"])
+    }
+    params["dense_11"]["kernel"][0, 1] = 3
+    assert learning_rate.likeness(params) == (2, 2)
+
+
 def test_a_grid_without_the_rate_that_a_claim_names_is_refused():
     with pytest.raises(ValueError, match="rates"):
         Config(rates=(0.1, 1.0))

@@ -52,7 +52,8 @@ def likeness(params: Mapping[str, Any]) -> tuple[float, int]:
       the largest difference between the weights into (or out of) a hidden unit and those of
       the first unit of its layer; the largest rank of a weight matrix.
     """
-    layers = [params[name] for name in sorted(params)]  # dense_0, dense_1, ..., output.
+    names = [f"dense_{i}" for i in range(len(params) - 1)]
+    layers = [params[name] for name in (*names, "output")]
     difference = 0.0
     for layer, after in itertools.pairwise(layers):
         for weights in (layer["kernel"].T, layer["bias"], after["kernel"]):
