@@ -17,12 +17,13 @@ from jbn.models.attributes import check_choice, check_share, check_shared
 from jbn.models.convolution import Conv
 from jbn.models.pooling import avg_pool, max_pool
 from jbn.models.units import (
+    BATCH_NORMS,
     Activation,
     Initializer,
     Norm,
     Placement,
-    cancels_bias,
     check_call,
+    is_norm_of,
     logits,
     make_norm,
     unit,
@@ -94,7 +95,7 @@ def per_activation_norm(norm: Norm) -> Norm:
     Raises:
       ValueError: not a batch normalization.
     """
-    if not cancels_bias(norm):
+    if not is_norm_of(norm, BATCH_NORMS):
         raise ValueError(
             f"Expected batch normalization with `per_activation`, got norm={norm!r}. Pass "
             "norm='batch', or no `per_activation`."

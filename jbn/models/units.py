@@ -29,8 +29,9 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
     "instance": linen.InstanceNorm,
 }
 WEIGHT = "weight"
+BATCH_NORMS = (BatchNorm, nn.BatchNorm)
 # Norms that subtract a mean over axes along which a bias is constant, so that the bias cancels.
-CANCEL_BIAS = (BatchNorm, nn.BatchNorm, linen.InstanceNorm, nn.InstanceNorm)
+CANCEL_BIAS = (*BATCH_NORMS, linen.InstanceNorm, nn.InstanceNorm)
 
 
 def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
@@ -54,12 +55,17 @@ def make_norm(norm: Norm) -> Callable[..., nn.Module] | None:
     return NORMS[norm]
 
 
-def cancels_bias(norm: Norm) -> bool:
-    """Tell whether the normalization subtracts whatever a bias before it would add."""
+def is_norm_of(norm: Norm, classes: tuple[type, ...]) -> bool:
+    """Tell whether the normalization is a layer of one of these classes, or a partial of one."""
     make = make_norm(norm)
     while isinstance(make, functools.partial):
         make = make.func
-    return isinstance(make, type) and issubclass(make, CANCEL_BIAS)
+    return isinstance(make, type) and issubclass(make, classes)
+
+
+def cancels_bias(norm: Norm) -> bool:
+    """Tell whether the normalization subtracts whatever a bias before it would add."""
+    return is_norm_of(norm, CANCEL_BIAS)
 
 
 LAYOUTS = {
@@ -232,7 +238,7 @@ def logits(
 
     Rounded to bfloat16, a logit of 20 is off by up to 1/16, and float16 ends at 65,504. So neither
     the features nor the products are rounded here. This costs little: the layer is one matrix
-    product, a thousandth of a ResNet-50's work.
+    product, 1/2000 of a ResNet-50's work.
 
     Args:
       x: the features.

@@ -28,6 +28,14 @@ def test_inception_drops_out_and_normalizes_responses():
     assert not models.BNInception().dropout
 
 
+@pytest.mark.parametrize("norm", ["layer", "instance", nn.InstanceNorm, None])
+def test_per_activation_needs_batch_normalization(norm):
+    with pytest.raises(ValueError, match="Expected batch normalization with `per_activation`"):
+        inception.per_activation_norm(norm)
+    assert inception.per_activation_norm("batch")
+    assert inception.per_activation_norm(functools.partial(nn.BatchNorm, momentum=0.9))
+
+
 def test_local_response_norm_is_torchs():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     x = np.random.default_rng(0).normal(0, 30, (2, 3, 4, 9)).astype(np.float32)
