@@ -51,11 +51,21 @@ def test_values_that_are_not_finite_are_flaxs(value):
 
 @pytest.mark.parametrize("value", [6e4, 1.0])
 def test_averages_are_of_float32(value):
-    """A float16 sum of nine would overflow; a bfloat16 sum of nine would be rounded eight times."""
+    """A float16 sum of nine would overflow."""
     x = jnp.full((1, 3, 3, 1), value, jnp.float16)
     y = avg_pool(x, (3, 3), (1, 1), "VALID")
     assert y.dtype == jnp.float16
     np.testing.assert_array_equal(y, np.full((1, 1, 1, 1), value, np.float16))
+
+
+def test_averages_are_rounded_once():
+    """A bfloat16 sum of nine would be rounded eight times."""
+    x = jnp.asarray(np.random.default_rng(0).normal(1, 1, (64, 3, 3, 8)), jnp.bfloat16)
+    y = avg_pool(x, (3, 3), (1, 1), "VALID")
+    assert y.dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64).mean((1, 2), keepdims=True)
+    half_an_ulp = 2.0**-9 * 2 ** np.ceil(np.log2(np.abs(exact)))
+    np.testing.assert_array_less(np.abs(np.asarray(y, np.float64) - exact), 1.001 * half_an_ulp)
 
 
 @pytest.mark.parametrize("pool", [max_pool, avg_pool])

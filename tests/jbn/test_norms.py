@@ -128,7 +128,7 @@ def test_dtypes(dtype):
 
 
 def test_axes():
-    """Channels first equals channels last with the axis moved; params may lack either part."""
+    """Channels first equals channels last with the axis moved; params may lack the bias."""
     x = values(10, SHAPE, mean=0.5)
     first = np.moveaxis(np.asarray(x), -1, 1)
     for name in ("layer", "group", "instance"):
