@@ -59,7 +59,7 @@ class Options:
     cases: tuple[str, ...] = ()
     """some cases only, such as 256x100 64x128x28x28-first 32x200x256-padded"""
     steps: int | None = None
-    """in one loop; None takes as many as last .2 s, and ten at least"""
+    """in one loop; None takes at least ten, and as many as fit into .2 s"""
     repeats: int | None = None
     """rounds, of which the median counts; None takes 9 (smoke: 2)"""
     output: Path | None = None

@@ -108,7 +108,7 @@ class Config:
     distortion: bool | None = None
     """change: distort as strongly as the original, or weakly"""
     order: Order | None = None
-    """change: batches newly shuffled, shuffled within shards, or the same in every epoch"""
+    """change: examples newly shuffled, shuffled within shards, or in the same order every epoch"""
     dropped: float | None = None
     """for ensembles: share of features dropped, such as .05"""
     init_scale: float | None = None

@@ -55,9 +55,9 @@ class Options:
     variant: Name = "bn_x5"
     """a row of Fig. 3"""
     statistics: str = "device"
-    """whose values batch statistics are of: device, global, or the number of devices in a group"""
+    """devices that share batch statistics: device, global, or the number of devices in a group"""
     remat: bool = False
-    """keep what leaves each block alone, and compute the rest again for the gradient"""
+    """keep only the outputs of blocks, and recompute the rest for the gradient"""
     output: Annotated[Path, tyro.conf.arg(metavar="DIR")] = RESULTS
     """folder for scale.json and scale.md, and the rows that are kept"""
 
