@@ -17,14 +17,14 @@
 # initialization; then we train such a network with and without batch normalization (BN).
 
 # %%
-# Where jbn is not installed, as on Colab: from its repository, or a wheel or clone of it nearby.
+# Install jbn if it is missing (as on Colab) from its repository, or from a wheel or clone nearby.
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 if importlib.util.find_spec("jbn") is None:
-    REPOSITORY = ""  # The address of jbn's repository. If it is empty here, fill it in on Colab.
+    REPOSITORY = ""  # The URL of jbn's repository. On Colab, fill it in if it is empty.
     places = [p / "jbn" / "__init__.py" for p in (Path.cwd(), *Path.cwd().parents)]
     places += [*Path.cwd().glob("*/jbn/__init__.py"), *Path.cwd().glob("jbn-*.whl")]
     nearby = [p.parents[1] if p.name == "__init__.py" else p for p in places if p.is_file()]
