@@ -9,16 +9,16 @@
 # ---
 
 # %% [markdown]
-# # Is batch normalization what its formula says?
+# # Does jbn match the formula of batch normalization?
 #
-# Algorithm 1 of [Ioffe & Szegedy, 2015](https://arxiv.org/abs/1502.03167), for each feature of a
-# batch of $m$ values:
+# Algorithm 1 of [Ioffe & Szegedy, 2015](https://arxiv.org/abs/1502.03167) normalizes each feature
+# of a batch of $m$ values:
 #
 # $$\mu = \frac1m\sum_i x_i,\quad \sigma^2 = \frac1m\sum_i (x_i-\mu)^2,\quad
 # \hat x_i = \frac{x_i-\mu}{\sqrt{\sigma^2+\epsilon}},\quad y_i = \gamma \hat x_i + \beta$$
 #
-# This notebook writes it down in NumPy, and asks whether `jbn` gives the same: the values, the
-# gradient, and where the formula itself gets into trouble.
+# This notebook implements the formula in NumPy, checks that `jbn` gives the same values and the
+# same gradient, and shows where the formula itself gets into trouble.
 
 # %%
 # Install jbn if it is missing (as on Colab) from its repository, or from a wheel or clone nearby.
@@ -50,8 +50,9 @@ import jbn
 # %% [markdown]
 # ## The formula
 #
-# In float64, feature by feature (columns). `jbn` has the parameters `scale` ($\gamma$) and `bias`
-# ($\beta$) in one pytree, the running statistics in another: nothing is hidden.
+# Here it is in float64, applied to each feature (column). `jbn` keeps the parameters `scale`
+# ($\gamma$) and `bias` ($\beta$) in one pytree and the running statistics in another. Nothing is
+# hidden.
 
 
 # %%
@@ -73,7 +74,8 @@ print("mean", np.round(y.mean(0), 3), "= beta; std", np.round(y.std(0), 3), "= g
 # %% [markdown]
 # ## The gradient
 #
-# Mean and variance depend on every value, so the gradient flows through them:
+# The mean and the variance depend on every value of the batch, so the gradient flows through them,
+# too:
 #
 # $$\frac{\partial L}{\partial x} = \frac{\gamma}{\sqrt{\sigma^2+\epsilon}}\Big(g - \overline{g} -
 # \hat x\,\overline{g \hat x}\Big), \qquad g = \frac{\partial L}{\partial y}$$
@@ -93,8 +95,9 @@ print("and it sums to", np.round(np.asarray(ours.sum(0)), 6), ": a bias before B
 # %% [markdown]
 # ## Where the formula gets into trouble
 #
-# Many libraries compute the variance as mean(x^2) - mean(x)^2, in one pass. In float32 that cancels
-# when the mean is large beside the deviation. Features as raw as a year or a price are like that.
+# Many libraries compute the variance in one pass, as mean(x^2) - mean(x)^2. In float32, this
+# suffers from cancellation when the mean is large compared to the standard deviation, as in raw
+# features such as years or prices.
 
 
 # %%
@@ -124,17 +127,18 @@ plt.show()
 print({name: [f"{value:.0e}" for value in values] for name, values in errors.items()})
 
 # %% [markdown]
-# At 1e4 the variance is all rounding: an output of order one is off by more than itself, and where
-# the variance comes out negative it is NaN. `jbn` takes its sums about a pivot near the mean where
-# those about 0 would lose digits. On a CPU it looks first: where mean² is more than twice the
-# variance, it takes the sums again, about the mean. On a TPU the pivot is the running mean, with
-# the same second look; on a GPU, where looking costs more than a pass, it is a median of nine
-# values of the batch.
+# At a ratio of 1e4, the variance is pure rounding error: outputs of order one have errors larger
+# than themselves, and are NaN where the variance comes out negative. Where sums about 0 would lose
+# digits, `jbn` takes them about a pivot near the mean instead. On a CPU, it checks first: where
+# mean² is more than twice the variance, it takes the sums again, about the mean. On a TPU, the
+# pivot is the running mean, followed by the same check. On a GPU, where the check would cost more
+# than another pass over the data, the pivot is a median of nine values of the batch.
 #
 # ## Images
 #
-# In a convolution the statistics of a feature map are over the batch and all positions, m p q
-# values: the same as the dense form on the reshape.
+# In a convolution, the statistics of a feature map are computed over the whole batch and all
+# positions: m p q values, for m images with p x q positions. The result is the same as reshaping
+# the batch to one row per position and normalizing the columns.
 
 # %%
 images = jax.random.normal(jax.random.key(3), (8, 5, 6, 4))
@@ -147,26 +151,28 @@ print(f"largest difference: {error_of_maps:.1e}")
 # %% [markdown]
 # ## Exercises
 #
-# 1. What happens to y, and to the gradient with respect to x, when x is multiplied by 10? By 0.001?
-#    And when 1000 is added to it?
-# 2. One value of a batch of 60 is a mistake, a million where the others are near 3. What becomes of
-#    it, and of the other 59? How large can a normalized value be at all?
+# 1. What happens to y, and to the gradient with respect to x, if x is multiplied by 10? By 0.001?
+#    And if 1000 is added to it?
+# 2. One value in a batch of 60 is a mistake: it is a million, while the others are near 3. What
+#    does normalization turn it into, and what happens to the other 59? How large can a normalized
+#    value be at all?
 #
 # ## Answers
 #
 # <details>
 # <summary>Open</summary>
 #
-# 1. Ten times x gives the same y, and a tenth of the gradient: so weights before a norm that have
-#    grown tenfold get a tenth of the gradient. A thousandth of x does not give the same y: its
-#    variance, about 4e-6, is less than epsilon, and y comes out about half as wide as $\gamma$
-#    says. A smaller epsilon mends that. Adding 1000 changes y by some 1e-5, and that is not the
-#    norm's doing: near 1000, float32 numbers are 6e-5 apart, and x itself was rounded.
-# 2. Without scale and bias, the mistake becomes 7.68, and so does a billion: in a batch of m values
-#    none can be further out than $\sqrt{m-1}$, because they sum to 0 and their squares to m. All
-#    others become -0.13, to within 1e-4. So one value takes the feature away from the whole batch.
-#    With m = 2, every batch is like that: any two different values become 1 and -1, as long as
-#    epsilon is negligible.
+# 1. Multiplying x by 10 gives the same y and a tenth of the gradient. So if the weights before a
+#    norm have grown tenfold, they get a tenth of the gradient. Multiplying x by 0.001 does not give
+#    the same y: the variance, about 4e-6, is then less than epsilon, and the standard deviation of
+#    y is only about half of $\gamma$. A smaller epsilon fixes that. Adding 1000 changes y by a few
+#    1e-5, but the norm is not the cause: near 1000, float32 numbers are 6e-5 apart, so x itself was
+#    rounded.
+# 2. Without scale and bias, the mistake becomes 7.68, and a billion becomes the same: no normalized
+#    value in a batch of m can be larger than $\sqrt{m-1}$, because the values sum to 0 and their
+#    squares to m. All others become -0.13, to within 1e-4. So a single value ruins the feature for
+#    the whole batch. With m = 2, every batch is like that: any two different values become 1 and
+#    -1, as long as epsilon is negligible.
 #
 # The next cell computes both.
 #
@@ -211,7 +217,7 @@ print("two values become", np.round(of_two[:, 0], 3))
 # %% [markdown]
 # ## Answer
 #
-# Yes, to the rounding of float32; and also where the usual way to compute it is not.
+# Yes, up to float32 rounding, even where the usual way of computing the variance fails.
 
 # %%
 assert error_of_values < 2e-6

@@ -9,12 +9,12 @@
 # ---
 
 # %% [markdown]
-# # Why do deep networks get no gradient, and what does batch normalization do about it?
+# # Why do gradients vanish in deep networks, and how does batch normalization help?
 #
-# Backpropagation multiplies: the gradient that reaches a layer is the gradient of the output times
-# the slopes of all layers in between. A product of many numbers below one vanishes, of many above
-# one it explodes. Here we watch both, layer by layer, in networks of twenty layers at
-# initialization; then we train such a network with and without batch normalization (BN).
+# Backpropagation multiplies: the gradient that reaches a layer is the gradient at the output times
+# the slopes of all layers in between. A product of many numbers below one vanishes, and a product
+# of many numbers above one explodes. Here we watch both, layer by layer, in networks with twenty
+# layers at initialization. Then we train such a network with and without batch normalization (BN).
 
 # %%
 # Install jbn if it is missing (as on Colab) from its repository, or from a wheel or clone nearby.
@@ -53,14 +53,14 @@ LAYERS, WIDTH, BATCH = 20, 100, 256
 # %% [markdown]
 # ## The gradient, layer by layer
 #
-# Each layer multiplies its input u by weights W and applies a nonlinearity g: it computes g(Wu),
-# and g(BN(Wu)) with BN. We take the gradient of the loss with respect to Wu, what enters the
-# nonlinearity, in every layer. Between layers of equal width, the weights of Xavier (Glorot &
-# Bengio, 2010) have variance 1 / width, and those of He (He et al., 2015) twice that: they are
-# Xavier's times the square root of two.
+# Each layer multiplies its input u by weights W and applies a nonlinearity g: it computes g(Wu), or
+# g(BN(Wu)) with BN. We take the gradient of the loss with respect to Wu in every layer. Between
+# layers of equal width, Xavier initialization (Glorot & Bengio, 2010) gives the weights a variance
+# of 1 / width, and He initialization (He et al., 2015) twice that: He's weights are Xavier's times
+# the square root of two.
 #
-# Printed is by what the norm of that gradient is multiplied from one layer to the layer before it,
-# the geometric mean over the network. One would keep it.
+# For each network, we print the factor by which the norm of this gradient changes from one layer to
+# the layer before it (the geometric mean over the network). Ideally, it is one.
 
 
 # %%
@@ -83,7 +83,7 @@ def norms(activation, scale=1.0, norm=False):
             sums, _ = jbn.batch_norm(sums, params, state, training=True)
         return activation(sums), None
 
-    def loss(changes):  # Zeros added to Wu: their gradient is that of Wu.
+    def loss(changes):  # Zeros added to Wu, so their gradient is that of Wu.
         outputs, _ = jax.lax.scan(layer, x, (scale * weights, changes))
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs @ last, labels))
 
@@ -120,14 +120,15 @@ axes.legend(fontsize="small", ncols=2)
 plt.show()
 
 # %% [markdown]
-# The sigmoid's slope is at most 1/4, so its gradient vanishes within a few layers. That of tanh is
-# 1 at zero, and nearly keeps it. ReLU keeps it only with He's weights: smaller ones shrink it,
-# larger ones blow it up. With BN, even the sigmoid and the large weights stay near one. (Only the
-# first layer of the sigmoids falls off: BN divides the gradient by the deviation of Wu, which is
-# about 1 there and about 0.2 above, where the input comes from a sigmoid.)
+# The slope of the sigmoid is at most 1/4, so the gradient vanishes within a few layers. The slope
+# of tanh is 1 at zero, which nearly preserves the gradient. ReLU preserves it only with He's
+# weights: smaller weights shrink it, larger ones blow it up. With BN, the factor stays near one
+# even for the sigmoid and for the large weights. (With sigmoids and BN, the gradient drops only at
+# the first layer: BN divides the gradient by the standard deviation of Wu, which is about 1 there,
+# but about 0.2 in the layers above, whose input comes from a sigmoid.)
 #
-# The scale of the weights cancels, because BN(aWu) = BN(Wu) for every a > 0. Next we scale all of
-# them.
+# The scale of the weights cancels, because BN(aWu) = BN(Wu) for every a > 0. Next, we scale all
+# weights.
 #
 # ## The scale of the weights
 
@@ -148,17 +149,17 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
-# With BN the factor is the same at any scale, 1.17, though not one. For wide layers and large
-# batches it is the square root of pi/(pi-1), 1.21, as
-# [Yang et al., 2019](https://arxiv.org/abs/1902.08129) derive: over hundreds of layers even that
-# explodes, unless the network has skip connections, as a ResNet does.
+# With BN, the factor is 1.17 at every scale. It does not depend on the scale, but it is not one.
+# For wide layers and large batches it is the square root of pi/(pi-1), 1.21, as
+# [Yang et al., 2019](https://arxiv.org/abs/1902.08129) derive. Over hundreds of layers even that
+# makes the gradient explode, unless the network has skip connections, as a ResNet does.
 #
 # ## Does it matter for training?
 #
-# A task for twenty layers of sigmoids: in which of the eight octants is a point, that is, what are
-# the signs of its three coordinates? We take 300 steps of Adam, each on all 512 points, from one
-# seed. Without BN next to no gradient reaches the first layers, and the loss stays at that of a
-# guess.
+# Here is a task for twenty layers of sigmoids: in which of the eight octants does a point lie, that
+# is, what are the signs of its three coordinates? We take 300 steps of Adam, each on all 512
+# points, with one seed. Without BN, almost no gradient reaches the first layers, and the loss stays
+# at the level of guessing.
 
 # %%
 points = jax.random.normal(jax.random.key(7), (512, 3))
@@ -173,7 +174,7 @@ def train(norm, steps=300):
 
     def loss(params):
         collections = {**variables, "params": params}
-        # Only evaluation would read the new running statistics, and here is none.
+        # Drop the new running statistics: only evaluation needs them, and there is none here.
         logits, _ = model.apply(collections, points, training=True, mutable=["batch_stats"])
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, regions))
 
@@ -202,9 +203,10 @@ plt.show()
 # %% [markdown]
 # ## Exercises
 #
-# 1. The sigmoid is a tanh in disguise: tanh(z) = 2 sigmoid(2z) - 1, yet one loses the gradient and
-#    the other nearly keeps it. Is it the sigmoid's slope, 1/4 at zero, or that its values are not
-#    around zero? Try 4 sigmoid(z), sigmoid(z) - 1/2 and both, without and with BN.
+# 1. The sigmoid is a tanh in disguise: tanh(z) = 2 sigmoid(2z) - 1. Yet the gradient vanishes with
+#    one and is nearly preserved with the other. Is the reason the slope of the sigmoid, 1/4 at
+#    zero, or that its values are not centered at zero? Try 4 sigmoid(z), sigmoid(z) - 1/2, and both
+#    changes at once, without and with BN.
 # 2. In 100 layers of ReLUs with BN, how many times larger is the gradient at the first layer than
 #    at the last? And with skip connections, where each layer returns u + g(BN(Wu))?
 #
@@ -213,15 +215,16 @@ plt.show()
 # <details>
 # <summary>Open</summary>
 #
-# 1. It takes both. Mending the slope alone gives a factor of 0.64, centering alone 0.25, and both
-#    together 0.94, like tanh. Where the values are around 2 instead of 0, the sums of the next
-#    layer are large, and the sigmoid has no slope there. With BN, centering makes no difference: a
-#    constant added to what a layer returns shifts each sum of the next layer by a constant, and BN
-#    subtracts it with the mean.
-# 2. Without skip connections tens of millions of times, with them about a hundred times, most of it
-#    in the first ten layers. The sum that is passed on grows with every layer, and BN divides by
-#    its deviation. So the later a layer, the less it adds in comparison, and the gradient passes it
-#    mostly by the skip.
+# 1. It is both. Fixing only the slope gives a factor of 0.64, centering alone 0.25, and both
+#    together 0.94, close to tanh. If the values are around 2 instead of 0, the sums Wu of the next
+#    layer are large, and the sigmoid is flat there. With BN, centering makes no difference: a
+#    constant added to the output of a layer shifts each sum of the next layer by a constant, and BN
+#    subtracts it along with the mean.
+# 2. Without skip connections it is tens of millions of times larger. With them, it is about a
+#    hundred times larger, and the ten layers next to the input account for a factor of about nine.
+#    The sum that is passed on grows with every layer, and BN divides by its standard deviation. So
+#    the later a layer, the less it adds relative to the sum, and the gradient mostly takes the skip
+#    connection.
 #
 # The next cell computes both.
 #
@@ -270,9 +273,9 @@ for name, values in {"without skips": no_skips, "with skips": skips}.items():
 # %% [markdown]
 # ## Answer
 #
-# The slopes of the layers multiply, and twenty of them are enough to lose the gradient. Batch
-# normalization takes the scale of the weights and of the nonlinearity's input out of the product,
-# which then stays near one per layer, and the network learns.
+# The slopes of the layers multiply, and twenty layers are enough to lose the gradient. Batch
+# normalization removes the scale of the weights and of the nonlinearity's input from this product.
+# The factor per layer then stays near one, and the network learns.
 
 # %%
 assert factor(networks["sigmoid, Xavier"]) < 0.35

@@ -11,10 +11,11 @@
 # %% [markdown]
 # # What changes between training and inference?
 #
-# In training, batch normalization uses the statistics of the batch; in inference there may be no
-# batch, so it uses statistics kept from training. Which ones, what goes wrong in the wrong mode,
-# how the layer disappears at the end, and how several devices share a batch: on the 1,797 small
-# digits inside scikit-learn, with a network of three layers.
+# In training, batch normalization (BN) uses the statistics of the batch. In inference there may be
+# no batch, so it uses statistics kept from training. This notebook shows which statistics to use,
+# what goes wrong in the wrong mode, how BN can be folded into the layer before it, and how several
+# devices share a batch. It uses the 1,797 small digits that come with scikit-learn and a network
+# with three layers.
 
 # %%
 # Install jbn if it is missing (as on Colab) from its repository, or from a wheel or clone nearby.
@@ -48,7 +49,7 @@ from sklearn.datasets import load_digits
 
 import jbn
 
-jax.config.update("jax_num_cpu_devices", 4)  # Virtual ones, for the last section.
+jax.config.update("jax_num_cpu_devices", 4)  # Virtual devices, for the last section.
 
 digits = load_digits()
 order = np.random.default_rng(0).permutation(len(digits.target))
@@ -59,7 +60,8 @@ train_x, train_y, test_x, test_y = images[:1400], labels[:1400], images[1400:], 
 # %% [markdown]
 # ## A network as functions
 #
-# Parameters go in one pytree, running statistics in another, returned anew at every step.
+# The parameters are in one pytree and the running statistics in another. Every step returns new
+# ones.
 
 # %%
 WIDTHS = (64, 100, 100, 10)
@@ -119,7 +121,7 @@ exponential, population = [], []
 def averaged(params, state):
     """Take the statistics of twenty batches, the parameters being held."""
 
-    def absorb(state, x):  # Let one batch move them.
+    def absorb(state, x):  # Update the statistics with one batch.
         return apply(params, state, x, training=True)[1]
 
     return jbn.population(absorb, state, train_x[batches[:20]])
@@ -134,9 +136,10 @@ for i, rows in enumerate(batches):
 # %% [markdown]
 # ## Which statistics
 #
-# An exponential average of momentum .99 still weighs the initial mean 0 and variance 1 by .99^t,
-# and trails the parameters. Algorithm 2 of the paper takes the averages afresh, the parameters
-# being held: `jbn.population`, one line for any pytree of statistics.
+# With a momentum of .99, an exponential average still gives the initial mean 0 and variance 1 a
+# weight of .99^t after t steps, and it lags behind the parameters. Algorithm 2 of
+# [the paper](https://arxiv.org/abs/1502.03167) recomputes the averages with the parameters held
+# fixed. That is `jbn.population`, a single line for any pytree of statistics.
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
@@ -150,8 +153,8 @@ plt.show()
 # %% [markdown]
 # ## The wrong mode
 #
-# By the statistics of test batches the answer for an image depends on its company. In inference it
-# does not: alone or in a batch, it is the same.
+# With the statistics of test batches, the output for an image depends on the other images in its
+# batch. In inference mode it does not: the output is the same, alone or in a batch.
 
 # %%
 state = averaged(params, state)
@@ -174,7 +177,8 @@ print("and a batch of one in training is an error:", refused)
 # %% [markdown]
 # ## Folding
 #
-# In inference BN is an affine map, and goes into the layer before it: a network without BN remains.
+# In inference, BN is an affine map, so it can be folded into the layer before it. The result is a
+# network without BN.
 
 # %%
 x = test_x
@@ -188,8 +192,9 @@ print(f"largest difference after folding: {folded:.0e}")
 # %% [markdown]
 # ## Several devices
 #
-# With `axis_name` the statistics are those of the whole batch, weighted by how many examples each
-# device holds: here 60 examples on four devices, the last of which has padding, masked.
+# With `axis_name`, the statistics are those of the whole batch, weighted by the number of examples
+# on each device. Here, 58 examples are spread over four devices, and two rows of padding on the
+# last device are masked.
 
 # %%
 DEVICES = jax.devices("cpu")[:4]
@@ -217,25 +222,27 @@ print(
 # %% [markdown]
 # ## Exercises
 #
-# 1. Evaluate the test images in training mode in ten batches of 30, once mixed and once with one
-#    class in each. What is the accuracy? Which of the three layers is to blame?
-# 2. `momentum` is the weight of the old statistics. What do the running statistics hold after the
-#    first twenty batches at momentum 0, and at 1? Is there a momentum, another for each batch, that
-#    makes them the averages of Algorithm 2?
+# 1. Evaluate the test images in training mode in ten batches of 30, once with the classes mixed and
+#    once with a single class per batch. What is the accuracy? Which of the three layers is to
+#    blame?
+# 2. `momentum` is the weight of the old statistics. What are the running statistics after the first
+#    twenty batches with momentum 0, and with momentum 1? Is there a momentum, possibly different
+#    for each batch, that makes them equal to the averages of Algorithm 2?
 #
 # ## Answers
 #
 # <details>
 # <summary>Open</summary>
 #
-# 1. Mixed, it is a few points lower than in inference. With one class in each batch it is that of a
-#    guess, about a tenth. A single layer in training mode is enough for that, whichever it is: over
-#    the batch, each of its features gets the bias as its mean, whatever the images show. What the
-#    images have in common, the class, is subtracted.
-# 2. At 0 they are the statistics of the last batch; at 1 they are still the initial ones, and no
-#    error says so. At t / (t + 1) for batch t, counted from 0, every batch so far has the same
-#    weight, and the statistics are those of `jbn.population`, to rounding. The schedule
-#    `jbn.cumulative`, passed as the momentum, is just that.
+# 1. With the classes mixed, it is a few points lower than in inference. With a single class per
+#    batch, it drops to about a tenth, no better than guessing. A single layer in training mode,
+#    whichever it is, already brings it down to .16 or less: over the batch, the mean of each of its
+#    features is the bias, whatever the images show. What the images have in common, their class, is
+#    subtracted.
+# 2. With momentum 0, they are the statistics of the last batch. With momentum 1, they are still the
+#    initial ones, and no error says so. With t / (t + 1) for batch t, counted from 0, all batches
+#    so far have the same weight, and the statistics equal those of `jbn.population` up to rounding.
+#    The schedule `jbn.cumulative`, passed as the momentum, does exactly this.
 #
 # The next cell computes both.
 #
@@ -303,9 +310,9 @@ print("momentum t / (t + 1): those of jbn.population, to 1e-5:", at_average < 1e
 # %% [markdown]
 # ## Answer
 #
-# The statistics change, and nothing else. Population statistics are right from the first step on.
-# With them each answer depends on its own image alone, and once they are folded into the layer
-# before, they cost nothing.
+# Only the statistics change. Population statistics are right from the first step on. With them, the
+# output for an image depends on that image alone. Once they are folded into the layer before, they
+# cost nothing.
 
 # %%
 assert population[0] > exponential[0] + 0.2

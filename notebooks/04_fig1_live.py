@@ -9,14 +9,14 @@
 # ---
 
 # %% [markdown]
-# # What does Fig. 1 of the paper look like at other settings?
+# # What does Fig. 1 of the paper look like with other settings?
 #
-# For Fig. 1, [Ioffe & Szegedy, 2015](https://arxiv.org/abs/1502.03167) train three hidden layers of
-# 100 sigmoids with and without batch normalization (BN), in batches of 60. The paper gives neither
-# the learning rate nor the size of the initial weights, and both decide what one sees. Here they
-# are sliders, and so is the depth. The data are the 1,797 small digits inside scikit-learn instead
-# of MNIST, 1,400 for training and 397 for the test, so that a setting trains in a few seconds on a
-# CPU. Every setting is trained once, from one seed.
+# For Fig. 1, [Ioffe & Szegedy, 2015](https://arxiv.org/abs/1502.03167) train a network with three
+# hidden layers of 100 sigmoids, with and without batch normalization (BN), in batches of 60. The
+# paper gives neither the learning rate nor the size of the initial weights, and the figure depends
+# on both. Here, both have a slider, and so does the depth. Instead of MNIST, we use the 1,797 small
+# digits that come with scikit-learn, 1,400 for training and 397 for testing, so that each setting
+# trains in a few seconds on a CPU. Every setting is trained once, with one seed.
 
 # %%
 # Install jbn if it is missing (as on Colab) from its repository, or from a wheel or clone nearby.
@@ -54,7 +54,7 @@ from jbn.linen import BatchNorm
 from jbn.models import MLP
 
 STEPS, EVERY, BATCH = 1000, 20, 60
-QUICK = "JBN_NOTEBOOKS_QUICK" in os.environ  # As in the test suite: fewer settings.
+QUICK = "JBN_NOTEBOOKS_QUICK" in os.environ  # For the test suite: fewer settings.
 
 digits = load_digits()
 order = np.random.default_rng(0).permutation(len(digits.target))
@@ -66,11 +66,11 @@ BATCHES = np.random.default_rng(1).integers(0, 1400, (STEPS // EVERY, EVERY, BAT
 # %% [markdown]
 # ## One run
 #
-# `MLP` stores what enters each sigmoid in Flax's collection `intermediates`. After every 20 steps
-# we keep the test accuracy and, for each unit of the last hidden layer, the 15th, 50th and 85th
-# percentiles, over the test images, of what enters its sigmoid. The learning rate and `sigma`, the
-# standard deviation of the initial weights, are arguments that `jit` traces, so only another depth
-# has to be compiled anew.
+# `MLP` stores the input of each sigmoid in Flax's collection `intermediates`. Every 20 steps, we
+# record the test accuracy and, for each unit of the last hidden layer, the 15th, 50th and 85th
+# percentiles of its sigmoid's input over the test images. The learning rate and `sigma`, the
+# standard deviation of the initial weights, are traced by `jit`, so only a new depth requires
+# compiling again.
 
 
 # %%
@@ -109,11 +109,11 @@ def train(rate, sigma, batches=BATCHES, *, norm, depth):
 # %% [markdown]
 # ## The figure
 #
-# As in the paper: (a) test accuracy, (b, c) the percentiles of one typical unit. The paper does not
-# say how it chose that; we sort the units by how far their median moves from where it began, and
-# take the one in the middle. Below the figure are sliders and a button, where ipywidgets is
-# installed and the notebook runs; on a page there is the figure alone. What was trained once is
-# kept.
+# As in the paper, (a) shows the test accuracy, and (b, c) the percentiles of one typical unit. The
+# paper does not say how this unit was chosen. We sort the units by how far their median moves from
+# its first value, and pick the one in the middle. If ipywidgets is installed and the notebook is
+# running, there are sliders and a button below the figure. A static page shows only the figure. The
+# results of each setting are cached.
 
 # %%
 steps = np.arange(EVERY, STEPS + 1, EVERY)
@@ -142,7 +142,7 @@ def figure_1(rate=0.5, sigma=0.1, depth=3):
             label = f"{share}th percentile"
             panel.plot(steps, values, style, color=f"C{letter == 'c':d}", label=label)
         panel.set(xlabel="steps", title=f"({letter}) input of a sigmoid, {name}")
-    axes[1].legend(fontsize="small")  # For (c), too, whose curves fill the panel.
+    axes[1].legend(fontsize="small")  # Also for (c), where curves fill the panel.
     axes[2].sharey(axes[1])
     setting = f"rate {rate:.3g}, sigma {sigma:.3g}, {depth} hidden layers"
     figure.suptitle(f"Digits, batches of {BATCH}, one seed: {setting}")
@@ -163,7 +163,7 @@ else:
     )
     widget = ipywidgets.interactive(
         figure_1,
-        {"manual": True, "manual_name": "Train"},  # Not at once: the figure is above already.
+        {"manual": True, "manual_name": "Train"},  # Not at once: the figure is already above.
         rate=slider(value=0.5, min=-2, max=1),
         sigma=slider(value=0.1, min=-2, max=1),
         depth=ipywidgets.IntSlider(value=3, min=1, max=6, continuous_update=False),
@@ -171,9 +171,10 @@ else:
     display(widget)
 
 # %% [markdown]
-# At rate 0.5, sigma 0.1 and three layers, the curve with BN is ahead from beginning to end, and
-# what enters a sigmoid stays nearer to where it was; without BN it wanders. In numbers, where the
-# drift is how far the median of a unit gets from its first value, the mean over the 100 units:
+# At rate 0.5, sigma 0.1 and three layers, the network with BN is ahead from beginning to end, and
+# the inputs of its sigmoids stay closer to where they started. Without BN, they wander. The next
+# cell puts this in numbers. The drift is how far the median of a unit gets from its first value,
+# averaged over the 100 units:
 
 # %%
 NAMES = {"without BN": False, "with BN": True}
@@ -186,7 +187,7 @@ print(f"steps to .8: {reached[0]} without, {reached[1]} with BN")
 print(f"drift of the median: {plain_drift.median:.2f} without, {drift.median:.2f} with BN")
 
 # %% [markdown]
-# ## All rates and sizes at once
+# ## All learning rates and weight sizes at once
 #
 # `rate` and `sigma` are traced, so `vmap` trains a whole grid as one program, here for 400 steps.
 
@@ -223,26 +224,26 @@ for name, count in above.items():
     print(f"{name}: {count} of {len(grid[0])} settings above .8")
 
 # %% [markdown]
-# In 400 steps most settings get there with BN, and few without it.
+# Within 400 steps, most settings exceed .8 with BN, and few do without it.
 #
 # ## Exercises
 #
-# 1. At sigma 0.1 and depth 3, raise the rate. Does the network without BN catch up in 1,000 steps?
-#    And does it in 3,000 steps at rate 0.5?
-# 2. Leave rate and sigma at 0.5 and 0.1, and move the depth. From which depth on does the network
-#    without BN learn nothing in 1,000 steps? And the one with BN?
+# 1. At sigma 0.1 and depth 3, raise the rate. Does the network without BN catch up within 1,000
+#    steps? And does it within 3,000 steps at rate 0.5?
+# 2. Leave rate and sigma at 0.5 and 0.1, and change the depth. From which depth on does the network
+#    without BN learn nothing in 1,000 steps? And the network with BN?
 #
 # ## Answers
 #
 # <details>
 # <summary>Open</summary>
 #
-# 1. Most of the way, at rate 2; at 4 it falls back. With three times the steps it catches up even
-#    at rate 0.5, to a point or two. So the gain of Fig. 1 is in speed and in how many settings
-#    work, much less in the accuracy at the end.
-# 2. From four layers on it only guesses: the slope of a sigmoid is at most 1/4, and weights of this
-#    size do not make up for it, so each layer takes three quarters of the gradient or more. With
-#    BN all depths learn.
+# 1. At rate 2, it closes most of the gap; at rate 4, it falls back. With three times the steps, it
+#    catches up even at rate 0.5, to within a point or two. So what Fig. 1 shows is a gain in speed
+#    and in the number of settings that work, much less in the final accuracy.
+# 2. From four layers on, the network without BN only guesses: the slope of a sigmoid is at most
+#    1/4, and weights of this size do not make up for it, so each layer removes three quarters of
+#    the gradient or more. With BN, the network learns at every depth tried.
 #
 # The next cell computes both.
 #
@@ -273,8 +274,8 @@ print(f"test accuracy at rate 0.5 in {longer.shape[0] * EVERY} steps without BN:
 # %% [markdown]
 # ## Answer
 #
-# With BN it looks much the same at most settings. Without, it shows anything from a guess to nearly
-# the same accuracy.
+# With BN, it looks much the same at most settings. Without BN, it shows anything from guessing to
+# nearly the same accuracy.
 
 # %%
 assert np.all(normalized[0] > plain[0])
