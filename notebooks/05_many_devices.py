@@ -9,12 +9,12 @@
 # ---
 
 # %% [markdown]
-# # Do eight devices give the numbers of one?
+# # Do eight devices give the same numbers as one?
 #
-# Each device sees its part of the batch. If it normalizes by that part alone, the result depends on
-# how many devices there are and on who got which example. Here eight virtual devices of one CPU
-# share the 1,797 small digits inside scikit-learn, sorted by class: the worst case, in which no
-# device sees what the others see.
+# Each device sees only its part of the batch. If it normalizes by that part alone, the result
+# depends on the number of devices and on which device gets which example. Here, eight virtual
+# devices on one CPU share 256 of the 1,797 small digits that come with scikit-learn, sorted by
+# class. This is the worst case: each device sees only two or three of the ten classes.
 
 # %%
 # Install jbn if it is missing (as on Colab) from its repository, or from a wheel or clone nearby.
@@ -49,7 +49,7 @@ from sklearn.datasets import load_digits
 
 import jbn
 
-jax.config.update("jax_num_cpu_devices", 8)  # Leave this out where there are real ones.
+jax.config.update("jax_num_cpu_devices", 8)  # With real devices, drop this and edit the next line.
 DEVICES = jax.devices("cpu")[:8]
 mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=DEVICES)
 split, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
@@ -59,7 +59,7 @@ order = np.argsort(digits.target, kind="stable")[::7][:256]
 labels = jnp.asarray(digits.target[order])
 images = jnp.asarray(digits.data[order] / 16, jnp.float32)
 kernel = jax.random.normal(jax.random.key(0), (64, 16)) / 8
-x = images @ kernel  # 256 examples of 16 features.
+x = images @ kernel  # 256 examples with 16 features.
 params, state = jbn.init(16)
 want_y, want_state = jbn.batch_norm(x, params, state, training=True)  # On one device.
 
@@ -70,10 +70,10 @@ def error(got, want):
 
 
 # %% [markdown]
-# ## `jit` over a sharded array: nothing to say
+# ## `jit` over a sharded array: nothing to add
 #
-# The batch is one global array that lies on eight devices. `batch_norm` is called as on one device;
-# XLA adds the communication.
+# The batch is one global array that is spread over eight devices. `batch_norm` is called as on one
+# device, and XLA adds the communication.
 
 # %%
 sharded = jax.device_put(x, split)
@@ -87,9 +87,9 @@ print("y and state are those of one device, to 1e-5:", max(by_jit) < 1e-5)
 # %% [markdown]
 # ## `shard_map`: name the axis
 #
-# In `shard_map` the function sees one device's part, so the statistics of the whole need the name
-# of the axis that the parts lie along. The new state is the same on every device:
-# `out_specs=P()`.
+# In `shard_map`, the function sees only one device's part. For statistics of the whole batch, pass
+# the name of the mesh axis that the batch is split along. The new state is the same on every
+# device, hence `out_specs=P()`.
 
 
 # %%
@@ -109,7 +109,7 @@ print("y and state are those of one device, to 1e-5:", max(by_name) < 1e-5)
 
 def alone(x):
     y, new = forward(x, axis_name=None)
-    return y, jax.tree.map(lambda leaf: leaf[None], new)  # Each device's own, stacked.
+    return y, jax.tree.map(lambda leaf: leaf[None], new)  # Each device's own state, stacked.
 
 
 y, local = on_devices(alone, P("data"))(sharded)
@@ -119,9 +119,10 @@ print(f"without the name y is off by {without_name:.1f}")
 # %% [markdown]
 # ## Unequal parts
 #
-# 201 examples on eight devices: six have 32, one has 9, one has none. The padding, NaN here, is
-# masked. `jbn` pools moments by count; the mean of the devices' means would weigh nine examples
-# like 32, and cannot even be written down for the device without any.
+# Now there are 201 examples on eight devices: six have 32 each, one has 9, and one has none. The
+# padding, here NaN, is masked. `jbn` pools the moments by count. The mean of the devices' means
+# would give nine examples the weight of 32, and it is not even defined for the device that has
+# none.
 
 # %%
 COUNT = 201
@@ -131,7 +132,7 @@ padded = jax.device_put(np.where(is_there, x, np.nan), split)
 
 
 def masked(x, mask):
-    own = jbn.moments(x, mask=mask)  # This device's part alone.
+    own = jbn.moments(x, mask=mask)  # Moments of this device's part alone.
     y, new = jbn.batch_norm(x, params, state, training=True, mask=mask, axis_name="data")
     return y, new, jax.tree.map(lambda leaf: leaf[None], own)
 
@@ -162,10 +163,11 @@ print(f"the mean of the variances is {share:.0%} of the variance: it lacks that 
 # %% [markdown]
 # ## Local statistics, synchronized at the end
 #
-# Where each device has enough examples, it may normalize by its own part, without any
-# communication. The running statistics then go eight ways, and `jbn.synchronize` puts them
-# together before evaluation: means, variances within and between. It takes how much each device
-# counts from the state, the batches absorbed, or as an argument.
+# If each device has enough examples, it may normalize by its own part, without any communication.
+# The running statistics of the eight devices then differ, and `jbn.synchronize` merges them before
+# evaluation. The merged variance covers the variance within devices and the variance between them.
+# By default, the weight of each device is the number of batches its state has absorbed; other
+# weights can be passed as an argument.
 
 
 # %%
@@ -191,9 +193,9 @@ print("mean and variance are those of all 256 examples, to 1e-5:", max(after) < 
 # %% [markdown]
 # ## Training steps
 #
-# A layer, a batch norm and a classifier, 30 steps, on one device and on eight. Each device takes
-# the gradient of its share of the loss; one `pmean` makes it that of the whole. Parameters and
-# state stay those of one device.
+# We train a dense layer, a batch norm and a classifier for 30 steps, on one device and on eight.
+# Each device computes the gradient of its share of the loss, and one `pmean` turns these into the
+# gradient of the whole loss. Parameters and state stay equal to those on one device.
 
 # %%
 start = {
@@ -214,7 +216,7 @@ def step(carry, batch, axis_name=None):
         logits = jax.nn.relu(y) @ params["output"]
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), new
 
-    # A device's own copy: of replicated ones JAX sums every gradient.
+    # Each device's own copy: if they stay replicated, JAX itself sums the gradient over devices.
     own = params if axis_name is None else jax.lax.pcast(params, axis_name, to="varying")
     (value, new), gradient = jax.value_and_grad(loss, has_aux=True)(own)
     if axis_name is not None:
@@ -244,20 +246,21 @@ print("parameters and statistics are the same, to 1e-4:", by_training < 1e-4)
 # %% [markdown]
 # ## Exercises
 #
-# 1. With `check_vma=False`, JAX does not check what `out_specs=P()` says. Forget `axis_name` there:
-#    what comes back as the running mean? Who notices?
-# 2. Between local and global: let devices 0 to 3 share statistics, and 4 to 7. A mesh of two axes
-#    does it, without another argument. Which calls on one device give the same numbers?
+# 1. With `check_vma=False`, JAX does not check that `out_specs=P()` is true. Forget `axis_name`
+#    there: what comes back as the running mean? What reveals the mistake?
+# 2. Between local and global statistics: let devices 0 to 3 share statistics, and devices 4 to 7. A
+#    mesh with two axes does this, without another argument. Which calls on one device give the same
+#    numbers?
 #
 # ## Answers
 #
 # <details>
 # <summary>Open</summary>
 #
-# 1. The copy of the first device is read as if it were everyone's, and no error is raised. The
+# 1. The copy of the first device is read as if it were everyone's, and no error is raised. But the
 #    copies differ, and `jbn.is_synchronized` compares them.
-# 2. Name the axis of four. The first half of the batch alone gives the y of devices 0 to 3, the
-#    second half that of 4 to 7.
+# 2. Name the axis of length four. On one device, the first half of the batch alone gives the y of
+#    devices 0 to 3, and the second half alone that of devices 4 to 7.
 #
 # </details>
 
@@ -272,7 +275,7 @@ forgotten = jax.jit(
     )
 )(sharded)
 noticed = not jbn.is_synchronized(forgotten)
-first_mean = 0.01 * x[:32].mean(0)  # Momentum .99, from 0.
+first_mean = 0.01 * x[:32].mean(0)  # Momentum .99, starting from 0.
 of_first = error(forgotten.mean, first_mean)
 print("copies differ:", noticed)
 print("what is read is the first device's mean, to 1e-6:", of_first < 1e-6)
@@ -296,8 +299,9 @@ print("two groups give the y of two halves, to 1e-5:", of_groups < 1e-5)
 # %% [markdown]
 # ## Answer
 #
-# Yes, if the function knows of the others: in `jit` over sharded arrays by itself, in `shard_map`
-# by `axis_name`. More, with groups, hosts and a table of errors, is in docs/devices.md.
+# Yes, if the function knows about the other devices. `jit` over sharded arrays needs nothing more;
+# in `shard_map`, pass `axis_name`. docs/devices.md has more, including groups, hosts and a table of
+# errors.
 
 # %%
 assert len(DEVICES) == 8

@@ -11,9 +11,10 @@
 # %% [markdown]
 # # Which normalization for an MLP, a CNN and a ResNet?
 #
-# Three networks of `jbn.models` on the 1,797 small digits inside scikit-learn, each without a norm
-# and with batch, layer and group normalization. All take the norm by its name, with the same first
-# weights. How fast do they learn at two rates?
+# We train three networks from `jbn.models` on the 1,797 small digits that come with scikit-learn,
+# each without a norm and with batch, layer and group normalization. All accept the norm as an
+# argument, and their initial weights are the same whatever the norm. How fast do they learn at two
+# learning rates?
 
 # %%
 # Install jbn if it is missing (as on Colab) from its repository, or from a wheel or clone nearby.
@@ -51,7 +52,7 @@ import jbn
 from jbn.linen import BatchNorm, GroupNorm
 from jbn.models import CNN, MLP, ResNet
 
-QUICK = "JBN_NOTEBOOKS_QUICK" in os.environ  # As in the test suite: fewer settings.
+QUICK = "JBN_NOTEBOOKS_QUICK" in os.environ  # For the test suite: fewer settings.
 EVERY, EVALUATIONS, BATCH = 5, 12, 32
 
 digits = load_digits()
@@ -92,13 +93,14 @@ for name, counts in parameters.items():
     print(f"{name:6} parameters:", counts)
 
 # %% [markdown]
-# The counts differ by two things: each norm has a scale and a bias per feature, and batch norm has
-# the layer before it drop its own bias, which it would cancel.
+# The counts differ for two reasons: each norm has a scale and a bias per feature, and with batch
+# norm the layer before it has no bias, because batch norm would cancel it.
 #
 # ## Training
 #
-# Plain SGD, batches of 32, 60 steps, two seeds. The rate is traced, so that a network and norm is
-# compiled once for all rates. The loop is Python's: within `lax.scan`, XLA convolves on one core.
+# We use plain SGD, batches of 32, 60 steps and two seeds. The learning rate is traced, so each
+# combination of network and norm is compiled once for all rates. The training loop is a Python
+# loop: within `lax.scan`, XLA runs convolutions on a single core.
 
 
 # %%
@@ -181,29 +183,28 @@ for (row, rate), network in itertools.product(enumerate(rates), networks):
     print(f"{network:6} test accuracy at the end, rate {rate}:", by_norm)
 
 # %% [markdown]
-# In so few steps batch norm is ahead in all three, by more in the CNN and the ResNet than in the
-# MLP, and at ten times the rate it alone learns well. This is speed, at batches of 32, on easy
-# images; docs/guides/choosing_a_norm.md has what was measured at other sizes, each norm at its
-# own best rate.
+# In so few steps, batch norm is ahead in all three networks, by more in the CNN and the ResNet than
+# in the MLP. At ten times the rate, only batch norm learns well. This compares speed, with batches
+# of 32 and easy images. docs/guides/choosing_a_norm.md shows what was measured at other batch
+# sizes, with each norm at its own best rate.
 #
 # ## Exercises
 #
-# 1. Batch norm makes the counts of parameters grow less than layer norm. By how many numbers, and
-#    where did they go?
-# 2. Multiply the first weights of the CNN by ten, in inference and in training mode. What changes
-#    in its outputs without a norm, and with batch norm?
+# 1. Batch norm adds fewer parameters than layer norm. How many fewer, and where did they go?
+# 2. Multiply the initial kernels of all convolutions of the CNN by ten, in inference and in
+#    training mode. What changes in its outputs without a norm, and with batch norm?
 #
 # ## Answers
 #
 # <details>
 # <summary>Open</summary>
 #
-# 1. By one per feature of each normalized layer, 48 in the CNN: the biases of the convolutions,
-#    which the batch's mean would cancel.
-# 2. Without a norm the outputs are ten times as large for each of the four convolutions, 10,000
-#    times. In training mode batch norm divides the scale out, BN(aWu) = BN(Wu), and nothing
-#    changes, up to epsilon. In inference it would: the running statistics are those of the old
-#    weights.
+# 1. One fewer per feature of each normalized layer, 48 in the CNN: the biases of the convolutions,
+#    which would cancel when the mean of the batch is subtracted.
+# 2. Without a norm, each of the four convolutions makes the outputs ten times as large, 10,000
+#    times in all. With batch norm in training mode, the scale cancels, BN(aWu) = BN(Wu), and
+#    nothing changes, up to epsilon. In inference mode, the outputs would change: the running
+#    statistics are still those of the old weights.
 #
 # </details>
 
@@ -235,7 +236,8 @@ print("outputs grow by a factor of", {name: round(value, 2) for name, value in r
 # %% [markdown]
 # ## Answer
 #
-# Here batch norm, in all three. The model takes the norm by its name: to try another is one word.
+# Batch norm, in all three networks here. The models accept a norm by name, so trying another one
+# means changing one word.
 
 # %%
 assert saved == 48

@@ -9,12 +9,12 @@
 # ---
 
 # %% [markdown]
-# # What breaks in batches of one to four, and what helps?
+# # What breaks with batches of one to four, and what helps?
 #
 # Batch normalization (BN) estimates a mean and a variance from the m values that a feature has in a
-# batch. At m = 1 nothing is left of the input, at m = 2 only which of the two is larger, and at
-# m = 4 the variance is typically off by 80 %. Here we see why, and what it costs a small network.
-# We compare two other norms, batch renormalization
+# batch. At m = 1, nothing is left of the input. At m = 2, all that is left is which of the two
+# values is larger. At m = 4, the variance is typically off by 80 %. Here we see why, and what it
+# costs in a small network. We compare two other norms, batch renormalization
 # ([Ioffe, 2017](https://arxiv.org/abs/1702.03275)) and layer normalization
 # ([Ba et al., 2016](https://arxiv.org/abs/1607.06450)), and end with ghost batches
 # ([Hoffer et al., 2017](https://arxiv.org/abs/1705.08741)), which add such noise on purpose.
@@ -53,16 +53,16 @@ import jbn
 from jbn.linen import BatchNorm, BatchRenorm
 from jbn.models import MLP
 
-QUICK = "JBN_NOTEBOOKS_QUICK" in os.environ  # As in the test suite: fewer settings.
+QUICK = "JBN_NOTEBOOKS_QUICK" in os.environ  # For the test suite: fewer settings.
 params, state = jbn.init(1)
 
 # %% [markdown]
-# ## One and two
+# ## One value and two values
 #
-# Of one value the mean is the value itself and the variance 0: the output y would be the bias,
-# whatever the input x is, and no gradient would pass. `jbn` makes it an error. Of two values, the
-# smaller becomes -1 and the larger 1, however far apart they are (unless so close that epsilon
-# counts), and again next to no gradient passes to x.
+# With one value, the mean is the value itself and the variance is 0. The output y would be the
+# bias, whatever the input x is, and no gradient would pass. `jbn` raises an error. With two values,
+# the smaller becomes -1 and the larger 1, however far apart they are (unless they are so close that
+# epsilon matters), and again almost no gradient passes to x.
 
 # %%
 try:
@@ -89,11 +89,11 @@ for pair, y, g in zip(pairs[..., 0], of_two[..., 0], gradient_of_two[..., 0], st
 # ## The noise
 #
 # The unbiased variance of m normal values has a standard deviation of sqrt(2 / (m - 1)) times the
-# true variance, and training divides by the square root of such an estimate. So the same x comes
-# out differently in every batch, while inference always divides by the same number, and the two
-# differ most where m is small. Below is what becomes of x = 1 among m - 1 others from N(0, 1), in
-# 4,000 batches for each m: in inference it would be 1 (the dotted line). For m = 2 nearly all are
-# at -1 or 1; the peak at 1 is higher than the figure.
+# true variance, and training divides by the square root of such an estimate. So the same x gives a
+# different output in every batch, while inference always divides by the same number. The two differ
+# most when m is small. The figure below shows, on the left, what becomes of x = 1 among m - 1 other
+# values from N(0, 1), in 4,000 batches for each m. In inference, the output would be 1 (the dotted
+# line). At m = 2, nearly all outputs are -1 or 1, and the peak at 1 is taller than the figure.
 
 # %%
 sizes = (2, 4, 32)
@@ -126,15 +126,16 @@ print(f"at m = 2, {share_of_ones:.0%} of all y are -1 or 1")
 # %% [markdown]
 # ## What it costs
 #
-# A network of two hidden layers of 32 ReLUs learns the digits inside scikit-learn. At every batch
-# size it sees the same examples, one pass over 1,200 images, so smaller batches mean more steps.
-# Each norm takes the best of three learning rates, chosen on 200 images, and is tested on the other
-# 397. The figure has the mean of three seeds, and lines from the lowest to the highest.
+# A network with two hidden layers of 32 ReLUs learns the digits that come with scikit-learn. At
+# every batch size it sees the same examples, one pass over 1,200 images, so smaller batches mean
+# more steps. For each norm and batch size, the best of three learning rates is chosen on 200
+# images, and the error is measured on the other 397. The figure shows the mean of three seeds, with
+# bars from the lowest to the highest.
 #
-# Batch renorm corrects the batch's statistics towards the running ones, so that training computes
-# what inference will. For the first 100 examples it is batch norm, until there are running
-# statistics that are worth it. Layer norm takes its statistics over the features of one example,
-# and does not see the batch.
+# Batch renorm corrects the batch statistics toward the running ones, so that training computes what
+# inference will compute. For the first 100 examples it is plain batch norm, until the running
+# statistics are good enough. Layer norm computes its statistics over the features of a single
+# example, independently of the batch.
 
 # %%
 digits = load_digits()
@@ -225,19 +226,19 @@ for name, values in results.items():
     print(f"{name:10} test error by batch size:", by_size)
 
 # %% [markdown]
-# From four to two, batch norm loses most, renorm less, and layer norm next to nothing. At four,
-# renorm is the best, and batch norm about as good as layer norm. Layer norm does not see the batch;
-# what it lacks at 32 is steps, 37 instead of 600: in sixteen passes, not run here, its error falls
-# to 0.03.
+# From batches of four to batches of two, batch norm loses the most, renorm loses less, and layer
+# norm almost nothing. At four, renorm is the best, and batch norm is about as good as layer norm.
+# Layer norm does not depend on the batch; what it lacks at 32 is steps, 37 instead of 600. In
+# sixteen passes, not run here, its error falls to 0.03.
 #
 # ## Renorm, exactly
 #
-# Batch renorm computes y = xhat r + d, where xhat is x normalized by the batch,
+# Batch renorm computes y = xhat r + d, where xhat is x normalized by the batch statistics,
 # r = batch std / running std, and d = (batch mean - running mean) / running std. To keep training
-# stable, r is clipped to [1 / r_max, r_max] and d to [-d_max, d_max], and no gradient passes
-# through them. Without clipping, training gives what inference gives, even in a batch of two; with
-# r_max = 1 and d_max = 0 it is batch norm. In the paper the limits grow from there to r_max = 3 and
-# d_max = 5, the limits used above.
+# stable, r is clipped to [1 / r_max, r_max] and d to [-d_max, d_max], and no gradient flows through
+# them. Without clipping, training gives the same result as inference, even with a batch of two.
+# With r_max = 1 and d_max = 0, it is batch norm. In the paper, the limits grow from these values to
+# r_max = 3 and d_max = 5, the limits used above.
 
 # %%
 x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 1))
@@ -253,10 +254,10 @@ print("with r_max=1, d_max=0 it is batch norm, to 1e-4:", renorm_bound < 1e-4)
 # %% [markdown]
 # ## Ghost batches
 #
-# In a large batch the statistics have little noise, and Hoffer et al. (2017) find that networks
-# trained so generalize worse. Ghost batch norm brings the noise back: the batch is cut into groups,
-# here of 32, and each is normalized by itself, as a small batch would be. The running statistics
-# are those of the whole batch.
+# The statistics of a large batch have little noise, and Hoffer et al. (2017) find that networks
+# trained this way generalize worse. Ghost batch norm brings the noise back: the batch is split into
+# groups, here of 32, and each group is normalized by itself, as a small batch would be. The running
+# statistics are those of the whole batch.
 
 # %%
 batch = jax.random.normal(jax.random.key(1), (512, 1))
@@ -273,22 +274,24 @@ for name, value in noise.items():
 # %% [markdown]
 # ## Exercises
 #
-# 1. A convolution has many values per feature even in a batch of one image. How many, where its
-#    output has 8 x 8 positions, and why is that not as good as a batch of 64 examples?
-# 2. In a batch of two, next to no gradient passes through the norm to x, yet the network above
-#    learned something at two: its error is below the 0.9 of a guess. What did learn?
+# 1. A convolution has many values per feature even in a batch of one image. How many, if its output
+#    has 8 x 8 positions, and why is that not as good as a batch of 64 examples?
+# 2. With a batch of two, almost no gradient passes through the norm to x, yet the network above
+#    learned something with batches of two: its error is below 0.9, that of guessing. Which part of
+#    it learned?
 #
 # ## Answers
 #
 # <details>
 # <summary>Open</summary>
 #
-# 1. 64 values, so there is no error, nor are all outputs ±1. But neighbors in one image are alike,
-#    and the mean of one image is not that of all: in the smooth images of the next cell, the mean
-#    of 64 positions is as noisy as that of two independent values.
-# 2. What comes after the norm: scale, bias and the next layers learn from y = ±1, that is, from
-#    which of the two values is larger. The weights before the norm get next to no gradient, as the
-#    next cell shows, unless two values are so close that epsilon counts.
+# 1. It has 64 values, so there is no error, and the outputs are not all ±1. But neighboring
+#    positions in one image are similar, and the mean of one image is not the mean of all images. In
+#    the smooth images of the next cell, the mean over 64 positions is as noisy as the mean of two
+#    independent values.
+# 2. The part after the norm: scale, bias and the next layers learn from y = ±1, that is, from which
+#    of the two values is larger. The weights before the norm get almost no gradient, as the next
+#    cell shows, unless two values are so close that epsilon matters.
 #
 # </details>
 
@@ -317,10 +320,10 @@ print(f"median gradients: {of_w:.4f} of the weights before, {of_scale:.2f} of th
 # %% [markdown]
 # ## Answer
 #
-# With one value per feature the input is lost, with two all but which is larger, and with four
-# training and inference still disagree. Here, a norm that does not mix the examples helps at two,
-# and renorm at four. docs/guides/choosing_a_norm.md has what was measured with other networks and
-# data.
+# With one value per feature, the input is lost. With two, all that is left is which is larger. With
+# four, training and inference still disagree. Here, a norm that does not mix the examples helps at
+# two, and renorm helps at four. docs/guides/choosing_a_norm.md shows what was measured with other
+# networks and data.
 
 # %%
 assert "more than one value per feature" in refused

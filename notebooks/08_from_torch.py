@@ -9,16 +9,16 @@
 # ---
 
 # %% [markdown]
-# # Is a network that comes from torch healthy, and how does it leave?
+# # Is a network imported from torch healthy, and how do you export it?
 #
-# Somebody gives you a checkpoint of a network with batch normalization: its training loss was
-# low, they say, and in evaluation it is useless. We read it, find out which layers are to blame,
-# mend their statistics, fold each normalization into the convolution before it, and export a
+# Somebody gives you a checkpoint of a network with batch normalization. Its training loss was low,
+# they say, but in evaluation it is useless. We import it, find out which layers are to blame,
+# repair their statistics, fold each normalization into the convolution before it, and export a
 # program that needs neither jbn nor Flax.
 #
-# torch is not needed. A checkpoint is a mapping of names to arrays, and here it is one of NumPy
-# arrays by torch's names, as `safetensors.numpy.load_file` returns it. Where torch is installed,
-# the same arrays are loaded into a module of torch as well, and the outputs compared.
+# torch is not required. A checkpoint is a mapping from names to arrays. Here it contains NumPy
+# arrays under torch's names, like the result of `safetensors.numpy.load_file`. If torch is
+# installed, the same arrays are also loaded into a torch module, and the outputs are compared.
 
 # %%
 # Install jbn if it is missing (as on Colab) from its repository, or from a wheel or clone nearby.
@@ -55,7 +55,7 @@ import jbn
 from jbn import diagnostics
 from jbn.models import ResNet
 
-QUICK = "JBN_NOTEBOOKS_QUICK" in os.environ  # As in the test suite: fewer steps.
+QUICK = "JBN_NOTEBOOKS_QUICK" in os.environ  # For the test suite: fewer steps.
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 digits = load_digits()
@@ -67,10 +67,10 @@ train_x, train_y, test_x, test_y = images[:1400], labels[:1400], images[1400:], 
 # %% [markdown]
 # ## The checkpoint
 #
-# We have no such file, so we make one, on the 1,797 small digits inside scikit-learn, with a common
-# mistake: the training loop throws the new running statistics away. Training itself never reads
-# them, so the loss falls as it should; but what the file has is still what every layer began with,
-# mean 0 and variance 1.
+# We have no such file, so we make one with the 1,797 small digits that come with scikit-learn and a
+# common mistake: the training loop throws the new running statistics away. Training itself never
+# reads them, so the loss falls as it should. But the file still has the statistics that every layer
+# started with, mean 0 and variance 1.
 
 # %%
 model = ResNet(blocks=(1, 1), widths=(8, 16), norm="batch", shortcut="project")
@@ -83,7 +83,7 @@ rows = np.random.default_rng(1).integers(0, 1400, (40 if QUICK else 80, 32))
 def train(params):
     def loss(params, rows):
         variables = {**fresh, "params": params}
-        # The mistake: `_` has the new running statistics.
+        # The mistake: `_` gets the new running statistics, and they are lost.
         logits, _ = model.apply(variables, train_x[rows], training=True, mutable=["batch_stats"])
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, train_y[rows]))
 
@@ -105,10 +105,11 @@ for name in sorted(checkpoint)[:7]:
     print(f"{name:26} {checkpoint[name].shape}")
 
 # %% [markdown]
-# ## In
+# ## Import
 #
-# `network_from_torch` wants a model of the same blocks and widths; if something does not fit, its
-# error lists all of it. The layout of the kernels changes and so do the names, the numbers do not.
+# `network_from_torch` needs a model with the same blocks and widths. If anything does not fit, the
+# error message lists all of it. The names and the layout of the kernels change, but the numbers do
+# not.
 
 # %%
 variables = jbn.convert.network_from_torch(model, checkpoint)
@@ -127,8 +128,8 @@ before = accuracy(evaluate(variables, test_x))
 print(f"test accuracy in evaluation: {before:.3f}")
 
 # %% [markdown]
-# Is the import to blame? In torch, a network of the same layers with the same arrays gives the
-# same outputs:
+# Is the import to blame? A torch network with the same layers and the same arrays gives the same
+# outputs:
 
 # %%
 if HAS_TORCH:
@@ -185,22 +186,22 @@ else:
 # %% [markdown]
 # ## Diagnosis
 #
-# What should the running statistics be? `jbn.linen.population` measures them: it averages those of
-# many batches while the weights stay as they are. We call that the truth. `train_eval_gap` says how
-# far each layer of the file is from it, by its worst feature:
+# What should the running statistics be? `jbn.linen.population` measures them: it averages the
+# statistics of many batches while the weights stay fixed. We call the result the truth.
+# `train_eval_gap` says how far each layer of the file is from it, in terms of its worst feature:
 #
 # - `mean`: by how many standard deviations the mean is off.
-# - `std`: by how many factors of two the standard deviation is off; at 1 it is twice or half of
-#   what it should be.
-# - `noise`: the same for the statistics of one batch, the larger of the two. That is no mistake, so
-#   only what is well above it counts.
+# - `std`: by how many factors of two the standard deviation is off. A value of 1 means twice or
+#   half of what it should be.
+# - `noise`: the same for the statistics of a single batch, the larger of the two. This noise is not
+#   a mistake, so only gaps well above it matter.
 
 # %%
 batches = train_x[:1280].reshape(20, 64, 8, 8, 1)
 
 
 @jax.jit
-def absorb(batch_stats, x):  # Let one batch move the statistics.
+def absorb(batch_stats, x):  # Update the statistics with one batch.
     held = {**variables, "batch_stats": batch_stats}
     return model.apply(held, x, training=True, mutable=["batch_stats"])[1]["batch_stats"]
 
@@ -229,15 +230,15 @@ figure.legend(loc="outside lower center", ncols=3)
 plt.show()
 
 # %% [markdown]
-# In every layer the statistics are off by far more than a batch's noise: they were never moved. No
-# weight is to blame, so the statistics of twenty batches mend the network, without a step of
-# training.
+# In every layer, the statistics are off by far more than the noise of a batch: they were never
+# updated. The weights are not to blame, so the statistics of twenty batches repair the network,
+# without a single training step.
 #
-# ## Folded
+# ## Folding
 #
-# In evaluation each norm is an affine map of its input, a factor and a shift per feature. So is
-# what the convolution before it does, so both can be one: `fold_model` returns the weights of the
-# same network without norms, whose convolutions have a bias instead.
+# In evaluation, each norm is an affine map of its input, with a factor and a shift per feature. The
+# convolution before it is affine, too, so the two can be merged: `fold_model` returns the weights
+# of the same network without norms, where the convolutions have a bias instead.
 
 # %%
 folded = jbn.fold_model(model, test_x[:1], variables=mended, training=False)
@@ -255,11 +256,11 @@ sizes = [len(jax.tree.leaves(tree)) for tree in (mended, folded)]
 print(f"{sizes[0]} arrays become {sizes[1]}; the outputs are the same, to 1e-3:", of_folding < 1e-3)
 
 # %% [markdown]
-# ## Out
+# ## Export
 #
-# `jax.export` writes a program that takes any number of images, and needs only jax to run.
-# `network_to_torch` gives the mended network back to torch, as a state_dict: the statistics are
-# new, and all other arrays are those of the checkpoint, bit by bit.
+# `jax.export` produces a program that accepts any number of images and needs only jax to run.
+# `network_to_torch` converts the repaired network back to torch, as a state_dict. Its statistics
+# are new, and all other arrays are those of the checkpoint, bit for bit.
 
 # %%
 shape = jax.export.symbolic_shape("images, 8, 8, 1")
@@ -281,20 +282,20 @@ print("all but the running statistics came back unchanged:", unchanged)
 # %% [markdown]
 # ## Exercises
 #
-# 1. Fold the network before its statistics are mended. What is its accuracy, and can it be mended
-#    afterwards?
-# 2. How many batches of 64 does it take to mend the network? Try 1, 2, 5 and 20.
+# 1. Fold the network before its statistics are repaired. What is its accuracy, and can it be
+#    repaired afterwards?
+# 2. How many batches of 64 does it take to repair the network? Try 1, 2, 5 and 20.
 #
 # ## Answers
 #
 # <details>
 # <summary>Open</summary>
 #
-# 1. The same as before it was mended: folding keeps what evaluation computes, mistakes included,
-#    and leaves no statistics to estimate again. So fold last.
-# 2. One is enough here. A batch has 64 images of 64 positions (16 in the second block), so even
-#    one gives each feature a thousand values or more. More batches make the statistics more
-#    precise, but no longer change the accuracy by more than a point or so.
+# 1. The accuracy is the same as before the repair: folding preserves what evaluation computes,
+#    mistakes included, and leaves no statistics to estimate again. So fold last.
+# 2. One is enough here. A batch has 64 images with 64 positions each (16 in the second block), so
+#    even one batch gives each feature a thousand values or more. More batches make the statistics
+#    more precise, but no longer change the accuracy by more than a point or so.
 #
 # The next cell computes both.
 #
@@ -314,9 +315,9 @@ print("test accuracy by batches:", {n: round(value, 3) for n, value in by_batche
 # %% [markdown]
 # ## Answer
 #
-# Its weights are healthy; its statistics were not, as `train_eval_gap` shows for every layer. It
-# leaves as a program without normalization, or as a state_dict with the same names as the one it
-# came as.
+# Its weights are healthy. Its statistics were not, as `train_eval_gap` shows for every layer. It
+# can be exported as a program without normalization, or as a state_dict with the same names as the
+# original.
 
 # %%
 assert losses[-1] < 0.3 * losses[0]
