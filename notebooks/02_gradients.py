@@ -92,7 +92,7 @@ def norms(activation, scale=1.0, norm=False):
 
 
 def factor(norms):
-    """Return by what the norm changes from one layer to the one before it."""
+    """Return the factor by which the norm changes from each layer to the one before it."""
     return float(norms[0] / norms[-1]) ** (1 / (len(norms) - 1))
 
 
@@ -247,7 +247,7 @@ deep = WIDTH**-0.5 * jax.random.normal(jax.random.key(1), (100, WIDTH, WIDTH))
 
 @jax.jit
 def norms_of_deep(skip):
-    """Return |dL/du| of each of 100 layers; skip is 1 or 0, with and without connections."""
+    """Return |dL/du| of each of 100 layers; skip is 1 with skip connections, 0 without."""
 
     def layer(u, of_layer):
         weight, change = of_layer

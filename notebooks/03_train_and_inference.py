@@ -119,7 +119,7 @@ exponential, population = [], []
 
 @jax.jit
 def averaged(params, state):
-    """Take the statistics of twenty batches, the parameters being held."""
+    """Average the statistics of twenty batches with fixed parameters."""
 
     def absorb(state, x):  # Update the statistics with one batch.
         return apply(params, state, x, training=True)[1]
@@ -252,7 +252,7 @@ print(
 # %%
 @functools.partial(jax.jit, static_argnames="in_training")
 def accuracy_in_parts(parts, in_training):
-    """Return the accuracy where the layers of these numbers use the statistics of each part."""
+    """Return the accuracy if these layers use the statistics of each part."""
 
     def right(rows):
         u = test_x[rows]
@@ -285,7 +285,7 @@ def absorb(state, x, momentum):
 
 
 def running(momentum, rows_of_batches):
-    """Return the running statistics, momentum being a function of the batch's number."""
+    """Return the running statistics; momentum is a function of the batch number."""
     moved = initial
     for t, rows in enumerate(rows_of_batches):
         moved = absorb(moved, train_x[rows], momentum(t))

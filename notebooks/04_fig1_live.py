@@ -121,7 +121,7 @@ run = functools.cache(train)
 
 
 def typical(percentiles):
-    """Return the percentiles of one unit: half of the others' medians move less, half more."""
+    """Return the percentiles of the unit whose median moves by the median distance."""
     movement = np.abs(np.asarray(percentiles)[:, 1] - np.asarray(percentiles)[:1, 1]).max(0)
     return np.asarray(percentiles)[:, :, np.argsort(movement)[movement.size // 2]]
 
@@ -254,7 +254,7 @@ tried, depths = ((2.0,), (3,)) if QUICK else ((0.5, 1.0, 2.0, 4.0), (2, 3, 4, 6)
 
 
 def accuracy_at_end(rate, *, norm, depth=3):
-    """Return the mean test accuracy of the last five looks."""
+    """Return the mean test accuracy of the last five evaluations."""
     return float(jnp.mean(run(rate, 0.1, norm=norm, depth=depth)[0][-5:]))
 
 

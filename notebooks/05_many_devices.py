@@ -65,7 +65,7 @@ want_y, want_state = jbn.batch_norm(x, params, state, training=True)  # On one d
 
 
 def error(got, want):
-    """Return the largest difference of two arrays."""
+    """Return the largest absolute difference between two arrays."""
     return float(np.abs(np.asarray(got) - np.asarray(want)).max())
 
 

@@ -81,7 +81,7 @@ NORMS = {
 
 
 def count(network, norm):
-    """Return the number of parameters; nothing is computed."""
+    """Return the number of parameters without computing them."""
     x = images[:1].reshape(1, -1) if network == "MLP" else images[:1]
     init = functools.partial(NETWORKS[network](norm=NORMS[norm]).init, training=False)
     variables = jax.eval_shape(init, jax.random.key(0), x)
@@ -116,7 +116,7 @@ def init(seed, *, network, norm):
 
 @functools.partial(jax.jit, static_argnames=("network", "norm"))
 def advance(variables, rows, rate, *, network, norm):
-    """Take a step."""
+    """Take one training step."""
     model, x = NETWORKS[network](norm=NORMS[norm]), shaped(train_x[rows], network)
 
     def loss(params):
@@ -214,7 +214,7 @@ print("numbers saved in the CNN:", saved)
 
 
 def ratio_of_outputs(norm):
-    """Return by what the outputs grow where all convolutions' kernels are ten times as large."""
+    """Return the factor by which outputs grow if all convolution kernels are ten times as large."""
     model = CNN(widths=(8, 16), norm=norm)
 
     @jax.jit

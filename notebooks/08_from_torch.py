@@ -167,7 +167,7 @@ if HAS_TORCH:
 
 
 def difference_from_torch(state_dict, logits):
-    """Return the largest difference from torch's outputs, None without torch."""
+    """Return the largest difference from torch's outputs; None without torch."""
     if not HAS_TORCH:
         return None
     net = Net()
