@@ -89,7 +89,7 @@ def all_calls() -> Calls:
         if common.installed(module):
             found.append(make())
         else:
-            print(f"{module} is not installed: left out.")
+            print(f"{module} is not installed; skipping it.")
     calls: Calls = {}
     for part in found:
         for operation, ways in part.items():
@@ -151,7 +151,7 @@ def main(options: Options) -> dict[str, Any]:
         name: call for name, call in calls.items() if not words or any(w in name for w in words)
     }
     if not chosen:
-        raise SystemExit(f"Expected words of {', '.join(calls)}; got {', '.join(words)}.")
+        raise SystemExit(f"Expected words from {', '.join(calls)}; got {', '.join(words)}.")
     smoke = options.preset == "smoke"
     rows: dict[str, dict[str, float]] = {}
     for operation, ways in chosen.items():

@@ -147,7 +147,7 @@ def disturb(folder: Path, steps: int, strikes: Sequence[Strike]) -> dict[str, An
         if status not in ((0, -signal.SIGKILL, 128 + signal.SIGTERM) if strike else (0,)):
             wrong.append(f"exit status {status}: {told}")
         if began != before.checkpoint:
-            wrong.append(f"went on from step {began}, not {before.checkpoint}")
+            wrong.append(f"resumed from step {began}, not {before.checkpoint}")
         if strike:
             row = {"sight": strike.sight, "seconds": seconds, "status": status}
             rows.append({**row, **describe(look(folder))})
@@ -227,7 +227,7 @@ def damage(killed: Path, folder: Path, steps: int, name: str) -> dict[str, Any]:
         said.append(f"{step}: {match[1]}" if match else "")
         wrong += [] if match else [f"{step} not refused for {reason!r}: {told}"]
     if (began := began_at(told, steps)) != left:
-        wrong.append(f"went on from step {began}, not {left}")
+        wrong.append(f"resumed from step {began}, not {left}")
     return {"damage": name, "said": said, "from": source, "path": run, "differences": wrong}
 
 
@@ -290,7 +290,9 @@ def main(options: Options) -> dict[str, Any]:
         life = time.perf_counter() - started
         want, other = (look(root / name).path or root for name in ("one", "other"))
         if found := differences(want, other):
-            raise SystemExit(f"Expected two undisturbed runs to be identical, not so: {found}.")
+            raise SystemExit(
+                f"Expected two undisturbed runs to be identical, but they differ: {found}."
+            )
 
         strike = Strike(sight="two checkpoints")
         killed = pool.submit(carry_on, root / "killed", *undisturbed, strike=strike)

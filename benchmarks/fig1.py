@@ -183,7 +183,7 @@ def rates(config: Config, dataset: Dataset, *, steps: int, repeats: int) -> dict
         for name in NETWORKS:
             runs |= common.by_threads(f"torch {name}", torch_run(config, dataset, name))
     else:
-        print("torch is not installed: left out.")
+        print("torch is not installed; skipping it.")
     seconds = common.fastest(common.interleaved(runs, repeats=repeats, steps=steps))
     for library in libraries[1:]:
         seconds[f"{library} both"] = sum(seconds[f"{library} {name}"] for name in NETWORKS)

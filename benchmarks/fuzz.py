@@ -329,7 +329,7 @@ def show(case: Case, findings: Iterable[Finding]) -> None:
             print(f"  {name} {value:.3g}")
     if (mask := case.arrays.get("mask")) is not None:
         print(f"  mask: {np.count_nonzero(mask)} of {mask.size}, largest {float(mask.max()):.1e}")
-    print(f"  without weight and not finite or 1e30: {np.count_nonzero(case.garbage)}")
+    print(f"  zero-weight values that are not finite or 1e30: {np.count_nonzero(case.garbage)}")
     for finding in findings:
         mark = "  beyond the bound" if finding.fails else ""
         left_out = "  (some left out)" if finding.skipped else ""
@@ -363,7 +363,7 @@ def main(options: Options) -> None:
     if output := options.output or (common.RESULTS if whole else None):
         common.write(output, "fuzz", result, markdown)
     if failed:
-        raise SystemExit(f"{len(failed)} functions, dtypes and outputs are beyond their bounds.")
+        raise SystemExit(f"{len(failed)} outputs exceed the bounds of their function and dtype.")
 
 
 if __name__ == "__main__":

@@ -324,7 +324,7 @@ def main(options: Options) -> dict[str, Any]:
     if jax.default_backend() != "gpu" and options.preset == "full":
         raise SystemExit(
             f"Expected a GPU, got JAX on {jax.default_backend()}. Install jax[cuda12] or "
-            "jax[cuda13] there, or pass --preset smoke to see that the script works."
+            "jax[cuda13], or pass --preset smoke to check that the script works."
         )
     options.output.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"env": common.environment(), "rows": [], "left_out": []}

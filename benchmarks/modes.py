@@ -351,7 +351,9 @@ def main(options: Options) -> dict[str, Any]:
         if (worst(errors) or 0) > TOLERANCE
     ]
     if over:
-        raise SystemExit(f"Expected errors of at most {TOLERANCE:.0e}, got more: {'; '.join(over)}")
+        raise SystemExit(
+            f"Expected errors of at most {TOLERANCE:.0e}, got larger ones: {'; '.join(over)}"
+        )
     return result
 
 

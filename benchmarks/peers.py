@@ -139,19 +139,19 @@ def candidates() -> dict[str, Make]:
         if installed(module):
             found[name] = make
         else:
-            print(f"{name} is not installed: left out.")
+            print(f"{name} is not installed; skipping it.")
     return found
 
 
 def torch_device() -> str | None:
     """Return torch's device to compare with this JAX; print why if there is none."""
     if not installed("torch"):
-        print("torch is not installed: left out.")
+        print("torch is not installed; skipping it.")
         return None
     import torch
 
     device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
     if device is None or (device == "cuda" and not torch.cuda.is_available()):
-        print(f"this torch does not run on {jax.default_backend()}: left out.")
+        print(f"this torch does not run on {jax.default_backend()}; skipping it.")
         return None
     return device

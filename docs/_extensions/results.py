@@ -38,7 +38,7 @@ def summary(study: str) -> dict[str, Any]:
     path = LEDGER / study / "summary.json"
     if not path.exists():
         there = sorted(folder.name for folder in LEDGER.iterdir())
-        raise ValueError(f"Expected a study among {there}, got {study!r}. Mend its name.")
+        raise ValueError(f"Expected a study among {there}, got {study!r}. Fix its name.")
     return json.loads(path.read_text())
 
 
@@ -48,7 +48,7 @@ def number(name: str) -> str:
     metrics = summary(study)["metrics"]
     if metric not in metrics:
         raise ValueError(
-            f"Expected a number that {study} measured, got {name!r}. They are {sorted(metrics)}."
+            f"Expected a number that {study} measured, got {name!r}. Use one of {sorted(metrics)}."
         )
     text = estimates.format_estimate(estimates.from_json(metrics[metric]))
     return text.replace("-", "\N{MINUS SIGN}").replace(" to ", " … ")

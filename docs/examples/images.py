@@ -51,7 +51,7 @@ def read(folder: Path, classes: list[str], size: int) -> Examples:
     ]
     if not files:
         raise FileNotFoundError(
-            f"Expected image files in {folder}/CLASS/, found none. Write 'cifar10', or make a "
+            f"Expected image files in {folder}/CLASS/, found none. Pass 'cifar10', or make a "
             "folder with train/CLASS/ and test/CLASS/."
         )
     images = []

@@ -223,6 +223,6 @@ def test_fuzz_reports(tmp_path, monkeypatch):
         fuzz.main(fuzz.Options(case=3))
     assert not ended.value.code
     monkeypatch.setitem(fuzz.BOUNDS, "y", 0.0)
-    with pytest.raises(SystemExit, match="beyond"):
+    with pytest.raises(SystemExit, match="exceed the bounds"):
         fuzz.main(fuzz.Options(cases=20, output=tmp_path))
     assert "--case" in json.loads((tmp_path / "fuzz.json").read_text())["failures"][0]
