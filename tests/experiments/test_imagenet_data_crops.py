@@ -217,7 +217,7 @@ def test_other_files_are_refused():
         with pytest.raises(ValueError, match=f"expected a JPEG or PNG file, got {got}"):
             crops.open_image(content)
     sixteen = Image.fromarray(np.zeros((4, 4), np.uint16))
-    with pytest.raises(ValueError, match="8 bits of gray or color, got Pillow's mode I;16"):
+    with pytest.raises(ValueError, match="8-bit gray or color, got Pillow mode I;16"):
         crops.open_image(encoded(sixteen, "PNG"))
     thin = Image.new("L", (1, 101))
     with pytest.raises(ValueError, match="one side at most 100 times the other, got 1x101 pixels"):

@@ -171,7 +171,7 @@ def test_a_state_of_other_batches_is_refused():
     batches = train_batches(source_of(23), batch_size=4, **OPTIONS)
     state = batches.get_state()
     for changed in ({"seed": 4}, {"order": "fixed"}, {"examples": 22}, {"more": 1}):
-        with pytest.raises(ValueError, match="Go on with the same data and options"):
+        with pytest.raises(ValueError, match="Resume with the same data and options"):
             batches.set_state({**state, **changed})
     for position in (2, -4, None, 4.0):
         with pytest.raises(ValueError, match=f"a multiple of 4 examples, .* got one at {position}"):
@@ -181,14 +181,14 @@ def test_a_state_of_other_batches_is_refused():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"batch_size": 24}, "at least 24 images in colors, the batch of all hosts, got 23"),
+        ({"batch_size": 24}, "at least 24 images in colors, one batch of all hosts, got 23"),
         ({"hosts": 6}, "at least 24 images in colors"),
-        ({"host": 1}, "`host` from 0 to 0, of 1, got 1"),
+        ({"host": 1}, "`host` from 0 to 0, as `hosts` is 1, got 1"),
         ({"batch_size": 0}, "`batch_size` of at least 1 and `workers` of at least 0, got 0 and 0"),
         ({"workers": -1}, "got 4 and -1"),
-        ({"order": "random"}, "`order` of shuffled, within_shards, fixed, got 'random'"),
-        ({"min_area": 0}, r"`min_area` in \(0, 1\] and `strength` in \[0, 2\], got 0 and 0.5"),
-        ({"strength": 3}, "got 0.08 and 3"),
+        ({"order": "random"}, "`order` to be one of shuffled, within_shards, fixed, got 'random'"),
+        ({"min_area": 0}, r"`min_area` in \(0, 1\], `strength` in \[0, 2\] and .* got 0, 0.5 and"),
+        ({"strength": 3}, "got 0.08, 3 and"),
     ],
 )
 def test_wrong_options_are_refused(changed, message):
@@ -243,7 +243,7 @@ def test_if_none_can_be_read_it_says_so(tmp_path):
     for path in (folder / "train").rglob("*.JPEG"):
         path.write_bytes(b"")
     source = open_source(str(folder), "train", None)
-    with pytest.raises(WrongData, match="images in mine, got none that can be read"):
+    with pytest.raises(WrongData, match="readable images in mine, got none"):
         take(train_batches(source, batch_size=1, **OPTIONS), 1)
 
 
@@ -296,7 +296,7 @@ def test_evaluation_of_144_crops_and_of_what_cannot_be_read(damaged, tmp_path):
     image = crops.open_image(source[first]["image"])
     np.testing.assert_array_equal(batches[0]["image"][first], crops.crops_144(image, 7))
     assert {json.loads(line)["name"] for line in log.read_text().splitlines()} == bad
-    with pytest.raises(ValueError, match="`crops` of 1 or 144, got 10"):
+    with pytest.raises(ValueError, match="`crops` to be 1 or 144, got 10"):
         evaluation_batches(source, batch_size=5, size=7, crops=10)
 
 

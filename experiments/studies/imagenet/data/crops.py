@@ -68,7 +68,7 @@ def open_image(image: bytes | UInt8[np.ndarray, "H W 3"]) -> Image.Image:
         begin = image[:8].hex(" ") or "an empty file"
         raise ValueError(f"expected a {' or '.join(FORMATS)} file, got {begin}") from None
     if opened.mode not in MODES:
-        raise ValueError(f"expected 8 bits of gray or color, got Pillow's mode {opened.mode}")
+        raise ValueError(f"expected 8-bit gray or color, got Pillow mode {opened.mode}")
     if max(opened.size) > THINNEST * min(opened.size):
         raise ValueError(
             f"expected one side at most {THINNEST} times the other, got {opened.width}x"

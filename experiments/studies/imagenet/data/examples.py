@@ -69,7 +69,7 @@ class TrainingExample:
             read = self.read(self.epochs[place], make)
             if read is not None:
                 return {"image": read[0], "label": np.int32(read[1])}
-        raise WrongData(f"Expected images in {self.read.source.name}, got none that can be read.")
+        raise WrongData(f"Expected readable images in {self.read.source.name}, got none.")
 
 
 class EvaluationExample:

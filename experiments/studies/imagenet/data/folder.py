@@ -63,7 +63,7 @@ class FolderSource(ImageSource):
         """
         path = self.folder / self._listing.names[index]
         if not path.is_file():  # Opening a pipe would block; a device could do anything.
-            raise OSError(errno.ENOENT, "no regular file", str(path))
+            raise OSError(errno.ENOENT, "not a regular file", str(path))
         return {
             "image": path.read_bytes(),
             "label": int(self._listing.labels[index]),
@@ -102,7 +102,7 @@ def list_images(folder: Path, split: Split) -> Listing:
         ]
         raise WrongData(
             f"Expected the same classes in {folders['train']} and {folders['validation']}, got "
-            f"{_first(alone)} in one alone. Add a folder with images to the other, or remove it."
+            f"{_first(alone)} in only one. Add a folder of images to the other, or remove it."
         )
     names, labels = _flatten(listed[split], f"{folders[split].name}/")
     order = sampling.rng(0, f"order of the images of a folder, {split}").permutation(len(names))
@@ -119,7 +119,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
         return {}
     found = [path.name for path in (train, *validation) if path.is_dir()]
     raise WrongData(
-        f"Expected in {folder} folders train and {' or '.join(VALIDATION)}, or none of them, got "
+        f"Expected folders train and {' or '.join(VALIDATION)} in {folder}, or neither, got "
         f"{', '.join(found)}. Add or remove one; without them, images are held out at random."
     )
 
@@ -134,8 +134,8 @@ def _list_classes(folder: Path) -> dict[str, list[str]]:
         classes = sorted(each.name for each in entries if _is_visible(each) and each.is_dir())
     if len(classes) < 2:
         raise WrongData(
-            f"Expected in {folder} a folder of images for each of at least two classes, got "
-            f"{', '.join(classes) or 'none'}. Give each class a folder of its images."
+            f"Expected a folder of images for each of at least two classes in {folder}, got "
+            f"{', '.join(classes) or 'none'}. Give each class its own folder of images."
         )
     files = {}
     for name in classes:
@@ -163,7 +163,7 @@ def _hold_out(folder: Path, files: dict[str, list[str]], split: Split) -> Listin
     counts = Counter(labels[train].tolist())
     lacking = [name for label, name in enumerate(classes) if not counts[label]]
     if lacking or not len(validation):
-        without = f"no images to train on in {_first(lacking)}" if lacking else "none to hold out"
+        without = f"no training images in {_first(lacking)}" if lacking else "none to hold out"
         raise WrongData(
             f"Expected enough images in {folder} to hold out one in {HELD_OUT}, got {without}. Add "
             "images, or put them in folders train and validation."

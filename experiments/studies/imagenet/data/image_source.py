@@ -43,7 +43,7 @@ class ImageSource(abc.ABC):
         if len(classes) < 2:
             raise ValueError(
                 f"Expected at least two classes of images in {name}, got "
-                f"{', '.join(classes) or 'none'}. Give each class a folder of its images."
+                f"{', '.join(classes) or 'none'}. Give each class its own folder of images."
             )
         self.name = name
         self.origin = origin
@@ -157,6 +157,6 @@ def check_enough(source: ImageSource, batch_size: int) -> None:
     """
     if len(source) < batch_size:
         raise ValueError(
-            f"Expected at least {batch_size:,} images in {source.name}, the batch of all hosts, "
-            f"got {len(source):,}. Take a smaller batch, or more images."
+            f"Expected at least {batch_size:,} images in {source.name}, one batch of all hosts, "
+            f"got {len(source):,}. Use a smaller batch or more images."
         )

@@ -71,7 +71,9 @@ class Batches(Iterator[Batch]):
           ValueError: `host` out of range, an empty batch, or a negative number of workers.
         """
         if not 0 <= host < hosts:
-            raise ValueError(f"Expected `host` from 0 to {hosts - 1}, of {hosts}, got {host}.")
+            raise ValueError(
+                f"Expected `host` from 0 to {hosts - 1}, as `hosts` is {hosts}, got {host}."
+            )
         if batch_size < 1 or workers < 0:
             raise ValueError(
                 "Expected `batch_size` of at least 1 and `workers` of at least 0, got "
@@ -106,7 +108,7 @@ class Batches(Iterator[Batch]):
             if not code:
                 raise
             self.close()
-            how = f"ended with exit code {code[1]}, as where memory runs out"
+            how = f"ended with exit code {code[1]}, perhaps out of memory"
             raise OSError(errno.ECHILD, how, "a process that reads images") from None
         self._position += self._hosts * self._batch_size
         # Copy out of shared memory, where workers put batches: there may be little of it.
@@ -126,14 +128,14 @@ class Batches(Iterator[Batch]):
         identity.pop("position", None)
         if identity != self._identity:
             raise ValueError(
-                f"Expected the state of batches with {self._identity}, got one with {identity}. Go "
-                "on with the same data and options."
+                f"Expected a state of batches with {self._identity}, got one with {identity}. "
+                "Resume with the same data and options."
             )
         whole = self._hosts * self._batch_size
         if not isinstance(position, int) or not 0 <= position <= self._stop or position % whole:
             raise ValueError(
-                f"Expected a state at a multiple of {whole} examples, the batch of all hosts, got "
-                f"one at {position}. Go on with the same batch size."
+                f"Expected a state at a multiple of {whole} examples, one batch of all hosts, got "
+                f"one at {position}. Resume with the same batch size."
             )
         self.close()
         self._position = position
@@ -221,7 +223,9 @@ def train_batches(
     """
     check_enough(source, hosts * batch_size)
     if order not in get_args(Order):
-        raise ValueError(f"Expected `order` of {', '.join(get_args(Order))}, got {order!r}.")
+        raise ValueError(
+            f"Expected `order` to be one of {', '.join(get_args(Order))}, got {order!r}."
+        )
     if not 0 < min_area <= 1 or not 0 <= strength <= 2 or lighting < 0:
         raise ValueError(
             "Expected `min_area` in (0, 1], `strength` in [0, 2] and `lighting` of at least 0, got "
@@ -268,7 +272,7 @@ def evaluation_batches(
       ValueError: options out of range.
     """
     if crops not in (1, 144):
-        raise ValueError(f"Expected `crops` of 1 or 144, got {crops}.")
+        raise ValueError(f"Expected `crops` to be 1 or 144, got {crops}.")
     return Batches(
         EvaluationExample(source, UnreadableImages(log, limit), size, crops),
         examples=len(source),

@@ -102,13 +102,11 @@ def prepare(
         ]
         if empty:
             raise WrongData(
-                f"Expected images to train on of every class in {folder}, got none of {empty[0]} "
-                "that can be read. Add some, or remove the folder."
+                f"Expected readable training images of every class in {folder}, got none of "
+                f"{empty[0]}. Add some, or remove its folder."
             )
         if not index["splits"]["validation"]["examples"]:
-            raise WrongData(
-                f"Expected images to validate by in {folder}, got none that can be read. Add some."
-            )
+            raise WrongData(f"Expected readable validation images in {folder}, got none. Add some.")
         with replacing(output / INDEX) as partial:
             partial.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         for task in tasks:
@@ -124,25 +122,29 @@ def _check(folder: Path, output: Path, shards: int | None, workers: int, limit: 
             f"{shards}, {workers} and {limit}."
         )
     if not folder.is_dir():
-        raise FileNotFoundError(f"Expected a folder of images, got {folder}, which is none.")
+        raise FileNotFoundError(
+            f"Expected a folder of images, got {folder}, which is not a folder."
+        )
     inner, outer = output.resolve(), folder.resolve()
     if inner == outer or outer in inner.parents or inner in outer.parents:
         raise ValueError(
-            f"Expected an output outside of the folder of images, got {output} and {folder}. Take "
+            f"Expected an output outside the folder of images, got {output} and {folder}. Choose "
             "one beside it."
         )
     if (output / INDEX).exists():
         raise ValueError(
             f"Expected a new or empty output, got {output}, which has an {INDEX}: it is finished. "
-            "Use it, or remove it to make it anew."
+            "Use it, or remove it to start over."
         )
     if output.exists() and not output.is_dir():
-        raise ValueError(f"Expected a folder as output, got the file {output}. Take another name.")
+        raise ValueError(
+            f"Expected a folder as output, got the file {output}. Choose another name."
+        )
     others = sorted(path.name for path in output.glob("[!.]*") if not OWN.fullmatch(path.name))
     if others:
         raise ValueError(
-            f"Expected a new or empty output, got {output}, which has {others[0]}. Take another "
-            "one, such as a folder in it."
+            f"Expected a new or empty output, got {output}, which has {others[0]}. Choose "
+            "another one, such as a folder in it."
         )
 
 
@@ -154,8 +156,8 @@ def _hold(output: Path) -> Generator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"Expected an output of its own, but a process is at work in {output}. Wait for "
-                "it, or take another one."
+                f"Expected an idle output, but another process is using {output}. Wait for it, or "
+                "choose another output."
             ) from None
         yield
 
@@ -255,7 +257,7 @@ def _read(path: Path) -> bytes:
     """
     try:
         if not path.is_file():
-            raise OSError("no regular file")
+            raise OSError("not a regular file")
         image = path.read_bytes()
         to_rgb(open_image(image))
     except MemoryError:

@@ -108,12 +108,10 @@ class ShardSource(ImageSource):
         try:
             label, name, image = decode_record(record)
         except ValueError as error:
-            raise WrongData(
-                f"Expected a labeled image, in {self.name_of(index)}: {error}"
-            ) from None
+            raise WrongData(f"Expected a labeled image in {self.name_of(index)}: {error}") from None
         if label >= len(self.classes):
             raise WrongData(
-                f"Expected a label from 0 to {len(self.classes) - 1}, a class of {INDEX}, got "
+                f"Expected a label from 0 to {len(self.classes) - 1}, a class in {INDEX}, got "
                 f"{label} in {self.name_of(index)}, {name}. {MEND}"
             )
         return {"image": image, "label": label, "name": name}
@@ -172,7 +170,7 @@ def check_shards(folder: Path, shards: tuple[Shard, ...]) -> None:
             if got != shard.sha256:
                 raise WrongData(
                     f"Expected {folder / shard.file} with sha256 {shard.sha256}, as {INDEX} says, "
-                    f"got {got or 'no such file'}: it is damaged or another file. {MEND}"
+                    f"got {got or 'no such file'}: it is damaged or a different file. {MEND}"
                 )
 
 
@@ -201,14 +199,14 @@ def _check_index(path: Path, split: str, index: Index) -> None:
     if not shards or not examples:
         problem = "no images" if shards else "no shards"
     elif len(counts) != len(classes):
-        problem = f"{len(classes)} classes, but counts of {len(counts)}"
+        problem = f"{len(classes)} classes, but counts for {len(counts)}"
     elif len(set(classes)) < len(classes):
-        problem = "a class twice"
+        problem = "a duplicate class"
     elif split == "train" and empty:
         problem = f"no images of {empty[0]}"
     elif sum(counts) != examples or min([*counts, 0]) < 0:
         problem = f"{sum(counts):,} images of all classes, but {examples:,} of all shards"
     elif any(Path(name).name != name for name in names) or len(set(names)) < len(names):
-        problem = f"shards {', '.join(names[:3])}, not all of them names of files of their own"
+        problem = f"shards {', '.join(names[:3])}, which are not all distinct file names"
     if problem:
         raise WrongData(f"Expected {path} as it was prepared, got {problem} in {split}. {MEND}")

@@ -49,7 +49,7 @@ def open_source(
     folder = Path(where)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"Expected cifar10, digits or a folder of images, got {where}, which is none."
+            f"Expected cifar10, digits or a folder of images, got {where}, which is not a folder."
         )
     if (folder / INDEX).exists():
         return ShardSource(folder, split)

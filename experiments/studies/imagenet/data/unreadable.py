@@ -45,7 +45,7 @@ class UnreadableImages:
             listed = f", listed in {self.log}" if self.log else ""
             raise WrongData(
                 f"Expected at most {self.limit} unreadable images, got {count}{listed}, the last "
-                f"one {name}: {why}. Mend or remove them, or allow more with --unreadable."
+                f"one {name}: {why}. Fix or remove them, or allow more with --unreadable."
             )
         return count
 
