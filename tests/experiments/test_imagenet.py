@@ -146,7 +146,7 @@ def test_rematerialized_gradients_are_the_same(whole):
 
 
 def test_statistics_of_groups_that_devices_do_not_make():
-    with pytest.raises(ValueError, match=r"--statistics with a number of devices that divides 4"):
+    with pytest.raises(ValueError, match=r"--statistics to be a number of devices that divides 4"):
         networks.make_mesh(jax.devices()[:4], "3")
 
 
@@ -333,8 +333,8 @@ def test_a_smoke_run_resumes_where_a_network_was_finished(tmp_path, capsys):
         (["--parallel", "pmap", "--preset", "smoke"], "--parallel with one of shard_map, jit"),
         (["--preset", "smoke", "--batch-size", "5000"], "5,000 images"),
         (["--width", "33"], "Expected `width` in [1, 32], got 33"),
-        (["--per-activation", "True"], "`per_activation` of a variant with BN, got inception"),
-        (["--dropout", "False", "--dropped", ".1"], "`dropped` with dropout, got 0.1 and"),
+        (["--per-activation", "True"], "with a variant that has BN, got inception"),
+        (["--dropout", "False", "--dropped", ".1"], "`dropped` only with dropout, got 0.1 and"),
     ],
 )
 def test_what_cannot_be_is_one_line(options, message, tmp_path, capsys):

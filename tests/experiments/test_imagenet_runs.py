@@ -53,7 +53,7 @@ def told(capsys, *options):
 def test_a_run_goes_on_with_as_many_devices_as_it_began_with(run, images, capsys):
     (run / "summary.json").unlink()
     options = ("--resume", run, "--data-dir", images, "--devices")
-    assert f"Expected --devices 1, with which {run} began, got 2" in told(capsys, *options, 2)
+    assert f"Expected --devices 1, with which {run} was started, got 2" in told(capsys, *options, 2)
 
 
 def test_a_damaged_number_of_devices_is_not_taken_for_another(run):
@@ -82,16 +82,16 @@ def test_what_does_something_else_has_a_help_of_its_own(option, monkeypatch, cap
 
 def test_images_of_ones_own_need_their_option(images, tmp_path, capsys):
     line = told(capsys, "--variant", "bn_x5", "--data-dir", images, "--runs", tmp_path)
-    assert "For images of your own: --dataset folder." in line
+    assert "For your own images, pass --dataset folder." in line
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("result.json", '{"moving_top_1": null}', "it lacks numbers"),
-        ("metrics.jsonl", "", "it lacks rows"),
-        ("metrics.jsonl", "{}\n", "it lacks rows"),
-        ("metrics.jsonl", '{"step":1,"loss":1.0,"top_1":0.5,"top_5":1.0}\n', "it lacks rows"),
+        ("result.json", '{"moving_top_1": null}', "numbers are missing"),
+        ("metrics.jsonl", "", "rows are missing"),
+        ("metrics.jsonl", "{}\n", "rows are missing"),
+        ("metrics.jsonl", '{"step":1,"loss":1.0,"top_1":0.5,"top_5":1.0}\n', "rows are missing"),
         ("metrics.jsonl", "{", "line 1 is no whole row"),
     ],
 )
@@ -119,7 +119,7 @@ def test_images_to_validate_by_that_cannot_be_read_are_named(tmp_path):
     config = PRESETS["smoke"]
     model = make_model(config, VARIANTS["bn_x5"], 3)
     evaluator = Evaluator(config, model, source, mesh, log)
-    with pytest.raises(WrongData, match=r"images to validate by in mine, got none .* of 12"):
+    with pytest.raises(WrongData, match=r"validation images in mine, got none among 12"):
         evaluator.accuracies([lambda image: image.mean((1, 2, 3))], source, 1)
     names = {row["name"] for row in run_dir.read_rows(log)}
     assert names == {str(path.relative_to(folder)) for path in bad}
@@ -163,7 +163,7 @@ def test_an_ensemble_of_wrong_runs_is_one_line(run, tmp_path, capsys):
     assert "Expected --output in a folder that there is" in line
     (member,) = ensemble.find_members([run])
     shutil.rmtree(run / "bn_x5_0" / "checkpoints")
-    with pytest.raises(run_dir.Damaged, match=r"Remove .*result\.json, by which it counts as fin"):
+    with pytest.raises(run_dir.Damaged, match=r"Remove .*result\.json, which marks it as finished"):
         ensemble.restore(member, 3)
     (run / "bn_x5_0" / "result.json").unlink()
     with pytest.raises(ValueError, match="no trained network"):

@@ -37,7 +37,7 @@ def group_size(statistics: str, devices: int) -> int:
     size = {"device": 1, "global": devices}.get(statistics) or int(statistics)
     if devices % size:
         raise ValueError(
-            f"Expected --statistics with a number of devices that divides {devices}, got {size}. "
+            f"Expected --statistics to be a number of devices that divides {devices}, got {size}. "
             f"Pass --devices with a multiple of {size}, or another --statistics."
         )
     return size
@@ -157,27 +157,27 @@ class Config:
         check_divides("evaluate_every", "steps", self)
         if self.dataset not in ("cifar10", "digits", "folder"):
             raise ValueError(
-                f"Expected cifar10, digits or folder, got {self.dataset!r}. For images of your "
-                "own: --dataset folder --data-dir FOLDER."
+                f"Expected cifar10, digits or folder, got {self.dataset!r}. For your own images, "
+                "pass --dataset folder --data-dir FOLDER."
             )
         if self.statistics not in ("device", "global") and not (
             self.statistics.isdecimal() and int(self.statistics)
         ):
             raise ValueError(
-                "Expected `statistics` of device, global or a number of devices, got "
+                "Expected `statistics` to be device, global or a number of devices, got "
                 f"{self.statistics!r}."
             )
 
         if self.dropped and self.dropout is False:
             raise ValueError(
-                f"Expected `dropped` with dropout, got {self.dropped} and `dropout` of False. Pass "
-                "one of the two."
+                f"Expected `dropped` only with dropout, got {self.dropped} and `dropout` False. "
+                "Pass only one of the two."
             )
         lacking = [name for name, of in self.variants().items() if not of.norm]
         if self.per_activation and lacking:
             raise ValueError(
-                f"Expected `per_activation` of a variant with BN, got {lacking[0]}. Pass another "
-                "--variant, or leave --per-activation out."
+                f"Expected `per_activation` with a variant that has BN, got {lacking[0]}. Choose "
+                "another --variant, or omit --per-activation."
             )
 
     def check_devices(self, count: int) -> None:

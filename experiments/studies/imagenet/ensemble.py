@@ -23,7 +23,7 @@ from experiments.training.networks import Network
 # Top-1 and top-5 error in percent, by (networks, crops).
 PAPER = {(1, 1): (25.2, 7.82), (1, 144): (21.99, 5.82), (6, 144): (20.1, 4.9)}
 BAR: Any = {"delay": 2, "disable": None}  # Only on a terminal, and if it takes long.
-MEND = "Pass folders such as runs/imagenet/<time>, or those of networks in them."
+MEND = "Pass folders such as runs/imagenet/<time>, or folders of single networks in them."
 
 
 class Member(NamedTuple):
@@ -78,9 +78,9 @@ def find_members(paths: Sequence[Path]) -> list[Member]:
     seen = [(member.config.dataset, member.config.size) for member in members]
     if len(set(seen)) > 1:
         raise ValueError(
-            "Expected networks of the same images, got "
+            "Expected networks trained on the same images, got "
             f"{', '.join(f'{name} at {size}x{size}' for name, size in dict.fromkeys(seen))}. Pass "
-            "runs of one data set and size."
+            "runs with the same data set and size."
         )
     return members
 
@@ -101,7 +101,7 @@ def read_member(folder: Path) -> Member | None:
         return member
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(
-            f"{folder / 'config.json'} is damaged, or of another version: {error}"
+            f"{folder / 'config.json'} is damaged or from another version: {error}"
         ) from None
 
 
@@ -159,8 +159,8 @@ def as_on_one_device(member: Member) -> Config:
         count = 1
         if config.statistics != "device":
             run_dir.say(
-                f"{path}, how many devices shared batches, is missing: population statistics are "
-                "those of batches of one. Put the folder back into its run for those of the run"
+                f"{path}, which says how many devices shared batches, is missing: population "
+                "statistics assume one device. Move the folder back into its run to use the run's"
             )
     size = group_size(config.statistics, count)
     return dataclasses.replace(
@@ -184,7 +184,7 @@ def check_images(member: Member, data: Mapping[str, ImageSource]) -> None:
         if before.get("sha256") != source.sha256:
             raise ValueError(
                 f"Expected the {split} images of {member.path}, {before.get('name')}, got "
-                f"{source.name}, which are not the same. Pass the --data-dir that its run had."
+                f"{source.name}, which differ. Pass the --data-dir of its run."
             )
 
 
@@ -204,7 +204,7 @@ def restore(member: Member, classes: int) -> Network:
         raise Damaged(
             f"Expected a checkpoint of step {member.config.steps:,} in {member.path}, got "
             f"{f'one of step {restored[0]:,}' if restored else 'none'}. Remove "
-            f"{member.path / RESULT}, by which it counts as finished, and go on with its run: "
+            f"{member.path / RESULT}, which marks it as finished, and resume its run: "
             f"--resume {member.path.parent}"
         )
     return restored[1]

@@ -120,8 +120,8 @@ class Evaluator:
         counts = np.asarray(correct, np.float64)
         if not counts.any():
             raise WrongData(
-                f"Expected images to validate by in {source.name}, got none that can be read of "
-                f"{len(source):,}. Mend them, or add others."
+                f"Expected readable validation images in {source.name}, got none among "
+                f"{len(source):,}. Fix them, or add others."
             )
         return [
             {"top_1": float(top_1 / count), "top_5": float(top_5 / count)}

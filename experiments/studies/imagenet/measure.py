@@ -35,7 +35,7 @@ def open_data(config: Config, data_dir: Path | None) -> dict[str, ImageSource]:
     if config.dataset == "folder" and data_dir is None:
         raise ValueError(
             "Expected --data-dir FOLDER with --dataset folder, got none. It has train/CLASS/*.jpg "
-            "and validation/CLASS/*.jpg, or is what --prepare made."
+            "and validation/CLASS/*.jpg, or is the output of --prepare."
         )
     where = str(data_dir) if config.dataset == "folder" else config.dataset
     try:
@@ -43,7 +43,7 @@ def open_data(config: Config, data_dir: Path | None) -> dict[str, ImageSource]:
     except FileNotFoundError as error:
         if where != "cifar10" or data_dir is None:
             raise
-        raise FileNotFoundError(f"{error} For images of your own: --dataset folder.") from None
+        raise FileNotFoundError(f"{error} For your own images, pass --dataset folder.") from None
     validation = hosts.run_on_all(lambda: open_source(where, "validation", data_dir))
     if train.classes != validation.classes:
         raise ValueError(
@@ -92,8 +92,8 @@ def check_devices(run: Run, count: int) -> None:
         return
     if before != count:
         raise WrongData(
-            f"Expected --devices {before}, with which {run.path} began, got {count}: a batch is of "
-            "all devices. Go on with as many, or begin another run."
+            f"Expected --devices {before}, with which {run.path} was started, got {count}: a batch "
+            "spans all devices. Use as many, or start a new run."
         )
 
 
@@ -110,8 +110,8 @@ def count_devices(path: Path) -> int:
         count = None
     if type(count) is not int or count < 1:
         raise Damaged(
-            f"Expected {path} with how many devices share a batch, but it is damaged. Write "
-            f'{{"devices": 1}} into it, or the number that `spread` has in env.json beside it.'
+            f"Expected {path} to say how many devices share a batch, but it is damaged. Write "
+            f'{{"devices": 1}} into it, or the number under `spread` in env.json beside it.'
         )
     return count
 
@@ -150,11 +150,11 @@ def open_network(config: Config, name: str, run: Run) -> Run:
     try:
         if own.read("config.json") == wanted:
             return own
-        say(f"{path / 'config.json'} is not what this run trains; it is trained again")
+        say(f"{path / 'config.json'} does not match this run; the network is trained again")
     except FileNotFoundError:
         pass
     except Damaged as error:
-        say(f"{error}; it is written anew")
+        say(f"{error}; it is rewritten")
     own.write("config.json", wanted)
     return own
 
@@ -165,11 +165,11 @@ def read_result(config: Config, run: Run) -> dict[str, Any] | None:
         kept = read_json(run.path / RESULT)
         rows = list(read_rows(run.path / "metrics.jsonl"))
         if not all(isinstance(kept.get(name), float) for name in results.NAMES):
-            raise Damaged(f"{run.path / RESULT} is damaged: it lacks numbers")
+            raise Damaged(f"{run.path / RESULT} is damaged: numbers are missing")
         every = config.evaluate_every
         steps = [row.get("step") for row in rows if isinstance(row.get("top_1"), float)]
         if steps != list(range(every, config.steps + 1, every)):
-            raise Damaged(f"{run.path / 'metrics.jsonl'} is damaged: it lacks rows, or has others")
+            raise Damaged(f"{run.path / 'metrics.jsonl'} is damaged: rows are missing or wrong")
         return kept
     except FileNotFoundError:
         return None

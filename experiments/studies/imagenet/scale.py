@@ -69,11 +69,11 @@ class Options:
         """
         machines.split_name(self.compile)
         if self.variant == "all":
-            raise ValueError("Expected --variant with one of them, got all.")
+            raise ValueError("Expected a single --variant, got all.")
         for batch_size in self.batch_sizes:
             self.config(batch_size)
         if not self.batch_sizes:
-            raise ValueError("Expected --batch-sizes with at least one, got none.")
+            raise ValueError("Expected at least one value for --batch-sizes, got none.")
 
     def config(self, batch_size: int) -> Config:
         """Return the config of a run.
@@ -257,7 +257,7 @@ def read(output: Path) -> Kept:
         loader = None if values["loader"] is None else Loader(**values["loader"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Damaged(
-            f"{path} is damaged, or of another version: {error}. Remove it to begin anew."
+            f"{path} is damaged or from another version: {error}. Remove it to start over."
         ) from None
     return Kept(rows, loader)
 

@@ -117,7 +117,7 @@ def summary(row: Row) -> str:
     if not row.collectives:
         lines.append("  no collectives")
     if row.in_other_branches:
-        lines.append(f"  in branches that seldom run: {row.in_other_branches} collectives more")
+        lines.append(f"  in branches that rarely run: {row.in_other_branches} more collectives")
     if row.seconds is None or row.rate is None or row.cycles is None:
         return "\n".join(lines)
     clock = CLOCKS[row.target] / 1e9
