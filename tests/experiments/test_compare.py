@@ -35,16 +35,16 @@ def trained():
     ("change", "message"),
     [
         ({"choosing": 4}, "`choosing` of at most 3"),
-        ({"batch_sizes": (128, 8)}, "`batch_sizes` ascending"),
-        ({"shrink": 3}, "`shrink` of 1, 2 or 4"),
+        ({"batch_sizes": (128, 8)}, "`batch_sizes` in ascending order"),
+        ({"shrink": 3}, "`shrink` to be 1, 2 or 4"),
         ({"examples": 12_801}, "`examples` to be a multiple of 80"),
         ({"groups": 5}, "`groups` to divide all widths"),
         ({"norms": ("bath",)}, "`norms` of type"),
         ({"models": ("mlp", "mlp")}, "each of `models` once"),
         ({"norms": ("none", "none")}, "each of `norms` once"),
         ({"datasets": ("digits", "digits")}, "each of `datasets` once"),
-        ({"models": ("cnn", "mlp"), "norms": ("instance",)}, "in mlp, batches of 8"),
-        ({"models": ("cnn",), "norms": ("ghost",)}, "in cnn, batches of 8"),
+        ({"models": ("cnn", "mlp"), "norms": ("instance",)}, "in mlp with batches of 8"),
+        ({"models": ("cnn",), "norms": ("ghost",)}, "in cnn with batches of 8"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(change, message):

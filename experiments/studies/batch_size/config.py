@@ -67,14 +67,14 @@ class Config:
         for name, values in needed.items():
             given = getattr(self, name)
             if not set(values) <= set(given):
-                raise ValueError(f"Expected `{name}` with {values}, got {given}.")
+                raise ValueError(f"Expected `{name}` to include {values}, got {given}.")
         unknown = set(self.huge_methods) - {*self.small_methods, "ghost"}
         if unknown:  # Their learning rates are chosen in small batches.
             raise ValueError(
-                f"Expected `huge_methods` from `small_methods`, and ghost, got {min(unknown)}."
+                f"Expected `huge_methods` from `small_methods`, or ghost, got {min(unknown)}."
             )
         if len(self.huge) < 2 or list(self.huge) != sorted(set(self.huge)):
-            raise ValueError(f"Expected `huge` ascending, at least two sizes, got {self.huge}.")
+            raise ValueError(f"Expected at least two ascending sizes in `huge`, got {self.huge}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
         """Return how many training and test images of each data set the study uses.

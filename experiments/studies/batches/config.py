@@ -44,7 +44,7 @@ class Config:
                 f"{self.examples}."
             )
         if len(set(self.sizes)) < 2:
-            raise ValueError(f"Expected `sizes` with at least two of them, got {self.sizes}.")
+            raise ValueError(f"Expected at least two different `sizes`, got {self.sizes}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
         """Return how many training and test images of each data set the study uses.

@@ -42,7 +42,7 @@ def sample_batches(
     if second < half:  # No batch of two classes could be formed.
         raise WrongData(
             f"Expected {half} images of each of two classes among {len(rows):,} `examples`, got "
-            f"{second} of the second most frequent. Take smaller batches, or more examples."
+            f"{second} of the second most frequent. Use smaller batches or more examples."
         )
     rng = sampling.rng(seed, "order")
     together = rows.reshape(-1, config.batch_size)

@@ -77,30 +77,33 @@ class Config:
         for model, size in itertools.product(self.models, self.batch_sizes):
             if not any(applies(self, model, norm, size) for norm in self.norms):
                 raise ValueError(
-                    f"Expected a norm that does something in {model}, batches of {size}, got "
+                    f"Expected a norm that has an effect in {model} with batches of {size}, got "
                     f"{' '.join(self.norms)}: instance norm has one value for each feature in an "
                     f"MLP, and ghost batches of {self.ghost} need a batch of at least "
                     f"{2 * self.ghost}. Add another norm."
                 )
         if self.choosing > self.seeds:
             raise ValueError(
-                f"Expected `choosing` of at most {self.seeds}, the seeds, got {self.choosing}."
+                f"Expected `choosing` of at most {self.seeds}, the number of seeds, got "
+                f"{self.choosing}."
             )
         if list(self.batch_sizes) != sorted(set(self.batch_sizes)):
-            raise ValueError(f"Expected `batch_sizes` ascending, got {self.batch_sizes}.")
+            raise ValueError(f"Expected `batch_sizes` in ascending order, got {self.batch_sizes}.")
         if self.shrink not in (1, 2, 4):
-            raise ValueError(f"Expected `shrink` of 1, 2 or 4, got {self.shrink}.")
+            raise ValueError(f"Expected `shrink` to be 1, 2 or 4, got {self.shrink}.")
         for size in self.batch_sizes:
             if self.examples % (size * self.evaluations):
                 raise ValueError(
                     f"Expected `examples` to be a multiple of {size * self.evaluations}, batches "
-                    f"of {size} at each of {self.evaluations} evaluations, got {self.examples}."
+                    f"of {size} times {self.evaluations} evaluations, got {self.examples}."
                 )
         wrong = [
             n for n in (*self.hidden, *self.cnn_widths, *self.resnet_widths) if n % self.groups
         ]
         if "group" in self.norms and wrong:
-            raise ValueError(f"Expected `groups` to divide all widths, {wrong}, got {self.groups}.")
+            raise ValueError(
+                f"Expected `groups` to divide all widths, including {wrong}, got {self.groups}."
+            )
 
     def needs(self) -> dict[str, tuple[int, int]]:
         """Return how many training and test images of each data set the study uses.

@@ -67,7 +67,10 @@ class Config:
         for name, values in needed.items():
             given = getattr(self, name)
             if len(given) < 2 or not set(values) <= set(given) or list(given) != sorted(given):
-                raise ValueError(f"Expected `{name}` ascending, with {values}, got {given}.")
+                raise ValueError(
+                    f"Expected at least two ascending values in `{name}`, including {values}, got "
+                    f"{given}."
+                )
 
     def needs(self) -> dict[str, tuple[int, int]]:
         """Return how many training and test images of each data set the study uses."""

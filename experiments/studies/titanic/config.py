@@ -41,7 +41,7 @@ class Config:
         if self.more % self.epochs:
             raise ValueError(f"Expected `more` to be a multiple of {self.epochs}, got {self.more}.")
         if not 1 < self.watched <= self.epochs:
-            raise ValueError(f"Expected `watched` of 2 to {self.epochs}, got {self.watched}.")
+            raise ValueError(f"Expected `watched` from 2 to {self.epochs}, got {self.watched}.")
 
     def needs(self) -> dict[str, tuple[int, int]]:
         """Return the number of passengers needed, none if they are synthetic.

@@ -151,7 +151,7 @@ def steadiness(results: Results) -> Estimate:
 def measure(config: Config, study: Study) -> None:
     """Train, compare and plot."""
     if config.source == "synthetic":
-        print("titanic: a table made up by a rule, not the passengers", file=sys.stderr)
+        print("titanic: a synthetic table, not the real passengers", file=sys.stderr)
         study.add_dataset("titanic", titanic_data.sample_passengers())
     passengers = study.dataset("titanic")
 
