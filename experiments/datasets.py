@@ -43,14 +43,14 @@ def check_dataset(dataset: str) -> None:
     # Control characters, line separators, and surrogates, by which Python represents non-UTF-8.
     if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in dataset + name):
         raise ValueError(
-            f"Expected one's own data under a name in UTF-8, without control characters, got "
+            "Expected a file or folder name in UTF-8, without control characters, got "
             f"{whole!r}. Rename it."
         )
     size = len(name.encode())
     if size > NAME_BYTES:
         raise ValueError(
-            f"Expected one's own data under a name of at most {NAME_BYTES} bytes, for files of a "
-            f"run are named after it, got {size}: {whole!r}. Rename it."
+            f"Expected a file or folder name of at most {NAME_BYTES} bytes, as files of a run are "
+            f"named after it, got {size}: {whole!r}. Rename it."
         )
 
 
@@ -69,10 +69,11 @@ def check_sizes(images: int, **sizes: int) -> None:
       >>> check_sizes(1000, batch_size=60)
       >>> check_sizes(1000, batch_size=2000)
       Traceback (most recent call last):
-      ValueError: Expected `batch_size` of at most 1,000, the images to train on, got 2,000.
+      ValueError: Expected `batch_size` of at most 1,000, the number of training images, got 2,000.
     """
     for name, size in sizes.items():
         if size > images:
             raise ValueError(
-                f"Expected `{name}` of at most {images:,}, the images to train on, got {size:,}."
+                f"Expected `{name}` of at most {images:,}, the number of training images, got "
+                f"{size:,}."
             )

@@ -114,7 +114,7 @@ def _from_folder(folder: Path) -> Path:
             return folder / name
     raise MissingData(
         f"Expected {' or '.join(ARCHIVES)} in {folder}, found neither. Download {URL} there, or "
-        "give no folder (neither --data-dir nor JBN_DATA) to have it downloaded.",
+        "set neither --data-dir nor JBN_DATA to have it downloaded.",
         name=folder.name,
         files=[str(folder / OFFICIAL)],
     )

@@ -51,7 +51,7 @@ MIRRORS = {
     "fashion_mnist": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
 }
 
-PUT_THERE = "Put them there, or give no folder (neither --data-dir nor JBN_DATA) to download them."
+PUT_THERE = "Put them there, or set neither --data-dir nor JBN_DATA to download them."
 DOWNLOAD_TIMEOUT = 5.0  # Seconds to connect and between bytes; short, to fail fast when offline.
 
 
@@ -146,8 +146,8 @@ def _stand_in(name: str, failure: str, needed: tuple[int, int], digits_may_do: b
     has = len(digits.train_labels), len(digits.test_labels)
     if digits_may_do and has[0] >= needed[0] and has[1] >= needed[1]:
         print(
-            f"{name} could not be downloaded ({failure}): going on with the 1,797 small digits "
-            "inside scikit-learn. For the real ones pass --data-dir.",
+            f"{name} could not be downloaded ({failure}): using the 1,797 small digits inside "
+            "scikit-learn instead. For the real images, pass --data-dir.",
             file=sys.stderr,
         )
         return digits
@@ -200,9 +200,9 @@ def check_enough(dataset: Dataset, needed: tuple[int, int]) -> None:
     has = len(dataset.train_labels), len(dataset.test_labels)
     if has[0] < needed[0] or has[1] < needed[1]:
         raise ValueError(
-            f"Expected at least {needed[0]:,} training and {needed[1]:,} test images, which the "
-            f"options ask for, batches and all that is held out included, got {has[0]:,} and "
-            f"{has[1]:,} of {dataset.name}. Ask for fewer, or take another data set."
+            f"Expected at least {needed[0]:,} training and {needed[1]:,} test images, as the "
+            f"options require, including batches and held-out images, got {has[0]:,} and "
+            f"{has[1]:,} in {dataset.name}. Ask for fewer, or use another data set."
         )
 
 
@@ -278,7 +278,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
         content = gzip.decompress(path.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(
-            f"Expected {path} to be a whole gzip file, got: {error}. {mend}"
+            f"Expected {path} to be a complete gzip file, got: {error}. {mend}"
         ) from error
     rank = content[3] if len(content) >= 4 else 0
     if content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * rank:

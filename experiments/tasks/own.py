@@ -27,7 +27,7 @@ UNREADABLE = 100  # One in this many images may be unreadable.
 MOST_BYTES = 4 * 2**30  # Limit for a file's arrays, which compressed may be a millionth of that.
 OTHERS = {  # First bytes of files that are not .npz files.
     b"\x93NUMPY": "a .npy file, which holds one array",
-    b"PK": "one that is cut short",
+    b"PK": "a truncated one",
     b"\x80": "a pickle, which is never opened",
 }
 TAKEN = (*SHA256, "digits", "cifar10", "titanic")  # Names that the user's own data may not have.
@@ -74,9 +74,9 @@ def read_npz(path: Path) -> Dataset:
     Raises:
       WrongData: it is not such a file, or an array is missing or invalid.
     """
-    mend = f"Write {', '.join(ARRAYS)} by np.savez."
+    mend = f"Write {', '.join(ARRAYS)} with np.savez."
     if not zipfile.is_zipfile(path):
-        raise WrongData(f"Expected {path} to be a whole .npz file, got {_kind(path)}. {mend}")
+        raise WrongData(f"Expected {path} to be a complete .npz file, got {_kind(path)}. {mend}")
     part, arrays = "", []
     try:
         _check_members(path)
@@ -88,15 +88,17 @@ def read_npz(path: Path) -> Dataset:
                     f"{', '.join(missing)} missing. {mend}"
                 )
             for name in ARRAYS:
-                part = f" of {name}"
+                part = f" in {name}"
                 arrays.append(file[name])
                 if not isinstance(arrays[-1], np.ndarray):  # NumPy returns other members as bytes.
-                    raise ValueError("what is no array")
+                    raise ValueError("not an array")
     except WrongData:
         raise
     except Exception as error:  # zipfile, its codecs and NumPy raise a dozen different types.
         reason = " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
-        raise WrongData(f"Expected plain arrays in {path}, got{part}: {reason}. {mend}") from error
+        raise WrongData(
+            f"Expected plain arrays in {path}, got an error{part}: {reason}. {mend}"
+        ) from error
     x_train, y_train, x_test, y_test = arrays
     for part, images, labels in (("train", x_train, y_train), ("test", x_test, y_test)):
         _check_images(f"x_{part} in {path}", images)
@@ -108,8 +110,8 @@ def read_npz(path: Path) -> Dataset:
             )
     if x_train.shape[1:] != x_test.shape[1:]:
         raise WrongData(
-            f"Expected x_train and x_test in {path} of one size, got {x_train.shape[1:]} and "
-            f"{x_test.shape[1:]} pixels. Scale one to the other's."
+            f"Expected x_train and x_test of the same size in {path}, got {x_train.shape[1:]} and "
+            f"{x_test.shape[1:]} pixels. Resize one to match the other."
         )
     return _make(path, "own file", x_train, y_train, x_test, y_test)
 
@@ -120,7 +122,9 @@ def _kind(path: Path) -> str:
         begin = file.read(8)
     if not begin:
         return "an empty one"
-    return next((kind for start, kind in OTHERS.items() if begin.startswith(start)), "another")
+    return next(
+        (kind for start, kind in OTHERS.items() if begin.startswith(start)), "something else"
+    )
 
 
 def _check_members(path: Path) -> None:
@@ -137,14 +141,14 @@ def _check_members(path: Path) -> None:
     if twice:
         raise WrongData(
             f"Expected each array once in {path}, got {', '.join(twice)} more than once. Write it "
-            "anew by np.savez."
+            "again with np.savez."
         )
     # The declared sizes can be trusted: no more than that is unpacked of a member.
     size = sum(size for name, size in members if name in ARRAYS)
     if size > MOST_BYTES:
         raise WrongData(
-            f"Expected arrays of at most {MOST_BYTES / 2**30:g} GiB in {path}, which are read as a "
-            f"whole, got {size / 2**30:,.1f} GiB. Take fewer or smaller images."
+            f"Expected arrays of at most {MOST_BYTES / 2**30:g} GiB in {path}, as they are read "
+            f"whole, got {size / 2**30:,.1f} GiB. Use fewer or smaller images."
         )
 
 
@@ -165,24 +169,24 @@ def _mend_images(images: np.ndarray) -> str:
     if not images.size:
         return "Add images."
     if images.ndim == 4:
-        return "Of colors on the last axis, x.mean(-1).round().astype(np.uint8) makes gray levels."
+        return "If the last axis is colors, use x.mean(-1).round().astype(np.uint8)."
     if images.ndim != 3:
-        return "x.reshape(-1, height, width) gives each image its rows."
+        return "Give each image its rows with x.reshape(-1, height, width)."
     if images.dtype.kind in "iu":
         if images.min() >= 0 and images.max() <= 255:
-            return "x.astype(np.uint8) makes gray levels."
-        return "Of values x to 65,535, (x / 257).round().astype(np.uint8) makes gray levels."
-    return "Of values x from 0 to 1, (255 * x).round().astype(np.uint8) makes gray levels."
+            return "Use x.astype(np.uint8)."
+        return "If values range to 65,535, use (x / 257).round().astype(np.uint8)."
+    return "If values range from 0 to 1, use (255 * x).round().astype(np.uint8)."
 
 
 def _mend_labels(labels: np.ndarray, images: int) -> str:
     if labels.ndim == 2 and len(labels) == images and labels.shape[1] > 1:
-        return "Of a column for each class, y.argmax(1) makes integers."
+        return "If y has a column for each class, use y.argmax(1)."
     if labels.shape != (images,):
-        return f"Make it of shape ({images},)."
+        return f"Give it the shape ({images},)."
     if labels.dtype.kind in "USO":
-        return "np.unique(y, return_inverse=True)[1] numbers names from 0."
-    return "y.astype(int) makes integers of whole numbers."
+        return "Number names from 0 with np.unique(y, return_inverse=True)[1]."
+    return "Convert whole numbers with y.astype(int)."
 
 
 # ---- A folder ------------------------------------------------------------------------------------
@@ -197,8 +201,8 @@ def read_folder(folder: Path) -> Dataset:
     classes = sorted(path for path in _visible(folder) if path.is_dir())
     if not classes:
         raise WrongData(
-            f"Expected in {folder} a folder of images for each class, got none. The files of mnist "
-            "and the like are found by --data-dir."
+            f"Expected a folder of images for each class in {folder}, got none. For mnist and the "
+            "like, use --data-dir."
         )
     _check_count(str(folder), len(classes))
     of_class = [
@@ -239,8 +243,8 @@ def read_images(
         labels.append(label)
     if len(failed) * UNREADABLE > len(files):
         raise WrongData(
-            f"Expected at most 1 in {UNREADABLE} unreadable images in {folder}, got {len(failed)} "
-            f"of {len(files):,}: {_first(failed)}. Mend or remove them."
+            f"Expected at most 1 in {UNREADABLE} images in {folder} to be unreadable, got "
+            f"{len(failed)} of {len(files):,}: {_first(failed)}. Fix or remove them."
         )
     if failed:
         print(
@@ -265,11 +269,11 @@ def read_image(path: Path) -> Image.Image:
       OSError, SyntaxError, ValueError, Image.DecompressionBombError: it cannot be read.
     """
     if not path.is_file():  # Opening a pipe would block forever, and a device may do anything.
-        raise OSError("no regular file")
+        raise OSError("not a regular file")
     with Image.open(path, formats=FORMATS) as image:
         if image.mode not in MODES or "transparency" in image.info:
             mode = f"mode {image.mode}" if image.mode not in MODES else "transparency"
-            raise ValueError(f"{mode}, not 8 bits of gray or RGB")
+            raise ValueError(f"{mode}, not 8-bit gray or RGB")
         return image.convert("L")
 
 
@@ -302,13 +306,13 @@ def _make(
     if x_train.max() <= 127:  # `data.binary` would turn all of it into background.
         raise WrongData(
             f"Expected gray levels from 0 to 255 in {path}, got {x_train.min()} to {x_train.max()} "
-            "in the images to train on. Stretch them."
+            "in the training images. Rescale them."
         )
     classes = np.unique(np.concatenate([y_train, y_test]))
     _check_count(str(path), len(classes))
     if not np.array_equal(np.unique(y_train), np.arange(len(classes))):
         raise WrongData(
-            f"Expected labels 0 to {len(classes) - 1} in {path}, each with images to train on, got "
+            f"Expected labels 0 to {len(classes) - 1} in {path}, each with training images, got "
             f"{', '.join(map(str, np.unique(y_train)))} there and {', '.join(map(str, classes))} "
             "in all. Number the classes from 0, and give each more images."
         )
@@ -320,6 +324,6 @@ def _make(
 def _check_count(where: str, classes: int) -> None:
     if not 2 <= classes <= CLASSES:
         raise WrongData(
-            f"Expected 2 to {CLASSES} classes in {where}, as many as the networks have outputs at "
-            f"most, got {classes}."
+            f"Expected 2 to {CLASSES} classes in {where}, as the networks have at most {CLASSES} "
+            f"outputs, got {classes}."
         )

@@ -55,12 +55,12 @@ def sample_split(
       ValueError: fewer images than asked for.
     """
     total = len(dataset.train_labels)
-    asked = f"{'some' if train is None else train} to train on and {validation} to choose on"
+    asked = f"{'some' if train is None else train} for training and {validation} for validation"
     train = max(total - validation, 1) if train is None else train
     if train + validation > total:
         raise ValueError(
-            f"Expected at least {train + validation} training images, {asked}, got {total} of "
-            f"{dataset.name}. Take fewer, or another data set."
+            f"Expected at least {train + validation} training images, {asked}, got {total} in "
+            f"{dataset.name}. Ask for fewer, or use another data set."
         )
     rows = sampling.rng(seed, "split").permutation(total)[: validation + train]
     chosen, trained = np.split(rows, [validation])

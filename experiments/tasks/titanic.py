@@ -61,8 +61,8 @@ def load(*, data_dir: Path | None = None) -> Passengers:
     path = Path(given) / "titanic" / "titanic.csv"
     if not path.is_file():
         raise FileNotFoundError(
-            f"Expected the data file {path}, found none there. Put it there, or give no folder "
-            "(neither --data-dir nor JBN_DATA) to download it."
+            f"Expected the data file {path}, found none there. Put it there, or set neither "
+            "--data-dir nor JBN_DATA to download it."
         )
     check_sha256(path, SHA256)
     return Passengers("titanic", "data folder", *parse(path))
@@ -83,8 +83,8 @@ def _download(cache: Path) -> Path:
     except (OSError, ValueError) as error:  # No connection, or not the official file.
         raise FileNotFoundError(
             f"Expected to download {URL}, got {type(error).__name__}. "
-            f"{how_to_give('titanic/titanic.csv')} --source synthetic, a table made up, does "
-            "as well."
+            f"{how_to_give('titanic/titanic.csv')} --source synthetic, a made-up table, also "
+            "works."
         ) from error
     return Path(got)
 

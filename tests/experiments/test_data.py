@@ -90,9 +90,9 @@ def test_reads_what_was_written(folder, role):
 
 
 BAD = {
-    "truncated gzip": (gzip.compress(idx(np.arange(200, dtype=np.uint8)))[:-9], "whole gzip"),
-    "not gzip": (b"<html>Not found</html>", "whole gzip"),
-    "damaged gzip": (gzip.compress(b"x" * 99)[:12] + b"\xff" * 9, "whole gzip"),
+    "truncated gzip": (gzip.compress(idx(np.arange(200, dtype=np.uint8)))[:-9], "complete gzip"),
+    "not gzip": (b"<html>Not found</html>", "complete gzip"),
+    "damaged gzip": (gzip.compress(b"x" * 99)[:12] + b"\xff" * 9, "complete gzip"),
     "wrong magic": (gzip.compress(struct.pack(">II", 1234, 0)), "got 1234"),
     "floats": (gzip.compress(struct.pack(">II", 0x0D01, 0)), "magic number"),
     "no header": (gzip.compress(b"\0\0"), "magic number"),

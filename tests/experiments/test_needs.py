@@ -64,7 +64,7 @@ def test_without_a_network_a_study_takes_the_digits_or_says_what_to_do(
         prepare(name, "--preset", "quick")
         told = capsys.readouterr().err
         assert told.count("\n") == (name in ON_DIGITS)
-        assert ("going on with the 1,797 small digits" in told) == (name in ON_DIGITS)
+        assert ("using the 1,797 small digits" in told) == (name in ON_DIGITS)
         return
     with pytest.raises(FileNotFoundError) as refused:
         prepare(name, "--preset", "quick")
@@ -151,7 +151,7 @@ TOO_LARGE = {
     "placement": (("--validation", "1400"), "at least 1,460 training and 1 test"),
     "saturation": (("--batch-size", "1200"), "at least 1,500 training"),
     "learning_rate": (("--validation", "1400"), "at least 1,460 training and 1 test"),
-    "inference": (("--batch-size", "200"), "and 400 test images, .* and 359 of digits"),
+    "inference": (("--batch-size", "200"), "and 400 test images, .* and 359 in digits"),
     "batch_size": (("--huge", "4", "200"), "`huge` of at most 128, .* got 200"),
     "gradients": (("--batch-size", "700"), "`batch_size` of at most 600, .* got 700"),
     "shift": (("--batch-size", "100"), "`batch_size` of at most 60, .* got 100"),

@@ -80,51 +80,63 @@ def bomb():
 
 OBJECTS = np.array([Opened()] * 15, object)
 FILES = {
-    "empty": (b"", "whole .npz file, got an empty one"),
-    "cut": (packed()[:-70], "whole .npz file, got one that is cut short"),
-    "cut early": (packed()[:900], "whole .npz file, got one that is cut short"),
-    "one array": (member(X), "whole .npz file, got a .npy file, which holds one array"),
-    "pickle": (b"\x80\x04N.", "whole .npz file, got a pickle, which is never opened"),
-    "twice": (doubled(), "each array once in .*, got x_test more than once. Write it anew"),
-    "bomb": (bomb(), r"at most 4 GiB in .*, got 64\.0 GiB\. Take fewer"),
-    "no data": (packed(x_test=header((10**6,))), "plain arrays in .*, got of x_test: EOF"),
-    "endless": (packed(x_test=header((10**18,))), "plain arrays in .*, got of x_test: .+ Write"),
-    "no header": (packed(y_test=b"x" * 99), "plain arrays in .*, got of y_test: .+ Write"),
+    "empty": (b"", "complete .npz file, got an empty one"),
+    "cut": (packed()[:-70], "complete .npz file, got a truncated one"),
+    "cut early": (packed()[:900], "complete .npz file, got a truncated one"),
+    "one array": (member(X), "complete .npz file, got a .npy file, which holds one array"),
+    "pickle": (b"\x80\x04N.", "complete .npz file, got a pickle, which is never opened"),
+    "twice": (doubled(), "each array once in .*, got x_test more than once. Write it again"),
+    "bomb": (bomb(), r"at most 4 GiB in .*, got 64\.0 GiB\. Use fewer"),
+    "no data": (packed(x_test=header((10**6,))), "plain arrays in .*, got an error in x_test: EOF"),
+    "endless": (
+        packed(x_test=header((10**18,))),
+        "plain arrays in .*, got an error in x_test: .+ Write",
+    ),
+    "no header": (packed(y_test=b"x" * 99), "plain arrays in .*, got an error in y_test: .+ Write"),
     "long header": (
         packed(y_test=b"\x93NUMPY\x02\x00" + struct.pack("<I", 99_999) + b" " * 99_999),
-        "plain arrays in .*, got of y_test: Header info length .+ Write",
+        "plain arrays in .*, got an error in y_test: Header info length .+ Write",
     ),
-    "objects": (packed(y_test=member(OBJECTS)), "got of y_test: Object arrays cannot be loaded"),
+    "objects": (
+        packed(y_test=member(OBJECTS)),
+        "got an error in y_test: Object arrays cannot be loaded",
+    ),
     "record of objects": (
         packed(x_test=member(np.zeros(3, [("a", object)]))),
-        "got of x_test: Object arrays cannot be loaded",
+        "got an error in x_test: Object arrays cannot be loaded",
     ),
 }
 IMAGES = {
     "one row": (X[:, 0, 0], r"got uint8 of shape \(45,\), .* x\.reshape\(-1, height, width\)"),
     "five axes": (X[..., None, None], r"got uint8 of shape \(45, 9, 11, 1, 1\), .* x\.reshape"),
     "colors": (np.stack([X] * 3, -1), r"uint8 of shape \(45, 9, 11, 3\), .* x\.mean\(-1\)"),
-    "16 bits": (X.astype(np.uint16) * 257, r"got uint16 of .*, \d+ to 65535\. Of .* \(x / 257\)"),
-    "whole numbers": (X.astype(int), r"got int64 of .*, 0 to 255\. x\.astype\(np\.uint8\) makes"),
+    "16 bits": (X.astype(np.uint16) * 257, r"got uint16 of .*, \d+ to 65535\. If .* \(x / 257\)"),
+    "whole numbers": (X.astype(int), r"got int64 of .*, 0 to 255\. Use x\.astype\(np\.uint8\)"),
     "complex": (X / 255 + 0j, r"got complex128 of shape \(45, 9, 11\)\. .* \(255 \* x\)"),
     "NaN": (
         np.where(X > 200, np.nan, X / 255),
-        r"got float64 of .*, not all finite\. Of .* \(255 \* x\)",
+        r"got float64 of .*, not all finite\. If .* \(255 \* x\)",
     ),
     "text": (X.astype("U3"), r"got <U3 of shape \(45, 9, 11\)\."),
     "truth": (X > 127, r"got bool of shape \(45, 9, 11\)\. .* \(255 \* x\)"),
     "none": (X[:0], r"got uint8 of shape \(0, 9, 11\)\. Add images\."),
-    "no pixels": (X[:, :0], r"of one size, got \(0, 11\) and"),
+    "no pixels": (X[:, :0], r"of the same size in .*, got \(0, 11\) and"),
 }
 LABELS = {
-    "floats": (Y + 0.5, r"45 images of x_train, got float64 of shape \(45,\)\. y\.astype\(int\)"),
-    "strings": (Y.astype(str), r"got <U21 of shape \(45,\)\. np\.unique\(y, return_inverse=True\)"),
-    "bytes": (Y.astype("S1"), r"got \|S1 of shape \(45,\)\. np\.unique"),
+    "floats": (
+        Y + 0.5,
+        r"45 images of x_train, got float64 of shape \(45,\)\. .* y\.astype\(int\)",
+    ),
+    "strings": (
+        Y.astype(str),
+        r"got <U21 of shape \(45,\)\. .* np\.unique\(y, return_inverse=True\)",
+    ),
+    "bytes": (Y.astype("S1"), r"got \|S1 of shape \(45,\)\. .* np\.unique"),
     "negative": (Y - 1, r"Expected labels 0 to 3 .*, got -1, 0, 1 there .* Number the classes"),
     "large": (Y.astype(np.uint64) + np.uint64(2**63), "Expected labels 0 to .* Number the classes"),
     "a column each": (np.eye(3, dtype=int)[Y], r"got int64 of shape \(45, 3\)\. .* y\.argmax\(1\)"),
-    "one column": (Y[:, None], r"got int64 of shape \(45, 1\)\. Make it of shape \(45,\)\."),
-    "one for all": (np.array(1), r"got int64 of shape \(\)\. Make it of shape \(45,\)\."),
+    "one column": (Y[:, None], r"got int64 of shape \(45, 1\)\. Give it the shape \(45,\)\."),
+    "one for all": (np.array(1), r"got int64 of shape \(\)\. Give it the shape \(45,\)\."),
 }
 
 
@@ -188,7 +200,7 @@ def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path, monkeypatch
     assert len(dataset.train_labels) + len(dataset.test_labels) == 120
     assert all(path.is_file() for path in opened)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "left out 1 of 121 images, which cannot be read: b/7.png (no regular file)" in line
+    assert "left out 1 of 121 images, which cannot be read: b/7.png (not a regular file)" in line
 
 
 # ---- Names ---------------------------------------------------------------------------------------
@@ -197,11 +209,11 @@ def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (os.fsdecode(b"caf\xe9"), "under a name in UTF-8, without control characters, got"),
-        ("two\nlines", "under a name in UTF-8, without control characters, got"),
-        ("\x1b[31mred", "under a name in UTF-8, without control characters, got"),
-        ("n" * 245, "at most 200 bytes, for files of a run are named after it, got 245: '.*n'"),
-        ("가" * 80, "at most 200 bytes, for files of a run are named after it, got 240: '.*가'"),
+        (os.fsdecode(b"caf\xe9"), "folder name in UTF-8, without control characters, got"),
+        ("two\nlines", "folder name in UTF-8, without control characters, got"),
+        ("\x1b[31mred", "folder name in UTF-8, without control characters, got"),
+        ("n" * 245, "at most 200 bytes, as files of a run are named after it, got 245: '.*n'"),
+        ("가" * 80, "at most 200 bytes, as files of a run are named after it, got 240: '.*가'"),
     ],
     ids=["bytes", "line end", "escape", "long", "long in bytes"],
 )

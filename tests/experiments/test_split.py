@@ -47,7 +47,7 @@ def test_splits_of_seeds_are_stacked_over_the_same_test_images():
 
 def test_too_few_images_are_refused():
     with pytest.raises(
-        ValueError, match="at least 2001 training images, some to train on and 2000"
+        ValueError, match="at least 2001 training images, some for training and 2000"
     ):
         sample_split(DIGITS, data.binary, validation=2000)
     with pytest.raises(ValueError, match="at least 1500 training images, 1400"):
