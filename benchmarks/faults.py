@@ -223,7 +223,7 @@ def damage(killed: Path, folder: Path, steps: int, name: str) -> dict[str, Any]:
     said, wrong = [], [f"exit status {status}: {told}"] if status else []
     for (_, reason), step in zip(DAMAGES[name], newest_first, strict=False):
         line = f"checkpoint {run}/checkpoints/{step} is refused: (.*{reason}.*). It is now in .*"
-        match = re.search(f"^{line}; the run goes on from {source}.$", told, re.MULTILINE)
+        match = re.search(f"^{line}; the run continues from {source}.$", told, re.MULTILINE)
         said.append(f"{step}: {match[1]}" if match else "")
         wrong += [] if match else [f"{step} not refused for {reason!r}: {told}"]
     if (began := began_at(told, steps)) != left:

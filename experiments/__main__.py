@@ -76,11 +76,11 @@ def carry_out_command(arguments: list[str]) -> int:
         if name == "imagenet":
             from experiments.cli import imagenet
 
-            graceful_exit.say("stopped; what was finished is kept")
+            graceful_exit.say("stopped; finished work is kept")
             status = imagenet.carry_out(rest)
             if status is not None:
                 return status
-        graceful_exit.say("stopped; nothing was begun")
+        graceful_exit.say("stopped; nothing was started")
         if name != "all":
             refused = refuse(name, rest)
             if refused:
@@ -90,7 +90,7 @@ def carry_out_command(arguments: list[str]) -> int:
 
         with hosts.end_with_the_others():
             if name == "all":
-                stopped = f"stopped; go on with: {run_all.to_go_on(rest)}"
+                stopped = f"stopped; resume with: {run_all.to_go_on(rest)}"
                 return run_all.carry_out(
                     EXPERIMENTS,
                     rest,
@@ -105,7 +105,7 @@ def carry_out_report(arguments: list[str]) -> int:
     from experiments.options import parse_arguments
 
     with GracefulExit() as graceful_exit:
-        graceful_exit.say("stopped; the report is not whole")
+        graceful_exit.say("stopped; the report is incomplete")
         try:
             parse_arguments(report.Options, arguments, command="report")
         except ValueError as error:
@@ -145,7 +145,7 @@ def carry_out(
     except OSError as error:
         return end_alone(tell(name, error), hosts.count())
     with ready.run or contextlib.nullcontext():
-        graceful_exit.say(stopped or f"stopped; go on with: {ready.resume_command}")
+        graceful_exit.say(stopped or f"stopped; resume with: {ready.resume_command}")
         print(f"run: {ready.path} ({ready.where})", file=sys.stderr)
         try:
             results = ready.work()
@@ -172,7 +172,7 @@ def tell(name: str, error: Exception, resume_command: str = "") -> int:
     from experiments.run_dir import Damaged
 
     if isinstance(error, OSError) and error.errno is not None:
-        then = f". Once that is mended, go on with: {resume_command}" if resume_command else ""
+        then = f". Once that is fixed, resume with: {resume_command}" if resume_command else ""
         print(f"{name}: {error.filename or 'output'}: {error.strerror}{then}", file=sys.stderr)
         return 1
     print(f"{name}: {error}", file=sys.stderr)

@@ -33,7 +33,7 @@ def refuse_empty(arguments: Sequence[str]) -> None:
         if "" in values and option == "--resume":
             raise ValueError(
                 "Expected --resume alone or with a run, got an empty name. Type --resume alone to "
-                "go on with the newest run that has these options."
+                "resume the newest run with these options."
             )
         if "" in values:
             raise ValueError(
@@ -58,7 +58,7 @@ def explain(arguments: Sequence[str], kind: type) -> str:
       >>> explain(["--sizes", "x"], Options)
       "Expected --sizes to be a whole number, got 'x'."
       >>> explain(["--sizes", "2, 8"], Options)
-      "Expected each value of --sizes as a word of its own, got '2, 8'. Type: --sizes 2 8"
+      "Expected each value of --sizes as a separate word, got '2, 8'. Type: --sizes 2 8"
     """
     hints = options_of(kind)
     for option, values in _given(arguments):
@@ -114,13 +114,13 @@ def apart(option: str, value: str) -> str:
     Example:
       >>> from experiments.option_errors import apart
       >>> apart("--only", "titanic batches")
-      "Expected each value of --only as a word of its own, got 'titanic batches'. Type: --only ..."
+      "Expected each value of --only as a separate word, got 'titanic batches'. Type: --only ..."
     """
     values = [each for each in re.split(r"[\s,;\[\]()]+", value) if each]
     if not values or values == [value]:
         return ""
     typed = shlex.join([option, *values])
-    return f"Expected each value of {option} as a word of its own, got {value!r}. Type: {typed}"
+    return f"Expected each value of {option} as a separate word, got {value!r}. Type: {typed}"
 
 
 def _given(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -33,7 +33,7 @@ class IOOptions:
     runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs")
     """where run directories go"""
     resume: Annotated[str | None, tyro.conf.arg(metavar="[RUN]")] = None
-    """go on with a run that was stopped: this one, or the newest with these options"""
+    """resume a stopped run: this one, or the newest with these options"""
 
     @property
     def run(self) -> Path | None:
@@ -46,12 +46,12 @@ class ExecutionOptions(IOOptions):
     """How training is carried out: nothing here changes its results, but for rounding."""
 
     checkpoint_every: Annotated[int, tyro.conf.arg(metavar="K")] = 10
-    """evaluations from one checkpoint to the next; Ctrl-C and SIGTERM write one more"""
+    """evaluations between checkpoints; Ctrl-C and SIGTERM write one more"""
     devices: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """devices that share each batch, on all hosts together; on CPU, virtual ones. None: 1 on one
     host, all on several"""
     parallel: Literal["shard_map", "jit", "pmap"] = "shard_map"
-    """how JAX runs the devices: a program for each, or by jit one that XLA spreads over them"""
+    """how JAX runs the devices: one program each, or with jit one that XLA spreads over them"""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """several hosts: the address of process 0. On TPU and under Slurm, JAX finds all three"""
     num_processes: Annotated[int | None, tyro.conf.arg(metavar="P")] = None
@@ -94,7 +94,7 @@ def parse(
     known, rest = first.parse_known_args(arguments)
     if known.preset is not None and known.preset not in study.PRESETS:
         raise ValueError(
-            f"Expected --preset with one of {', '.join(study.PRESETS)}, got "
+            f"Expected --preset to be one of {', '.join(study.PRESETS)}, got "
             f"{known.preset or 'none'}.{did_you_mean(known.preset, study.PRESETS)}"
         )
     usual = getattr(study, "DEFAULT_PRESET", "quick")
@@ -126,11 +126,11 @@ def parse(
         others = [f"--{key.replace('_', '-')}" for key in before if given[key] != before[key]]
         raise ValueError(
             f"Expected the options of {known.resume} itself, got others: {', '.join(others)}. "
-            "Leave them out: a run goes on as it was begun."
+            "Leave them out: a run resumes with the options it was started with."
         )
     if parsed.execution.data_dir is not None and not reads_files(parsed.config):
         raise ValueError(
-            f"Expected no --data-dir, for {name} reads no data files with these options, got "
+            f"Expected no --data-dir, as {name} reads no data files with these options, got "
             f"{parsed.execution.data_dir}. Leave it out."
         )
     return Options(parsed.config, parsed.execution)

@@ -92,7 +92,7 @@ class Run:
                 lines.append(line)
                 reached = row_step
         if damaged:
-            say(f"{path} has damaged rows: {damaged} are left out")
+            say(f"{path} has damaged rows: left out {damaged}")
         with replacing(path) as partial:
             partial.write_bytes(b"".join(lines))
 
@@ -178,7 +178,7 @@ def open_run(path: Path) -> Run:
     try:
         return Run(path, _lock(path))
     except BlockingIOError:
-        raise ValueError(f"Expected an idle run, but a process is at work in {path}.") from None
+        raise ValueError(f"Expected an idle run, but another process is using {path}.") from None
 
 
 def finished(root: Path, experiment: str) -> list[Path]:
@@ -218,8 +218,8 @@ def newest_unfinished(root: Path, experiment: str, config: Any) -> Run:
         try:
             return Run(path, _lock(path))
         except BlockingIOError:
-            say(f"{path} is passed over: a process is at work in it")
-    hint = f" There is {others[0]} with others: pass it to --resume." if others else ""
+            say(f"{path} is skipped: another process is using it")
+    hint = f" There is {others[0]} with other options: pass it to --resume." if others else ""
     raise ValueError(
         f"Expected an unfinished run of {experiment} with these options in {root}, got none.{hint}"
     )
@@ -232,7 +232,7 @@ def _is_of(path: Path, experiment: str, config: Any) -> bool | None:
             return True
         read_config(path, experiment, type(config))
     except (ValueError, OSError) as error:  # Damaged, or in the folder of another experiment.
-        say(f"{path} is passed over: {error}")
+        say(f"{path} is skipped: {error}")
         return None
     return False
 
@@ -288,7 +288,7 @@ def read_config(path: Path, experiment: str, kind: type[Config]) -> Config:
         checks.check_types(config)
     except (TypeError, ValueError, RecursionError) as error:
         raise Damaged(
-            f"{path / 'config.json'} is damaged, or of another version: {error}"
+            f"{path / 'config.json'} is damaged or from another version: {error}"
         ) from None
     return config
 
@@ -322,7 +322,9 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     for i, line in enumerate(path.read_bytes().splitlines(keepends=True)):
         row = read_row(line)
         if row is None:
-            raise Damaged(f"{path} is damaged: line {i + 1} is no whole row of finite numbers")
+            raise Damaged(
+                f"{path} is damaged: line {i + 1} is not a complete row of finite numbers"
+            )
         yield row
 
 
@@ -351,12 +353,12 @@ def keep_environment(run: Run, environment: dict[str, Any]) -> None:
         run.write("env.json", environment)
         return
     except Damaged as error:
-        say(f"{error}; what the run began on is not known, what it goes on with is written there")
+        say(f"{error}; the run's original environment is unknown: writing the current one")
         run.write("env.json", environment)
         return
     for part in ("versions", "device", "machine", "spread"):
         if before.get(part) != environment.get(part):
             say(
-                f"{part} differ from those this run began with: its metrics may do so in the last "
-                f"digits. Then: {before.get(part)}; now: {environment.get(part)}"
+                f"{part} changed since this run started: metrics may differ in the last digits. "
+                f"Then: {before.get(part)}; now: {environment.get(part)}"
             )

@@ -150,7 +150,7 @@ class Study:
             try:
                 return _KeptArrays(path, _read_part(path, owner))
             except Damaged as error:
-                say(f"{self.name}: {error}; it is measured again")
+                say(f"{self.name}: {error}; measuring it again")
         say(f"{self.name}: {name} ...")
         began = time.perf_counter()
         arrays: dict[str, Any] = {key: np.asarray(value) for key, value in measure().items()}
@@ -211,14 +211,12 @@ class Study:
         except (Damaged, KeyError) as error:
             path = self.run.path / file
             reason = error if isinstance(error, Damaged) else f"{path} is damaged: it lacks {error}"
-            say(
-                f"{reason}; written anew, for the examples of now are taken for those it began with"
-            )
+            say(f"{reason}; rewriting it, assuming the run started with the current examples")
             self.run.write(file, dict(description))
             return
         if before["sha256"] != description["sha256"]:
             raise WrongData(
-                f"Expected the examples that {self.run.path} began with, {before['name']}, got "
+                f"Expected the examples that {self.run.path} started with, {before['name']}, got "
                 f"{description['name']}. Pass the same --data-dir."
             )
 
@@ -308,7 +306,7 @@ class Study:
             loop.clear()
         what = ", ".join(unknown)
         if unknown:
-            say(f"{path} lacks rows, or has damaged ones: left out is how long {what} took")
+            say(f"{path} has missing or damaged rows: leaving out how long {what} took")
         return {name: round(seconds, 2) for name, seconds in (parts | loop).items()}
 
 
@@ -326,8 +324,8 @@ class _KeptArrays(dict[str, np.ndarray]):
           Damaged: always.
         """
         raise Damaged(
-            f"Expected {name!r} in {self.path}, got {list(self)}: another version kept it. Remove "
-            "it, and resume the run: it is measured again."
+            f"Expected {name!r} in {self.path}, got {list(self)}: another version wrote it. "
+            "Remove it and resume the run to measure it again."
         )
 
 
@@ -362,6 +360,6 @@ def _read_part(path: Path, owner: str) -> dict[str, np.ndarray]:
         raise Damaged(f"{path} is damaged: it is empty")
     if of != owner:
         raise Damaged(
-            f"{path} is damaged: it has {list(arrays)}, which this part of this run did not keep"
+            f"{path} is damaged: it has {list(arrays)}, which this part of this run did not store"
         )
     return arrays

@@ -18,15 +18,15 @@ class PrepareOptions:
     """Make shards of a folder of images: read faster, and checked once and for all."""
 
     prepare: Annotated[Path, tyro.conf.arg(metavar="OUTPUT")]
-    """where the shards go: a new folder, or what an interrupted call left, with which it goes on"""
+    """where the shards go: a new folder, or that of an interrupted call, which then continues"""
     data_dir: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     """the images: train/CLASS/*.jpg and validation/CLASS/*.jpg"""
     shards: int | None = None
-    """of the images to train on; None takes about 5,000 images for each"""
+    """number of training shards; None puts about 5,000 images in each"""
     workers: int = 2
     """threads that read and check"""
     unreadable: int = 100
-    """how many images that cannot be read are left out before it gives up"""
+    """number of unreadable images to leave out before giving up"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +34,13 @@ class EnsembleOptions:
     """Average the class probabilities of trained networks, and evaluate them (Fig. 4)."""
 
     ensemble: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN...")]
-    """folders of runs, all of whose networks are taken, or of single networks in them"""
+    """folders of runs, for all their networks, or of single networks in them"""
     data_dir: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """as the runs had it"""
+    """the one that the runs used"""
     crops: Literal[1, 144] = 1
     """of each validation image"""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """JSON file to write the errors to as well"""
+    """JSON file to save the errors to"""
 
 
 def carry_out(arguments: list[str]) -> int | None:
@@ -90,14 +90,14 @@ def prepare_shards(arguments: list[str]) -> int:
         how.data_dir, how.prepare, shards=how.shards, workers=how.workers, limit=how.unreadable
     )
     counts = ", ".join(
-        f"{sum(of['counts']):,} to {what}"
-        for what, of in zip(("train on", "validate by"), index["splits"].values(), strict=True)
+        f"{sum(of['counts']):,} for {what}"
+        for what, of in zip(("training", "validation"), index["splits"].values(), strict=True)
     )
     print(f"{len(index['classes']):,} classes, images: {counts}")
     log = how.prepare / LOG
     if log.exists():
         unreadable = len(log.read_text(encoding="utf-8").splitlines())
-        print(f"could not be read and left out: {counted(unreadable, 'image')}, named in {log}")
+        print(f"left out {counted(unreadable, 'unreadable image')}, listed in {log}")
     print(f"train on them with: --dataset folder --data-dir {how.prepare}")
     return 0
 
@@ -113,7 +113,7 @@ def evaluate_ensemble(arguments: list[str]) -> int:
     how = parse_arguments(EnsembleOptions, arguments, command="imagenet")
     if how.output and not how.output.parent.is_dir():  # Checked before hours of evaluation.
         raise FileNotFoundError(
-            f"Expected --output in a folder that there is, got {how.output}. Make the folder first."
+            f"Expected --output in an existing folder, got {how.output}. Create the folder first."
         )
     members = ensemble.find_members(how.ensemble)
     errors = ensemble.evaluate(members, how.data_dir, how.crops)

@@ -46,7 +46,7 @@ class Options:
     """smoke: does everything run; quick: every verdict, 122 minutes on two cores with other work
     beside it; paper: more seeds and steps"""
     only: tuple[str, ...] = ()
-    """these alone, by name"""
+    """only these, by name"""
     io: Annotated[IOOptions, tyro.conf.arg(name="")] = dataclasses.field(default_factory=IOOptions)
 
 
@@ -66,17 +66,17 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
         return 2
     if how.io.resume not in (None, NEWEST):
         print(
-            f"all: Expected nothing after --resume, for each experiment goes on with its newest "
-            f"run, got {how.io.resume!r}. Resume that one by itself.",
+            f"all: Expected nothing after --resume, as each experiment resumes its newest run, got "
+            f"{how.io.resume!r}. Resume that one by itself.",
             file=sys.stderr,
         )
         return 2
     if "--only" in arguments and not how.only:
-        print(f"all: Expected --only with {', '.join(names)}, got none.", file=sys.stderr)
+        print(f"all: Expected --only with any of {', '.join(names)}, got none.", file=sys.stderr)
         return 2
     for name in how.only:
         if name not in names:
-            wrong = f"Expected --only with {', '.join(names)}, got {name!r}."
+            wrong = f"Expected --only with any of {', '.join(names)}, got {name!r}."
             wrong = apart("--only", name) or wrong + did_you_mean(name, names)
             print(f"all: {wrong}", file=sys.stderr)
             return 2
@@ -84,7 +84,7 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
         reads_files(_config(name, how.preset)) for name in how.only or names
     ):
         print(
-            "all: Expected no --data-dir, for none of the experiments reads data files with preset "
+            "all: Expected no --data-dir, as none of the experiments reads data files with preset "
             f"{how.preset}, got {how.io.data_dir}. Leave it out.",
             file=sys.stderr,
         )
@@ -104,7 +104,7 @@ def carry_out(names: Sequence[str], arguments: list[str], one: CarryOut) -> int:
     print(f"{count}, {minutes} min {seconds} s")
     for what, names in (("skipped", skipped), ("failed", failed)):
         if names:
-            print(f"{what}: {', '.join(names)}; the reasons stand above", file=sys.stderr)
+            print(f"{what}: {', '.join(names)}; see above for the reasons", file=sys.stderr)
     if failed:
         return 1
     return REFUSED if len(skipped) == len(statuses) else 0
@@ -125,7 +125,7 @@ def _is_whole(path: Path, name: str) -> bool:
     try:
         result_of(path, name)
     except BadRun as error:
-        print(f"{name}: {path} does not count as finished: {error}", file=sys.stderr)
+        print(f"{name}: {path} counts as unfinished: {error}", file=sys.stderr)
         return False
     return True
 

@@ -101,11 +101,11 @@ def connect(
         graceful_exit.start_watchdog()
         graceful_exit.say(
             f"Expected {wanted.processes} processes to connect and load the data, but not all did. "
-            "Start one on every host, with the same options but for --process-id."
+            "Start one on every host, with the same options except --process-id."
         )
     ways = getattr(settings, "WAYS", WAYS)
     if how.parallel not in ways:
-        raise ValueError(f"Expected --parallel with one of {', '.join(ways)}, got {how.parallel}.")
+        raise ValueError(f"Expected --parallel to be one of {', '.join(ways)}, got {how.parallel}.")
     hosts.connect(wanted, how.devices)
     of_first = hosts.broadcast_from_first(run_dir.to_json(config))
     devices = Devices(how.devices or hosts.default_devices(), how.parallel)

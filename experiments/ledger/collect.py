@@ -24,7 +24,7 @@ KEPT = Path(__file__).parents[2] / "docs" / "results" / "ledger"
 
 
 # Measurements are stored in parts, from which the figures are made.
-REDRAW = "Resume the run by its path: its figures are made again, and nothing is measured again."
+REDRAW = "Resume the run by its path to redraw its figures; nothing is measured again."
 
 
 class Finding(NamedTuple):
@@ -241,7 +241,10 @@ def collect(
         results[name] = best = max(candidates, key=lambda result: result.rank)
         for other in candidates:
             if other is not best:
-                say(f"{name}: not {other.path} ({_worth(other)}): {best.path} ({_worth(best)})")
+                say(
+                    f"{name}: using {best.path} ({_worth(best)}), "
+                    f"not {other.path} ({_worth(other)})"
+                )
     return results
 
 
@@ -276,7 +279,7 @@ def result_of(path: Path, name: str) -> Result:
     try:
         summary = run_dir.read_json(path / "summary.json")
     except (ValueError, OSError, RecursionError) as error:
-        raise BadRun(f"expected summary.json to be whole JSON, got {error}") from None
+        raise BadRun(f"expected summary.json to be complete JSON, got {error}") from None
     result = Result(path, summary)
     try:
         # Refuses what a page cannot show: NaN, and surrogates, which have no UTF-8.
@@ -318,27 +321,29 @@ def _check(summary: Any, path: Path, name: str) -> None:
     with contextlib.suppress(OSError, run_dir.Damaged):  # Kept results have no config.json.
         begun = run_dir.read_json(path / "config.json")
     if begun != summary["config"]:
-        raise BadRun("expected the options in summary.json to be those in config.json")
+        raise BadRun("expected the options in summary.json to match config.json")
     for metric, entry in summary["metrics"].items():
         estimate = estimates.from_json(entry)
         numbers = (estimate.value, estimate.low, estimate.high, *estimate.values)
         if not all(isinstance(x, (int, float)) and math.isfinite(x) for x in numbers):
-            raise BadRun(f"expected finite numbers of {metric}, got {list(numbers)}")
+            raise BadRun(f"expected finite numbers for {metric}, got {list(numbers)}")
         if (
             not estimate.low <= estimate.value <= estimate.high
             or not isinstance(estimate.runs, int)
             or isinstance(estimate.runs, bool)
             or estimate.runs < 0
         ):
-            raise BadRun(f"expected {metric} within its interval, of whole runs, got {entry}")
+            raise BadRun(
+                f"expected {metric} in its interval, from a whole number of runs, got {entry}"
+            )
     for figure in summary["figures"]:
         file = path / figure["file"]
         if file.resolve().parent != path.resolve() or file.suffix != ".png":
-            raise BadRun(f"expected a figure in its folder, got {figure['file']!r}")
+            raise BadRun(f"expected a figure in the run's folder, got {figure['file']!r}")
         if not file.is_file():
             raise BadRun(f"expected the figure {figure['file']}, found none. {REDRAW}")
         if not _is_png(file):
-            raise BadRun(f"expected the figure {figure['file']} to be a whole PNG. {REDRAW}")
+            raise BadRun(f"expected the figure {figure['file']} to be a complete PNG. {REDRAW}")
         if not isinstance(figure["title"] + figure["alt"] + figure.get("caption", ""), str):
             raise BadRun(f"expected a title and a text for {figure['file']}, got {figure}")
     for seconds in summary["seconds"].values():

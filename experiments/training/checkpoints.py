@@ -52,8 +52,7 @@ def check_path(path: Path) -> None:
         shown = os.fsencode(whole).decode(errors="replace")
         mend = "Pass another --runs" if "\N{REPLACEMENT CHARACTER}" in shown else "Set PYTHONUTF8=1"
         raise ValueError(
-            f"Expected a path that can be written in UTF-8, for the checkpoints, got {shown}. "
-            f"{mend}."
+            f"Expected a UTF-8 path for the checkpoints, got {shown}. {mend}."
         ) from None
 
 
@@ -156,7 +155,7 @@ class Checkpoints:
                 return step, state
             except (KeyError, TypeError, ValueError) as error:
                 why = " ".join(str(error).split())[:200]
-                reason = f"it has other arrays than this version takes: {why}"
+                reason = f"it has other arrays than this version expects: {why}"
                 self._set_aside(self.folder / str(step), reason, steps)
                 self.manager.reload()
         return None
@@ -179,8 +178,8 @@ class Checkpoints:
         path.rename(refused / f"{path.name}.{taken}")
         earlier = f"that of step {max(good)}" if good else "the beginning"
         say(
-            f"checkpoint {path} is refused: {reason}. It is now in {refused}; the run goes on "
-            f"from {earlier}."
+            f"checkpoint {path} is refused: {reason}. It is now in {refused}; the run "
+            f"continues from {earlier}."
         )
 
     def _reason(self, path: Path) -> str | None:
@@ -203,7 +202,7 @@ class Checkpoints:
                 )
                 return f"its file {name} is {what}"
         if hashlib.sha256(before).hexdigest() != digest:
-            return f"{self.rows} up to it is not as it was: rows are missing or changed"
+            return f"rows of {self.rows} up to it are missing or changed"
         return None
 
     def __enter__(self) -> "Checkpoints":

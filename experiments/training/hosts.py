@@ -177,7 +177,7 @@ def run_on_all(function: Callable[[], Result]) -> Result:
         raise error
     if failed.any():
         raise ValueError(
-            f"ended because process {int(np.argmax(failed))} did: see its own message."
+            f"stopped because process {int(np.argmax(failed))} failed: see its own message."
         )
     return result  # type: ignore[return-value]
 
@@ -204,8 +204,8 @@ def check_same(what: str, value: Any) -> None:
     def check() -> None:
         if value != first:
             raise ValueError(
-                f"Expected the same {what} on every host, got others here than on process 0. Give "
-                "every host the same files and options."
+                f"Expected the same {what} on every host, got others here than on process 0. Use "
+                "the same files and options on every host."
             )
 
     run_on_all(check)

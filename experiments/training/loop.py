@@ -165,5 +165,5 @@ def _append_metrics(run: Run, row: dict[str, Any]) -> None:
     except ValueError:
         raise FloatingPointError(
             f"Expected finite numbers at step {row['step']}, got NaN or infinity: training "
-            "diverged. Begin another run, with a lower learning rate or smaller weights."
+            "diverged. Start another run with a lower learning rate or smaller weights."
         ) from None

@@ -84,7 +84,7 @@ class GracefulExit:
     def _on_signal(self, number: int) -> None:
         if self.patient and not self.received:
             self.received = number
-            os.write(2, b"\nstopping within seconds; again, to stop at once\n")
+            os.write(2, b"\nstopping within seconds; repeat to stop at once\n")
             return
         # Not by print, which may be what was interrupted. Bytes of paths may not be UTF-8.
         os.write(2, f"\n{self.message}\n".encode(errors="surrogateescape"))

@@ -124,7 +124,7 @@ def test_damaged_one_is_refused_by_name_and_the_one_before_used(tmp_path, capsys
     assert step == 10
     chex.assert_trees_all_close(got["w"], state(10)["w"])
     assert f"{path / 'checkpoints' / '20'} is refused: {reason}" in told
-    assert "goes on from that of step 10" in told
+    assert "continues from that of step 10" in told
     assert (path / "refused" / "20.0").is_dir()
     # A refused checkpoint does not block a new one of the same step, nor the new one's refusal.
     with run_dir.open_run(path) as run, Checkpoints(run) as checkpoints:
@@ -159,8 +159,10 @@ def test_one_with_other_arrays_is_refused(tmp_path, capsys, like, reason):
         assert found[0] == 10
         assert not told
         return
-    assert re.search(f"10 is refused: it has other arrays than this version takes: {reason}", told)
-    assert told.endswith("goes on from the beginning.\n")
+    assert re.search(
+        f"10 is refused: it has other arrays than this version expects: {reason}", told
+    )
+    assert told.endswith("continues from the beginning.\n")
     assert (run.path / "refused" / "10.0").is_dir()
 
 
@@ -176,7 +178,7 @@ def test_without_a_good_one_it_begins_anew(tmp_path, capsys):
     for step in ("10", "20"):
         truncate(path / "checkpoints" / step)
     assert newest(path) is None
-    assert capsys.readouterr().err.count("goes on from the beginning") == 2
+    assert capsys.readouterr().err.count("continues from the beginning") == 2
 
 
 def test_the_manifest_has_the_digest_of_every_file(tmp_path):
@@ -235,7 +237,7 @@ def test_rows_that_changed_since_are_refused_with_it(tmp_path, capsys):
     assert newest(run.path)[0] == 20
     (run.path / "metrics.jsonl").write_text(rows.replace("20", "21"))
     assert newest(run.path)[0] == 10
-    assert "metrics.jsonl up to it is not as it was" in capsys.readouterr().err
+    assert "metrics.jsonl up to it are missing or changed" in capsys.readouterr().err
     (run.path / "metrics.jsonl").unlink()
     assert newest(run.path) is None
 

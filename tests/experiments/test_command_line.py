@@ -34,15 +34,15 @@ ROOT = Path(__file__).parents[2]
         ("mnist_mlp --momentum 1.5", "Expected `momentum` in [0, 1], got 1.5"),
         ("titanic --momentum 1.5", "Expected `momentum` in [0, 1), got 1.5"),
         ("mnist_mlp --learning-rate nan", "positive and finite, got nan"),
-        ("recurrent --data-dir x", "Expected no --data-dir, for recurrent reads no data files"),
+        ("recurrent --data-dir x", "Expected no --data-dir, as recurrent reads no data files"),
         ("mnist_mlp --preset smoke --data-dir x", "Expected no --data-dir"),
-        ("all --preset smoke --data-dir x", "Expected no --data-dir, for none of the experiments"),
+        ("all --preset smoke --data-dir x", "Expected no --data-dir, as none of the experiments"),
         ("mnist_mlp --stpes 3", "mnist_mlp, got '--stpes'. Did you mean --steps?"),
         ("mnist_mlp --evaluate_evry=3", "got '--evaluate_evry'. Did you mean --evaluate-every?"),
         ("mnist_mlp --checkpoint-evrey 3", "Did you mean --checkpoint-every?"),
         ("mnist_mlp --presett smoke", "Did you mean --preset?"),
         ("mnist_mlp --preset smok", "smoke, quick, paper, got smok. Did you mean smoke?"),
-        ("mnist_mlp --preset", "Expected --preset with one of smoke, quick, paper, got none."),
+        ("mnist_mlp --preset", "Expected --preset to be one of smoke, quick, paper, got none."),
         ("mnist_mlp --steps x", "Expected --steps to be a whole number, got 'x'."),
         ("mnist_mlp --steps", "Expected --steps with a whole number, got none. Type one"),
         ("mnist_mlp --parallel pmpa", "or pmap, got 'pmpa'. Did you mean pmap?"),
@@ -125,7 +125,7 @@ def test_all_passes_over_a_damaged_run(tmp_path, capsys):
     assert run_all.carry_out(("identities",), arguments, lambda *_: 1) == 0
     told = capsys.readouterr().err
     assert f"finished in {run.path}" in told
-    assert f"{bad.path} is passed over" in told
+    assert f"{bad.path} is skipped" in told
 
 
 # ---- The system ----------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_a_full_disk_is_told_in_one_line_with_how_to_go_on(tmp_path, capsys, mon
     (path,) = (tmp_path / "identities").iterdir()
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"identities: {path / 'timing.jsonl'}: No space left on device.")
-    assert line.endswith(f"go on with: python -m experiments identities --resume {path}")
+    assert line.endswith(f"resume with: python -m experiments identities --resume {path}")
 
 
 def test_a_locale_without_plus_minus_survives(monkeypatch):
@@ -213,7 +213,7 @@ def test_all_that_is_stopped_names_the_command_that_goes_on_with_all(tmp_path, c
     monkeypatch.setattr(session, "prepare", lambda *words: prepare(*words)._replace(work=stop))
     words = ["--preset", "smoke", "--runs", str(tmp_path / "my runs"), "--only", "identities"]
     assert main(["all", *words]) == 128 + signal.SIGINT
-    told = capsys.readouterr().err.splitlines()[-1].removeprefix("stopped; go on with: ")
+    told = capsys.readouterr().err.splitlines()[-1].removeprefix("stopped; resume with: ")
     python, *again = shlex.split(told)
     assert [python, *again] == ["python", "-m", "experiments", "all", *words, "--resume"]
     asked = []

@@ -69,7 +69,7 @@ def test_a_damaged_part_is_said_and_measured_again(run, capsys, damage):
     np.testing.assert_array_equal(found["x"], VALUES + 1)
     line, *_ = capsys.readouterr().err.splitlines()
     assert line.startswith(f"demo: {path} is damaged: ")
-    assert line.endswith("; it is measured again")
+    assert line.endswith("; measuring it again")
     again = Study("demo", run).part("depth", lambda: pytest.fail("measured again"))
     np.testing.assert_array_equal(again["x"], VALUES + 1)
     assert set(Study("demo", run)._seconds()) == {"depth"}
@@ -87,8 +87,8 @@ def test_what_another_part_or_run_kept_is_said_and_measured_again(run, tmp_path,
             np.testing.assert_array_equal(found["x"], VALUES)
             line, *_ = capsys.readouterr().err.splitlines()
             assert line == (
-                f"demo: {path} is damaged: it has ['y'], which this part of this run did not keep; "
-                "it is measured again"
+                f"demo: {path} is damaged: it has ['y'], which this part of this run did not "
+                "store; measuring it again"
             )
 
 
@@ -131,7 +131,7 @@ def test_times_that_are_not_known_are_left_out(run, capsys, content):
     study.finish()
     assert set(run.read("summary.json")["seconds"]) == {"width"}
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("left out is how long depth took")
+    assert line.endswith("leaving out how long depth took")
 
 
 def test_times_of_a_part_of_the_training_are_not_those_of_all(run, capsys):
@@ -140,7 +140,7 @@ def test_times_of_a_part_of_the_training_are_not_those_of_all(run, capsys):
     run.append("timing.jsonl", {"step": 10, "train_seconds": 1.5, "evaluate_seconds": 0.5})
     study = Study("demo", run)
     assert study._seconds() == {}
-    assert "left out is how long training took" in capsys.readouterr().err
+    assert "leaving out how long training took" in capsys.readouterr().err
     run.append("timing.jsonl", {"step": 20, "train_seconds": 2, "evaluate_seconds": 0.25})
     assert study._seconds() == {"train": 3.5, "evaluate": 0.75}
     assert not capsys.readouterr().err

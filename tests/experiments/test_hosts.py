@@ -157,7 +157,7 @@ def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
         assert wait_all(started, tmp_path, BOUND) == [143, 143]
     for i in range(2):
         last = told(tmp_path, i).splitlines()[-1]
-        assert last.startswith("stopped; go on with: python -m experiments mnist_mlp --resume")
+        assert last.startswith("stopped; resume with: python -m experiments mnist_mlp --resume")
         assert f"--process-id {i}" in last
     steps = [row["step"] for row in run_dir.read_rows(path() / "metrics.jsonl")]
     done = await_checkpoint(path, [], tmp_path)
@@ -188,7 +188,7 @@ def test_hosts_that_are_stopped_or_die(tmp_path, no_figures):
 def wait_for_words(folder, i):
     """Wait for the last message of a process that JAX ended, which its watchdog prints."""
     until = time.monotonic() + 10
-    while "stopped; go on with: python -m experiments mnist_mlp" not in told(folder, i):
+    while "stopped; resume with: python -m experiments mnist_mlp" not in told(folder, i):
         assert time.monotonic() < until, told(folder, i)
         time.sleep(0.05)
 
@@ -237,9 +237,9 @@ def test_host_without_the_data_ends_all(tmp_path):
         assert wait_all(started, tmp_path, 120) == [2, 2]
     missing, changed = zip(*(told(tmp_path, i).split("changed\n") for i in range(2)), strict=True)
     assert all("status 2" in text for text in (*missing, *changed))
-    assert "ended because process 1 did: see its own message" in missing[0]
+    assert "stopped because process 1 failed: see its own message" in missing[0]
     assert "nowhere/mnist" in missing[1]
-    assert "ended because process 1 did" in changed[0]
+    assert "stopped because process 1 failed" in changed[0]
     assert "Expected the same examples on every host" in changed[1]
     assert not (tmp_path / "runs").exists()
 

@@ -326,11 +326,11 @@ def test_a_smoke_run_resumes_where_a_network_was_finished(tmp_path, capsys):
     [
         (["--dataset", "folder"], "Expected --data-dir FOLDER with --dataset folder, got none"),
         (["--dataset", "cifar"], "Expected cifar10, digits or folder, got 'cifar'"),
-        (["--preset", "quick"], "Expected --preset with one of smoke, cifar, imagenet, got quick"),
+        (["--preset", "quick"], "Expected --preset to be one of smoke, cifar, imagenet, got quick"),
         (["--statistics", "half"], "device, global or a number of devices, got 'half'"),
         (["--preset", "smoke", "--statistics", "2"], "a number of devices that divides 1, got 2"),
         (["--preset", "smoke", "--data-dir", "x"], "Expected no --data-dir"),
-        (["--parallel", "pmap", "--preset", "smoke"], "--parallel with one of shard_map, jit"),
+        (["--parallel", "pmap", "--preset", "smoke"], "--parallel to be one of shard_map, jit"),
         (["--preset", "smoke", "--batch-size", "5000"], "5,000 images"),
         (["--width", "33"], "Expected `width` in [1, 32], got 33"),
         (["--per-activation", "True"], "with a variant that has BN, got inception"),

@@ -92,7 +92,7 @@ def test_images_of_ones_own_need_their_option(images, tmp_path, capsys):
         ("metrics.jsonl", "", "rows are missing"),
         ("metrics.jsonl", "{}\n", "rows are missing"),
         ("metrics.jsonl", '{"step":1,"loss":1.0,"top_1":0.5,"top_5":1.0}\n', "rows are missing"),
-        ("metrics.jsonl", "{", "line 1 is no whole row"),
+        ("metrics.jsonl", "{", "line 1 is not a complete row"),
     ],
 )
 def test_damaged_results_do_not_count(run, name, content, message, capsys):
@@ -160,7 +160,7 @@ def test_an_ensemble_of_wrong_runs_is_one_line(run, tmp_path, capsys):
     line = told(capsys, "--ensemble", run, run / "bn_x5_0")
     assert f"Expected each network once, got {(run / 'bn_x5_0').resolve()} 2 times" in line
     line = told(capsys, "--ensemble", run, "--output", tmp_path / "no" / "x.json")
-    assert "Expected --output in a folder that there is" in line
+    assert "Expected --output in an existing folder" in line
     (member,) = ensemble.find_members([run])
     shutil.rmtree(run / "bn_x5_0" / "checkpoints")
     with pytest.raises(run_dir.Damaged, match=r"Remove .*result\.json, which marks it as finished"):

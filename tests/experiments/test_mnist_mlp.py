@@ -274,7 +274,7 @@ def test_resumed_run_has_its_own_options(finished):
     assert options(["--resume", str(finished)]).config == CONFIG
     assert options(["--resume", str(finished), "--preset", "smoke"]).config == CONFIG
     for contradiction in (["--seeds", "7"], ["--preset", "quick"]):
-        with pytest.raises(ValueError, match="as it was begun"):
+        with pytest.raises(ValueError, match="options it was started with"):
             options(["--resume", str(finished), *contradiction])
 
 

@@ -66,7 +66,7 @@ def test_a_wrong_value_is_told_with_what_is_expected(words, line):
 )
 def test_several_values_in_one_word_are_told_with_how_to_type_them(words, typed):
     line = explain(words, Options)
-    assert line.startswith(f"Expected each value of {typed.split()[0]} as a word of its own, got ")
+    assert line.startswith(f"Expected each value of {typed.split()[0]} as a separate word, got ")
     assert line.endswith(f"Type: {typed}")
 
 
@@ -80,9 +80,9 @@ def test_an_empty_value_is_refused(words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gradients", "--resume", ""], "Type --resume alone to go on with the newest run"),
-        (["gradients", "--resume="], "Type --resume alone to go on with the newest run"),
-        (["all", "--resume", ""], "Type --resume alone to go on with the newest run"),
+        (["gradients", "--resume", ""], "Type --resume alone to resume the newest run"),
+        (["gradients", "--resume="], "Type --resume alone to resume the newest run"),
+        (["all", "--resume", ""], "Type --resume alone to resume the newest run"),
         (["gradients", "--runs", ""], "Expected --runs with a value, got an empty one."),
         (["gradients", "--data-dir="], "Expected --data-dir with a value, got an empty one."),
         (["report", "--to", ""], "Expected --to with a value, got an empty one."),

@@ -89,7 +89,7 @@ def test_a_summary_of_other_options_than_the_run_was_begun_with_is_left_out(tmp_
     summary = json.loads((path / "summary.json").read_text())
     summary["config"]["seeds"] = 10
     (path / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(ledger.BadRun, match=r"options in summary.json to be those in config.json"):
+    with pytest.raises(ledger.BadRun, match=r"options in summary.json to match config.json"):
         ledger.result_of(path, "titanic")
 
 
@@ -117,7 +117,7 @@ def test_a_figure_that_is_no_png_is_named_and_its_run_left_out(tmp_path, damage)
     assert result.path == good
     (line,) = said
     assert line.startswith(
-        f"identities: left out {bad}: expected the figure errors.png to be a whole PNG. Resume"
+        f"identities: left out {bad}: expected the figure errors.png to be a complete PNG. Resume"
     )
 
 
@@ -198,4 +198,4 @@ def test_a_run_that_another_process_is_at_is_named(tmp_path, capsys):
         words = ["identities", "--preset", "smoke", "--runs", str(tmp_path), "--resume"]
         assert main(words) == 2
     line, _ = capsys.readouterr().err.splitlines()
-    assert line == f"{run.path} is passed over: a process is at work in it"
+    assert line == f"{run.path} is skipped: another process is using it"

@@ -71,7 +71,7 @@ def test_directory_that_died_at_birth_is_passed_over(tmp_path):
 def test_a_run_is_held_by_one_process(tmp_path):
     with (
         run_dir.create(tmp_path, "demo", Config()) as run,
-        pytest.raises(ValueError, match="at work"),
+        pytest.raises(ValueError, match="another process is using"),
     ):
         run_dir.open_run(run.path)
     run_dir.open_run(run.path).lock.close()
@@ -111,7 +111,7 @@ def test_a_damaged_row_is_left_out_and_said(run, capsys, line):
     path.write_bytes(b'{"step":0}\n' + line + b'\n{"step":20}\n')
     run.rewind("metrics.jsonl", 20)
     assert path.read_bytes() == b'{"step":0}\n{"step":20}\n'
-    assert capsys.readouterr().err == f"{path} has damaged rows: 1 are left out\n"
+    assert capsys.readouterr().err == f"{path} has damaged rows: left out 1\n"
 
 
 @pytest.mark.parametrize("line", [b"[1, 2]\n", b'{"loss":NaN}\n', b'{"step":10}', b"\xff\n"])
@@ -154,7 +154,7 @@ def test_a_damaged_config_next_to_it_does_not_keep_a_run_from_going_on(tmp_path,
     with run_dir.newest_unfinished(tmp_path, "demo", Config()) as found:
         assert found.path == good.path
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{bad.path} is passed over: {bad.path / 'config.json'} is damaged")
+    assert line.startswith(f"{bad.path} is skipped: {bad.path / 'config.json'} is damaged")
     for each in (good, bad):
         each.write("summary.json", {})
     assert run_dir.newest_finished(tmp_path, "demo", Config()) == good.path
@@ -221,7 +221,7 @@ def test_another_version_is_said_on_resume(run, capsys):
     run_dir.keep_environment(run, ENVIRONMENT)
     assert not capsys.readouterr().err
     run_dir.keep_environment(run, {**ENVIRONMENT, "versions": {"jax": "2"}})
-    assert "versions differ" in capsys.readouterr().err
+    assert "versions changed" in capsys.readouterr().err
     assert run.read("env.json") == ENVIRONMENT
 
 

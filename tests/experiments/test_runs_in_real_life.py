@@ -47,7 +47,7 @@ def last_line(capsys):
         ),
         (["--resume", "runs"], "Expected a run directory, got runs, which has no config.json"),
         (["--resume", "of another"], "which is of another experiment"),
-        (["--resume", "held"], "Expected an idle run, but a process is at work in held"),
+        (["--resume", "held"], "Expected an idle run, but another process is using held"),
         (
             ["--resume"],
             "Expected an unfinished run of mnist_mlp with these options in runs, got none",
@@ -90,7 +90,7 @@ def test_a_path_that_orbax_cannot_write_is_refused_before_anything_runs(tmp_path
         runs = tmp_path / f"r{letter}"
         assert main(["mnist_mlp", *SMOKE, "--runs", str(runs)]) == 2
         line = last_line(capsys)
-        assert line.startswith("mnist_mlp: Expected a path that can be written in UTF-8")
+        assert line.startswith("mnist_mlp: Expected a UTF-8 path for the checkpoints")
         assert line.endswith(mend)
         assert not runs.exists()
     check_path(Path("é"))
@@ -139,7 +139,7 @@ def test_metrics_that_cannot_be_read_are_told_in_one_line(tmp_path, capsys, monk
 
     assert carry_out_with(monkeypatch, work, path) == 1
     assert last_line(capsys) == (
-        f"identities: {metrics}: Permission denied. Once that is mended, go on with: "
+        f"identities: {metrics}: Permission denied. Once that is fixed, resume with: "
         f"python -m experiments identities --resume {path}"
     )
     metrics.chmod(0o600)
@@ -225,7 +225,7 @@ def test_a_disk_that_becomes_read_only_takes_nothing(tmp_path, capsys, monkeypat
 
     assert carry_out_with(monkeypatch, work, path) == 1
     assert last_line(capsys) == (
-        f"identities: {path / 'parts'}: Read-only file system. Once that is mended, go on with: "
+        f"identities: {path / 'parts'}: Read-only file system. Once that is fixed, resume with: "
         f"python -m experiments identities --resume {path}"
     )
     with run_dir.open_run(path) as run:
@@ -265,5 +265,5 @@ def test_a_report_that_is_stopped_says_so_in_one_line(tmp_path):
     command, environment = [sys.executable, "-c", script], own_environment(PYTHONPATH=str(ROOT))
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGINT
-    assert done.stderr.splitlines()[-1] == "stopped; the report is not whole"
+    assert done.stderr.splitlines()[-1] == "stopped; the report is incomplete"
     assert "Traceback" not in done.stderr

@@ -11,10 +11,10 @@ import sys, time
 from experiments.training.signals import GracefulExit
 
 with GracefulExit() as graceful_exit:
-    graceful_exit.say("nothing was begun")
+    graceful_exit.say("nothing was started")
     if "watchdog" in sys.argv:
         graceful_exit.start_watchdog()
-    graceful_exit.say("go on with: this")
+    graceful_exit.say("resume with: this")
     if "patient" in sys.argv:
         with graceful_exit.deferred():
             print("ready", flush=True)
@@ -44,7 +44,7 @@ def run(*words, signals=()):
         for number in signals:
             process.send_signal(number)
             if number != signals[-1]:
-                assert "again, to stop at once" in process.stderr.readline() + (
+                assert "repeat to stop at once" in process.stderr.readline() + (
                     process.stderr.readline()
                 )
         out, error = process.communicate(timeout=30)
@@ -55,14 +55,14 @@ def run(*words, signals=()):
 def test_a_signal_ends_the_process_with_the_last_words(number):
     code, _, error = run(signals=[number])
     assert code == 128 + number
-    assert error.strip() == "go on with: this"
+    assert error.strip() == "resume with: this"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_while_python_waits_for_a_long_program(number):
     code, _, error = run("busy", signals=[number])
     assert code == 128 + number
-    assert error.strip() == "go on with: this"
+    assert error.strip() == "resume with: this"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -76,13 +76,13 @@ def test_a_patient_loop_ends_itself(number):
 def test_a_second_signal_does_not_wait():
     code, _, error = run("patient", "deaf", signals=[signal.SIGTERM, signal.SIGINT])
     assert code == 128 + signal.SIGINT
-    assert error.strip().endswith("go on with: this")
+    assert error.strip().endswith("resume with: this")
 
 
 def test_a_watchdog_speaks_for_the_killed():
     code, _, error = run("watchdog", signals=[signal.SIGKILL])
     assert code == -signal.SIGKILL
-    assert error.strip() == "go on with: this"
+    assert error.strip() == "resume with: this"
 
 
 @pytest.mark.parametrize("words", [("watchdog", "done"), ("done",)])
@@ -93,4 +93,4 @@ def test_nothing_is_said_at_the_end(words):
 def test_a_watchdog_does_not_repeat_what_was_said():
     code, _, error = run("watchdog", signals=[signal.SIGTERM])
     assert code == 128 + signal.SIGTERM
-    assert error.strip() == "go on with: this"
+    assert error.strip() == "resume with: this"

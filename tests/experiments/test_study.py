@@ -187,7 +187,7 @@ def test_the_best_run_is_taken_and_the_others_are_named(tmp_path, gradients):
     path, said = taken()
     assert path == quick
     assert len(said) == 7
-    assert f"not {few} (quick, 5 seeds): {quick} (quick, 8 seeds)" in " ".join(said)
+    assert f"using {quick} (quick, 8 seeds), not {few} (quick, 5 seeds)" in " ".join(said)
     assert "measured on digits, not mnist" in " ".join(said)
     assert "measured on fashion_mnist, not mnist" in " ".join(said)
     assert taken(tmp_path / "runs", few) == (few, [])  # A named run is taken.

@@ -217,7 +217,7 @@ def test_a_damaged_row_is_said_and_written_again(
     assert began == [begins]
     told = capsys.readouterr().err
     assert f"checkpoint {path / 'checkpoints' / '20'} is refused" in told
-    assert "rows are missing or changed" in told
+    assert "up to it are missing or changed" in told
 
 
 class Quiet(contextlib.nullcontext):
@@ -236,7 +236,7 @@ def test_a_damaged_row_of_times_is_said(finished, tmp_path, capsys, whole):
     lines[1] = b'{"step":6,\n'
     (path / "timing.jsonl").write_bytes(b"".join(lines))
     go(run_dir.open_run(path))
-    assert f"{path / 'timing.jsonl'} has damaged rows: 1 are" in capsys.readouterr().err
+    assert f"{path / 'timing.jsonl'} has damaged rows: left out 1" in capsys.readouterr().err
     assert (path / "metrics.jsonl").read_bytes() == whole
 
 
