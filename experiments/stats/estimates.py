@@ -62,7 +62,7 @@ def ratio(values: ArrayLike) -> Estimate:
     """
     x = _finite_runs(values)
     if np.any(x <= 0):
-        raise ValueError(f"Expected positive values for a ratio, got {x.min()}. Take `mean`.")
+        raise ValueError(f"Expected positive values for a ratio, got {x.min()}. Use `mean`.")
     logs = np.log(x)
     low, high = _t_interval(logs)
     value = float(np.exp(logs.mean()))
@@ -146,8 +146,8 @@ def _finite_runs(values: ArrayLike) -> np.ndarray:
         raise ValueError(f"Expected one number for each run, at least one, got shape {x.shape}.")
     if not np.all(np.isfinite(x)):
         raise ValueError(
-            f"Expected finite values, got {x.tolist()}. Decide what a run that diverged counts as, "
-            "or count such runs with `share`."
+            f"Expected finite values, got {x.tolist()}. Choose a value for runs that diverged, or "
+            "count them with `share`."
         )
     return x
 

@@ -48,7 +48,7 @@ class DeepMLP(nn.Module):
         length, remainder = divmod(self.depth - 1, self.layers_per_block)
         if length < 1 or remainder:
             raise ValueError(
-                f"Expected `depth` of one layer and blocks of {self.layers_per_block}, so 1 more "
+                f"Expected `depth` of one layer plus blocks of {self.layers_per_block}, so 1 more "
                 f"than a multiple of `layers_per_block`, got {self.depth}."
             )
         x = nn.Dense(self.width, use_bias=not cancels_bias(self.norm), name="first")(x)

@@ -87,7 +87,7 @@ def split_name(name: str) -> tuple[str, tuple[int, int]]:
     if target not in TARGETS:
         hint = did_you_mean(target, TARGETS)
         raise ValueError(
-            f"Expected a machine of {' or '.join(TARGETS)}, such as v5e:16x16 or h100:1x8, got "
+            f"Expected a {' or '.join(TARGETS)} machine, such as v5e:16x16 or h100:1x8, got "
             f"{name!r}.{hint}"
         )
     found = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", shape)
@@ -111,7 +111,7 @@ def devices_named(name: str) -> list[Any]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"Expected a machine of {target} that its compiler knows, got {name!r}: {reason}"
+            f"Expected a {target} machine that its compiler knows, got {name!r}: {reason}"
         ) from None
 
 

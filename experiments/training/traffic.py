@@ -158,7 +158,7 @@ def _with_loop(
 ) -> Traffic:
     """Add the body of a loop, once."""
     if not loops_once:
-        raise ValueError("Expected a program without loops, got a while: count its body alone.")
+        raise ValueError("Expected a program without loops, got a loop: count its body alone.")
     body = re.findall(r"body=%([\w.\-]+)", line.attributes)[0]
     return _sum(total, _count(computations, computations[body], loops_once))
 

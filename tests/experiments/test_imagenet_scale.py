@@ -126,7 +126,7 @@ def test_rows_that_are_kept_stay(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--compile", "v9:2x2"], "Expected a machine of v5e or h100, such as v5e:16x16 or"),
+        (["--compile", "v9:2x2"], "Expected a v5e or h100 machine, such as v5e:16x16 or"),
         (["--compile", "v5e"], "Expected the shape of a machine as well, such as v5e:16x16, got"),
         (["--compile", "h100:8"], "such as h100:1x8, hosts and cards of each, got 'h100:8'"),
         (["--compile", "v5e:2x2", "--variant", "all"], "Expected a single --variant"),
