@@ -100,7 +100,7 @@ for name, counts in parameters.items():
 #
 # We use plain SGD, batches of 32, 60 steps and two seeds. The learning rate is traced, so each
 # combination of network and norm is compiled once for all rates. The training loop is a Python
-# loop: within `lax.scan`, XLA runs convolutions on a single core.
+# loop: within `lax.scan`, XLA runs convolutions on a single CPU core.
 
 
 # %%
