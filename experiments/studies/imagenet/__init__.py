@@ -22,6 +22,6 @@ Measured on CIFAR-10 with one seed: .480, .610, .643, .661 and .634 in that orde
 the best accuracy of inception after 6,000, 3,000, 1,500, 2,500 and 3,000
 (docs/results/imagenet/README.md).
 
-Time: smoke takes seconds; cifar takes 94 minutes on two cores with other work (without it, its
-training steps take 59); imagenet is for accelerators: --compile estimates a step there.
+Time: smoke takes seconds; cifar takes 77 minutes on two cores (95 beside other work); imagenet is
+for accelerators: --compile estimates a step there.
 """
