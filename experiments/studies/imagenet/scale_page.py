@@ -221,7 +221,7 @@ def _reading(loader: Loader) -> list[str]:
         f"{loader.highest:,.0f} in several rounds, in CPU time). `data/rate.py` decodes, crops, "
         "mirrors and distorts JPEGs of 500 x 375 pixels of 1/f noise, generated for this "
         f"measurement, {loader.file_bytes / 1e3:,.0f} kB each, on {loader.cpu} with {loader.cores} "
-        "cores. The machine was doing other work; other CPUs differ.",
+        "cores. Other work on the machine lowers it, and other CPUs differ.",
     ]
 
 
