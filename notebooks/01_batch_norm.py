@@ -198,7 +198,7 @@ ratio = {
 for name in after:
     print(
         f"{name:23} y changes by {change_of_y[name]:.0e}, "
-        f"its deviation is {width[name]:.2f} gamma, the gradient {ratio[name]:.2g} times"
+        f"its standard deviation is {width[name]:.2f} gamma, the gradient {ratio[name]:.2g} times"
     )
 
 plain, own_state = jbn.init(4)

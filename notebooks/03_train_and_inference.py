@@ -146,7 +146,7 @@ figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 steps = np.arange(10, 151, 10)
 axes.plot(steps, population, "o-", label="population statistics (Algorithm 2)")
 axes.plot(steps, exponential, "s--", label="exponential averages, momentum .99")
-axes.set(xlabel="steps", ylabel="test accuracy", title="The same parameters, other statistics")
+axes.set(xlabel="steps", ylabel="test accuracy", title="Same parameters, different statistics")
 axes.legend()
 plt.show()
 

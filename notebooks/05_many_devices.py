@@ -149,16 +149,16 @@ pooled = jbn.merge_moments(*(jbn.Moments(*rows) for rows in zip(*parts, strict=T
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 axes[0].plot(own_mean[:, :3], "o", label=[f"feature {i}" for i in range(3)])
-axes[0].set(xlabel="device", title="means of the devices, by class far apart")
+axes[0].set(xlabel="device", title="means per device; classes differ")
 axes[0].legend()
 axes[1].plot(exact_var, own_var.mean(0), "x", label="mean of the variances")
 axes[1].plot(exact_var, pooled.var, "o", mfc="none", label="pooled, jbn")
 axes[1].axline((0, 0), slope=1, color="gray", linewidth=1)
-axes[1].set(xlabel="variance of all examples", title="what devices put together")
+axes[1].set(xlabel="variance of all examples", title="variances over all devices")
 axes[1].legend()
 plt.show()
 share = float(np.mean(own_var.mean(0) / exact_var))
-print(f"the mean of the variances is {share:.0%} of the variance: it lacks that between devices")
+print(f"the mean of the variances is {share:.0%} of the variance; the rest is between devices")
 
 # %% [markdown]
 # ## Local statistics, synchronized at the end

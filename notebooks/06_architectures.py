@@ -210,7 +210,7 @@ for (row, rate), network in itertools.product(enumerate(rates), networks):
 
 # %%
 saved = parameters["CNN"]["layer"] - parameters["CNN"]["batch"]
-print("numbers saved in the CNN:", saved)
+print("parameters saved in the CNN:", saved)
 
 
 def ratio_of_outputs(norm):

@@ -212,10 +212,10 @@ SHOWN = ("mean", "std", "noise")
 gaps = diagnostics.train_eval_gap(variables["batch_stats"], of_one_batch, truth)
 columns = {field: {name: getattr(gap, field) for name, gap in gaps.items()} for field in SHOWN}
 diagnostics.summarize(**columns)
-mended = {**variables, "batch_stats": truth}
-after = accuracy(evaluate(mended, test_x))
+repaired = {**variables, "batch_stats": truth}
+after = accuracy(evaluate(repaired, test_x))
 gaps_after = diagnostics.train_eval_gap(truth, of_one_batch, truth)
-print(f"test accuracy with statistics of its own: {after:.3f}, before {before:.3f}")
+print(f"test accuracy with recomputed statistics: {after:.3f}, before {before:.3f}")
 
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
 place = np.arange(len(gaps))
@@ -241,9 +241,9 @@ plt.show()
 # of the same network without norms, where the convolutions have a bias instead.
 
 # %%
-folded = jbn.fold_model(model, test_x[:1], variables=mended, training=False)
+folded = jbn.fold_model(model, test_x[:1], variables=repaired, training=False)
 plain = model.copy(norm=None, use_bias=True)
-want = evaluate(mended, test_x)
+want = evaluate(repaired, test_x)
 
 
 @jax.jit
@@ -252,7 +252,7 @@ def predict(x):
 
 
 of_folding = float(jnp.abs(predict(test_x) - want).max())
-sizes = [len(jax.tree.leaves(tree)) for tree in (mended, folded)]
+sizes = [len(jax.tree.leaves(tree)) for tree in (repaired, folded)]
 print(f"{sizes[0]} arrays become {sizes[1]}; the outputs are the same, to 1e-3:", of_folding < 1e-3)
 
 # %% [markdown]
@@ -270,7 +270,7 @@ read = jax.export.deserialize(written)
 of_export = max(float(jnp.abs(read.call(test_x[:n]) - want[:n]).max()) for n in (1, 50))
 print(f"{len(written) // 1000} kB, for 1 image or 50")
 
-returned = jbn.convert.network_to_torch(model, mended, tensors=False)
+returned = jbn.convert.network_to_torch(model, repaired, tensors=False)
 unchanged = all(
     np.array_equal(returned[name], array)
     for name, array in checkpoint.items()
@@ -304,7 +304,7 @@ print("all but the running statistics came back unchanged:", unchanged)
 # %%
 too_early = jbn.fold_model(model, test_x[:1], variables=variables, training=False)
 folded_early = accuracy(jax.jit(lambda x: plain.apply(too_early, x, training=False))(test_x))
-print(f"folded before it was mended: {folded_early:.3f}, and evaluated then: {before:.3f}")
+print(f"folded before the repair: {folded_early:.3f}, evaluated then: {before:.3f}")
 
 by_batches = {}
 for n in (1, 2, 5, 20):
